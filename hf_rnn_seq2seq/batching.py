@@ -1,0 +1,125 @@
+"""Which rows share a batch, and how a batch is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+Lengths = Sequence[int] | np.ndarray
+
+
+def plan_batches(
+    source_lengths: Lengths,
+    target_lengths: Lengths,
+    *,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    shuffle: bool = True,
+    bucket_width: int = 1,
+) -> list[list[int]]:
+    """Global batches of rows of similar length; every index stands in exactly one of them.
+
+    Rows are sorted by target length, then source length, ties (and lengths of the same bucket) in a random order that
+    `(seed, epoch)` decides, cut into batches, and the batches are shuffled. The plan needs no state: a resumed run
+    computes it again.
+
+    Args:
+        source_lengths, target_lengths: tokens of each row, (rows,).
+        batch_size: most rows in a batch; None for no limit.
+        max_tokens: most padded positions in a batch, source and target together:
+            rows * (longest source + longest target). A row that is longer alone makes a batch alone.
+        seed, epoch: what the order depends on.
+        shuffle: False sorts ties by index and keeps the batches from short to long.
+        bucket_width: target lengths count as equal when they round up to the same multiple of this; larger mixes rows
+            more between epochs and pads more.
+
+    Raises:
+        ValueError: no limit given, a limit that is not positive, or lengths of different number.
+    """
+    for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    if batch_size is None and max_tokens is None:
+        raise ValueError("batch_size and max_tokens are both None: a batch needs at least one limit")
+    if bucket_width < 1:
+        raise ValueError(f"bucket_width={bucket_width}: must be at least 1")
+    source = np.asarray(source_lengths, dtype=np.int64)
+    target = np.asarray(target_lengths, dtype=np.int64)
+    if source.shape != target.shape:
+        raise ValueError(f"source_lengths has {source.size} rows, target_lengths has {target.size}")
+
+    generator = np.random.default_rng([seed, epoch])
+    ties = generator.permutation(len(source)) if shuffle else np.arange(len(source))
+    bucket = -(-target // bucket_width)
+    order = np.lexsort((ties, -(-source // bucket_width), bucket))
+    edges = _cut(source[order], target[order], batch_size or len(source), max_tokens)
+    # Python integers once, for all rows: slicing a list is much faster than converting an array per batch.
+    rows = order.tolist()
+    batches = [rows[start:stop] for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    if shuffle:
+        batches = [batches[i] for i in generator.permutation(len(batches)).tolist()]
+    return batches
+
+
+def _cut(source: np.ndarray, target: np.ndarray, batch_size: int, max_tokens: int | None) -> list[int]:
+    """Positions where a new batch starts, and the end: as many rows in each batch as the limits allow."""
+    edges = [0]
+    start = longest_source = longest_target = 0
+    for position, (source_length, target_length) in enumerate(zip(source.tolist(), target.tolist(), strict=True)):
+        wider_source = source_length if source_length > longest_source else longest_source
+        wider_target = target_length if target_length > longest_target else longest_target
+        rows = position - start + 1
+        full = rows > batch_size or (max_tokens is not None and rows * (wider_source + wider_target) > max_tokens)
+        if full and rows > 1:
+            edges.append(position)
+            start, longest_source, longest_target = position, source_length, target_length
+        else:
+            longest_source, longest_target = wider_source, wider_target
+    return [*edges, len(source)] if len(source) else [0]
+
+
+class Collator:
+    """Pads rows to the longest of their batch, on the right.
+
+    Args:
+        pad_token_id: fills `input_ids`.
+        label_pad_token_id: fills `labels`; the loss ignores it.
+        pad_to_multiple_of: widths are rounded up to a multiple of this.
+    """
+
+    def __init__(
+        self, pad_token_id: int = 0, *, label_pad_token_id: int = -100, pad_to_multiple_of: int | None = None
+    ) -> None:
+        if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+            raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of}: must be at least 1")
+        self.pad_token_id = pad_token_id
+        self.label_pad_token_id = label_pad_token_id
+        self.pad_to_multiple_of = pad_to_multiple_of
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> dict[str, torch.Tensor]:
+        """Rows (a list of dicts, or a dict of lists as a `datasets` slice gives) -> int64 tensors.
+
+        Returns:
+            `input_ids` (batch, source), `attention_mask` (batch, source; 1 where a token stands), and `labels`
+            (batch, target) where the rows have them.
+        """
+        columns = rows if isinstance(rows, Mapping) else {name: [row[name] for row in rows] for name in rows[0]}
+        input_ids, filled = self._pad(columns["input_ids"], self.pad_token_id)
+        batch = {"input_ids": input_ids, "attention_mask": filled.long()}
+        if "labels" in columns:
+            batch["labels"], _ = self._pad(columns["labels"], self.label_pad_token_id)
+        return batch
+
+    def _pad(self, sequences: Sequence[Sequence[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
+        lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
+        multiple = self.pad_to_multiple_of or 1
+        width = -(-int(lengths.max(initial=0)) // multiple) * multiple
+        filled = np.arange(width) < lengths[:, None]
+        padded = np.full((len(sequences), width), value, dtype=np.int64)
+        padded[filled] = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
+        return torch.from_numpy(padded), torch.from_numpy(filled)

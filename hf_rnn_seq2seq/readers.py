@@ -1,0 +1,273 @@
+"""Rows of parallel text out of local files, one at a time, so that memory stays flat whatever the size.
+
+Every reader yields `(source, target, problem)`: two strings and None, or a row that cannot be used and the name of the
+reason, which is counted and reported and never silently dropped. Own readers rather than pandas' (`load_dataset("csv")`)
+or Arrow's (`load_dataset("json")`), because those turn the sentences "null" and "NA" into missing values, shift the
+columns of a row with one field too many, read a sentence like "2026-03-12" as a time stamp, and cannot name the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+TABLE_KINDS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
+Row = tuple[str, str, str | None]
+
+csv.field_size_limit(2**31 - 1)
+
+
+class DataError(ValueError):
+    """A corpus, or an option that picks one, cannot be used; the message is one line that names the place."""
+
+
+def split_paths(value: str | Path | Sequence[str | Path]) -> list[Path]:
+    """`"train.de,train.en"`, a single path or a sequence of two -> existing files.
+
+    Raises:
+        DataError: a file is missing, is a folder, or there are more than two.
+    """
+    if isinstance(value, str) and not Path(value).exists():
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    paths = [Path(value)] if isinstance(value, (str, Path)) else [Path(part) for part in value]
+    if len(paths) not in (1, 2):
+        raise DataError(f"expected one table or two parallel text files separated by a comma, got {len(paths)} files")
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"file {path} does not exist")
+        if not path.is_file():
+            raise DataError(f"{path} is a folder; a file is expected (a saved data set is given as dataset_name)")
+    if len(paths) == 1 and kind_of(paths[0]) not in TABLE_KINDS:
+        raise DataError(
+            f"file {paths[0]}: kind {kind_of(paths[0]) or 'without suffix'!r} is not known; allowed: "
+            f"{', '.join(TABLE_KINDS)} (also .gz), or two parallel text files separated by a comma"
+        )
+    return paths
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that tells a file's kind, lower case, `.gz` left aside: `train.tsv.gz` -> `.tsv`."""
+    name = path.name.lower()
+    return Path(name[: -len(".gz")] if name.endswith(".gz") else name).suffix
+
+
+def content_hash(paths: Sequence[Path]) -> str:
+    """SHA-256 over the bytes of the files, so that a changed file is never served from a cache."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read_rows(
+    paths: Sequence[Path],
+    *,
+    source_column: str | None = None,
+    target_column: str | None = None,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
+) -> Iterator[Row]:
+    """The rows of one table or of two parallel text files.
+
+    Args:
+        paths: one table or two text files.
+        source_column, target_column: names of the columns; a number means a position (from 0) in a table without header.
+        source_lang, target_lang: keys of a `translation` column; also the columns' names when those are not given.
+
+    Raises:
+        DataError: nothing in the file, not UTF-8, a missing column, files of different length, a damaged archive.
+    """
+    if len(paths) == 2:
+        rows = _parallel(paths[0], paths[1])
+    else:
+        columns = Columns(source_column, target_column, source_lang, target_lang)
+        reader = {".tsv": _delimited, ".csv": _delimited, ".parquet": _parquet}.get(kind_of(paths[0]), _json)
+        rows = reader(paths[0], columns)
+    empty = True
+    try:
+        for row in rows:
+            empty = False
+            yield row
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"file {paths[0]}: damaged gzip archive ({error})") from error
+    if empty:
+        raise DataError(f"file {paths[0]} holds no rows")
+
+
+def checked(source: Any, target: Any) -> Row:
+    """One pair, with the reason why it cannot be used, if any."""
+    if source is not None and not isinstance(source, str) or target is not None and not isinstance(target, str):
+        return "", "", "not_text"
+    if not source or not source.strip():
+        return "", target or "", "empty_source"
+    if not target or not target.strip():
+        return source, "", "empty_target"
+    return source, target, None
+
+
+class Columns:
+    """Finds the two sides in a row, for names given as columns, as languages, or left to the default."""
+
+    def __init__(
+        self,
+        source_column: str | None = None,
+        target_column: str | None = None,
+        source_lang: str | None = None,
+        target_lang: str | None = None,
+    ) -> None:
+        self.source = source_column or source_lang or "source"
+        self.target = target_column or target_lang or "target"
+        self.named = source_column is not None or target_column is not None
+        self.source_lang = source_lang
+        self.target_lang = target_lang
+        if self.source == self.target:
+            raise DataError(f"source and target column are both {self.source!r}; two different ones are needed")
+
+    @property
+    def positions(self) -> tuple[int, int] | None:
+        """Positions in a table without header, when both columns are numbers."""
+        if self.source.isdecimal() and self.target.isdecimal():
+            return int(self.source), int(self.target)
+        return None
+
+    def require(self, names: Sequence[str], where: str) -> None:
+        """Raises DataError unless both columns are among `names`."""
+        missing = [name for name in (self.source, self.target) if name not in names]
+        if missing:
+            raise DataError(
+                f"{where}: no column {missing[0]!r}; it has {', '.join(map(repr, names))} "
+                "(choose with source_column and target_column)"
+            )
+
+    def pick(self, row: dict[str, Any], where: str) -> tuple[Any, Any]:
+        """The two sides of a row; a `translation` column of the Hugging Face kind is opened."""
+        nested = row.get("translation")
+        if isinstance(nested, dict) and not (self.named and self.source in row and self.target in row):
+            where, row = f"{where}, column 'translation'", nested
+        self.require(list(row), where)
+        return row[self.source], row[self.target]
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Opens a file, decompressing `.gz`."""
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines without their end. Only the line feed ends one: a sentence may hold any other Unicode separator."""
+    offset = 0
+    with open_bytes(path) as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"file {path}, line {number}, byte {offset + error.start}: not UTF-8 ({error.reason})"
+                ) from error
+            offset += len(raw)
+            if number == 1:
+                line = line.removeprefix("\ufeff")
+            yield line.rstrip("\n").removesuffix("\r")
+
+
+def _parallel(source: Path, target: Path) -> Iterator[Row]:
+    left, right = _lines(source), _lines(target)
+    count = 0
+    while True:
+        pair = next(left, None), next(right, None)
+        if pair[0] is None or pair[1] is None:
+            break
+        count += 1
+        yield checked(*pair)
+    longer = [0 if line is None else 1 for line in pair]
+    if any(longer):
+        counts = [count + longer[0] + sum(1 for _ in left), count + longer[1] + sum(1 for _ in right)]
+        raise DataError(f"parallel files differ in length: {source} has {counts[0]} lines, {target} has {counts[1]}")
+
+
+def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
+    """TSV is read as it stands (quotes are text, as in Tatoeba); CSV by RFC 4180 (a quoted field may span lines)."""
+    tabs = kind_of(path) == ".tsv"
+    # Blank lines are dropped by the csv module but are rows of a TSV file, so TSV needs no module at all.
+    table: Iterator[list[str]] = (
+        (line.split("\t") for line in _lines(path))
+        if tabs
+        else csv.reader((line + "\n" for line in _lines(path)), strict=True)
+    )
+    positions = columns.positions
+    width: int | None = None
+    try:
+        for fields in table:
+            if width is None:
+                width = len(fields)
+                if positions is None:
+                    columns.require(fields, f"file {path}")
+                    positions = fields.index(columns.source), fields.index(columns.target)
+                    continue
+                if max(positions) >= width:
+                    raise DataError(f"file {path}: no column {max(positions)}; the first row has {width} fields")
+            if not tabs and not fields:
+                continue  # a blank line between the records of a CSV file is not a record
+            if len(fields) != width:
+                yield "", "", "wrong_field_count"
+            else:
+                yield checked(fields[positions[0]], fields[positions[1]])  # type: ignore[index]
+    except csv.Error as error:
+        raise DataError(f"file {path}: not a CSV table ({error})") from error
+
+
+def _json(path: Path, columns: Columns) -> Iterator[Row]:
+    """One object a line; a `.json` file may also be one array, or an object whose `data` is one (read whole)."""
+    if kind_of(path) == ".json" and (records := _json_array(path)) is not None:
+        for number, record in enumerate(records, start=1):
+            yield _json_row(record, f"file {path}, record {number}", columns)
+        return
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"file {path}, line {number}: not JSON ({error.msg})") from error
+            yield _json_row(record, f"file {path}, line {number}", columns)
+
+
+def _json_row(record: Any, where: str, columns: Columns) -> Row:
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: an object is expected, got {type(record).__name__}")
+    return checked(*columns.pick(record, where))
+
+
+def _json_array(path: Path) -> list[Any] | None:
+    """The records of a file that is one JSON document, or None when it is one object a line."""
+    try:
+        document = json.loads("\n".join(_lines(path)))
+    except json.JSONDecodeError:
+        return None
+    if isinstance(document, dict) and isinstance(document.get("data"), list):
+        document = document["data"]
+    return document if isinstance(document, list) else None
+
+
+def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    with open_bytes(path) as file:
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+        except pyarrow.ArrowInvalid as error:
+            raise DataError(f"file {path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+        names = table.schema_arrow.names
+        wanted = ["translation"] if "translation" in names and not columns.named else [columns.source, columns.target]
+        if wanted[0] != "translation":
+            columns.require(names, f"file {path}")
+        for batch in table.iter_batches(batch_size=1000, columns=wanted):
+            for record in batch.to_pylist():
+                yield checked(*columns.pick(record, f"file {path}"))

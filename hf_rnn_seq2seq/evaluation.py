@@ -1,0 +1,269 @@
+"""Translate a set of sentences with any sequence-to-sequence model, and score the result.
+
+Nothing here knows a model class: `model` is any `PreTrainedModel` that has `generate()`, and `search` any callable that
+takes what `generate()` takes and returns the sequences.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_rnn_seq2seq.alignment import hypothesis_attention
+from hf_rnn_seq2seq.metrics import load_metric
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENS = 16384  # positions of a padded batch, beams included
+NO_LIMIT = 1_000_000_000  # transformers writes 1e30 into model_max_length for "no limit"
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be made as asked; the message names what is wrong and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One translation of one sentence."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()  # generated tokens, end of sentence included, without the prompt
+    source_ids: tuple[int, ...] = ()
+    log_probability: float | None = None  # natural logarithm, summed over token_ids
+    attention: Tensor | None = None  # (heads, target, source)
+
+
+def encode_sources(
+    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str], max_source_length: int | None = None
+) -> tuple[list[list[int]], list[int]]:
+    """Token ids of every source, and the positions of those that were cut.
+
+    A source of more than `max_source_length` tokens (default: the tokenizer's `model_max_length`) keeps its beginning
+    and its closing special token. A source of nothing but white space gives an empty list.
+    """
+    if max_source_length is not None and max_source_length < 2:
+        raise EvaluationError(f"max_source_length is {max_source_length}; allowed: at least 2 tokens")
+    own_limit = tokenizer.model_max_length
+    limit = max_source_length or (own_limit if own_limit and own_limit < NO_LIMIT else None)
+    filled = [index for index, source in enumerate(sources) if source.strip()]
+    encoded: list[list[int]] = [[] for _ in sources]
+    truncated = []
+    if filled:
+        rows = tokenizer([sources[index] for index in filled], verbose=False)["input_ids"]
+        for index, row in zip(filled, rows, strict=True):
+            if limit is not None and len(row) > limit:
+                closing = row[-1:] if row[-1] in tokenizer.all_special_ids else []
+                row = row[: limit - len(closing)] + closing
+                truncated.append(index)
+            encoded[index] = row
+    return encoded, truncated
+
+
+def length_batches(lengths: Sequence[int], batch_size: int, max_tokens: int, beams: int = 1) -> list[list[int]]:
+    """Positions in batches of similar length, longest first; empty rows belong to no batch.
+
+    A batch has at most `batch_size` rows and `max_tokens` padded positions, counting each row once for every beam; a
+    row longer than that forms a batch alone. Longest first: what does not fit in memory fails at once.
+    """
+    if batch_size < 1 or max_tokens < 1:
+        raise EvaluationError(f"batch_size is {batch_size}, max_tokens is {max_tokens}; both must be at least 1")
+    batches: list[list[int]] = []
+    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: (-lengths[i], i))
+    for index in order:
+        full = not batches or len(batches[-1]) == batch_size
+        if full or (len(batches[-1]) + 1) * lengths[batches[-1][0]] * beams > max_tokens:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _progress(total: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc="translating", unit=" sentences", disable=not progress, leave=False)
+
+
+def _pad(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[pad_token_id] * (width - len(row))] for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _batch_outputs(
+    model: PreTrainedModel,
+    sources: Sequence[Sequence[int]],
+    search: Callable[..., Any] | None,
+    batch_size: int,
+    max_tokens: int,
+    progress: bool,
+    generation: Mapping[str, Any],
+) -> Iterable[tuple[list[int], Any]]:
+    """Yield (positions, what the search returned) batch by batch, the model in evaluation mode meanwhile."""
+    beams = generation.get("num_beams") or model.generation_config.num_beams or 1
+    batches = length_batches([len(row) for row in sources], batch_size, max_tokens, beams)
+    pad_token_id = model.config.pad_token_id or 0
+    was_training = model.training
+    model.eval()
+    try:
+        with _progress(sum(map(len, batches)), progress) as bar, torch.no_grad():
+            for batch in batches:
+                inputs = _pad([sources[index] for index in batch], pad_token_id, model.device)
+                yield batch, (search or model.generate)(**inputs, **generation)
+                bar.update(len(batch))
+    finally:
+        model.train(was_training)
+
+
+def translate_ids(
+    model: PreTrainedModel,
+    sources: Sequence[Sequence[int]],
+    *,
+    search: Callable[..., Tensor] | None = None,
+    batch_size: int = 64,
+    max_tokens: int = MAX_TOKENS,
+    progress: bool = True,
+    **generation: Any,
+) -> list[list[int]]:
+    """Best hypothesis of each source as the model's own ids (start and padding included), in the order of `sources`.
+
+    `generation` overrides the model's generation config. An empty source gives an empty list without asking the model.
+    """
+    results: list[list[int]] = [[] for _ in sources]
+    for batch, output in _batch_outputs(model, sources, search, batch_size, max_tokens, progress, generation):
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        copies = len(sequences) // len(batch)  # num_return_sequences
+        for row, index in enumerate(batch):
+            results[index] = sequences[row * copies].tolist()
+    return results
+
+
+def translate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    *,
+    search: Callable[..., Tensor] | None = None,
+    batch_size: int = 64,
+    max_tokens: int = MAX_TOKENS,
+    max_source_length: int | None = None,
+    progress: bool = True,
+    **generation: Any,
+) -> list[str]:
+    """Translate texts; the result has the order of `sources`, and "" for a source without text.
+
+    Without `generation` options the result is `model.generate()`'s under the checkpoint's generation config.
+    Sources longer than `max_source_length` tokens are cut (see `encode_sources`) and counted in a warning.
+    """
+    encoded, truncated = encode_sources(tokenizer, sources, max_source_length)
+    if truncated:
+        logger.warning("%d of %d sources are longer than the limit and were cut", len(truncated), len(sources))
+    rows = translate_ids(
+        model, encoded, search=search, batch_size=batch_size, max_tokens=max_tokens, progress=progress, **generation
+    )
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [text if row else "" for text, row in zip(texts, encoded, strict=True)]
+
+
+def translate_n_best(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    *,
+    n_best: int = 1,
+    attention: bool = False,
+    layer: int = -1,
+    batch_size: int = 64,
+    max_tokens: int = MAX_TOKENS,
+    max_source_length: int | None = None,
+    progress: bool = True,
+    **generation: Any,
+) -> list[list[Hypothesis]]:
+    """The `n_best` hypotheses of each source with log-probability and, on request, attention; best first.
+
+    A source without text has one empty hypothesis. Raises EvaluationError when `n_best` exceeds the number of beams and
+    the search does not sample.
+    """
+    beams = generation.get("num_beams") or model.generation_config.num_beams or 1
+    samples = generation.get("do_sample", model.generation_config.do_sample)
+    if n_best < 1 or (n_best > beams and not samples):
+        raise EvaluationError(f"n_best is {n_best}; allowed: 1 to the number of beams ({beams})")
+    encoded, _ = encode_sources(tokenizer, sources, max_source_length)
+    generation |= {"num_return_sequences": n_best, "return_dict_in_generate": True}
+    generation |= {"output_scores": True, "output_attentions": attention}
+    results: list[list[Hypothesis]] = [[Hypothesis("")] for _ in sources]
+    for batch, output in _batch_outputs(model, encoded, None, batch_size, max_tokens, progress, generation):
+        beam_indices = getattr(output, "beam_indices", None)
+        # Beam search may take steps after the last one that any returned hypothesis needed.
+        steps = len(output.scores) if beam_indices is None else beam_indices.shape[1]
+        prompt = output.sequences.shape[1] - steps
+        log_probabilities = _token_log_probabilities(model, output)
+        for row, index in enumerate(batch):
+            results[index] = []
+            for position in range(row * n_best, (row + 1) * n_best):
+                ids = _until_end(output.sequences[position, prompt:].tolist(), model.generation_config.eos_token_id)
+                weights = None
+                if attention:
+                    weights = hypothesis_attention(output, position, len(ids), len(encoded[index]), layer)
+                results[index].append(
+                    Hypothesis(
+                        text=tokenizer.decode(output.sequences[position], skip_special_tokens=True),
+                        token_ids=tuple(ids),
+                        source_ids=tuple(encoded[index]),
+                        log_probability=float(log_probabilities[position, : len(ids)].sum()),
+                        attention=weights,
+                    )
+                )
+    return results
+
+
+def _token_log_probabilities(model: PreTrainedModel, output: Any) -> Tensor:
+    """(sequences, target): beam search keeps log-probabilities as its scores, the other modes keep logits."""
+    beam_indices = getattr(output, "beam_indices", None)
+    return model.compute_transition_scores(
+        output.sequences, output.scores, beam_indices, normalize_logits=beam_indices is None
+    )
+
+
+def _until_end(ids: list[int], eos_token_id: int | list[int] | None) -> list[int]:
+    ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
+    stop = next((position + 1 for position, token in enumerate(ids) if token in ends), len(ids))
+    return ids[:stop]
+
+
+def score(
+    hypotheses: Sequence[str],
+    references: Sequence[str] | Sequence[Sequence[str]],
+    metrics: Sequence[str] = ("bleu", "chrf"),
+    *,
+    n_bootstrap: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Corpus scores by name, 0 to 100, each with `<name>_signature`; `signature` is BLEU's.
+
+    With `n_bootstrap` resamples also `<name>_interval`, half of the 95 % interval (not for WER and CER). `options` go
+    to BLEU (`lowercase`, `tokenize`, ...). Raises EvaluationError when the sides differ in number or hold no sentence.
+    """
+    if not hypotheses or len(hypotheses) != len(references):
+        raise EvaluationError(
+            f"{len(hypotheses)} hypotheses for {len(references)} references; need as many, at least 1"
+        )
+    result: dict[str, Any] = {}
+    for name in metrics:
+        metric, own = load_metric(name)
+        if n_bootstrap and name not in ("wer", "cer"):
+            own["n_bootstrap"] = n_bootstrap
+        found = metric.compute(
+            predictions=list(hypotheses), references=list(references), **own, **(options if name == "bleu" else {})
+        )
+        result[name] = found["score"]
+        result[f"{name}_signature"] = found["signature"]
+        if "interval" in found:
+            result[f"{name}_interval"] = found["interval"]
+    if "bleu_signature" in result:
+        result["signature"] = result["bleu_signature"]
+    return result

@@ -1,0 +1,121 @@
+"""What a trained directory holds: the checkpoint, the options it was trained with, and the facts of its run."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SUMMARY = "summary.json"
+RECIPE = "recipe.yaml"
+DATA_OPTIONS = (
+    "dataset_name",
+    "dataset_config_name",
+    "train_file",
+    "validation_file",
+    "test_file",
+    "source_lang",
+    "target_lang",
+    "source_column",
+    "target_column",
+    "max_predict_samples",
+)
+
+
+class CheckpointError(ValueError):
+    """A directory that holds no usable checkpoint; the message names the directory and what is missing."""
+
+
+def load_checkpoint(
+    name: str | os.PathLike[str], *, device: str | None = None, dtype: str | None = None, attention: bool = False
+) -> tuple[Any, Any]:
+    """Model (in evaluation mode) and tokenizer of a local directory, or of a Hub repository `user/name`.
+
+    `attention` asks for an implementation that returns attention weights. `device` defaults to a GPU where there is
+    one. Raises CheckpointError in one line for whatever keeps the checkpoint from loading.
+    """
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    path = Path(name)
+    if path.exists() or path.parent.is_dir() or str(name).count("/") != 1:
+        if not path.is_dir():
+            raise CheckpointError(f"{name}: no such directory; expected one that training or save_pretrained wrote")
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{name}: has no config.json; expected a directory that training wrote")
+    options: dict[str, Any] = {"dtype": dtype} if dtype else {}
+    if attention:
+        options["attn_implementation"] = "eager"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForSeq2SeqLM.from_pretrained(name, use_safetensors=True, **options)
+    except Exception as error:  # safetensors, tokenizers and json each raise classes of their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{name}: the checkpoint cannot be loaded: {reason[:300]}") from error
+    known = getattr(tokenizer, "target_vocab_size", None) or len(tokenizer)
+    if known > model.config.vocab_size:
+        raise CheckpointError(
+            f"{name}: the tokenizer has {known} target tokens, the model's vocab_size is {model.config.vocab_size}"
+        )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.eval().to(device), tokenizer
+
+
+def data_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The data options in DIRECTORY/recipe.yaml, as `load_corpus` names them; empty when there is no such file.
+
+    Groups in the file (`data: {...}`) are read as if they were flat. Raises CheckpointError for other content.
+    """
+    import yaml
+
+    path = Path(directory) / RECIPE
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: expected options by name, found {type(content).__name__}")
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= value if isinstance(value, Mapping) else {key: value}
+    options = {key: flat[key] for key in (*DATA_OPTIONS, "seed") if flat.get(key) is not None}
+    return options if any(key in options for key in ("dataset_name", "train_file", "test_file")) else {}
+
+
+def read_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """DIRECTORY/summary.json, empty when there is none. Raises CheckpointError when it is not a JSON object."""
+    path = Path(directory) / SUMMARY
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def update_summary(directory: str | os.PathLike[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge `facts` into DIRECTORY/summary.json, all at once or not at all; returns the whole summary."""
+    merged = read_summary(directory) | dict(facts)
+    write_atomically(Path(directory) / SUMMARY, json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
+    return merged
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write under a temporary name beside `path`, sync, rename: a reader sees the old file or the new one."""
+    path = Path(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

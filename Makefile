@@ -20,7 +20,7 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 # Without these, `accelerate launch` lists its defaults as a warning and gives the process one thread.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(CORES)
-DEMO_SENTENCES := 'Thursday, March 12, 2026' '3 days ago' '12.5 kilometers per hour'
+DEMO_SENTENCE := Thursday, March 12, 2026
 READY := $(VENV)/.ready
 # Test workers share the cores: one thread each, and idle threads sleep.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
@@ -44,8 +44,8 @@ demo: $(READY)
 	fi
 	$(BIN)/python scripts/evaluate_bleu.py $(DEMO)
 	@echo; echo "English in, French out:"
-	printf '%s\n' $(DEMO_SENTENCES) | $(BIN)/python scripts/translate.py $(DEMO)
-	$(BIN)/python scripts/plot_attention.py $(DEMO) $(firstword $(DEMO_SENTENCES)) --output $(DEMO)/attention.png
+	printf '%s\n' '$(DEMO_SENTENCE)' '3 days ago' '12.5 kilometers per hour' | $(BIN)/python scripts/translate.py $(DEMO)
+	$(BIN)/python scripts/plot_attention.py $(DEMO) '$(DEMO_SENTENCE)' --output $(DEMO)/attention.png
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,58 @@
+"""Start the loopback Hub for a test, and talk to it.
+
+with running_hub() as hub:
+    subprocess.run([...], env=hub.environment(cache=tmp_path, token=OWNER_TOKEN))
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Hub:
+    """What a test holds of the running server."""
+
+    url: str
+
+    def environment(self, *, cache: Path, token: str | None = None) -> dict[str, str]:
+        """Environment of a child process that talks to this Hub and to nothing else, with its own cache."""
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
+        }
+        kept |= {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(cache),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        return kept | ({"HF_TOKEN": token} if token else {})
+
+    def log(self) -> list[list[Any]]:
+        """Requests so far as [method, path, status]."""
+        with urllib.request.urlopen(f"{self.url}/_test/log") as response:
+            return json.load(response)
+
+    def fail(self, pattern: str, status: int = 503, times: int = 1) -> None:
+        """Answer the next `times` requests whose path matches `pattern` with `status`; times=0 ends that."""
+        rules = json.dumps([{"pattern": pattern, "status": status, "times": times}]).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/_test/fail", data=rules)).close()
+
+
+@contextlib.contextmanager
+def running_hub() -> Iterator[Hub]:
+    """Start the server as a child process, yield its handle, end it."""
+    command = [sys.executable, "-I", str(Path(__file__).resolve().with_name("hub_server.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            yield Hub(child.stdout.readline().strip())
+        finally:
+            child.stdin.close()  # the child leaves at the end of its input, so also when this process is killed
+            child.wait(timeout=10)

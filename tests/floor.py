@@ -1,6 +1,6 @@
 """Print pip constraints that pin every requirement of pyproject.toml to the lowest version it allows.
 
-    python tests/floor.py > constraints.txt
+python tests/floor.py > constraints.txt
 """
 
 import re
@@ -11,7 +11,10 @@ from pathlib import Path
 def floors(pyproject: Path) -> list[str]:
     """Return one `name==version` line for each requirement written as `name>=version[,...]`, extras included."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    requirements = [*project["dependencies"], *(line for group in project["optional-dependencies"].values() for line in group)]
+    requirements = [
+        *project["dependencies"],
+        *(line for group in project["optional-dependencies"].values() for line in group),
+    ]
     pins = set()
     for requirement in requirements:
         if requirement.startswith(project["name"]):

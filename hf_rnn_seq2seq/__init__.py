@@ -1,0 +1,41 @@
+"""Recurrent sequence-to-sequence models with attention, as first-class citizens of the Hugging Face ecosystem.
+
+Importing the package registers the models, the configuration, the tokenizer and the pipeline with transformers.
+"""
+
+from transformers import AutoConfig
+from transformers import AutoModel
+from transformers import AutoModelForSeq2SeqLM
+
+from hf_rnn_seq2seq.model.attention import Attention
+from hf_rnn_seq2seq.model.attention import register_attention
+from hf_rnn_seq2seq.model.cache import RnnSeq2SeqCache
+from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import ConfigError
+from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
+from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqModel
+from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqPreTrainedModel
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attention",
+    "ConfigError",
+    "RnnSeq2SeqCache",
+    "RnnSeq2SeqConfig",
+    "RnnSeq2SeqForConditionalGeneration",
+    "RnnSeq2SeqModel",
+    "RnnSeq2SeqPreTrainedModel",
+    "__version__",
+    "register_attention",
+]
+
+AutoConfig.register(RnnSeq2SeqConfig.model_type, RnnSeq2SeqConfig, exist_ok=True)
+AutoModel.register(RnnSeq2SeqConfig, RnnSeq2SeqModel, exist_ok=True)
+AutoModelForSeq2SeqLM.register(RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration, exist_ok=True)
+
+# The classes write themselves into the `auto_map` of what they save, so that a checkpoint loads with
+# `trust_remote_code=True` where this package is not installed.
+RnnSeq2SeqConfig.register_for_auto_class()
+RnnSeq2SeqModel.register_for_auto_class("AutoModel")
+RnnSeq2SeqForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")

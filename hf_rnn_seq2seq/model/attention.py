@@ -1,0 +1,286 @@
+"""How a decoder state asks the source: scores, windows, and the mapping from a name to a class.
+
+Axes: batch, target (decoder positions), source (encoder positions), heads. Masks are True where attention is allowed.
+The modules hold parameters only; what is projected once per sentence is handed in and out.
+"""
+
+import torch
+from torch import Tensor
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_rnn_seq2seq import ATTENTION_NAMES
+from .configuration_rnn_seq2seq import ConfigError
+from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis; exactly zero where `mask` is False, and all zeros where a row allows nothing.
+
+    Args:
+        scores: (batch, heads, target, source).
+        mask: bool, broadcastable to `scores`.
+    """
+    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+    return weights.masked_fill(~mask, 0.0)
+
+
+class Attention(nn.Module):
+    """Base of every score (Luong 2015, section 3): weights = align(score(query, keys)), context = weights x values.
+
+    A subclass defines `score` and, where it has source-side parameters, `project_keys` and `project_values`.
+
+    Args:
+        config: sizes are read from it: queries are `hidden_size` wide, encoder states `encoder_output_size`.
+    """
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__()
+        self.window = config.attention_window
+        self.window_size = config.attention_window_size
+        if self.window == "local_p":
+            self.position_hidden = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+            self.position_score = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def project_keys(self, encoder_states: Tensor) -> Tensor:
+        """Encoder states (batch, source, states) as the score reads them; once per sentence."""
+        return encoder_states
+
+    def project_values(self, encoder_states: Tensor) -> Tensor:
+        """Encoder states (batch, source, states) as the context sums them; once per sentence."""
+        return encoder_states
+
+    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
+        """Scores (batch, heads, target, source) of queries (batch, target, hidden) against projected keys.
+
+        `source_positions` (batch, source) numbers each row's real words from 0, wherever the padding stands.
+        """
+        raise TypeError(f"{type(self).__name__} must define score(query, keys, source_positions)")
+
+    def context(self, weights: Tensor, values: Tensor) -> Tensor:
+        """Context (batch, target, context) from weights (batch, heads, target, source)."""
+        return torch.bmm(weights[:, 0], values)
+
+    def forward(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        source_mask: Tensor,
+        positions: Tensor,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Reads the source.
+
+        Args:
+            query: (batch, target, hidden).
+            keys: what `project_keys` returned.
+            values: what `project_values` returned.
+            source_mask: bool (batch, source), True at real words.
+            positions: (batch, target), number of each target position from 0.
+            state: what this attention carries from step to step, batch first; None where it carries nothing.
+
+        Returns:
+            context (batch, target, context), weights (batch, heads, target, source), the next state.
+        """
+        source_positions = source_mask.long().cumsum(1) - 1 if self.reads_positions else positions
+        scores = self.score(query, keys, source_positions)
+        mask = source_mask[:, None, None, :]
+        if self.window == "global":
+            weights = masked_softmax(scores, mask)
+        else:
+            weights = self._local(scores, mask, query, source_positions, positions)
+        return self.context(weights, values), weights, state
+
+    @property
+    def reads_positions(self) -> bool:
+        """Whether source positions matter; they are not computed otherwise."""
+        return self.window != "global"
+
+    def _local(
+        self, scores: Tensor, mask: Tensor, query: Tensor, source_positions: Tensor, positions: Tensor
+    ) -> Tensor:
+        """Local attention (Luong 2015, section 3.2): a window of D positions on each side of p_t.
+
+        local-m: p_t = t. local-p: p_t = S sigmoid(v_p tanh(W_p h_t)) (equation 9), and the weights are multiplied by
+        a Gaussian around p_t with deviation D/2 after the softmax, not renormalised (equation 10).
+        """
+        if self.window == "local_m":
+            centre = positions.to(scores.dtype)
+        else:
+            length = mask[:, 0, 0].sum(-1, keepdim=True).to(scores.dtype)
+            centre = length * torch.sigmoid(self.position_score(torch.tanh(self.position_hidden(query)))).squeeze(-1)
+        distance = source_positions[:, None, None, :] - centre[:, None, :, None]
+        weights = masked_softmax(scores, mask & (distance.abs() <= self.window_size))
+        if self.window == "local_p":
+            weights = weights * torch.exp(-(distance**2) / (2 * (self.window_size / 2) ** 2))
+        return weights
+
+
+class DotAttention(Attention):
+    """score = h_t . s (Luong 2015, equation 7, dot)."""
+
+    scale = 1.0
+
+    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
+        return torch.bmm(query * self.scale, keys.transpose(1, 2)).unsqueeze(1)
+
+
+class ScaledDotAttention(DotAttention):
+    """score = h_t . s / sqrt(d) (Vaswani 2017, section 3.2.1, without projections)."""
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__(config)
+        self.scale = config.hidden_size**-0.5
+
+
+class GeneralAttention(DotAttention):
+    """score = h_t W_a s (Luong 2015, equation 7, general); W_a s is computed once per sentence."""
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__(config)
+        self.key = nn.Linear(config.encoder_output_size, config.hidden_size, bias=False)
+
+    def project_keys(self, encoder_states: Tensor) -> Tensor:
+        return self.key(encoder_states)
+
+
+class AdditiveAttention(Attention):
+    """score = v . tanh(W_q h + W_k s) (Bahdanau 2014, appendix A.1.2; the `concat` of Luong 2015 in another order).
+
+    Memory: (batch, target, source, attention_size) where queries come for the whole target at once.
+    """
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__(config)
+        self.query = nn.Linear(config.hidden_size, config.attention_size, bias=False)
+        self.key = nn.Linear(config.encoder_output_size, config.attention_size, bias=True)
+        self.energy = nn.Linear(config.attention_size, 1, bias=False)
+
+    def project_keys(self, encoder_states: Tensor) -> Tensor:
+        return self.key(encoder_states)
+
+    def energy_weight(self) -> Tensor:
+        """v as a row (1, attention)."""
+        return self.energy.weight
+
+    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
+        combined = torch.tanh(self.query(query).unsqueeze(2) + keys.unsqueeze(1))
+        return F.linear(combined, self.energy_weight()).squeeze(-1).unsqueeze(1)
+
+
+class NormedAdditiveAttention(AdditiveAttention):
+    """score = g v/|v| . tanh(W_q h + W_k s + b) (weight-normalised, Salimans and Kingma 2016, as in tensorflow/nmt)."""
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__(config)
+        self.gain = nn.Parameter(torch.tensor([config.attention_size**-0.5]))
+
+    def energy_weight(self) -> Tensor:
+        return self.gain * self.energy.weight / self.energy.weight.norm()
+
+
+class LocationAttention(Attention):
+    """weights = softmax(W_a h_t), one score for each source position (Luong 2015, equation 8)."""
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__(config)
+        self.max_source_positions = config.max_source_positions
+        self.location = nn.Linear(config.hidden_size, config.max_source_positions, bias=False)
+
+    @property
+    def reads_positions(self) -> bool:
+        return True
+
+    def project_keys(self, encoder_states: Tensor) -> Tensor:
+        if encoder_states.shape[1] > self.max_source_positions:
+            raise ValueError(
+                f"source of {encoder_states.shape[1]} positions: attention_type='location' was built for "
+                f"max_source_positions={self.max_source_positions}"
+            )
+        return encoder_states
+
+    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
+        scores = self.location(query)
+        index = source_positions.clamp(min=0)[:, None, :].expand(-1, query.shape[1], -1)
+        return scores.gather(2, index).unsqueeze(1)
+
+
+class MultiHeadAttention(Attention):
+    """Scaled dot-product attention with several heads (Vaswani 2017, section 3.2.2), read by a recurrent decoder."""
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__(config)
+        self.heads = config.num_attention_heads
+        self.head_size = config.attention_size // self.heads
+        self.query = nn.Linear(config.hidden_size, config.attention_size, bias=False)
+        self.key = nn.Linear(config.encoder_output_size, config.attention_size, bias=False)
+        self.value = nn.Linear(config.encoder_output_size, config.attention_size, bias=False)
+        self.output = nn.Linear(config.attention_size, config.attention_size, bias=False)
+
+    def _split(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+
+    def project_keys(self, encoder_states: Tensor) -> Tensor:
+        return self._split(self.key(encoder_states))
+
+    def project_values(self, encoder_states: Tensor) -> Tensor:
+        return self._split(self.value(encoder_states))
+
+    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
+        return (self._split(self.query(query)) * self.head_size**-0.5) @ keys.transpose(-1, -2)
+
+    def context(self, weights: Tensor, values: Tensor) -> Tensor:
+        return self.output((weights @ values).transpose(1, 2).flatten(2))
+
+
+class MultiHeadAdditiveAttention(MultiHeadAttention):
+    """Additive scores in several heads (Chen 2018, RNMT+, section 4.1): each head has its own v, W_q, W_k and values."""
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__(config)
+        self.energy = nn.Linear(self.head_size, self.heads, bias=False)
+
+    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
+        combined = torch.tanh(self._split(self.query(query)).unsqueeze(3) + keys.unsqueeze(2))
+        return torch.einsum("nhtsd,hd->nhts", combined, self.energy.weight)
+
+
+_CLASSES: dict[str, type[Attention]] = {
+    "additive": AdditiveAttention,
+    "dot": DotAttention,
+    "general": GeneralAttention,
+    "location": LocationAttention,
+    "multi_head": MultiHeadAttention,
+    "multi_head_additive": MultiHeadAdditiveAttention,
+    "normed_additive": NormedAdditiveAttention,
+    "scaled_dot": ScaledDotAttention,
+}
+
+
+def register_attention(name: str, cls: type[Attention]) -> None:
+    """Makes `RnnSeq2SeqConfig(attention_type=name)` build `cls`; call it before loading a checkpoint that names it.
+
+    Raises:
+        ConfigError: the name is taken by another class, or `cls` does not extend `Attention`.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Attention)):
+        raise ConfigError(f"register_attention({name!r}): {cls!r} must be a subclass of Attention")
+    if _CLASSES.get(name, cls) is not cls or name == "concat":
+        raise ConfigError(f"register_attention({name!r}): the name already stands for another score")
+    _CLASSES[name] = cls
+    ATTENTION_NAMES.add(name)
+
+
+def build_attention(config: RnnSeq2SeqConfig) -> Attention:
+    """The attention that `config` names.
+
+    Raises:
+        ConfigError: the name is not registered.
+    """
+    if config.attention_type not in _CLASSES:
+        raise ConfigError(
+            f"attention_type={config.attention_type!r}: must be one of {sorted(_CLASSES)}, "
+            "or be registered first with register_attention(name, cls)"
+        )
+    return _CLASSES[config.attention_type](config)

@@ -1,0 +1,158 @@
+"""What changes while decoding: the decoder's state, and what it reads, kept between the steps of `generate()`."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+
+class Memory(NamedTuple):
+    """What the decoder reads of a source, projected once per sentence; every tensor is batch first."""
+
+    keys: Tensor | None  # as `Attention.project_keys` returns them
+    values: Tensor | None  # as `Attention.project_values` returns them
+    mask: Tensor | None  # bool (batch, source)
+    summary: Tensor | None  # (batch, context), the fixed vector of `context="every_step"`
+
+
+class DecoderState(NamedTuple):
+    """The decoder between two positions; every tensor is batch first."""
+
+    layers: tuple[tuple[Tensor, ...], ...]  # per layer (h, c) or (h,), each (batch, hidden)
+    feed: Tensor | None  # (batch, feed), the attentional vector of the last step
+    position: Tensor  # (batch,), number of target positions read
+    attention: Tensor | None  # what the attention carries from step to step
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The flat sequence of all tensors."""
+        optional = [tensor for tensor in (self.feed, self.position, self.attention) if tensor is not None]
+        return tuple(tensor for layer in self.layers for tensor in layer) + tuple(optional)
+
+    def map(self, function) -> "DecoderState":
+        """The same structure with `function` applied to every tensor."""
+        optional = (None if t is None else function(t) for t in (self.feed, self.position, self.attention))
+        return DecoderState(tuple(tuple(function(t) for t in layer) for layer in self.layers), *optional)
+
+
+class RnnSeq2SeqCache(Cache):
+    """The decoder's state and its view of the source, as `generate()` carries them in `past_key_values`.
+
+    Unlike a Transformer's cache it does not grow with the target. For assisted decoding it can record a snapshot per
+    token, so that rejected tokens are taken back exactly; memory then grows by one decoder state per token.
+    """
+
+    is_compileable = False
+    is_croppable = True
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.state: DecoderState | None = None
+        self.memory: Memory | None = None
+        self.length = 0
+        self._recording = False
+        self._snapshots: list[DecoderState] = []
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(length={self.length}, tensors={len(self.states)})"
+
+    def __len__(self) -> int:
+        return 0 if self.state is None else len(self.state.layers)
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether a source has been read."""
+        return self.state is not None
+
+    @property
+    def states(self) -> tuple[Tensor, ...]:
+        """Every tensor of the cache, batch first: decoder state, then the projected source."""
+        if self.state is None:
+            return ()
+        return self.state.tensors() + tuple(tensor for tensor in self.memory if tensor is not None)
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether each token's state must be handed to `update`."""
+        return self._recording
+
+    def start(self, state: DecoderState, memory: Memory) -> None:
+        """Sets the state before the first token and the source it reads."""
+        self.state, self.memory = state, memory
+        self.length = 0
+        self._snapshots = []
+
+    def advance(self, state: DecoderState, tokens: int, snapshots: list[DecoderState] | None = None) -> None:
+        """Moves on by `tokens`; `snapshots` are the states before each of them, needed while recording."""
+        if self._recording:
+            if snapshots is None or len(snapshots) != tokens:
+                raise ValueError("a recording cache needs the state before every token")
+            self._snapshots.extend(snapshots)
+        self.state = state
+        self.length += tokens
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Number of target tokens read."""
+        return self.length
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """No limit."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """(tokens read and to read, 0), as attention masks are sized."""
+        return self.length + query_length, 0
+
+    def activate_past_recording(self) -> None:
+        """Keeps a snapshot per token from now on, so that `crop` can go back."""
+        self._recording = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes tokens back: n <= 0 drops -n of them; n > 0 keeps the first n (transformers before 5.20).
+
+        Raises:
+            ValueError: the state wanted was not recorded.
+        """
+        drop = -tokens_to_remove if tokens_to_remove <= 0 else max(0, self.length - tokens_to_remove)
+        if drop:
+            if drop > len(self._snapshots):
+                raise ValueError(
+                    f"crop({tokens_to_remove}): {len(self._snapshots)} tokens were recorded of {self.length} read; "
+                    "call activate_past_recording() before reading what may be taken back"
+                )
+            self.state = self._snapshots[-drop]
+            self._snapshots = self._snapshots[:-drop]
+            self.length -= drop
+
+    def _apply(self, function) -> None:
+        if self.state is None:
+            return
+        self.state = self.state.map(function)
+        self.memory = Memory(*(None if tensor is None else function(tensor) for tensor in self.memory))
+        self._snapshots = [snapshot.map(function) for snapshot in self._snapshots]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i becomes what row `beam_idx[i]` was, in every tensor."""
+        self._apply(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps the rows `indices`."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats each row `repeats` times."""
+        self._apply(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def reset(self) -> None:
+        """Forgets the source and everything read."""
+        self.state, self.memory, self.length, self._snapshots = None, None, 0, []
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the cache."""
+        return 0 if self.state is None else len(self.state.position)
+
+    def to(self, device: torch.device | str) -> "RnnSeq2SeqCache":
+        """Moves every tensor."""
+        self._apply(lambda tensor: tensor.to(device))
+        return self

@@ -1,0 +1,342 @@
+"""Configuration of the recurrent encoder-decoder family: one set of fields spans the systems of the literature."""
+
+import difflib
+from typing import Any
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import GenerationConfig
+from transformers import PreTrainedConfig
+
+# Names of the scores a config may ask for. `register_attention` adds a user's own.
+ATTENTION_NAMES: set[str] = {
+    "additive",
+    "concat",
+    "dot",
+    "general",
+    "location",
+    "multi_head",
+    "multi_head_additive",
+    "normed_additive",
+    "scaled_dot",
+}
+
+# Scores with parameters for several heads; every other score has one.
+MULTI_HEAD_NAMES = frozenset({"multi_head", "multi_head_additive"})
+
+# What transformers itself writes into a config.json or passes to the constructor beside declared fields.
+_INFRASTRUCTURE_KEYS = frozenset(
+    {"auto_map", "attn_implementation", "experts_implementation", "label2id", "model_type", "name_or_path"}
+    | {"num_labels", "output_attentions", "per_layer_config", "quantization_config", "torch_dtype"}
+    | {"transformers_version", "custom_generate", "trust_remote_code", "code_revision"}
+)
+
+
+class ConfigError(ValueError):
+    """A config field holds a value that cannot work; the message names field, value and what is allowed."""
+
+
+@strict
+class RnnSeq2SeqConfig(PreTrainedConfig):
+    r"""Describes a recurrent encoder-decoder with selectable attention.
+
+    Sizes are in units (vector widths) or tokens; probabilities lie in [0, 1).
+
+    Args:
+        vocab_size: Size of the TARGET vocabulary; `generate()` reshapes logits with it.
+        source_vocab_size: Size of the source vocabulary; None means the target's.
+        embedding_size: Width of the word vectors of both sides.
+        hidden_size: Width of a decoder layer's state.
+        encoder_hidden_size: Width of an encoder layer's state, per direction. None means `hidden_size` divided by
+            the directions of the top layer, so that the states the decoder reads are `hidden_size` wide.
+        encoder_layers: Number of encoder layers.
+        decoder_layers: Number of decoder layers.
+        cell_type: `lstm` (Hochreiter and Schmidhuber 1997), `gru` (Cho 2014), `rnn_tanh` or `rnn_relu` (Elman 1990).
+        gru_reset: Where the GRU's reset gate acts: `after` the recurrent product (cuDNN, `nn.GRU`) or `before` it
+            (Cho 2014, Bahdanau 2014). `before` is another function and has no fused kernel: it costs a time loop.
+        layer_norm: Layer-normalised cells (Ba 2016, equations 20 to 29). Costs a time loop.
+        encoder_transition_depth: Cells a layer applies one after the other within one position (Pascanu 2014;
+            Miceli Barone 2017, section 2.3.1). More than 1 costs a time loop.
+        decoder_transition_depth: The same for the decoder. With `before_cell` attention and a depth of 2 or more
+            the attention reads the state after the first cell (the conditional GRU of Nematus).
+        bidirectional: `all` encoder layers, the `first` one only (GNMT), or `none`.
+        residual_start: Number (from 1) of the first layer whose input is added to its output, on both sides
+            (GNMT, section 3.1: 3). None: no residual connections.
+        reverse_source: The encoder reads the source backwards (Sutskever 2014, section 3.3).
+        context: How the decoder reads the source: by its `initial_state` only (Sutskever 2014), by a fixed vector at
+            `every_step` (Cho 2014), or by `attention`.
+        context_size: With `every_step`: width of c = tanh(V h) (Cho 2014, appendix A). None hands over the
+            encoder's final state as it is.
+        context_layers: Whether the context enters the `first` decoder layer or `all` of them (GNMT, section 3).
+        attention_type: Name of the score: `additive` (`concat` is an alias), `dot`, `general`, `location`,
+            `scaled_dot`, `normed_additive`, `multi_head`, `multi_head_additive`, or one registered with
+            `register_attention`.
+        attention_order: `after_cell` (Luong 2015: the new state asks) or `before_cell` (Bahdanau 2014: the previous
+            state asks and the context enters the cell).
+        attention_layer: The decoder layer that asks: `top`, or `bottom` (GNMT), where only that layer stays in the
+            time loop and the others run over the whole target at once.
+        attention_size: Width of additive and multi-head scores; None means `hidden_size`.
+        num_attention_heads: Heads of the multi-head scores; 1 for every other.
+        attention_window: `global`, `local_m` or `local_p` (Luong 2015, section 3.2).
+        attention_window_size: D of Luong 2015, section 3.2: positions looked at on each side of the centre.
+        max_source_positions: Longest source of the `location` score (Luong 2015, equation 8); required there.
+        input_feeding: The attentional vector enters the next step (Luong 2015, section 3.3). None: on for
+            `after_cell` attention, off otherwise. Off with `after_cell`, the decoder needs no time loop.
+        bridge: How the decoder state starts: `zero`, `copy` of the encoder's final states, `mean` (tanh of a
+            projection of the mean state), `dense` (tanh of a projection of the final states) or `backward_tanh`
+            (Bahdanau 2014, appendix A.2.2: tanh of a projection of the backward encoder's state at the first word).
+        readout: What stands between state and vocabulary: `linear`, `tanh` (Luong 2015, equation 5) or `maxout`
+            (Bahdanau 2014, appendix A.2.2).
+        readout_size: Width of the readout. None: `linear` has no projection, the others are `hidden_size` wide.
+        readout_embedding: The readout also reads the previous word's vector. None: only for `maxout`.
+        readout_state: The readout reads the `current` state or the `previous` one (Bahdanau 2014).
+        output_bias: The output layer has a bias.
+        dropout: On word vectors, between layers and on the readout.
+        recurrent_dropout: On the recurrent input of each cell, one mask for a whole sentence (Gal and Ghahramani
+            2016). Costs a time loop.
+        variational_dropout: `dropout` uses one mask for all positions of a sentence (Gal and Ghahramani 2016).
+        word_dropout: Probability that a word's vector is dropped as a whole (Gal and Ghahramani 2016).
+        label_smoothing: Share of the probability spread over the vocabulary in the training loss (Szegedy 2015).
+        tie_word_embeddings: The output layer is the target's word vectors (Press and Wolf 2017). Needs a readout as
+            wide as the embedding.
+        share_encoder_decoder_embeddings: One table of word vectors for both sides; needs one vocabulary size.
+        embedding_activation: `relu` applies ReLU to the decoder's word vectors (the tutorial model), `none` does not.
+        initializer_range: Parameters start uniform in plus or minus this; None means one over the square root of
+            the fan-in, and word vectors normal with standard deviation 0.1.
+        decode_recurrence: `auto` runs the fused training path where it covers the options, `loop` forces the plain
+            time loop that restates the equations.
+
+    Raises:
+        ConfigError: a field is out of range, misspelt, or does not go with another; also on later assignment for
+            type and choice errors.
+    """
+
+    model_type = "rnn_seq2seq"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {"num_hidden_layers": "encoder_layers"}
+
+    vocab_size: int = 8000
+    source_vocab_size: int | None = None
+    embedding_size: int = 256
+    hidden_size: int = 512
+    encoder_hidden_size: int | None = None
+    encoder_layers: int = 1
+    decoder_layers: int = 1
+    cell_type: Literal["lstm", "gru", "rnn_tanh", "rnn_relu"] = "lstm"
+    gru_reset: Literal["after", "before"] = "after"
+    layer_norm: bool = False
+    encoder_transition_depth: int = 1
+    decoder_transition_depth: int = 1
+    bidirectional: Literal["all", "first", "none"] = "all"
+    residual_start: int | None = None
+    reverse_source: bool = False
+    context: Literal["initial_state", "every_step", "attention"] = "attention"
+    context_size: int | None = None
+    context_layers: Literal["first", "all"] = "first"
+    attention_type: str = "general"
+    attention_order: Literal["after_cell", "before_cell"] = "after_cell"
+    attention_layer: Literal["top", "bottom"] = "top"
+    attention_size: int | None = None
+    num_attention_heads: int = 1
+    attention_window: Literal["global", "local_m", "local_p"] = "global"
+    attention_window_size: int = 10
+    max_source_positions: int | None = None
+    input_feeding: bool | None = None
+    bridge: Literal["zero", "copy", "mean", "dense", "backward_tanh"] = "dense"
+    readout: Literal["linear", "tanh", "maxout"] = "tanh"
+    readout_size: int | None = None
+    readout_embedding: bool | None = None
+    readout_state: Literal["current", "previous"] = "current"
+    output_bias: bool = True
+    dropout: float | int = 0.0
+    recurrent_dropout: float | int = 0.0
+    variational_dropout: bool = False
+    word_dropout: float | int = 0.0
+    label_smoothing: float | int = 0.0
+    tie_word_embeddings: bool = False
+    share_encoder_decoder_embeddings: bool = False
+    embedding_activation: Literal["none", "relu"] = "none"
+    initializer_range: float | None = None
+    decode_recurrence: Literal["auto", "loop"] = "auto"
+    use_cache: bool = True
+    is_encoder_decoder: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    decoder_start_token_id: int | None = 1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._refuse_unknown(kwargs)
+        if self.attention_type == "concat":
+            self.attention_type = "additive"
+        if self.source_vocab_size is None:
+            self.source_vocab_size = self.vocab_size
+        if self.encoder_hidden_size is None:
+            self.encoder_hidden_size = max(1, self.hidden_size // self.encoder_directions(self.encoder_layers))
+        if self.attention_size is None:
+            self.attention_size = self.hidden_size
+        if self.input_feeding is None:
+            self.input_feeding = self.context == "attention" and self.attention_order == "after_cell"
+        if self.readout_size is None and self.readout != "linear":
+            self.readout_size = self.hidden_size
+        if self.readout_embedding is None:
+            self.readout_embedding = self.readout == "maxout"
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "RnnSeq2SeqConfig":
+        """Builds the configuration of a published system, e.g. `from_preset("bahdanau2014", vocab_size=8000)`.
+
+        Raises:
+            ConfigError: no preset has this name, or an override does not fit.
+        """
+        from .presets import PRESETS
+
+        if name not in PRESETS:
+            raise ConfigError(f"preset {name!r} does not exist; there are {', '.join(sorted(PRESETS))}")
+        return cls(**{**PRESETS[name](), **overrides})
+
+    def encoder_directions(self, layer: int) -> int:
+        """Directions of encoder layer `layer`, counted from 1."""
+        return 2 if self.bidirectional == "all" or (self.bidirectional == "first" and layer == 1) else 1
+
+    @property
+    def encoder_output_size(self) -> int:
+        """Width of the encoder states that the decoder reads."""
+        return self.encoder_hidden_size * self.encoder_directions(self.encoder_layers)
+
+    @property
+    def recurrence_gates(self) -> int:
+        """Blocks of `hidden_size` rows in a cell's weights."""
+        return {"lstm": 4, "gru": 3}.get(self.cell_type, 1)
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        generation = GenerationConfig._get_default_generation_params()
+        for name in kwargs:
+            if name.startswith("_") or name in _INFRASTRUCTURE_KEYS or name in generation:
+                continue
+            near = difflib.get_close_matches(name, [f for f in type(self).__dataclass_fields__], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{name!r} is not a field of {type(self).__name__}{hint}")
+
+    def validate_sizes(self) -> None:
+        """Widths, depths and probabilities lie in their ranges."""
+        positive = ("vocab_size", "source_vocab_size", "embedding_size", "hidden_size", "encoder_hidden_size")
+        positive += ("encoder_layers", "decoder_layers", "encoder_transition_depth", "decoder_transition_depth")
+        positive += ("context_size", "attention_size", "num_attention_heads", "attention_window_size")
+        positive += ("max_source_positions", "residual_start", "readout_size", "initializer_range")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name}={value!r}: must be greater than 0")
+        for name in ("dropout", "recurrent_dropout", "word_dropout", "label_smoothing"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ConfigError(f"{name}={value!r}: must lie in [0, 1)")
+        for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < self.vocab_size:
+                raise ConfigError(f"{name}={value!r}: must lie in [0, vocab_size={self.vocab_size})")
+
+    def validate_encoder(self) -> None:
+        """Encoder fields go together."""
+        if self.reverse_source and self.bidirectional != "none":
+            raise ConfigError(
+                f"reverse_source=True: needs bidirectional='none', not {self.bidirectional!r}, which reads both ways"
+            )
+        if self.gru_reset == "before" and self.cell_type != "gru":
+            raise ConfigError(f"gru_reset='before': only cell_type='gru' has a reset gate, not {self.cell_type!r}")
+        if self.residual_start is not None and self.residual_start < 2:
+            raise ConfigError(f"residual_start={self.residual_start}: must be 2 or more; layer 1 reads word vectors")
+
+    def validate_attention(self) -> None:
+        """The score is known and fits sizes, window and heads."""
+        if self.attention_type not in ATTENTION_NAMES:
+            raise ConfigError(
+                f"attention_type={self.attention_type!r}: must be one of {sorted(ATTENTION_NAMES)}, "
+                "or be registered first with register_attention(name, cls)"
+            )
+        if self.context != "attention":
+            for name, default in (("attention_window", "global"), ("input_feeding", False)):
+                if getattr(self, name) != default:
+                    raise ConfigError(f"{name}={getattr(self, name)!r}: needs context='attention'")
+            if self.context_layers == "all" and self.context == "initial_state":
+                raise ConfigError("context_layers='all': context='initial_state' gives the layers no context")
+            return
+        if self.attention_type in ("dot", "scaled_dot") and self.encoder_output_size != self.hidden_size:
+            raise ConfigError(
+                f"attention_type={self.attention_type!r}: the encoder's states ({self.encoder_output_size} wide: "
+                f"encoder_hidden_size times directions) must be as wide as hidden_size={self.hidden_size}"
+            )
+        if self.attention_type == "location" and self.max_source_positions is None:
+            raise ConfigError("max_source_positions=None: attention_type='location' needs the longest source length")
+        if self.attention_type in MULTI_HEAD_NAMES:
+            if self.attention_size % self.num_attention_heads:
+                raise ConfigError(
+                    f"num_attention_heads={self.num_attention_heads}: must divide attention_size={self.attention_size}"
+                )
+        elif self.num_attention_heads != 1:
+            raise ConfigError(
+                f"num_attention_heads={self.num_attention_heads}: attention_type={self.attention_type!r} has one head; "
+                f"several need one of {sorted(MULTI_HEAD_NAMES)}"
+            )
+
+    def validate_decoder(self) -> None:
+        """Order, feeding, context and readout go together."""
+        if self.input_feeding and self.attention_order == "before_cell":
+            raise ConfigError(
+                "input_feeding=True: with attention_order='before_cell' the context enters the cell already"
+            )
+        attention_after = self.context == "attention" and self.attention_order == "after_cell"
+        if self.context_layers == "all" and attention_after and self.attention_layer == "top":
+            raise ConfigError("context_layers='all': attention after the top layer comes too late for the layers below")
+        if self.readout_state == "previous" and attention_after:
+            raise ConfigError("readout_state='previous': attention_order='after_cell' reads the current state")
+        if self.readout_state == "previous" and self.residual_start and self.residual_start <= self.decoder_layers:
+            raise ConfigError("readout_state='previous': the previous state is not kept with a residual top layer")
+        if self.context_size is not None and self.context != "every_step":
+            raise ConfigError(f"context_size={self.context_size}: only context='every_step' projects the final state")
+
+    def validate_bridge(self) -> None:
+        """The bridge has what it reads."""
+        if self.bridge == "backward_tanh" and self.encoder_directions(self.encoder_layers) != 2:
+            raise ConfigError(f"bridge='backward_tanh': needs a bidirectional top layer, not {self.bidirectional!r}")
+        if self.bridge == "copy":
+            widths = [self.encoder_hidden_size * self.encoder_directions(i + 1) for i in range(self.encoder_layers)]
+            if self.encoder_layers != self.decoder_layers or set(widths) != {self.hidden_size}:
+                raise ConfigError(
+                    f"bridge='copy': the encoder's layers (widths {widths}) must be those of the decoder "
+                    f"({self.decoder_layers} of width {self.hidden_size}); bridge='dense' projects them"
+                )
+
+    def validate_tying(self) -> None:
+        """Tables that are to be one have one shape."""
+        if self.share_encoder_decoder_embeddings and self.source_vocab_size != self.vocab_size:
+            raise ConfigError(
+                f"share_encoder_decoder_embeddings=True: source_vocab_size={self.source_vocab_size} "
+                f"must equal vocab_size={self.vocab_size}"
+            )
+        if self.tie_word_embeddings and self.readout_width != self.embedding_size:
+            raise ConfigError(
+                f"tie_word_embeddings=True: the readout ({self.readout_width} wide) must be as wide as "
+                f"embedding_size={self.embedding_size}; set readout_size={self.embedding_size}"
+            )
+
+    @property
+    def context_width(self) -> int:
+        """Width of the context the decoder reads at each step; 0 with `initial_state`."""
+        if self.context == "initial_state":
+            return 0
+        if self.context == "every_step":
+            return self.context_size or self.encoder_output_size
+        return self.attention_size if self.attention_type in MULTI_HEAD_NAMES else self.encoder_output_size
+
+    @property
+    def readout_width(self) -> int:
+        """Width of the vectors that the output layer reads."""
+        if self.readout_size is not None:
+            return self.readout_size
+        return self.hidden_size + self.context_width + (self.embedding_size if self.readout_embedding else 0)
+
+
+__all__ = ["ATTENTION_NAMES", "ConfigError", "RnnSeq2SeqConfig"]

@@ -1,0 +1,383 @@
+"""The recurrent decoder: `step` is the equation of one target position, `forward` is `step` over time.
+
+Reading order: `Readout`, then `RnnDecoder.step`, then `RnnDecoder.forward`. The decoder takes encoder states, a mask
+and a starting state, and knows nothing of who made them.
+
+Layers are split in two. The attended layers stand at or below the layer that asks, so position t needs what was read
+at t-1 or t: they are in the time loop. The upper layers only read what is below them: they run over the whole target
+at once. With `attention_layer="bottom"` (GNMT) one layer is in the loop; with `after_cell` attention without input
+feeding, and without attention, none is.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch import nn
+from torch.nn import functional as F
+
+from .attention import build_attention
+from .cache import DecoderState
+from .cache import Memory
+from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .encoder import drop
+from .encoder import drop_words
+from .recurrence import RecurrentLayer
+from .recurrence import State
+from .recurrence import StepWeights
+
+
+class DecoderTrace(NamedTuple):
+    """What a pass over target positions leaves; every tensor is (batch, target, ...) unless said otherwise."""
+
+    readout: Tensor  # (batch, target, readout), what the output layer reads
+    state: DecoderState  # after the last position
+    hidden_states: tuple[Tensor, ...]  # word vectors, then each layer's states
+    weights: Tensor | None  # (batch, heads, target, source)
+    snapshots: list[DecoderState] | None  # the state before each position, when recorded
+
+
+class Readout(nn.Module):
+    """What stands between the state and the vocabulary: reads state, context and, for deep output, the word vector.
+
+    `linear` joins them (and projects with `readout_size`); `tanh` is the attentional vector of Luong 2015, equation 5;
+    `maxout` is the deep output of Bahdanau 2014, appendix A.2.2 (pairs of units, the larger of each).
+    """
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__()
+        self.kind = config.readout
+        self.reads_embedding = config.readout_embedding
+        self.reads_context = config.context_width > 0
+        width = config.hidden_size + config.context_width + (config.embedding_size if self.reads_embedding else 0)
+        units = (config.readout_size or 0) * (2 if self.kind == "maxout" else 1)
+        self.project = nn.Linear(width, units, bias=self.kind == "maxout") if units else None
+
+    def forward(self, state: Tensor, context: Tensor | None, embedding: Tensor) -> Tensor:
+        """(batch, ..., width) each -> (batch, ..., readout)."""
+        parts = [state]
+        if self.reads_context:
+            parts.append(context)
+        if self.reads_embedding:
+            parts.append(embedding)
+        joined = torch.cat(parts, -1) if len(parts) > 1 else state
+        if self.project is None:
+            return joined
+        units = self.project(joined)
+        if self.kind == "tanh":
+            return torch.tanh(units)
+        if self.kind == "maxout":
+            return units.unflatten(-1, (-1, 2)).amax(-1)
+        return units
+
+
+class RnnDecoder(nn.Module):
+    """A stack of recurrent layers that reads a source by its first state, a fixed vector, or attention."""
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, config.pad_token_id)
+        self.attention = build_attention(config) if config.context == "attention" else None
+        self.before_cell = config.attention_order == "before_cell"
+        self.attended = 0
+        if self.attention is not None:
+            self.attended = 1 if config.attention_layer == "bottom" else config.decoder_layers
+        # The attentional vector can be fed back only where the loop computes it; elsewhere the context is.
+        self.feeds_readout = (
+            config.input_feeding and config.readout == "tanh" and self.attended == config.decoder_layers
+        )
+        self.feed_size = 0
+        if config.input_feeding:
+            self.feed_size = config.readout_size if self.feeds_readout else config.context_width
+        self.layers = nn.ModuleList(self._build_layer(number) for number in range(config.decoder_layers))
+        self.readout = Readout(config)
+
+    def _build_layer(self, number: int) -> RecurrentLayer:
+        config = self.config
+        below = config.hidden_size if number else config.embedding_size
+        return RecurrentLayer(
+            cell_type=config.cell_type,
+            input_size=below + self._extra_size(number),
+            hidden_size=config.hidden_size,
+            gru_reset=config.gru_reset,
+            layer_norm=config.layer_norm,
+            transition_depth=config.decoder_transition_depth,
+            recurrent_dropout=config.recurrent_dropout,
+        )
+
+    def _extra_size(self, number: int) -> int:
+        """Width of what layer `number` (from 0) reads beside the layer below: the context, or the fed vector."""
+        config = self.config
+        if config.context == "every_step":
+            return config.context_width if number == 0 or config.context_layers == "all" else 0
+        if self.attention is None:
+            return 0
+        if number == 0:
+            return config.context_width if self.before_cell else self.feed_size
+        return config.context_width if config.context_layers == "all" else 0
+
+    @property
+    def needs_loop(self) -> bool:
+        """Whether one position must wait for what the position before it read."""
+        return self.attention is not None and (self.before_cell or self.config.input_feeding)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embed_tokens = value
+
+    def read_source(self, encoder_states: Tensor, source_mask: Tensor, summary: Tensor | None) -> Memory:
+        """Projects a source once per sentence: encoder states (batch, source, states) -> `Memory`."""
+        if self.attention is None:
+            return Memory(None, None, None, summary)
+        keys = self.attention.project_keys(encoder_states)
+        return Memory(keys, self.attention.project_values(encoder_states), source_mask, summary)
+
+    def start_state(self, layers: tuple[State, ...]) -> DecoderState:
+        """The state before the first position, from each layer's starting state."""
+        like = layers[0][0]
+        feed = like.new_zeros(like.shape[0], self.feed_size) if self.feed_size else None
+        return DecoderState(layers, feed, torch.zeros(like.shape[0], dtype=torch.long, device=like.device), None)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Word vectors (batch, target, embedding) with the dropout of training."""
+        config = self.config
+        embedded = self.embed_tokens(input_ids)
+        if config.embedding_activation == "relu":
+            embedded = torch.relu(embedded)
+        embedded = drop_words(embedded, config.word_dropout, self.training)
+        return drop(embedded, config.dropout, self.training, config.variational_dropout)
+
+    # ---------------------------------------------------------------- the equation
+
+    def step(self, projected: Tensor, state: DecoderState, memory: Memory, loop: "_Loop") -> "_Step":
+        """One target position of the attended layers.
+
+        before_cell (Bahdanau 2014, appendix A.2.2):  c_t = attend(s_{t-1});  s_t = cell(e_t, c_t, s_{t-1})
+        after_cell (Luong 2015, sections 3.1 and 3.3):  s_t = cell(e_t, u_{t-1}, s_{t-1});  c_t = attend(s_t);
+        u_t = tanh(W_c [s_t; c_t])
+
+        Args:
+            projected: (batch, gates), the first layer's input product at this position.
+            state: before the position.
+            memory: the source.
+            loop: what was cut and drawn once for the whole pass.
+        """
+        context = weights = None
+        carried = state.attention
+        extra = state.feed
+        if self.before_cell:
+            context, weights, carried = self._attend(state.layers[self.attended - 1][0], state, memory)
+            extra = context
+        states, outputs = [], []
+        for number in range(self.attended):
+            layer = self.layers[number]
+            if number:
+                below = drop_step(outputs[-1], loop.between[number], self.config.dropout, self.training)
+                projected = F.linear(below, loop.weights[number].below, loop.weights[number].below_bias)
+                extra = context if self._extra_size(number) else None
+            after = layer.step(projected, state.layers[number], loop.weights[number], extra, loop.keep[number])
+            states.append(after)
+            outputs.append(after[0] + below if self._residual(number) else after[0])
+        if not self.before_cell:
+            context, weights, carried = self._attend(outputs[-1], state, memory)
+        return _Step(tuple(states), tuple(outputs), context, weights, carried)
+
+    def _attend(self, query: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, Tensor | None]:
+        context, weights, carried = self.attention(
+            query.unsqueeze(1), memory.keys, memory.values, memory.mask, state.position.unsqueeze(1), state.attention
+        )
+        return context.squeeze(1), weights, carried
+
+    def _residual(self, number: int) -> bool:
+        """Whether layer `number` (from 0) adds its input to its output (GNMT, section 3.1)."""
+        return self.config.residual_start is not None and number + 1 >= self.config.residual_start
+
+    # ---------------------------------------------------------------- over time
+
+    def forward(
+        self,
+        embedded: Tensor,
+        state: DecoderState,
+        memory: Memory,
+        mask: Tensor | None = None,
+        record: bool = False,
+    ) -> DecoderTrace:
+        """`step` over all target positions, with everything that does not wait for another position done at once.
+
+        Args:
+            embedded: (batch, target, embedding), word vectors.
+            state: before the first position.
+            memory: the source.
+            mask: bool (batch, target), False where a position is padding: the state passes through it unchanged.
+            record: also return the state before each position.
+        """
+        if record and embedded.shape[1] > 1:
+            return self._one_by_one(embedded, state, memory, mask)
+        if self.needs_loop:
+            trace = self._attended_loop(embedded, state, memory, mask)
+        else:
+            trace = self._attended_at_once(embedded, state, memory, mask)
+        states, outputs, context, weights, carried, readout, feed = trace
+        outputs = list(outputs)
+        layer_states = list(states)
+        for number in range(len(outputs), len(self.layers)):
+            below = self._between(outputs[-1])
+            inputs = torch.cat([below, context], -1) if self._extra_size(number) else below
+            after, end = self.layers[number](inputs, state.layers[number], None, None if mask is None else ~mask)
+            outputs.append(after + below if self._residual(number) else after)
+            layer_states.append(end)
+        if readout is None:
+            read = outputs[-1]
+            if self.config.readout_state == "previous":
+                read = self._previous(state.layers[-1][0], read, mask)
+            readout = self.readout(read, context, embedded)
+        steps = embedded.shape[1] if mask is None else mask.sum(1)
+        after = DecoderState(tuple(layer_states), feed, state.position + steps, carried)
+        return DecoderTrace(readout, after, (embedded, *outputs), weights, [state] if record else None)
+
+    def _attended_loop(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> "_Attended":
+        """The reference: `step` at each position in turn."""
+        loop = self._prepare(embedded)
+        projected = F.linear(embedded, loop.weights[0].below, loop.weights[0].below_bias)
+        held = None if mask is None else (~mask).unsqueeze(-1).unbind(1)
+        steps, readouts = [], []
+        for time in range(embedded.shape[1]):
+            done = self.step(projected[:, time], state, memory, loop)
+            feed = None
+            if self.feed_size:
+                feed = done.context
+                if self.feeds_readout:
+                    feed = self.readout(done.outputs[-1], done.context, embedded[:, time])
+                    readouts.append(feed)
+            layers = done.states + state.layers[self.attended :]
+            after = DecoderState(layers, feed, state.position + 1, done.carried)
+            if held is not None:
+                after = _hold(held[time], state, after)
+            state = after
+            steps.append(done)
+        outputs = tuple(torch.stack(tensors, 1) for tensors in zip(*(s.outputs for s in steps), strict=True))
+        return _Attended(
+            state.layers[: self.attended],
+            outputs,
+            torch.stack([s.context for s in steps], 1),
+            torch.cat([s.weights for s in steps], 2),
+            state.attention,
+            torch.stack(readouts, 1) if readouts else None,
+            state.feed,
+        )
+
+    def _attended_at_once(
+        self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None
+    ) -> "_Attended":
+        """No position waits: each layer over the whole target, then attention for all positions together."""
+        hold = None if mask is None else ~mask
+        context = weights = carried = None
+        target = embedded.shape[1]
+        if memory.summary is not None:
+            context = memory.summary.unsqueeze(1).expand(-1, target, -1)
+        outputs, states = [], []
+        for number in range(self.attended or len(self.layers)):
+            below = self._between(outputs[-1]) if number else embedded
+            inputs = torch.cat([below, context], -1) if self._extra_size(number) else below
+            after, end = self.layers[number](inputs, state.layers[number], None, hold)
+            outputs.append(after + below if self._residual(number) else after)
+            states.append(end)
+        if self.attention is not None:
+            steps = torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device) if mask is None else mask
+            positions = state.position.unsqueeze(1) + steps.long().cumsum(1) - 1
+            context, weights, carried = self.attention(
+                outputs[-1], memory.keys, memory.values, memory.mask, positions, state.attention
+            )
+        return _Attended(tuple(states), tuple(outputs), context, weights, carried, None, None)
+
+    def _one_by_one(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> DecoderTrace:
+        """Position by position, keeping the state before each: what assisted decoding needs to take tokens back."""
+        traces, snapshots = [], []
+        for time in range(embedded.shape[1]):
+            snapshots.append(state)
+            here = None if mask is None else mask[:, time : time + 1]
+            traces.append(self.forward(embedded[:, time : time + 1], state, memory, here))
+            state = traces[-1].state
+        hidden = tuple(torch.cat(tensors, 1) for tensors in zip(*(t.hidden_states for t in traces), strict=True))
+        weights = None if traces[0].weights is None else torch.cat([t.weights for t in traces], 2)
+        return DecoderTrace(torch.cat([t.readout for t in traces], 1), state, hidden, weights, snapshots)
+
+    @staticmethod
+    def _previous(before: Tensor, outputs: Tensor, mask: Tensor | None) -> Tensor:
+        """The state each position started from: `outputs` (batch, target, hidden) moved on by one real position."""
+        shifted = torch.cat([before.unsqueeze(1), outputs[:, :-1]], 1)
+        if mask is None:
+            return shifted
+        # The last real position at or before the one to the left; 0 stands for the starting state.
+        numbers = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        last = (numbers * mask).cummax(1).values
+        last = torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], 1)
+        every = torch.cat([before.unsqueeze(1), outputs], 1)
+        return every.gather(1, last.unsqueeze(-1).expand_as(outputs))
+
+    def _between(self, states: Tensor) -> Tensor:
+        return drop(states, self.config.dropout, self.training, self.config.variational_dropout)
+
+    def _prepare(self, embedded: Tensor) -> "_Loop":
+        """Cuts weights and draws masks once for a whole pass."""
+        attended = self.layers[: self.attended]
+        weights = [layer.step_weights(self._extra_size(number)) for number, layer in enumerate(attended)]
+        between = [None] * len(attended)
+        if self.config.variational_dropout and self.training and self.config.dropout:
+            ones = embedded.new_ones(embedded.shape[0], self.config.hidden_size)
+            between = [F.dropout(ones, self.config.dropout) for _ in attended]
+        return _Loop(weights, [layer.recurrent_mask(embedded) for layer in attended], between)
+
+
+class _Loop(NamedTuple):
+    """What a pass over time cuts and draws once, per attended layer."""
+
+    weights: list[StepWeights]
+    keep: list[Tensor | None]  # recurrent dropout masks
+    between: list[Tensor | None]  # variational dropout masks on each layer's input
+
+
+class _Step(NamedTuple):
+    """One position of the attended layers; tensors are (batch, ...)."""
+
+    states: tuple[State, ...]
+    outputs: tuple[Tensor, ...]
+    context: Tensor
+    weights: Tensor
+    carried: Tensor | None
+
+
+class _Attended(NamedTuple):
+    """All positions of the attended layers (of every layer where there is no attention)."""
+
+    states: tuple[State, ...]  # after the last position
+    outputs: tuple[Tensor, ...]  # (batch, target, hidden) per layer
+    context: Tensor | None  # (batch, target, context)
+    weights: Tensor | None  # (batch, heads, target, source)
+    carried: Tensor | None
+    readout: Tensor | None  # (batch, target, readout) where the loop computes it
+    feed: Tensor | None  # (batch, feed)
+
+
+def drop_step(states: Tensor, mask: Tensor | None, probability: float, training: bool) -> Tensor:
+    """Dropout of one position (batch, width): by the sentence's mask where there is one, else drawn anew."""
+    if mask is not None:
+        return states * mask
+    return F.dropout(states, probability, training)
+
+
+def _hold(held: Tensor, before: DecoderState, after: DecoderState) -> DecoderState:
+    """`after` where a row's position is real, `before` where it is padding; `held` is bool (batch, 1)."""
+    pairs = iter(zip(before.tensors(), after.tensors(), strict=True))
+
+    def choose(_: Tensor) -> Tensor:
+        old, new = next(pairs)
+        return torch.where(held.view(-1, *[1] * (new.dim() - 1)), old, new)
+
+    return after.map(choose)
+
+
+__all__ = ["DecoderTrace", "Readout", "RnnDecoder"]

@@ -1,0 +1,224 @@
+"""The recurrent encoder. Packing, padding and reversal live here and nowhere else.
+
+Whatever the padding (left, right, or holes), each row's real words are first moved to the front, so that a row of a
+batch equals the row alone; the states are moved back to where their words stood.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .recurrence import RecurrentLayer
+
+
+@dataclass
+class RnnEncoderOutput(ModelOutput):
+    """What the decoder may read of a source; every tensor is batch first, so that beams can be expanded.
+
+    Args:
+        last_hidden_state: (batch, source, directions x hidden), zero at padding.
+        hidden_states: word vectors and each layer's states, when asked for.
+        final_state: (batch, layers, directions, hidden), the state after each direction's last word; the second
+            direction of a one-way layer is zero.
+        final_cell: the same for the LSTM's cell, None for other cells.
+        source_mask: bool (batch, source), True at real words.
+    """
+
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    final_state: Tensor | None = None
+    final_cell: Tensor | None = None
+    source_mask: Tensor | None = None
+
+
+class ReadingOrder:
+    """Where each row's real words stand, and in which order a direction reads them.
+
+    Args:
+        mask: bool (batch, source), True at real words.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.lengths = mask.sum(1)
+        # An empty row would leave a kernel nothing to read: it reads one pad, and its states are zeroed afterwards.
+        self.read_lengths = self.lengths.clamp(min=1)
+        steps = torch.arange(mask.shape[1], device=mask.device)
+        self.front = steps < self.lengths[:, None]
+        # A stable sort of "not a word" brings the words to the front in their order; for right padding it is idle.
+        self.index = torch.sort(~mask, dim=1, stable=True).indices
+        self.reverse = torch.where(self.front, self.lengths[:, None] - 1 - steps, steps)
+
+    def to_front(self, states: Tensor) -> Tensor:
+        """(batch, source, width) with each row's words moved to the front."""
+        return _take(states, self.index)
+
+    def back(self, states: Tensor) -> Tensor:
+        """The inverse of `to_front`."""
+        return torch.zeros_like(states).scatter(1, self.index.unsqueeze(-1).expand_as(states), states)
+
+    def flip(self, states: Tensor) -> Tensor:
+        """Front-aligned states with each row's words in the opposite order; its own inverse."""
+        return _take(states, self.reverse)
+
+
+class RnnEncoderLayer(GradientCheckpointingLayer):
+    """One encoder layer of one or two directions over front-aligned rows."""
+
+    def __init__(self, config: RnnSeq2SeqConfig, layer: int) -> None:
+        super().__init__()
+        below = (
+            config.encoder_hidden_size * config.encoder_directions(layer - 1) if layer > 1 else config.embedding_size
+        )
+        options = dict(
+            cell_type=config.cell_type,
+            input_size=below,
+            hidden_size=config.encoder_hidden_size,
+            gru_reset=config.gru_reset,
+            layer_norm=config.layer_norm,
+            transition_depth=config.encoder_transition_depth,
+            recurrent_dropout=config.recurrent_dropout,
+        )
+        self.residual = config.residual_start is not None and layer >= config.residual_start
+        self.forward_layer = RecurrentLayer(**options)
+        self.backward_layer = RecurrentLayer(**options) if config.encoder_directions(layer) == 2 else None
+
+    def forward(
+        self, inputs: Tensor, order: ReadingOrder, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(batch, source, width) in; states (batch, source, directions x hidden) and final states and cells out.
+
+        Final states are (batch, 2, hidden).
+        """
+        outputs, state = self.forward_layer(inputs, lengths=lengths)
+        ends = [state]
+        if self.backward_layer is not None:
+            backward, state = self.backward_layer(order.flip(inputs), lengths=lengths)
+            outputs = torch.cat([outputs, order.flip(backward)], -1)
+            ends.append(state)
+        else:
+            ends.append(tuple(torch.zeros_like(tensor) for tensor in state))
+        if self.residual:
+            outputs = outputs + inputs
+        final = [torch.stack(tensors, 1) for tensors in zip(*ends, strict=True)]
+        return outputs, final[0], final[1] if len(final) == 2 else None
+
+
+class RnnEncoder(nn.Module):
+    """Word vectors and a stack of recurrent layers; knows nothing of who reads its states."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.source_vocab_size, config.embedding_size, config.pad_token_id)
+        self.layers = nn.ModuleList(RnnEncoderLayer(config, layer + 1) for layer in range(config.encoder_layers))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embed_tokens = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: object,
+    ) -> RnnEncoderOutput | tuple:
+        """Reads a batch of sources.
+
+        Args:
+            input_ids: (batch, source), or
+            inputs_embeds: (batch, source, embedding).
+            attention_mask: (batch, source), nonzero at real words. None: every word that is not the pad token.
+            output_hidden_states: also return word vectors and each layer's states.
+            return_dict: False for a plain tuple.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds` given, an id outside the vocabulary, or
+                shapes that do not fit.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        mask = self._mask(input_ids, inputs_embeds, attention_mask)
+        config, order = self.config, ReadingOrder(mask)
+        states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        states = drop_words(states, config.word_dropout, self.training)
+        states = drop(states, config.dropout, self.training, config.variational_dropout)
+        ragged = not (mask.device.type == "cpu" and bool(mask.all()))
+        if ragged:
+            states = order.to_front(states)
+        if config.reverse_source:
+            states = order.flip(states)
+        lengths = order.read_lengths if ragged else None
+        kept, finals, cells = [states], [], []
+        for number, layer in enumerate(self.layers):
+            if number:
+                states = drop(states, config.dropout, self.training, config.variational_dropout)
+            states, final, cell = layer(states, order, lengths)
+            kept.append(states)
+            finals.append(final)
+            cells.append(cell)
+        restore = self._restorer(order, ragged)
+        present = (order.lengths > 0).to(states.dtype)[:, None, None, None]
+        output = RnnEncoderOutput(
+            last_hidden_state=restore(states),
+            hidden_states=tuple(restore(state) for state in kept) if output_hidden_states else None,
+            final_state=torch.stack(finals, 1) * present,
+            final_cell=torch.stack(cells, 1) * present if cells[0] is not None else None,
+            source_mask=mask,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def _restorer(self, order: ReadingOrder, ragged: bool):
+        def restore(states: Tensor) -> Tensor:
+            states = order.flip(states) if self.config.reverse_source else states
+            if not ragged:
+                return states
+            return order.back(states.masked_fill(~order.front.unsqueeze(-1), 0.0))
+
+        return restore
+
+    def _mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if attention_mask is not None:
+            if attention_mask.shape != given.shape[:2]:
+                raise ValueError(
+                    f"attention_mask of shape {tuple(attention_mask.shape)}: must be (batch, source) = "
+                    f"{tuple(given.shape[:2])}"
+                )
+            return attention_mask.bool()
+        if input_ids is None or self.config.pad_token_id is None:
+            return torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
+        return input_ids != self.config.pad_token_id
+
+
+def drop(states: Tensor, probability: float, training: bool, whole_sentence: bool) -> Tensor:
+    """Dropout of (batch, time, width); with `whole_sentence` one mask for all positions (Gal and Ghahramani 2016)."""
+    if not training or probability == 0:
+        return states
+    if not whole_sentence:
+        return F.dropout(states, probability)
+    return states * F.dropout(torch.ones_like(states[:, :1]), probability)
+
+
+def drop_words(states: Tensor, probability: float, training: bool) -> Tensor:
+    """Drops whole word vectors of (batch, time, width) and scales the others (Gal and Ghahramani 2016, section 4.2)."""
+    if not training or probability == 0:
+        return states
+    return states * F.dropout(torch.ones_like(states[..., :1]), probability)
+
+
+def _take(states: Tensor, index: Tensor) -> Tensor:
+    return states.gather(1, index.unsqueeze(-1).expand_as(states))

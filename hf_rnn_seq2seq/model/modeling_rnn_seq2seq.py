@@ -1,0 +1,435 @@
+"""The models: a recurrent encoder-decoder, and the same with an output layer for `generate()`."""
+
+import torch
+from torch import Tensor
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationMixin
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.modeling_outputs import Seq2SeqModelOutput
+
+from .attention import Attention
+from .attention import NormedAdditiveAttention
+from .bridge import Bridge
+from .cache import RnnSeq2SeqCache
+from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .decoder import RnnDecoder
+from .encoder import RnnEncoder
+from .encoder import RnnEncoderOutput
+from .encoder import drop
+from .recurrence import TransitionCell
+
+IGNORED_LABEL = -100
+
+
+class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
+    """What the recurrent models share with transformers: initialisation, tying, loading and device placement."""
+
+    config_class = RnnSeq2SeqConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RnnEncoderLayer", "RnnDecoder"]
+    _skip_keys_device_placement = ["past_key_values"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Uniform in plus or minus one over the square root of the fan-in, or in plus or minus `initializer_range`."""
+        width = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            self._uniform(module, width or module.in_features**-0.5)
+        elif isinstance(module, nn.RNNBase):
+            self._uniform(module, width or module.hidden_size**-0.5)
+        elif isinstance(module, nn.Embedding):
+            init.uniform_(module.weight, -width, width) if width else init.normal_(module.weight, 0.0, 0.1)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, TransitionCell):
+            init.zeros_(module.bias)
+        elif isinstance(module, NormedAdditiveAttention):
+            init.constant_(module.gain, self.config.attention_size**-0.5)
+        elif isinstance(module, Attention):
+            # A registered attention of the user's may hold bare parameters.
+            for parameter in module.parameters(recurse=False):
+                init.uniform_(parameter, -(width or 0.1), width or 0.1)
+
+    @staticmethod
+    def _uniform(module: nn.Module, width: float) -> None:
+        for parameter in module.parameters(recurse=False):
+            init.uniform_(parameter, -width, width)
+
+    def save_pretrained(self, save_directory: str, *args: object, **kwargs: object) -> None:
+        """As transformers does it; the checkpoint also says how `AutoModel` loads it with `trust_remote_code=True`."""
+        if self._auto_class is not None:
+            base = f"{type(self).__module__.rpartition('.')[2]}.{RnnSeq2SeqModel.__name__}"
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": base}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """The tied names {target: source}; unlike the default it also ties the two embeddings of an untied output."""
+        return dict(self._tied_weights_keys or {})
+
+
+class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
+    """Encoder, bridge and decoder without an output layer."""
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__(config)
+        self.encoder = RnnEncoder(config)
+        self.bridge = Bridge(config)
+        self.decoder = RnnDecoder(config)
+        if config.share_encoder_decoder_embeddings:
+            self._tied_weights_keys = {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"}
+        self.post_init()
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        return self.encoder
+
+    def get_decoder(self) -> RnnDecoder:
+        return self.decoder
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.encoder.embed_tokens = value
+        if self.config.share_encoder_decoder_embeddings:
+            self.decoder.embed_tokens = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: RnnSeq2SeqCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: object,
+    ) -> Seq2SeqModelOutput | tuple:
+        """Reads a source and the target words before each position.
+
+        Args:
+            input_ids: (batch, source) or `inputs_embeds` (batch, source, embedding), or `encoder_outputs`.
+            attention_mask: (batch, source), nonzero at real words; None means every word that is not the pad token.
+            decoder_input_ids: (batch, target) or `decoder_inputs_embeds` (batch, target, embedding). None: the source
+                moved right by one, as denoising models do.
+            decoder_attention_mask: (batch, >= target), zero where a target position is padding; the last columns count.
+            encoder_outputs: what `get_encoder()` returned, any ModelOutput or tuple of states (batch, source, states).
+            past_key_values: the decoder's state from the positions before.
+            use_cache: return the state after the last position.
+            output_attentions: return the attention weights, (batch, heads, target, source).
+            output_hidden_states: return word vectors and each layer's states.
+
+        Returns:
+            `last_hidden_state` is the readout (batch, target, readout). `cross_attentions` holds one entry, for the
+            one attention of the model, and is None with another context.
+
+        Raises:
+            ValueError: inputs are missing, doubled, of other shapes, or a cache of another class is given.
+        """
+        config = self.config
+        use_cache = config.use_cache if use_cache is None else use_cache
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return_dict = config.return_dict if return_dict is None else return_dict
+        if past_key_values is not None and not hasattr(past_key_values, "advance"):
+            raise ValueError(
+                f"past_key_values of type {type(past_key_values).__name__}: must be an RnnSeq2SeqCache or None"
+            )
+        cache = past_key_values if past_key_values is not None else RnnSeq2SeqCache()
+        source = encoder_outputs
+        if source is None and (input_ids is not None or inputs_embeds is not None or not cache.is_initialized):
+            source = self.encoder(input_ids, attention_mask, inputs_embeds, output_hidden_states)
+        source = self._encoder_output(source, attention_mask)
+        if not cache.is_initialized:
+            self._start(cache, source)
+        embedded = self._embed_target(decoder_input_ids, decoder_inputs_embeds, input_ids)
+        mask = None
+        if decoder_attention_mask is not None:
+            mask = decoder_attention_mask[:, -embedded.shape[1] :].bool()
+        trace = self.decoder(embedded, cache.state, cache.memory, mask, cache.is_recording)
+        cache.advance(trace.state, embedded.shape[1], trace.snapshots)
+        attentions = output_attentions and trace.weights is not None
+        output = Seq2SeqModelOutput(
+            last_hidden_state=trace.readout,
+            past_key_values=cache if use_cache else None,
+            decoder_hidden_states=trace.hidden_states if output_hidden_states else None,
+            cross_attentions=(trace.weights,) if attentions else None,
+            encoder_last_hidden_state=None if source is None else source.last_hidden_state,
+            encoder_hidden_states=None if source is None else source.hidden_states,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _start(self, cache: RnnSeq2SeqCache, source: RnnEncoderOutput) -> None:
+        layers, summary = self.bridge(source)
+        memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, summary)
+        cache.start(self.decoder.start_state(layers), memory)
+
+    def _encoder_output(self, source: object, attention_mask: Tensor | None) -> RnnEncoderOutput | None:
+        """Any encoder's output as ours: a mask is added where it carries none."""
+        if source is None:
+            return None
+        if isinstance(source, (tuple, list)):
+            source = RnnEncoderOutput(**dict(zip(RnnEncoderOutput.__dataclass_fields__, source, strict=False)))
+        states = source.last_hidden_state
+        mask = getattr(source, "source_mask", None)
+        if mask is None:
+            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+            mask = mask if attention_mask is None else attention_mask.bool()
+        if mask.shape != states.shape[:2]:
+            raise ValueError(
+                f"source mask of shape {tuple(mask.shape)}: must be (batch, source) = {tuple(states.shape[:2])}"
+            )
+        return RnnEncoderOutput(
+            last_hidden_state=states,
+            hidden_states=getattr(source, "hidden_states", None),
+            final_state=getattr(source, "final_state", None),
+            final_cell=getattr(source, "final_cell", None),
+            source_mask=mask,
+        )
+
+    def _embed_target(self, ids: Tensor | None, embeds: Tensor | None, source_ids: Tensor | None) -> Tensor:
+        if ids is not None and embeds is not None:
+            raise ValueError("give only one of decoder_input_ids and decoder_inputs_embeds")
+        if embeds is not None:
+            return embeds
+        if ids is None:
+            if source_ids is None:
+                raise ValueError("give decoder_input_ids, decoder_inputs_embeds or input_ids")
+            ids = shift_right(source_ids, self.config.pad_token_id, self.config.decoder_start_token_id)
+        return self.decoder.embed(ids)
+
+
+class RnnSeq2SeqForConditionalGeneration(RnnSeq2SeqPreTrainedModel, GenerationMixin):
+    """The recurrent encoder-decoder with an output layer over the target vocabulary.
+
+    `generate()` keeps the decoder's state in an `RnnSeq2SeqCache`; taking tokens back (assisted decoding) is exact,
+    since the cache can record the state before each token.
+    """
+
+    # A recurrent state cannot be cut like a Transformer's keys, but the cache records what it needs to go back.
+    _is_stateful = False
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__(config)
+        self.model = RnnSeq2SeqModel(config)
+        self.lm_head = nn.Linear(config.readout_width, config.vocab_size, bias=config.output_bias)
+        self._tied_weights_keys = self._ties() or None
+        self.post_init()
+        # Without a length generate() stops at 20 tokens, in the middle of an ordinary sentence.
+        self.generation_config.max_new_tokens = 128
+
+    def _ties(self) -> dict[str, str]:
+        table = "model.decoder.embed_tokens.weight"
+        ties = {}
+        if self.config.share_encoder_decoder_embeddings:
+            ties[table] = "model.encoder.embed_tokens.weight"
+        if self.config.tie_word_embeddings:
+            ties["lm_head.weight"] = ties.get(table, table)
+        return ties
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        return self.model.encoder
+
+    def get_decoder(self) -> RnnDecoder:
+        return self.model.decoder
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: RnnSeq2SeqCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        logits_to_keep: int = 0,
+        skip_logits: bool | None = None,
+        **kwargs: object,
+    ) -> Seq2SeqLMOutput | tuple:
+        """As `RnnSeq2SeqModel.forward`, and scores the vocabulary.
+
+        Args:
+            labels: (batch, target), the words to predict; -100 is ignored. Without `decoder_input_ids` the decoder
+                reads them moved right by one behind `decoder_start_token_id`.
+            num_items_in_batch: the loss is the sum over label words divided by this; None: by their number here.
+            logits_to_keep: score only the last so many positions; 0 scores all.
+            skip_logits: do not materialise the logits of every position (None: in training with labels). The loss
+                then projects only the positions that have a label: about twice as fast on ragged batches, and
+                smaller by (batch, target, vocab).
+
+        Returns:
+            `loss` (with labels: cross entropy in nats per word, smoothed by `label_smoothing` in training), `logits`
+            (batch, target, vocab) or None, and what the base model returns.
+
+        Raises:
+            ValueError: labels do not have the shape of the decoder's input.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        if labels is not None:
+            use_cache = False
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **kwargs,
+        )
+        config = self.config
+        readout = drop(outputs.last_hidden_state, config.dropout, self.training, config.variational_dropout)
+        skip = (self.training and labels is not None) if skip_logits is None else skip_logits and labels is not None
+        loss = None if labels is None else self._loss(readout, labels, num_items_in_batch)
+        logits = None if skip else self.lm_head(readout[:, -logits_to_keep:] if logits_to_keep else readout)
+        output = Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _loss(self, readout: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
+        """Cross entropy over the positions that have a label; the default loss of transformers would shift them."""
+        if labels.shape != readout.shape[:2]:
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)}: must be (batch, target) = {tuple(readout.shape[:2])}"
+            )
+        real = labels != IGNORED_LABEL
+        logits = self.lm_head(readout[real])
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        total = F.cross_entropy(
+            logits.float(), labels[real].to(logits.device), reduction="sum", label_smoothing=smoothing
+        )
+        return total / (real.sum().clamp(min=1) if items is None else items)
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Labels (batch, target) moved right by one behind `decoder_start_token_id`; -100 becomes the pad token."""
+        return shift_right(labels, self.config.pad_token_id, self.config.decoder_start_token_id)
+
+    # ---------------------------------------------------------------- generate()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """The default cache holds keys and values of self-attention; ours is made below."""
+        return False
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
+        """Puts an `RnnSeq2SeqCache` in place before the first step, unless the caller gave one or wants none."""
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = RnnSeq2SeqCache()
+            if generation_config.is_assistant:
+                model_kwargs["past_key_values"].activate_past_recording()
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: RnnSeq2SeqCache | None = None,
+        **kwargs: object,
+    ) -> dict[str, object]:
+        """The target words that the cache has not read yet, and everything else as it is."""
+        read = 0 if past_key_values is None else past_key_values.get_seq_length()
+        inputs = {key: value for key, value in kwargs.items() if key not in ("is_first_iteration", "labels")}
+        if inputs.get("encoder_outputs") is not None:
+            inputs.pop("inputs_embeds", None)
+        return {"decoder_input_ids": input_ids[:, read:], "past_key_values": past_key_values, **inputs}
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resizes the TARGET vocabulary (decoder embedding and output layer), and the source's where they are shared.
+
+        Returns:
+            the decoder's embedding.
+        """
+        decoder = self.model.decoder
+        old = decoder.embed_tokens
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return old
+        table = self._get_resized_embeddings(old, new_num_tokens, pad_to_multiple_of, mean_resizing)
+        size = table.weight.shape[0]
+        self.lm_head = self._get_resized_lm_head(self.lm_head, size, mean_resizing=mean_resizing)
+        decoder.embed_tokens = table
+        if self.config.share_encoder_decoder_embeddings:
+            self.model.encoder.embed_tokens = table
+            self.config.source_vocab_size = size
+        self.config.vocab_size = size
+        self.tie_weights()
+        return table
+
+    def resize_source_embeddings(self, new_num_tokens: int, mean_resizing: bool = True) -> nn.Embedding:
+        """Resizes the source vocabulary of a model with two.
+
+        Raises:
+            ValueError: the two vocabularies are shared.
+        """
+        if self.config.share_encoder_decoder_embeddings:
+            raise ValueError("share_encoder_decoder_embeddings=True: call resize_token_embeddings, there is one table")
+        encoder = self.model.encoder
+        encoder.embed_tokens = self._get_resized_embeddings(
+            encoder.embed_tokens, new_num_tokens, mean_resizing=mean_resizing
+        )
+        self.config.source_vocab_size = new_num_tokens
+        return encoder.embed_tokens
+
+
+def shift_right(ids: Tensor, pad_token_id: int | None, start_token_id: int | None) -> Tensor:
+    """(batch, target) moved right by one; the first column is the start token, ignored labels become padding.
+
+    Raises:
+        ValueError: the config names no start or pad token.
+    """
+    if start_token_id is None or pad_token_id is None:
+        raise ValueError(
+            f"decoder_start_token_id={start_token_id}, pad_token_id={pad_token_id}: both must be set to shift labels"
+        )
+    shifted = torch.cat([torch.full_like(ids[:, :1], start_token_id), ids[:, :-1]], 1)
+    return shifted.masked_fill(shifted == IGNORED_LABEL, pad_token_id)
+
+
+__all__ = ["RnnSeq2SeqForConditionalGeneration", "RnnSeq2SeqModel", "RnnSeq2SeqPreTrainedModel"]

@@ -1,0 +1,240 @@
+"""One recurrent layer: its equation as `step`, and the same over time as `forward`.
+
+Axes: batch, time, hidden; gates are blocks of `hidden` columns in torch's order (LSTM: input, forget, cell, output;
+GRU: reset, update, new). A state is a tuple of (batch, hidden) tensors: (h, c) for the LSTM, (h,) for the others.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pad_packed_sequence
+
+State = tuple[Tensor, ...]
+
+_KERNELS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}
+
+
+class StepWeights(NamedTuple):
+    """A cell's weights cut once before a time loop: slicing a parameter at every step would cost a full-size gradient."""
+
+    below: Tensor  # (gates, below): the columns of the input weight that read the layer below
+    below_bias: Tensor  # (gates,)
+    extra: Tensor | None  # (gates, extra): the columns that read what only the step knows
+    recurrent: Tensor  # (gates, hidden)
+    recurrent_bias: Tensor  # (gates,)
+
+
+class RecurrentLayer(nn.Module):
+    """A recurrent layer of one direction.
+
+    Args:
+        cell_type: `lstm`, `gru`, `rnn_tanh` or `rnn_relu`.
+        input_size: width of what it reads at each position.
+        hidden_size: width of its state.
+        gru_reset: `after` or `before` the recurrent product.
+        layer_norm: normalise the two products and, in the LSTM, the cell (Ba 2016, equations 20 to 29).
+        transition_depth: cells applied one after the other at each position; those after the first read no input
+            (Pascanu 2014; Miceli Barone 2017, section 2.3.1).
+        recurrent_dropout: probability on h(t-1), one mask for all positions (Gal and Ghahramani 2016).
+
+    The fused kernel of torch (cuDNN on a GPU) runs unless layer normalisation, `gru_reset="before"`, a deep
+    transition, recurrent dropout in training, or held positions ask for the time loop.
+    """
+
+    def __init__(
+        self,
+        cell_type: str,
+        input_size: int,
+        hidden_size: int,
+        gru_reset: str = "after",
+        layer_norm: bool = False,
+        transition_depth: int = 1,
+        recurrent_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.cell_type = cell_type
+        self.hidden_size = hidden_size
+        self.reset_before = cell_type == "gru" and gru_reset == "before"
+        self.recurrent_dropout = recurrent_dropout
+        options = {"nonlinearity": cell_type.removeprefix("rnn_")} if cell_type.startswith("rnn_") else {}
+        # The kernel module is the one home of the weights, for the time loop too, so that a checkpoint means the same
+        # whichever path runs.
+        self.kernel = _KERNELS[cell_type](input_size, hidden_size, batch_first=True, **options)
+        gates = self.kernel.weight_hh_l0.shape[0]
+        self.norm_input = nn.LayerNorm(gates) if layer_norm else None
+        self.norm_hidden = nn.LayerNorm(gates) if layer_norm else None
+        self.norm_cell = nn.LayerNorm(hidden_size) if layer_norm and cell_type == "lstm" else None
+        self.transitions = nn.ModuleList(
+            TransitionCell(cell_type, hidden_size, self.reset_before, layer_norm) for _ in range(transition_depth - 1)
+        )
+
+    def zero_state(self, like: Tensor) -> State:
+        """A state of zeros for the batch of `like` (batch, ...)."""
+        zeros = like.new_zeros(like.shape[0], self.hidden_size)
+        return (zeros, zeros) if self.cell_type == "lstm" else (zeros,)
+
+    def step_weights(self, extra_size: int = 0) -> StepWeights:
+        """Weights for `step`, whose `extra` input is `extra_size` wide."""
+        kernel, below = self.kernel, self.kernel.input_size - extra_size
+        extra = kernel.weight_ih_l0[:, below:] if extra_size else None
+        return StepWeights(
+            kernel.weight_ih_l0[:, :below], kernel.bias_ih_l0, extra, kernel.weight_hh_l0, kernel.bias_hh_l0
+        )
+
+    def step(
+        self,
+        projected: Tensor,
+        state: State,
+        weights: StepWeights,
+        extra: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> State:
+        """One position: the cell's equation.
+
+        Args:
+            projected: (batch, gates), the product of the layer below with its columns of the input weight.
+            state: the state before.
+            weights: from `step_weights`.
+            extra: (batch, extra), the part of the input that only this step knows.
+            keep: (batch, hidden), the recurrent dropout mask.
+        """
+        if extra is not None:
+            projected = projected + F.linear(extra, weights.extra)
+        state = _cell(self, projected, state, weights.recurrent, weights.recurrent_bias, keep)
+        for cell in self.transitions:
+            state = cell(state)
+        return state
+
+    def forward(
+        self, inputs: Tensor, state: State | None = None, lengths: Tensor | None = None, hold: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """The layer over time.
+
+        Args:
+            inputs: (batch, time, inputs).
+            state: the state before the first position; zeros if None.
+            lengths: (batch,) real positions of each row, counted from the left; all if None.
+            hold: bool (batch, time), True where the state passes through unchanged (a masked position).
+
+        Returns:
+            outputs (batch, time, hidden), and the state after each row's last real position. Outputs past a row's
+            length are unspecified.
+        """
+        state = self.zero_state(inputs) if state is None else state
+        dropping = self.training and self.recurrent_dropout > 0
+        if self.norm_input is not None or self.reset_before or len(self.transitions) or dropping or hold is not None:
+            return self._loop(inputs, state, lengths, hold)
+        return self._fused(inputs, state, lengths)
+
+    def recurrent_mask(self, like: Tensor) -> Tensor | None:
+        """The recurrent dropout mask (batch, hidden) of one sentence; None where nothing is dropped."""
+        if not (self.training and self.recurrent_dropout > 0):
+            return None
+        return F.dropout(like.new_ones(like.shape[0], self.hidden_size), self.recurrent_dropout)
+
+    def _loop(self, inputs: Tensor, state: State, lengths: Tensor | None, hold: Tensor | None) -> tuple[Tensor, State]:
+        weights, keep = self.step_weights(), self.recurrent_mask(inputs)
+        held = None if hold is None else hold.unsqueeze(-1).unbind(1)
+        states = []
+        for time, projected in enumerate(F.linear(inputs, weights.below, weights.below_bias).unbind(1)):
+            after = self.step(projected, state, weights, keep=keep)
+            if held is not None:
+                after = tuple(torch.where(held[time], old, new) for old, new in zip(state, after, strict=True))
+            state = after
+            states.append(state)
+        outputs = torch.stack([s[0] for s in states], 1)
+        if lengths is None:
+            return outputs, state
+        return outputs, tuple(_at_end(torch.stack(tensors, 1), lengths) for tensors in zip(*states, strict=True))
+
+    def _fused(self, inputs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        start = tuple(tensor.unsqueeze(0) for tensor in state)
+        start = start if self.cell_type == "lstm" else start[0]
+        # Packing serves rows of unequal length; it is also the only fused way to an LSTM's cell at each row's end.
+        if lengths is not None:
+            packed = pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            packed, end = self.kernel(packed, start)
+            outputs = pad_packed_sequence(packed, batch_first=True, total_length=inputs.shape[1])[0]
+        else:
+            outputs, end = self.kernel(inputs, start)
+        end = end if self.cell_type == "lstm" else (end,)
+        return outputs, tuple(tensor.squeeze(0) for tensor in end)
+
+
+class TransitionCell(nn.Module):
+    """A cell without input, for the deep transition (Miceli Barone 2017, section 2.3.1, equation for k > 1)."""
+
+    def __init__(self, cell_type: str, hidden_size: int, reset_before: bool, layer_norm: bool) -> None:
+        super().__init__()
+        self.cell_type = cell_type
+        self.reset_before = reset_before
+        gates = hidden_size * {"lstm": 4, "gru": 3}.get(cell_type, 1)
+        self.recurrent = nn.Linear(hidden_size, gates)
+        self.bias = nn.Parameter(torch.zeros(gates))
+        self.norm_input = None
+        self.norm_hidden = nn.LayerNorm(gates) if layer_norm else None
+        self.norm_cell = nn.LayerNorm(hidden_size) if layer_norm and cell_type == "lstm" else None
+
+    def forward(self, state: State) -> State:
+        """(batch, hidden) tensors in, the same out."""
+        return _cell(self, self.bias.expand(state[0].shape[0], -1), state, self.recurrent.weight, self.recurrent.bias)
+
+
+def _cell(
+    layer: nn.Module, projected: Tensor, state: State, weight: Tensor, bias: Tensor, keep: Tensor | None = None
+) -> State:
+    """The equations of the four cells, with the normalisations and the dropout mask of `layer` where it has them."""
+    hidden = state[0] if keep is None else state[0] * keep
+    if layer.norm_input is not None:
+        projected = layer.norm_input(projected)
+    if layer.cell_type == "gru" and layer.reset_before:
+        return (_gru_reset_before(layer, projected, state[0], hidden, weight, bias),)
+    recurrent = F.linear(hidden, weight, bias)
+    if layer.norm_hidden is not None:
+        recurrent = layer.norm_hidden(recurrent)
+    if layer.cell_type == "lstm":
+        update, forget, new, output = (projected + recurrent).chunk(4, -1)
+        cell = torch.sigmoid(forget) * state[1] + torch.sigmoid(update) * torch.tanh(new)
+        shown = cell if layer.norm_cell is None else layer.norm_cell(cell)
+        return torch.sigmoid(output) * torch.tanh(shown), cell
+    if layer.cell_type == "gru":
+        reset_x, update_x, new_x = projected.chunk(3, -1)
+        reset_h, update_h, new_h = recurrent.chunk(3, -1)
+        update = torch.sigmoid(update_x + update_h)
+        new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+        return ((1 - update) * new + update * state[0],)
+    return ((torch.tanh if layer.cell_type == "rnn_tanh" else torch.relu)(projected + recurrent),)
+
+
+def _gru_reset_before(
+    layer: nn.Module, projected: Tensor, before: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """The GRU of Cho 2014, equations 5 to 8: the reset gate acts on h(t-1) before the recurrent product.
+
+    Here z weighs the old state, as in Cho 2014 and torch; Bahdanau 2014 writes 1 - z for it.
+    """
+    size = before.shape[-1]
+    gate_weight, new_weight = weight.split((2 * size, size))
+    gate_bias, new_bias = bias.split((2 * size, size))
+    gates = F.linear(hidden, gate_weight, gate_bias)
+    if layer.norm_hidden is not None:
+        gates = F.layer_norm(
+            gates, gates.shape[-1:], layer.norm_hidden.weight[: 2 * size], layer.norm_hidden.bias[: 2 * size]
+        )
+    reset, update = torch.sigmoid(projected[:, : 2 * size] + gates).chunk(2, -1)
+    new = F.linear(reset * hidden, new_weight, new_bias)
+    if layer.norm_hidden is not None:
+        new = F.layer_norm(
+            new, new.shape[-1:], layer.norm_hidden.weight[2 * size :], layer.norm_hidden.bias[2 * size :]
+        )
+    new = torch.tanh(projected[:, 2 * size :] + new)
+    return (1 - update) * new + update * before
+
+
+def _at_end(sequence: Tensor, lengths: Tensor) -> Tensor:
+    """(batch, time, hidden) -> (batch, hidden) at each row's last real position."""
+    return sequence[torch.arange(len(sequence), device=sequence.device), lengths.to(sequence.device) - 1]

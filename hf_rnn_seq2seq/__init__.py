@@ -3,18 +3,16 @@
 Importing the package registers the models, the configuration, the tokenizer and the pipeline with transformers.
 """
 
-from transformers import AutoConfig
-from transformers import AutoModel
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
-from hf_rnn_seq2seq.model.attention import Attention
-from hf_rnn_seq2seq.model.attention import register_attention
+from hf_rnn_seq2seq.model.attention import Attention, register_attention
 from hf_rnn_seq2seq.model.cache import RnnSeq2SeqCache
-from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import ConfigError
-from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig
-from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
-from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqModel
-from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqPreTrainedModel
+from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig
+from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import (
+    RnnSeq2SeqForConditionalGeneration,
+    RnnSeq2SeqModel,
+    RnnSeq2SeqPreTrainedModel,
+)
 
 __version__ = "0.1.0"
 

@@ -5,13 +5,10 @@ The modules hold parameters only; what is projected once per sentence is handed 
 """
 
 import torch
-from torch import Tensor
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .configuration_rnn_seq2seq import ATTENTION_NAMES
-from .configuration_rnn_seq2seq import ConfigError
-from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .configuration_rnn_seq2seq import ATTENTION_NAMES, ConfigError, RnnSeq2SeqConfig
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

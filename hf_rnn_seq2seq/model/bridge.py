@@ -1,8 +1,7 @@
 """How the decoder's first state comes from a source: the bridge, and the fixed vector of `context="every_step"`."""
 
 import torch
-from torch import Tensor
-from torch import nn
+from torch import Tensor, nn
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .encoder import RnnEncoderOutput

@@ -1,12 +1,10 @@
 """Configuration of the recurrent encoder-decoder family: one set of fields spans the systems of the literature."""
 
 import difflib
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import GenerationConfig
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 # Names of the scores a config may ask for. `register_attention` adds a user's own.
 ATTENTION_NAMES: set[str] = {

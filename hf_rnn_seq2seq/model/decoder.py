@@ -12,19 +12,14 @@ feeding, and without attention, none is.
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import build_attention
-from .cache import DecoderState
-from .cache import Memory
+from .cache import DecoderState, Memory
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
-from .encoder import drop
-from .encoder import drop_words
-from .recurrence import RecurrentLayer
-from .recurrence import State
-from .recurrence import StepWeights
+from .encoder import drop, drop_words
+from .recurrence import RecurrentLayer, State, StepWeights
 
 
 class DecoderTrace(NamedTuple):

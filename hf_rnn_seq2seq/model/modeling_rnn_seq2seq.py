@@ -1,25 +1,18 @@
 """The models: a recurrent encoder-decoder, and the same with an output layer for `generate()`."""
 
 import torch
-from torch import Tensor
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationMixin
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput
-from transformers.modeling_outputs import Seq2SeqLMOutput
-from transformers.modeling_outputs import Seq2SeqModelOutput
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
-from .attention import Attention
-from .attention import NormedAdditiveAttention
+from .attention import Attention, NormedAdditiveAttention
 from .bridge import Bridge
 from .cache import RnnSeq2SeqCache
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .decoder import RnnDecoder
-from .encoder import RnnEncoder
-from .encoder import RnnEncoderOutput
-from .encoder import drop
+from .encoder import RnnEncoder, RnnEncoderOutput, drop
 from .recurrence import TransitionCell
 
 IGNORED_LABEL = -100

@@ -1,0 +1,187 @@
+"""Every option of a run, in four groups, with Hugging Face's names where Hugging Face has one.
+
+`parse_arguments` reads them from a recipe and the command line; `dump_recipe` writes a run's resolved options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .options import ArgumentError, OptionGroup, convert, option, parse_arguments, read_recipe
+
+__all__ = [
+    "ArgumentError",
+    "DataArguments",
+    "GenerationArguments",
+    "TokenizerArguments",
+    "TrainingArguments",
+    "convert",
+    "dump_recipe",
+    "parse_arguments",
+    "read_recipe",
+]
+
+
+@dataclass
+class DataArguments(OptionGroup):
+    """The corpus."""
+
+    dataset_name: str | None = option(None, "`cldr`, a saved `datasets` folder, or a data set of the Hub")
+    dataset_config_name: str | None = option(None, "its configuration; for cldr a pair of locales such as en-fr")
+    train_file: str | None = option(None, "TSV, CSV, JSONL or Parquet file, or two text files `a,b`; may be .gz")
+    validation_file: str | None = option(None, "like train_file")
+    test_file: str | None = option(None, "like train_file")
+    source_lang: str | None = option(None, "language of the source sentences")
+    target_lang: str | None = option(None, "language of the target sentences")
+    source_column: str | None = option(None, "column of a table that holds the source (default: source_lang)")
+    target_column: str | None = option(None, "column of a table that holds the target (default: target_lang)")
+    max_train_samples: int | None = option(None, "use only so many training rows", at_least=1)
+    max_eval_samples: int | None = option(None, "use only so many validation rows", at_least=1)
+    max_predict_samples: int | None = option(None, "use only so many test rows", at_least=1)
+    max_source_length: int = option(128, "longest source in tokens, end token included", at_least=1)
+    max_target_length: int = option(128, "longest target in tokens, end token included", at_least=1)
+    data_seed: int = option(
+        0, "seed of what a corpus draws: the phrases of cldr, the rows of max_*_samples", at_least=0
+    )
+    preprocessing_num_workers: int | None = option(
+        None, "processes that tokenise (default: decided by size)", at_least=1
+    )
+
+    def validate(self) -> None:
+        if self.dataset_name and self.train_file:
+            raise ArgumentError(
+                f"train_file={self.train_file!r}: either dataset_name ({self.dataset_name!r}) or files, not both"
+            )
+
+
+@dataclass
+class TokenizerArguments(OptionGroup):
+    """The vocabulary, trained on the training split unless one is named."""
+
+    tokenizer_name_or_path: str | None = option(None, "a saved tokenizer to use instead of training one")
+    tokenizer_algorithm: str = option(
+        "bpe", "how words are split", choices=("bpe", "unigram", "wordpiece", "word", "char")
+    )
+    vocab_size: int = option(8000, "largest vocabulary (of the target, where there are two)", at_least=5)
+    source_vocab_size: int | None = option(None, "largest source vocabulary, with joint_vocabulary off", at_least=5)
+    joint_vocabulary: bool = option(True, "one vocabulary for both sides")
+    min_frequency: int = option(2, "a token rarer than this gets no entry", at_least=1)
+    lowercase: bool = option(False, "fold case: the model then neither sees nor writes capitals")
+
+
+@dataclass
+class GenerationArguments(OptionGroup):
+    """How the checkpoint translates by default (its generation_config.json)."""
+
+    num_beams: int = option(1, "beams; 1 is greedy", at_least=1)
+    max_new_tokens: int = option(128, "longest translation in tokens", at_least=1)
+    length_penalty: float = option(1.0, "beam scores are divided by length to this power")
+    no_repeat_ngram_size: int = option(0, "never write an n-gram of this size twice; 0 is off", at_least=0)
+
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "adadelta")
+SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt", "plateau", "halving")
+METRICS = ("loss", "perplexity", "bleu", "chrf")
+
+
+@dataclass
+class TrainingArguments(OptionGroup):
+    """The training loop."""
+
+    output_dir: str | None = option(None, "the run directory; one run each")
+    resume_from_checkpoint: str | None = option(None, "`latest`, or a folder under output_dir/checkpoints")
+    model_name_or_path: str | None = option(None, "start from the weights and tokenizer of this checkpoint")
+    dry_run: bool = option(False, "print the plan, time 20 steps, write nothing")
+    seed: int = option(42, "seed of the weights, the order of batches and dropout", at_least=0, at_most=2**32 - 1)
+    cpu_threads: int | None = option(None, "threads per process (default: cores / local processes)", at_least=1)
+    # The batch of an update
+    per_device_train_batch_size: int = option(64, "sentences per process and micro-batch", at_least=1)
+    gradient_accumulation_steps: int = option(1, "micro-batches per update and process", at_least=1)
+    train_batch_tokens: int | None = option(
+        None,
+        "padded tokens (source and target) of an update over all processes; replaces the sentence count",
+        at_least=1,
+    )
+    per_device_eval_batch_size: int = option(64, "sentences per process in evaluation", at_least=1)
+    # How long
+    max_steps: int = option(-1, "updates; -1: as many as num_train_epochs needs", at_least=-1)
+    num_train_epochs: float = option(3.0, "passes over the training split, fractions allowed", above=0)
+    max_train_seconds: float | None = option(None, "wall-clock budget, evaluations and saving included", above=0)
+    early_stopping_patience: int | None = option(None, "stop after so many evaluations without a gain", at_least=1)
+    early_stopping_threshold: float = option(0.0, "a smaller gain than this counts as none", at_least=0)
+    # Optimisation
+    optim: str = option("adamw", "fused where the device has it", choices=OPTIMIZERS)
+    learning_rate: float = option(1e-3, "the peak", at_least=0)
+    weight_decay: float = option(0.0, "of matrices only: not of biases, gains or vectors", at_least=0)
+    adam_beta1: float = option(0.9, "of adamw and adam", at_least=0, below=1)
+    adam_beta2: float = option(0.999, "of adamw and adam", at_least=0, below=1)
+    adam_epsilon: float = option(1e-8, "of adamw, adam and adadelta", above=0)
+    adadelta_rho: float = option(0.95, "of adadelta (Bahdanau 2014: 0.95 with adam_epsilon 1e-6)", at_least=0, below=1)
+    max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0 is off", at_least=0)
+    lr_scheduler_type: str = option("linear", "course of the learning rate", choices=SCHEDULES)
+    warmup_steps: int = option(0, "updates of linear growth before it", at_least=0)
+    min_lr_ratio: float = option(
+        0.0, "floor of linear, cosine and plateau, as a share of the peak", at_least=0, at_most=1
+    )
+    halving_start: float = option(0.5, "halving: share of the run that keeps the peak", at_least=0, below=1)
+    halving_times: int = option(5, "halving: halvings spread over the rest", at_least=1)
+    plateau_patience: int = option(2, "plateau: evaluations without a gain before a cut", at_least=1)
+    plateau_factor: float = option(0.5, "plateau: what a cut multiplies by", above=0, below=1)
+    ema_decay: float = option(0.0, "average of the weights that is evaluated and kept; 0 is off", at_least=0, below=1)
+    mixed_precision: str = option("no", "arithmetic of the training step", choices=("no", "bf16", "fp16"))
+    gradient_checkpointing: bool = option(False, "recompute activations to save memory")
+    max_skipped_updates: int = option(10, "stop after so many non-finite updates in a row", at_least=1)
+    # Evaluation, saving, reporting
+    eval_steps: int | None = option(500, "updates between evaluations; none: only at the end", at_least=1)
+    predict_with_generate: bool = option(True, "translate the validation split too, and score it")
+    max_generate_samples: int | None = option(None, "translate only so many validation rows", at_least=1)
+    metric_for_best_model: str | None = option(None, "default: bleu where it is measured, else loss", choices=METRICS)
+    save_steps: int | None = option(500, "updates between checkpoints; none: only at the end", at_least=1)
+    save_total_limit: int | None = option(2, "checkpoints kept, beside the best one; none: all", at_least=1)
+    logging_steps: int = option(50, "updates between log lines", at_least=1)
+    report_to: list[str] = option(["tensorboard"], "trackers of Accelerate, or none")
+
+    def validate(self) -> None:
+        if self.max_steps == 0:
+            raise ArgumentError("max_steps=0: must be at least 1, or -1 for num_train_epochs")
+        if self.metric_for_best_model in ("bleu", "chrf") and not self.predict_with_generate:
+            raise ArgumentError(
+                f"metric_for_best_model={self.metric_for_best_model!r}: needs predict_with_generate, "
+                "without it loss or perplexity"
+            )
+        self.report_to = [name for name in self.report_to if name != "none"]
+
+    @property
+    def best_metric(self) -> str:
+        """The name of the number that decides which weights are the best."""
+        return self.metric_for_best_model or ("bleu" if self.predict_with_generate else "loss")
+
+
+_OF_ONE_START = ("output_dir", "resume_from_checkpoint", "dry_run")
+_PATHS = ("train_file", "validation_file", "test_file", "dataset_name", "tokenizer_name_or_path", "model_name_or_path")
+
+
+def dump_recipe(groups: Sequence[Any], model_options: Mapping[str, Any]) -> str:
+    """The resolved options as the YAML text of a recipe that repeats the run from any working directory.
+
+    Files are written with their absolute path; what belongs to one start only (output_dir, ...) is left out.
+    """
+    options: dict[str, Any] = {}
+    for group in groups:
+        options.update(dataclasses.asdict(group))
+    options.update(model_options)
+    for name in _OF_ONE_START:
+        options.pop(name, None)
+    for name in _PATHS:
+        if options.get(name) is not None:
+            options[name] = ",".join(
+                os.path.abspath(part) if Path(part).exists() else part for part in str(options[name]).split(",")
+            )
+    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,216 @@
+"""Line charts: how runs learn, from their logs, and how systems score by source length."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_rnn_seq2seq.figures import INK, QUIET, SERIES, PlotError, check_output, dress, save_figure
+from hf_rnn_seq2seq.fonts import choose_fonts, printable_labels, warn_about
+
+LOG_FILE = "train_log.jsonl"
+# title, what is drawn as a thin line (training), what is drawn with markers (evaluation), logarithmic axis
+CHARTS = (
+    ("loss", "loss", "eval_loss", False),
+    ("perplexity", "perplexity", "eval_perplexity", True),
+    ("BLEU, validation", None, "eval_bleu", False),
+    ("chrF, validation", None, "eval_chrf", False),
+    ("learning rate", "learning_rate", None, False),
+    ("target tokens per second", "target_tokens_per_second", None, False),
+)
+Path_ = str | os.PathLike[str]
+
+
+def read_log(path: Path_) -> list[dict[str, Any]]:
+    """Rows of a run's log, a `train_log.jsonl` or the run directory that holds one, in the order of steps.
+
+    What a later row says of a step replaces what an earlier one said: a resumed run repeats steps. An unfinished last
+    line, left by a run that was stopped, is ignored. Raises PlotError for other content.
+    """
+    file = Path(path) / LOG_FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise PlotError(f"{file}: no such log; expected a run directory or its {LOG_FILE}")
+    rows: dict[int, dict[str, Any]] = {}
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            step = int(row["step"])
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise PlotError(f"{file}: line {number} is not a JSON object with a step") from None
+        rows.setdefault(step, {}).update(row)
+    if not rows:
+        raise PlotError(f"{file}: the log holds no step")
+    return [rows[step] for step in sorted(rows)]
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str | None) -> tuple[list[int], list[float]]:
+    """Steps and values where the value is a finite number."""
+    points = [
+        (int(row["step"]), float(row[key]))
+        for row in rows
+        if key is not None and isinstance(row.get(key), (int, float)) and math.isfinite(row[key])
+    ]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _named(logs: Path_ | Sequence[Path_] | Mapping[str, Path_]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of every log by the name its line gets; directories that share a name keep their parents'."""
+    if isinstance(logs, Mapping):
+        return {name: read_log(path) for name, path in logs.items()}
+    paths = [Path(path) for path in ([logs] if isinstance(logs, (str, os.PathLike)) else logs)]
+    folders = [path.parent if path.name == LOG_FILE else path for path in paths]
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    return {name: read_log(path) for name, path in zip(names, paths, strict=True)}
+
+
+def plot_learning_curve(
+    logs: Path_ | Sequence[Path_] | Mapping[str, Path_], output: Path_ | None = None, *, title: str = ""
+) -> Any:
+    """Draw what one or several runs logged, a chart for each quantity that any of them has.
+
+    Args:
+        logs: run directories or `train_log.jsonl` files, one or several, or name -> path.
+        output: file to write, .png, .svg or .pdf.
+
+    Returns the matplotlib figure. Raises PlotError when a log is missing, unreadable or holds nothing to draw.
+    """
+    from matplotlib.figure import Figure
+
+    if output is not None:
+        check_output(output)
+    runs = _named(logs)
+    charts = [
+        chart for chart in CHARTS if any(_series(rows, key)[0] for rows in runs.values() for key in chart[1:3] if key)
+    ]
+    if not charts:
+        raise PlotError(f"the logs of {', '.join(runs)} hold no quantity to draw, such as loss or eval_bleu")
+    columns = 1 if len(charts) == 1 else 2 if len(charts) <= 4 else 3
+    height = -(-len(charts) // columns)
+    figure = Figure(figsize=(3.7 * columns, 2.6 * height + 0.3), dpi=160, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    axes = list(figure.subplots(height, columns, squeeze=False).flat)
+    for ax, chart in zip(axes, charts, strict=False):
+        _draw_chart(ax, chart, runs)
+    for ax in axes[len(charts) :]:
+        ax.set_visible(False)
+    if len(runs) > 1:
+        _legend(figure, list(runs))
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK, parse_math=False)
+    if output is not None:
+        save_figure(figure, output)
+    return figure
+
+
+def _draw_chart(ax: Any, chart: tuple[str, str | None, str | None, bool], runs: Mapping[str, list[Any]]) -> None:
+    title, training, evaluation, logarithmic = chart
+    both = False
+    for position, rows in enumerate(runs.values()):
+        colour = SERIES[position % len(SERIES)]
+        steps, values = _series(rows, training)
+        marked, scores = _series(rows, evaluation)
+        both = both or bool(steps and marked)
+        # Training is the quiet line where evaluation is drawn too.
+        ax.plot(steps, values, color=colour, linewidth=1.1 if marked else 1.5, alpha=0.45 if marked else 1.0)
+        ax.plot(marked, scores, color=colour, linewidth=1.5, marker="o", markersize=3.2)
+        if marked and len(runs) == 1 and evaluation in ("eval_bleu", "eval_chrf"):
+            best = max(range(len(scores)), key=scores.__getitem__)
+            ax.annotate(
+                f"{scores[best]:.1f}",
+                (marked[best], scores[best]),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=colour,
+            )
+            ax.margins(y=0.15)
+    if logarithmic:
+        ax.set_yscale("log")
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    elif training == "target_tokens_per_second":
+        from matplotlib.ticker import StrMethodFormatter
+
+        ax.set_ylim(bottom=0)
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    elif training == "learning_rate":
+        ax.set_ylim(bottom=0)
+        ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        ax.yaxis.get_offset_text().set(fontsize=8, color=QUIET)
+    dress(ax, f"{title}   (thin: training, dots: validation)" if both else title)
+    ax.set_xlabel("update", fontsize=8, color=QUIET, loc="right", labelpad=2)
+
+
+def _legend(figure: Any, names: Sequence[str]) -> None:
+    """Names of the lines under the charts."""
+    from matplotlib.lines import Line2D
+
+    families, missing = choose_fonts(names)
+    warn_about(missing)
+    lines = [Line2D([], [], color=SERIES[position % len(SERIES)], linewidth=2) for position in range(len(names))]
+    legend = figure.legend(
+        lines,
+        [name.replace("$", r"\$") for name in printable_labels(names, missing, longest=60)],
+        loc="outside lower left",
+        ncols=min(len(names), 4),
+        frameon=False,
+        labelcolor=INK,
+        prop={"family": families, "size": 9},
+    )
+    legend.set_in_layout(True)
+
+
+def plot_score_by_length(systems: Mapping[str, Sequence[Any]], output: Path_ | None = None, *, title: str = "") -> Any:
+    """BLEU and length ratio by source length, a line for each system (Cho et al. 2014; Bahdanau et al. 2014, figure 2).
+
+    Args:
+        systems: name -> bins as `comparison.score_by_length` returns them.
+        output: file to write, .png, .svg or .pdf.
+
+    Returns the matplotlib figure. The bars say how many sentences a point stands for.
+    """
+    from matplotlib.figure import Figure
+
+    if not systems or not all(systems.values()):
+        raise PlotError("nothing to draw: every system needs at least one length bin")
+    if output is not None:
+        check_output(output)
+    figure = Figure(figsize=(7.4, 3.4), dpi=160, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    counts = {one.low: one for bins in systems.values() for one in bins}
+    shade = left.twinx()
+    middles = [(one.low + min(one.high, one.low + 9)) / 2 for one in counts.values()]
+    bars = shade.bar(middles, [one.sentences for one in counts.values()], width=3.6, color="#e9eef3")
+    shade.bar_label(bars, padding=1, fontsize=7, color=QUIET)
+    shade.set_ylim(0, 3.2 * max(one.sentences for one in counts.values()))
+    shade.axis("off")
+    left.set_zorder(shade.get_zorder() + 1)
+    left.patch.set_visible(False)
+    for position, bins in enumerate(systems.values()):
+        style = {"color": SERIES[position % len(SERIES)], "marker": "o", "markersize": 3.5, "linewidth": 1.6}
+        lengths = [(one.low + min(one.high, one.low + 9)) / 2 for one in bins]
+        left.plot(lengths, [one.bleu for one in bins], **style)
+        right.plot(lengths, [one.length_ratio for one in bins], **style)
+    left.set_ylim(bottom=0)
+    right.axhline(1.0, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)))
+    dress(left, title or "BLEU")
+    dress(right, "length of the translation / of the reference")
+    for ax in (left, right):
+        ax.set_xlabel("source length, words (bars: sentences)", fontsize=8, color=QUIET, loc="right")
+    _legend(figure, list(systems))
+    if output is not None:
+        save_figure(figure, output)
+    return figure

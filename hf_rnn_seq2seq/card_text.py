@@ -1,0 +1,104 @@
+"""The sentences and table rows of a model card, each from the facts alone; a fact that is missing is left out."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "tanh RNN", "rnn_relu": "ReLU RNN"}
+
+
+def opening_sentence(config: Mapping[str, Any], summary: Mapping[str, Any], corpus: Mapping[str, Any]) -> str:
+    size = f", {summary['parameters']:,} parameters" if isinstance(summary.get("parameters"), int) else ""
+    languages = [corpus.get("source_lang"), corpus.get("target_lang")]
+    task = f" It translates {languages[0]} to {languages[1]}." if all(languages) else ""
+    return f"{_kind(config)}{size}.{task}"
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    cell = CELLS.get(config.get("cell_type", ""), "recurrent")
+    if config.get("context") == "attention":
+        return f"Recurrent encoder-decoder ({cell}) with {_attention_name(config)} attention"
+    return f"Recurrent encoder-decoder ({cell}) without attention"
+
+
+def _attention_name(config: Mapping[str, Any]) -> str:
+    window = config.get("attention_window", "global")
+    score = str(config.get("attention_type", "")).replace("_", " ")
+    return score if window == "global" else f"{score}, {window.replace('_', '-')} windowed"
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """The architecture in words, from config fields alone; fields a model does not have are left out."""
+    if "cell_type" not in config:
+        return f"`{(config.get('architectures') or [config.get('model_type', 'unknown')])[0]}`."
+    cell = CELLS.get(config["cell_type"], config["cell_type"])
+    directions = {"all": "bidirectional ", "first": "first layer bidirectional, ", "none": "unidirectional "}
+    encoder = (
+        f"{config.get('encoder_layers')}-layer {directions.get(config.get('bidirectional', ''), '')}{cell} encoder"
+    )
+    decoder = f"{config.get('decoder_layers')}-layer {cell} decoder of width {config.get('hidden_size')}"
+    context = {
+        "initial_state": "The decoder sees the source through its initial state only.",
+        "every_step": "The decoder reads one fixed vector of the source at every step.",
+        "attention": f"The decoder attends to the source with the {_attention_name(config)} score, "
+        + ("before" if config.get("attention_order") == "before_cell" else "after")
+        + " its cell"
+        + (", and feeds the attentional vector back (input feeding)." if config.get("input_feeding") else "."),
+    }.get(config.get("context", ""), "")
+    return f"A {encoder} and a {decoder}. {context}".rstrip()
+
+
+def data_sentence(corpus: Mapping[str, Any]) -> str:
+    if not corpus.get("name"):
+        return "Not recorded."
+    named = f"`{corpus['name']}`" + (f", configuration `{corpus['config']}`" if corpus.get("config") else "")
+    licence = corpus.get("licence") or corpus.get("license")
+    return f"Trained on {named}" + (f", licence {licence}." if licence else "; its licence was not recorded.")
+
+
+def data_rows(corpus: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    known = ("name", "config", "licence", "license", "source_lang", "target_lang")
+    rows = [(key.replace("_", " "), shown(value)) for key, value in corpus.items() if key not in known]
+    return rows + ([("skipped rows", shown(summary["skipped"]))] if summary.get("skipped") else [])
+
+
+def training_sentence(summary: Mapping[str, Any]) -> str:
+    seconds = summary.get("train_seconds")
+    if not isinstance(seconds, int | float):
+        return "The run left no summary."
+    machine = summary.get("hardware") or summary.get("machine") or summary.get("device")
+    rate = summary.get("target_tokens_per_second")
+    parts = [f"{seconds / 60:.1f} minutes"]
+    parts += [f"on {shown(machine)}"] if machine else []
+    parts += [f"at {rate:,.0f} target tokens per second"] if rate else []
+    parts += [f"({summary['date']})"] if summary.get("date") else []
+    return f"{' '.join(parts)}, by Accelerate. All options stand in `recipe.yaml`."
+
+
+def first_sample(summary: Mapping[str, Any]) -> dict[str, str] | None:
+    for sample in summary.get("samples") or []:
+        translation = sample.get("hypothesis") or sample.get("translation")
+        if sample.get("source") and translation:
+            # JSON's string syntax is Python's for any text without lone surrogates.
+            return {"source": json.dumps(sample["source"], ensure_ascii=False), "hypothesis": translation}
+    return None
+
+
+def software(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    versions = summary.get("versions") or summary.get("software")
+    if isinstance(versions, Mapping):
+        return ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"transformers {config['transformers_version']}" if config.get("transformers_version") else ""
+
+
+def shown(value: Any) -> str:
+    """A value for a table cell: no line breaks, no pipes, mappings and lists in words."""
+    if isinstance(value, Mapping):
+        text = ", ".join(f"{key} {shown(item)}" for key, item in value.items()) or "none"
+    elif isinstance(value, list | tuple):
+        text = ", ".join(map(shown, value))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        text = f"{value:,}" if value >= 10_000 else str(value)
+    else:
+        text = str(value)
+    return " ".join(text.split()).replace("|", "\\|")

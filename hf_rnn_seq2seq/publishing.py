@@ -1,0 +1,187 @@
+"""Publish a run directory on the Hub: which files go, what is refused, and one commit with all of them.
+
+A checkpoint, its card, its pictures and the facts of its run are uploaded. Unfinished states (`checkpoints/`), TensorBoard
+events and hidden files stay. Anything else in the directory is a stray and stops the upload, as does a file with a secret.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from hf_rnn_seq2seq.model_card import CardError, read_facts, render
+
+UPLOADED = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "target_tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.py",
+    "custom_generate/*.py",
+    "custom_generate/requirements.txt",
+    "README.md",
+    "attention.png",
+    "learning_curve.png",
+    "summary.json",
+    "recipe.yaml",
+    "train_log.jsonl",
+)
+KEPT_HERE = ("checkpoints/*", "tensorboard/*", "__pycache__/*", "*/__pycache__/*", ".*", "*/.*", "command.txt")
+SECRETS = {
+    "a Hugging Face token": re.compile(rb"hf_[A-Za-z0-9]{30,}"),
+    "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    "an AWS key": re.compile(rb"\bAKIA[0-9A-Z]{16}\b"),
+    "a GitHub token": re.compile(rb"\bgh[pousr]_[A-Za-z0-9]{36}\b"),
+}
+PATH_OPTIONS = (
+    "train_file",
+    "validation_file",
+    "test_file",
+    "dataset_name",
+    "tokenizer_name_or_path",
+    "model_name_or_path",
+)
+
+
+class PublishError(ValueError):
+    """A directory or repository name that cannot be published; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What one commit holds, by path in the repository, and what stays here."""
+
+    files: dict[str, bytes | Path]
+    kept_here: list[str]
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file, in the order of its path."""
+        return {
+            path: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for path, content in sorted(self.files.items())
+        }
+
+
+def plan_upload(directory: str | os.PathLike[str], repo_id: str) -> Upload:
+    """Decide what of DIRECTORY is published as `repo_id`; nothing is sent and nothing is written.
+
+    A README.md in the directory is the card; without one the card is rendered from the run's facts. Paths of data files
+    in recipe.yaml are shortened to their names.
+
+    Raises:
+        PublishError: the name is not `user/name`, the checkpoint is incomplete or damaged, a file is a stray, or one
+            holds a secret.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise PublishError(f"repository {repo_id!r}: must be user/name")
+    root = Path(directory)
+    if not root.is_dir():
+        raise PublishError(f"{directory}: no such directory; expected one that training or save_pretrained wrote")
+    files: dict[str, bytes | Path] = {}
+    kept_here, strays = [], []
+    for path in sorted(each for each in root.rglob("*") if each.is_file()):
+        name = path.relative_to(root).as_posix()
+        if any(fnmatch(name, pattern) for pattern in KEPT_HERE):
+            kept_here.append(name)
+        elif any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in UPLOADED):
+            files[name] = path
+        else:
+            strays.append(name)
+    if strays:
+        raise PublishError(f"{directory}: not part of a checkpoint: {', '.join(strays)}; move them elsewhere")
+    _check_checkpoint(root, files)
+    if "recipe.yaml" in files:
+        files["recipe.yaml"] = _public_recipe(root / "recipe.yaml")
+    if "README.md" not in files:
+        try:
+            files["README.md"] = render(read_facts(root, repo_id=repo_id)).encode("utf-8")
+        except CardError as error:
+            raise PublishError(str(error)) from None
+    _refuse_secrets(root, files)
+    return Upload(files, kept_here)
+
+
+def push(upload: Upload, repo_id: str, *, private: bool = False, revision: str | None = None, message: str = "") -> str:
+    """Create the repository (and branch) where needed, have the card checked, upload everything in one commit.
+
+    Returns:
+        The address of the commit. Content that is already there makes no commit.
+
+    Raises:
+        PublishError: the Hub found the card's metadata invalid.
+        huggingface_hub.errors.HfHubHTTPError: the Hub refused; its subclasses say why.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+
+    card = upload.files["README.md"]
+    text = card if isinstance(card, bytes) else card.read_bytes()
+    try:
+        ModelCard(text.decode("utf-8")).validate(repo_type="model")
+    except ValueError as error:
+        raise PublishError(f"README.md: {' '.join(str(error).split())}") from None
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    operations = [
+        CommitOperationAdd(path_in_repo=path, path_or_fileobj=content if isinstance(content, bytes) else str(content))
+        for path, content in sorted(upload.files.items())
+    ]
+    commit = api.create_commit(repo_id, operations, commit_message=message or "Upload model", revision=revision)
+    return commit.commit_url
+
+
+def _check_checkpoint(root: Path, files: dict[str, Any]) -> None:
+    for name in ("config.json", "tokenizer_config.json"):
+        if name not in files:
+            raise PublishError(f"{root}: has no {name}; a published checkpoint needs it")
+    weights = [name for name in files if name.endswith(".safetensors")]
+    if not weights:
+        raise PublishError(f"{root}: has no model.safetensors; weights are published as safetensors only")
+    from safetensors import SafetensorError, safe_open
+
+    for name in weights:
+        try:
+            with safe_open(root / name, framework="pt") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            raise PublishError(f"{root / name}: not a whole safetensors file: {error}") from None
+    for name in (each for each in files if each.endswith(".json")):
+        try:
+            json.loads((root / name).read_bytes())
+        except ValueError as error:
+            raise PublishError(f"{root / name}: not readable as JSON: {error}") from None
+
+
+def _public_recipe(path: Path) -> bytes:
+    """The recipe without the folders of this machine: a data file keeps its name only."""
+    import yaml
+
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PublishError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    for name in PATH_OPTIONS:
+        if isinstance(options.get(name), str):
+            parts = options[name].split(",")
+            options[name] = ",".join(Path(part).name if os.path.isabs(part) else part for part in parts)
+    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode("utf-8")
+
+
+def _refuse_secrets(root: Path, files: dict[str, bytes | Path]) -> None:
+    for name, content in sorted(files.items()):
+        if name.endswith((".safetensors", ".png")):
+            continue
+        text = content if isinstance(content, bytes) else content.read_bytes()
+        for what, pattern in SECRETS.items():
+            if pattern.search(text):
+                raise PublishError(f"{root / name}: holds {what}; remove it before publishing")

@@ -1,7 +1,8 @@
 """Publish a run directory on the Hub: which files go, what is refused, and one commit with all of them.
 
-A checkpoint, its card, its pictures and the facts of its run are uploaded. Unfinished states (`checkpoints/`), TensorBoard
-events and hidden files stay. Anything else in the directory is a stray and stops the upload, as does a file with a secret.
+A checkpoint, its card, its pictures and the facts of its run are uploaded. Unfinished states (`checkpoints/`),
+TensorBoard events and hidden files stay. Anything else in the directory is a stray and stops the upload, as does a file
+with a secret.
 """
 
 import json
@@ -43,6 +44,13 @@ SECRETS = {
     "a GitHub token": re.compile(rb"\bgh[pousr]_[A-Za-z0-9]{36}\b"),
 }
 PATH_OPTIONS = (
+    "train_file",
+    "validation_file",
+    "test_file",
+    "dataset_name",
+    "tokenizer_name_or_path",
+    "model_name_or_path",
+)
     "train_file",
     "validation_file",
     "test_file",

@@ -51,13 +51,6 @@ PATH_OPTIONS = (
     "tokenizer_name_or_path",
     "model_name_or_path",
 )
-    "train_file",
-    "validation_file",
-    "test_file",
-    "dataset_name",
-    "tokenizer_name_or_path",
-    "model_name_or_path",
-)
 
 
 class PublishError(ValueError):

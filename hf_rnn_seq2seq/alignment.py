@@ -73,8 +73,8 @@ def source_pieces(tokenizer: PreTrainedTokenizerBase, text: str, length: int, *,
         if start == end:
             pieces.append(token)
             continue
-        # Byte-level tokens that share one character have the same stretch: the character is shown once.
-        stretch = text[min(start, previous_end) : end] if end > previous_end else "·"
+        # Byte-level tokens that share one character have the same stretch: it is shown once.
+        stretch = text[min(start, previous_end) : end] if end > previous_end else ""
         pieces.append(stretch)
         previous_end = max(previous_end, end)
     if len(pieces) > length:  # a truncated source ends with its own end-of-sentence token
@@ -86,7 +86,7 @@ def target_pieces(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) 
     """The text each produced token adds to the decoded sentence, white space before it included.
 
     Decoding prefixes works for any algorithm, byte-level ones too, where a character may need several tokens: the
-    character is shown at its last token and the earlier ones show a dot.
+    character is shown at its last token and the earlier ones are empty.
     """
     special = set(tokenizer.all_special_ids)
     names = _names(tokenizer, token_ids, target=True)
@@ -97,7 +97,7 @@ def target_pieces(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) 
             continue
         prefix = tokenizer.decode(token_ids[: position + 1], skip_special_tokens=True)
         if prefix.endswith("\N{REPLACEMENT CHARACTER}"):
-            pieces.append("·")
+            pieces.append("")
             continue
         pieces.append(prefix[len(shown) :] or names[position])
         shown = prefix
@@ -124,22 +124,18 @@ def stands_alone(character: str) -> bool:
 def word_groups(pieces: Sequence[str], special: Sequence[str] = SPECIAL) -> list[list[int]]:
     """Group token positions into words at white space; scripts without spaces keep their tokens apart."""
     groups: list[list[int]] = []
-    last = " "
+    word = ""
     for position, piece in enumerate(pieces):
         text = piece.strip()
-        starts = (
-            not groups
-            or piece in special
-            or pieces[position - 1] in special
-            or piece[:1].isspace()
-            or last.isspace()
-            or bool(text and (stands_alone(text[0]) or stands_alone(last)))
-        )
-        if starts:
-            groups.append([position])
-        else:
-            groups[-1].append(position)
-        last = piece[-1:] or last
+        boundary = piece in special or word in special
+        if word.strip():  # white space alone belongs to the word after it
+            boundary |= piece[:1].isspace() or word[-1].isspace()
+            boundary |= bool(text) and (stands_alone(text[0]) or stands_alone(word[-1]))
+        if boundary or not groups:
+            groups.append([])
+            word = ""
+        groups[-1].append(position)
+        word += piece
     return groups
 
 

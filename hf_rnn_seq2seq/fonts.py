@@ -128,7 +128,7 @@ def printable_labels(tokens: Sequence[str], missing: set[str], longest: int = 24
     shapes = hasattr(ft2font, "__libraqm_version__")
     labels = []
     for token in tokens:
-        text = " ".join(token.split()) or ("␣" if token else "∅")
+        text = " ".join(token.split()) or ("␣" if token else "·")
         text = "".join(spell(character) if character in missing else character for character in text)
         text = "".join(character for character in text if not ("\ufe00" <= character <= "\ufe0f"))
         if len(text) > longest:

@@ -96,7 +96,7 @@ def attention_panels(
     if any(len(array) != heads for array in arrays):
         raise PlotError(f"panels have different numbers of heads: {[len(array) for array in arrays]}")
     texts = [token for panel in panels for token in [*panel.target_tokens, panel.title]]
-    families, missing = choose_fonts([*source_tokens, *texts, "␣∅…·"], font_file)
+    families, missing = choose_fonts([*source_tokens, *texts, "␣…·"], font_file)
     cell = cell_size(max(len(source_tokens), *(array.shape[1] for array in arrays)))
     sizes = [array.shape[1] * cell for array in arrays]
     figure = Figure(figsize=(heads * len(source_tokens) * cell + 2.2, sum(sizes) + 1.2 * len(panels)), dpi=160)

@@ -1,0 +1,103 @@
+"""What the scripts share: one clear line for bad input, and the options that mean the same everywhere."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes no abbreviations and reports bad input in one line, exit code 2."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """An argparse type: a whole number not below `smallest`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = smallest - 1
+        if value < smallest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {smallest}")
+        return value
+
+    return parse
+
+
+def add_model_options(parser: Parser) -> None:
+    """Where and in which precision the model runs."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--device", help="such as cpu or cuda:0 (default: a GPU where there is one)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: the checkpoint's)")
+
+
+def add_generation_options(parser: Parser) -> None:
+    """What overrides the checkpoint's generation config; nothing given, nothing overridden."""
+    group = parser.add_argument_group("generation (default: the checkpoint's generation config)")
+    group.add_argument("--num_beams", type=at_least(1), help="1 is greedy")
+    group.add_argument("--max_new_tokens", type=at_least(1), help="longest translation in tokens")
+    group.add_argument("--length_penalty", type=float, help="beam scores are divided by length to this power")
+    group.add_argument("--no_repeat_ngram_size", type=at_least(0), help="never write an n-gram of this size twice")
+
+
+def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The generation options that were given."""
+    names = ("num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram_size")
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
+def add_data_options(parser: Parser) -> None:
+    """The data options of training, under the names of Hugging Face's translation example."""
+    group = parser.add_argument_group("data (default: what the run was trained on)")
+    group.add_argument("--dataset_name", "--dataset", help="`cldr`, a saved `datasets` folder, or a name on the Hub")
+    group.add_argument("--dataset_config_name", help="its configuration; for cldr a pair of locales such as en-fr")
+    group.add_argument("--test_file", help="TSV, CSV, JSONL or Parquet file, or two text files `a,b`; may be .gz")
+    group.add_argument("--source_lang", help="language of the source sentences")
+    group.add_argument("--target_lang", help="language of the target sentences")
+    group.add_argument("--source_column", help="column of a table that holds the source")
+    group.add_argument("--target_column", help="column of a table that holds the target")
+    group.add_argument("--max_predict_samples", type=at_least(1), help="use only so many rows")
+    group.add_argument("--data_seed", type=at_least(0), help="seed of what a corpus draws")
+    group.add_argument("--split", default="test", choices=("train", "validation", "test"), help="(default: test)")
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def quiet_libraries() -> None:
+    """Keep standard error for what the user needs: our progress, warnings of one line, errors."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {one_line(message)}", file=sys.stderr)
+
+
+def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
+    """Run a script's `main`; bad input ends in `error: ...` and exit code 2, an interruption in 130."""
+    try:
+        code = main(None) or 0
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except (ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        code = 2
+    sys.exit(code)

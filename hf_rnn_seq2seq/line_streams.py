@@ -1,0 +1,170 @@
+"""Lines in, lines out: as many, in order, whatever a line holds, and resumable when they go to a file."""
+
+import gzip
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from hf_rnn_seq2seq.run_directory import write_atomically
+
+
+class StreamError(ValueError):
+    """Input or output that cannot be used; the message names the file and what is allowed."""
+
+
+class LineReader:
+    """Texts of standard input or of a file: plain, JSON lines (`.jsonl`), and either gzipped (`.gz`).
+
+    A line ends at a line feed and nowhere else (a carriage return before it is dropped), so that no character inside a
+    sentence changes the count. A line that is not UTF-8 is read with U+FFFD for what cannot be; a row of JSON that
+    holds no text reads as an empty line. `damaged_count` counts both, `damaged` has the first hundred line numbers.
+    """
+
+    def __init__(self, path: str | None = None, column: str = "source") -> None:
+        self.path, self.column = path, column
+        self.damaged: list[int] = []
+        self.damaged_count = 0
+        if path is not None and not Path(path).is_file():
+            raise StreamError(f"input {path!r}: no such file")
+        self.name = Path(path).name.removesuffix(".gz") if path else ""
+        self.is_json = self.name.endswith(".jsonl")
+        if path and not self.is_json and Path(self.name).suffix in (".parquet", ".csv", ".tsv", ".json", ".arrow"):
+            raise StreamError(f"input {path!r}: tables are not read; allowed: plain text or .jsonl, also .gz")
+
+    def _open(self) -> BinaryIO:
+        if self.path is None:
+            return sys.stdin.buffer
+        return gzip.open(self.path, "rb") if self.path.endswith(".gz") else open(self.path, "rb")  # type: ignore[return-value]
+
+    def count(self) -> int | None:
+        """How many lines a file has; None for standard input."""
+        if self.path is None:
+            return None
+        total, last = 0, b"\n"
+        with self._open() as file:
+            while block := file.read(1 << 20):
+                total += block.count(b"\n")
+                last = block[-1:]
+        return total + (last != b"\n")
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            with self._open() as file:
+                for number, line in enumerate(file, start=1):
+                    yield self._text(line.removesuffix(b"\n").removesuffix(b"\r"), number)
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise StreamError(f"input {self.path!r}: not a whole gzip file: {error}") from None
+
+    def _text(self, line: bytes, number: int) -> str:
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            self._report(number)
+            text = line.decode("utf-8", errors="replace")
+        if number == 1:
+            text = text.removeprefix("\N{BYTE ORDER MARK}")
+        return self._field(text, number) if self.is_json and text.strip() else text
+
+    def _field(self, text: str, number: int) -> str:
+        try:
+            row = json.loads(text)
+        except ValueError:
+            row = None
+        value = row.get(self.column) if isinstance(row, Mapping) else row
+        if isinstance(value, str):
+            return value
+        if number == 1:
+            raise StreamError(f"input {self.path!r}: line 1 is not a JSON object with a text field {self.column!r}")
+        self._report(number)
+        return ""
+
+    def _report(self, number: int) -> None:
+        self.damaged_count += 1
+        if len(self.damaged) < 100:
+            self.damaged.append(number)
+
+
+class LineWriter:
+    """Standard output, or a file that appears under its name when it is complete.
+
+    Until then the lines stand in FILE.part; with `resume` an interrupted one is continued after its last whole line.
+    `identity` says what the lines depend on: a part made with another one is not continued.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        identity: Mapping[str, Any] = {},
+    ) -> None:
+        self.path = Path(path) if path else None
+        self.done = 0
+        self._file: BinaryIO = sys.stdout.buffer
+        if self.path is None:
+            return
+        if not self.path.parent.is_dir():
+            raise StreamError(f"output_file {str(path)!r}: folder {str(self.path.parent)!r} does not exist")
+        if self.path.exists() and not overwrite:
+            raise StreamError(f"output_file {str(path)!r} exists; remove it, or allow --overwrite")
+        self.part = self.path.with_name(self.path.name + ".part")
+        self.note = self.path.with_name(self.path.name + ".part.json")
+        if self.part.exists() and not resume and not overwrite:
+            raise StreamError(
+                f"{str(self.part)!r} is left from an interrupted run; --resume continues it, or remove it"
+            )
+        if self.part.exists() and resume:
+            self._check_identity(identity or {})
+            self.done = _keep_whole_lines(self.part)
+        else:
+            self.part.write_bytes(b"")
+            write_atomically(self.note, json.dumps(dict(identity or {}), indent=2, ensure_ascii=False) + "\n")
+        self._file = self.part.open("ab")
+
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
+        try:
+            earlier = json.loads(self.note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise StreamError(f"{str(self.note)!r} is missing or damaged; start again with --overwrite") from None
+        now = json.loads(json.dumps(dict(identity)))
+        changed = sorted(key for key in {*earlier, *now} if earlier.get(key) != now.get(key))
+        if changed:
+            raise StreamError(f"{str(self.part)!r} was made with another {changed[0]} ({earlier.get(changed[0])!r})")
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Append lines; a line feed inside one becomes a space, so that the count holds."""
+        cleaned = ("".join(" " if mark in "\r\n" else mark for mark in line) + "\n" for line in lines)
+        self._file.write("".join(cleaned).encode("utf-8"))
+        self._file.flush()
+
+    def __enter__(self) -> "LineWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.path is None:
+            return
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if kind is None:
+            os.replace(self.part, self.path)
+            self.note.unlink(missing_ok=True)
+
+
+def _keep_whole_lines(path: Path) -> int:
+    """Cut a file after its last line feed; returns how many lines stay."""
+    lines, end, position = 0, 0, 0
+    with path.open("r+b") as file:
+        while block := file.read(1 << 20):
+            lines += block.count(b"\n")
+            if (last := block.rfind(b"\n")) >= 0:
+                end = position + last + 1
+            position += len(block)
+        file.truncate(end)
+    return lines

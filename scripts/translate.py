@@ -1,0 +1,184 @@
+"""Translate line by line: `python scripts/translate.py runs/demo < in.txt > out.txt`.
+
+One output line for each input line, always. Without options a line is what `model.generate()` gives under the
+checkpoint's generation config.
+
+  An empty line, or one of white space only, gives an empty line.
+  A line of more than --max_source_length tokens (default: the tokenizer's limit) is cut there; a warning says how many.
+  A line that is not UTF-8 is translated with U+FFFD in place of the bytes that cannot be read; a warning counts them.
+  In JSON lines a row without the text field gives an empty line; a warning counts them.
+
+Columns are separated by tabs: translation, then the log-probability with --scores, then the word alignment with
+--alignments (`source-target` pairs counted from 0); --n_best N repeats them for N hypotheses, best first.
+--output_format jsonl writes an object a line instead.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from hf_rnn_seq2seq import command_line
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("model", help="directory that training wrote, or user/name on the Hub")
+    parser.add_argument("--input", help="file in place of standard input: text or .jsonl, also .gz")
+    parser.add_argument("--source_column", default="source", help="field of .jsonl input (default: source)")
+    parser.add_argument("--output_file", help="file in place of standard output; it appears when it is complete")
+    parser.add_argument("--resume", action="store_true", help="continue the interrupted OUTPUT_FILE.part")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT_FILE if it exists")
+    parser.add_argument("--output_format", choices=("text", "jsonl"), default="text")
+    parser.add_argument("--n_best", type=command_line.at_least(1), default=1, help="hypotheses a line")
+    parser.add_argument("--scores", action="store_true", help="add the log-probability of each sentence")
+    parser.add_argument("--alignments", action="store_true", help="add the word each word attends to most")
+    parser.add_argument("--search", help="MODULE:FUNCTION called in place of model.generate, with its arguments")
+    parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
+    parser.add_argument("--max_tokens", type=command_line.at_least(1), default=16384, help="padded tokens of a batch")
+    parser.add_argument("--max_source_length", type=command_line.at_least(2), help="tokens a line is cut at")
+    parser.add_argument("--window", type=command_line.at_least(1), default=2048, help="lines sorted and held at a time")
+    parser.add_argument("--no_progress", action="store_true", help="no progress bar on standard error")
+    command_line.add_generation_options(parser)
+    command_line.add_model_options(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.search and (arguments.n_best > 1 or arguments.scores or arguments.alignments):
+        parser.error("--search returns sequences alone; it does not go with --n_best, --scores or --alignments")
+    if (arguments.resume or arguments.overwrite) and not arguments.output_file:
+        parser.error("--resume and --overwrite need --output_file")
+    return arguments
+
+
+def windows(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(lines)
+    while window := list(islice(iterator, size)):
+        yield window
+
+
+def find_search(name: str | None) -> Callable[..., Any] | None:
+    if name is None:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--search {name!r}: expected MODULE:FUNCTION that can be imported ({error})") from None
+
+
+def word_alignment(tokenizer: Any, source: str, hypothesis: Any) -> list[tuple[int, int]]:
+    """(source word, target word) pairs, special tokens and white space left out of the count."""
+    from hf_rnn_seq2seq.alignment import SPECIAL, hard_alignment, merge_words, source_pieces, target_pieces
+
+    weights, source_words, target_words = merge_words(
+        hypothesis.attention.mean(0),
+        source_pieces(tokenizer, source, len(hypothesis.source_ids)),
+        target_pieces(tokenizer, hypothesis.token_ids),
+    )
+    numbers = []
+    for words in (source_words, target_words):
+        kept = [index for index, word in enumerate(words) if word.strip() and word not in SPECIAL]
+        numbers.append({index: number for number, index in enumerate(kept)})
+    pairs = hard_alignment(weights)
+    return [(numbers[0][s], numbers[1][t]) for s, t in pairs if s in numbers[0] and t in numbers[1]]
+
+
+def rich_lines(arguments: argparse.Namespace, model: Any, tokenizer: Any, window: list[str], options: Any) -> list[str]:
+    """Output lines with more than the translation in them."""
+    from hf_rnn_seq2seq.evaluation import translate_n_best
+
+    found = translate_n_best(
+        model, tokenizer, window, n_best=arguments.n_best, attention=arguments.alignments, **options
+    )
+    lines = []
+    for source, hypotheses in zip(window, found, strict=True):
+        rows: list[dict[str, Any]] = []
+        for hypothesis in hypotheses:
+            row: dict[str, Any] = {"text": hypothesis.text}
+            if arguments.scores:
+                row["log_probability"] = hypothesis.log_probability
+            if arguments.alignments:
+                aligned = hypothesis.attention is not None
+                row["alignment"] = word_alignment(tokenizer, source, hypothesis) if aligned else []
+            rows.append(row)
+        lines.append(_as_json(source, rows) if arguments.output_format == "jsonl" else _as_text(source, rows))
+    return lines
+
+
+def _as_json(source: str, rows: list[dict[str, Any]]) -> str:
+    return json.dumps({"source": source, "translations": rows if source.strip() else []}, ensure_ascii=False)
+
+
+def _as_text(source: str, rows: list[dict[str, Any]]) -> str:
+    if not source.strip():
+        return ""
+    columns = []
+    for row in rows:
+        columns.append(row["text"].replace("\t", " "))
+        if "log_probability" in row:
+            columns.append(f"{row['log_probability']:.4f}")
+        if "alignment" in row:
+            columns.append(" ".join(f"{source}-{target}" for source, target in row["alignment"]))
+    return "\t".join(columns)
+
+
+def translate_lines(arguments: argparse.Namespace, reader: Any, writer: Any, model: Any, tokenizer: Any) -> int:
+    """Read, translate and write window by window, so that memory stays flat; returns how many lines were cut."""
+    from tqdm import tqdm
+
+    from hf_rnn_seq2seq.evaluation import encode_sources, translate
+
+    options = command_line.generation_options(arguments) | {
+        "batch_size": arguments.batch_size,
+        "max_tokens": arguments.max_tokens,
+        "max_source_length": arguments.max_source_length,
+        "progress": False,
+    }
+    search = find_search(arguments.search)
+    rich = arguments.output_format == "jsonl" or arguments.n_best > 1 or arguments.scores or arguments.alignments
+    size = 1 if arguments.input is None and sys.stdin.isatty() else arguments.window
+    total, cut = reader.count(), 0
+    if total is not None and writer.done > total:
+        raise ValueError(f"{arguments.output_file}.part has {writer.done} lines, the input {total}: not its output")
+    bar = tqdm(total=total, initial=writer.done, unit=" lines", desc="translating", disable=arguments.no_progress)
+    with bar:
+        for window in windows(islice(reader, writer.done, None), size):
+            cut += len(encode_sources(tokenizer, window, arguments.max_source_length)[1])
+            if rich:
+                writer.write(rich_lines(arguments, model, tokenizer, window, options))
+            else:
+                writer.write(translate(model, tokenizer, window, search=search, **options))
+            bar.update(len(window))
+    return cut
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    from hf_rnn_seq2seq.line_streams import LineReader, LineWriter
+
+    reader = LineReader(arguments.input, arguments.source_column)
+    find_search(arguments.search)
+    command_line.quiet_libraries()
+    from hf_rnn_seq2seq.run_directory import load_checkpoint
+
+    model, tokenizer = load_checkpoint(
+        arguments.model, device=arguments.device, dtype=arguments.dtype, attention=arguments.alignments
+    )
+    silent = ("resume", "overwrite", "no_progress", "window", "batch_size", "max_tokens", "output_file", "device")
+    identity = {name: value for name, value in vars(arguments).items() if name not in silent}
+    with LineWriter(
+        arguments.output_file, resume=arguments.resume, overwrite=arguments.overwrite, identity=identity
+    ) as writer:
+        cut = translate_lines(arguments, reader, writer, model, tokenizer)
+    if cut:
+        print(f"warning: {cut} line(s) were longer than the limit and were cut", file=sys.stderr)
+    if reader.damaged_count:
+        first = ", ".join(map(str, reader.damaged[:5]))
+        print(f"warning: {reader.damaged_count} line(s) could not be read whole (first: line {first})", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

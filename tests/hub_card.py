@@ -22,7 +22,7 @@ def card_errors(content: str) -> list[str]:
     if not isinstance(data, dict):
         return ["front matter must be a mapping"]
     errors = []
-    if data.get("license") not in LICENSES:
+    if data.get("license", "unknown") not in LICENSES:
         errors.append(f'"license" must be one of {", ".join(LICENSES)}, not {data.get("license")!r}')
     languages = data.get("language") or []
     for language in languages if isinstance(languages, list) else [languages]:

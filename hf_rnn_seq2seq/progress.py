@@ -1,0 +1,72 @@
+"""Where a run stands: the numbers that a checkpoint stores and a resumed run continues from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+LOWER_IS_BETTER = ("loss", "perplexity")
+
+
+@dataclass
+class Progress:
+    """Counters of a run. Times are seconds and go on counting in a resumed run."""
+
+    step: int = 0
+    epoch: int = 0  # of the next update
+    index: int = 0  # of the next update within its epoch
+    updates_in_epoch: int = 0
+    elapsed_seconds: float = 0.0  # everything
+    update_seconds: float = 0.0  # without evaluation and saving
+    source_tokens: int = 0
+    target_tokens: int = 0
+    # Since the last log line
+    interval_loss: float = 0.0  # summed over target tokens
+    interval_source_tokens: int = 0
+    interval_target_tokens: int = 0
+    interval_seconds: float = 0.0
+    # Evaluation
+    evaluated_step: int | None = None
+    evaluation: dict[str, float] = field(default_factory=dict)
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluations_without_gain: int = 0
+    # Updates that were not finite
+    skipped_updates: int = 0
+    skipped_in_row: int = 0
+    # How long the last evaluation and the last save took, to stop in time for one more
+    evaluation_seconds: float = 0.0
+    saving_seconds: float = 0.0
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data so far, fractions included."""
+        return self.epoch + (self.index / self.updates_in_epoch if self.updates_in_epoch else 0.0)
+
+    def advance(self, epoch: int, index: int, updates_in_epoch: int) -> None:
+        """Moves behind an update of the plan."""
+        self.step += 1
+        self.updates_in_epoch = updates_in_epoch
+        at_end = index + 1 == updates_in_epoch
+        self.epoch, self.index = (epoch + 1, 0) if at_end else (epoch, index + 1)
+
+    def record_evaluation(self, metrics: Mapping[str, float], name: str, threshold: float) -> bool:
+        """Takes in an evaluation; returns whether metric `name` is the best so far by more than `threshold`."""
+        value = metrics[name]
+        sign = -1 if name in LOWER_IS_BETTER else 1
+        gained = value == value and (self.best_value is None or sign * (value - self.best_value) > threshold)
+        if gained:
+            self.best_value, self.best_step = value, self.step
+        self.evaluations_without_gain = 0 if gained else self.evaluations_without_gain + 1
+        self.evaluated_step, self.evaluation = self.step, dict(metrics)
+        return gained
+
+    def state_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Progress:
+        known = {item.name for item in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in state.items() if name in known})

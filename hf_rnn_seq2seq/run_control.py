@@ -1,0 +1,121 @@
+"""Processes, threads and signals: what surrounds a training loop on a real machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
+
+from .arguments import ArgumentError, TrainingArguments
+from .run_log import usable_trackers
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def use_all_cores(chosen: int | None = None) -> int:
+    """Sets torch's threads and returns their number: `chosen`, else the cores divided by the local processes.
+
+    `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody chose, which leaves the other cores idle; a larger
+    number is somebody's choice and stays.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    environment = os.environ.get("OMP_NUM_THREADS", "")
+    if chosen is not None:
+        threads = chosen
+    elif environment.isdigit() and (int(environment) > 1 or not launched):
+        threads = int(environment)
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def build_accelerator(arguments: TrainingArguments, say: Callable[[str], None] = print) -> Accelerator:
+    """An Accelerator for our loop: it leaves batches, accumulation and normalisation to us.
+
+    Raises:
+        ArgumentError: mixed_precision=fp16 without a GPU, which would silently run in float32; or a distribution
+            that shards the model (FSDP, DeepSpeed), whose states the checkpoints here do not hold.
+    """
+    if arguments.mixed_precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ArgumentError("mixed_precision='fp16': needs a GPU; on a CPU bf16 or no")
+    options: dict[str, Any] = {}
+    if arguments.output_dir is not None and not arguments.dry_run:
+        output_dir = Path(arguments.output_dir)
+        options["project_config"] = ProjectConfiguration(
+            project_dir=str(output_dir), logging_dir=str(output_dir / "tensorboard")
+        )
+        options["log_with"] = usable_trackers(arguments.report_to, say) or None
+    accelerator = Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        **options,
+    )
+    if accelerator.distributed_type not in SUPPORTED:
+        raise ArgumentError(
+            f"distributed_type={accelerator.distributed_type.value}: must be one process, several CPUs or several "
+            "GPUs (MULTI_CPU, MULTI_GPU); checkpoints hold whole models, so sharded ones are refused"
+        )
+    if arguments.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ArgumentError("mixed_precision='fp16': needs a GPU; on a CPU bf16 or no")
+    return accelerator
+
+
+class StopSignals:
+    """Context in which SIGTERM and SIGINT ask for a stop after the current update; a second one exits at once.
+
+    `received` is the number of the signal, 0 until then. A launcher that forwards the interrupt which the terminal
+    has sent to every process makes one request arrive twice, so a repetition within a second is not a second one.
+    A launcher that was killed without passing anything on counts as SIGTERM: nobody is left to stop this process.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.received = 0
+        self._first = 0.0
+        self._previous: dict[int, Any] = {}
+        self._parent = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._first = number, time.monotonic()
+            self.say(f"{signal.Signals(number).name}: finishing this update, then saving; once more to exit at once")
+        elif time.monotonic() - self._first > 1.0:
+            os._exit(128 + number)
+
+    def check(self) -> int:
+        """The signal received so far, or 0."""
+        if not self.received and self._parent is not None and os.getppid() != self._parent:
+            self.received = signal.SIGTERM
+            self.say("the launcher has ended: saving and stopping")
+        return self.received
+
+
+def largest(values: list[float], accelerator: Accelerator) -> list[float]:
+    """The largest of each value over all processes, so that all decide alike.
+
+    It travels between the hosts (gloo also beside nccl), so no process waits for its GPU.
+    """
+    if accelerator.num_processes == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+    return tensor.tolist()

@@ -50,14 +50,6 @@ def hypothesis_attention(output: Any, index: int, length: int, source_length: in
     return torch.stack(rows, dim=1).float().cpu()
 
 
-@torch.no_grad()
-def forced_attention(model: Any, input_ids: Tensor, labels: Tensor, layer: int = -1) -> Tensor:
-    """Attention while the model is made to say `labels`, (heads, target, source); both inputs are (1, length)."""
-    mask = torch.ones_like(input_ids)
-    output = model(input_ids=input_ids, attention_mask=mask, labels=labels, output_attentions=True)
-    return stack_layer(output.cross_attentions, layer)[0].float().cpu()
-
-
 def source_pieces(tokenizer: PreTrainedTokenizerBase, text: str, length: int, *, target: bool = False) -> list[str]:
     """The stretch of `text` behind each of its first `length` tokens, with the white space before it.
 

@@ -7,7 +7,7 @@ from typing import Any
 from hf_rnn_seq2seq.alignment import stands_alone
 from hf_rnn_seq2seq.evaluation import EvaluationError
 
-PAIRED_METRICS = ("bleu", "bleu_char", "chrf", "chrf++", "ter")
+PAIRED_METRICS = ("bleu", "char_bleu", "chrf", "chrf++", "ter")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def paired_test(
             raise EvaluationError(f"{name}: {len(hypotheses)} hypotheses for {len(references)} references")
     makers = {
         "bleu": BLEU,
-        "bleu_char": lambda references: BLEU(tokenize="char", references=references),
+        "char_bleu": lambda references: BLEU(tokenize="char", references=references),
         "chrf": CHRF,
         "chrf++": lambda references: CHRF(word_order=2, references=references),
         "ter": TER,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.alignment import hypothesis_attention
+from hf_rnn_seq2seq.alignment import hypothesis_attention, stack_layer
 from hf_rnn_seq2seq.metrics import load_metric
 
 logger = logging.getLogger(__name__)
@@ -219,6 +219,32 @@ def translate_n_best(
                     )
                 )
     return results
+
+
+@torch.no_grad()
+def forced_hypothesis(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, translation: str, *, layer: int = -1
+) -> Hypothesis:
+    """A given translation as the model sees it: its tokens, log-probability and attention, by one forward pass.
+
+    Raises EvaluationError when either side has no text.
+    """
+    source_ids = encode_sources(tokenizer, [source])[0][0]
+    encoding = tokenizer(text_target=translation, verbose=False)
+    target_ids = list(encoding["labels"] if "labels" in encoding else encoding["input_ids"])
+    if not source_ids or not translation.strip():
+        raise EvaluationError("source and translation must both hold text")
+    inputs = torch.tensor([source_ids], device=model.device)
+    labels = torch.tensor([target_ids], device=model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        output = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), labels=labels, output_attentions=True)
+    finally:
+        model.train(was_training)
+    chosen = output.logits[0].float().log_softmax(-1).gather(-1, labels[0, :, None])
+    weights = stack_layer(output.cross_attentions, layer)[0].float().cpu()
+    return Hypothesis(translation, tuple(target_ids), tuple(source_ids), float(chosen.sum()), weights)
 
 
 def _token_log_probabilities(model: PreTrainedModel, output: Any) -> Tensor:

@@ -185,9 +185,11 @@ def _draw(
 
 def _scale_bar(ax: Any, image: Any, width: float, height: float) -> None:
     """A thin colour scale of fixed size beside a map of `width` by `height` inches."""
+    from matplotlib.ticker import MaxNLocator
+
     length = min(height, 1.8)
     beside = ax.inset_axes((1 + 0.16 / width, 1 - length / height, 0.12 / width, length / height))
-    bar = ax.figure.colorbar(image, cax=beside)
+    bar = ax.figure.colorbar(image, cax=beside, ticks=MaxNLocator(5))
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=0, labelcolor=QUIET)
     bar.set_label("attention weight", fontsize=8, color=QUIET)

@@ -19,7 +19,7 @@ REFERENCES = ["The cat sat on the mat.", "Nothing here", "", "これは日本語
 
 THEIRS = {
     "bleu": lambda: sacrebleu_metrics.BLEU(),
-    "bleu_char": lambda: sacrebleu_metrics.BLEU(tokenize="char"),
+    "char_bleu": lambda: sacrebleu_metrics.BLEU(tokenize="char"),
     "chrf": lambda: sacrebleu_metrics.CHRF(),
     "chrf++": lambda: sacrebleu_metrics.CHRF(word_order=2),
     "ter": lambda: sacrebleu_metrics.TER(),

@@ -1,9 +1,9 @@
 """Corpus metrics as `evaluate.Metric` classes that need no network.
 
-BLEU, chrF, chrF++ and TER come from sacrebleu, WER and CER from jiwer. Each file whose name has no leading underscore is
-also a metric script: `evaluate.load("hf_rnn_seq2seq/metrics/bleu.py")` works from a path. That loader reads the imports
-line by line, so each stands on its own line. The heavy libraries (`evaluate`, `datasets`, `sacrebleu`, `jiwer`) load
-with the first metric, not with this package.
+BLEU, chrF, chrF++ and TER come from sacrebleu, WER and CER from jiwer. Each file whose name has no leading underscore
+is also a metric script: `evaluate.load("hf_rnn_seq2seq/metrics/bleu.py")` works from a path. That loader reads the
+imports line by line, so each stands on its own line. The heavy libraries (`evaluate`, `datasets`, `sacrebleu`, `jiwer`)
+load with the first metric, not with this package.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from typing import Any
 # name -> (module, class, options of compute())
 METRICS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bleu": ("bleu", "Bleu", {}),
-    "bleu_char": ("bleu", "Bleu", {"tokenize": "char"}),
+    "char_bleu": ("bleu", "Bleu", {"tokenize": "char"}),
     "chrf": ("chrf", "Chrf", {}),
     "chrf++": ("chrf_plus_plus", "ChrfPlusPlus", {}),
     "ter": ("ter", "Ter", {}),

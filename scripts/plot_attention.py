@@ -1,0 +1,83 @@
+"""Draw what the model attends to: `python scripts/plot_attention.py runs/demo "3 days ago" --output attention.png`.
+
+The picture's values are the model's cross_attentions: of its own translation, of each hypothesis of a beam (--num_beams
+N --n_best K, one map each), or of a translation it is made to say (--translation). Several heads are averaged; --heads
+draws each. --words merges the pieces of a word: their columns are added up, their rows averaged.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from hf_rnn_seq2seq import command_line
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("model", metavar="DIR", help="directory that training wrote, or user/name on the Hub")
+    parser.add_argument("sentence", help="the source")
+    parser.add_argument("--output", required=True, help="picture to write: .png, .svg or .pdf")
+    parser.add_argument("--translation", help="draw the attention of this translation, not of the model's own")
+    parser.add_argument("--n_best", type=command_line.at_least(1), default=1, help="hypotheses, at most num_beams")
+    parser.add_argument("--heads", action="store_true", help="one map for each attention head")
+    parser.add_argument("--layer", type=int, default=-1, help="attention layer of the decoder (default: the last)")
+    parser.add_argument("--words", action="store_true", help="merge the pieces of a word")
+    parser.add_argument("--font", help="font file to prefer over the installed ones")
+    parser.add_argument("--title", help="text under the map (default: log-probability)")
+    command_line.add_generation_options(parser)
+    command_line.add_model_options(parser)
+    arguments = parser.parse_args(argv)
+    if not arguments.sentence.strip():
+        parser.error("sentence is empty; there is nothing to attend to")
+    if arguments.translation is not None and (arguments.num_beams or arguments.n_best > 1):
+        parser.error("--translation is drawn alone; it does not go with --num_beams or --n_best")
+    return arguments
+
+
+def hypotheses_with_attention(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> list[Any]:
+    """Hypotheses of `evaluation`, their attention (heads, target, source) filled in."""
+    from hf_rnn_seq2seq.evaluation import forced_hypothesis, translate_n_best
+
+    if arguments.translation is not None:
+        return [forced_hypothesis(model, tokenizer, arguments.sentence, arguments.translation, layer=arguments.layer)]
+    options = command_line.generation_options(arguments)
+    found = translate_n_best(
+        model,
+        tokenizer,
+        [arguments.sentence],
+        n_best=arguments.n_best,
+        attention=True,
+        layer=arguments.layer,
+        progress=False,
+        **options,
+    )
+    return found[0]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    from hf_rnn_seq2seq.figures import check_output
+
+    check_output(arguments.output)
+    command_line.quiet_libraries()
+    from hf_rnn_seq2seq.alignment import merge_words, source_pieces, target_pieces
+    from hf_rnn_seq2seq.plotting import Panel, attention_panels
+    from hf_rnn_seq2seq.run_directory import load_checkpoint
+
+    model, tokenizer = load_checkpoint(arguments.model, device=arguments.device, dtype=arguments.dtype, attention=True)
+    panels, source = [], []
+    for hypothesis in hypotheses_with_attention(arguments, model, tokenizer):
+        weights = hypothesis.attention if arguments.heads else hypothesis.attention.mean(0, keepdim=True)
+        source = source_pieces(tokenizer, arguments.sentence, len(hypothesis.source_ids))
+        target = target_pieces(tokenizer, hypothesis.token_ids)
+        if arguments.words:
+            weights, source, target = merge_words(weights, source, target)
+        title = arguments.title if arguments.title is not None else f"log-probability {hypothesis.log_probability:.2f}"
+        panels.append(Panel(weights, target, title))
+        print(hypothesis.text)
+    attention_panels(panels, source, output=arguments.output, font_file=arguments.font)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

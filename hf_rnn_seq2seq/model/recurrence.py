@@ -211,13 +211,10 @@ def _cell(
 ) -> State:
     """The equations of the four cells, with the normalisations and the dropout mask of `layer` where it has them."""
     hidden = state[0] if keep is None else state[0] * keep
-    if layer.norm_input is not None:
-        projected = layer.norm_input(projected)
+    projected = _normalise(layer, layer.norm_input, projected)
     if layer.cell_type == "gru" and layer.reset_before:
         return (_gru_reset_before(layer, projected, state[0], hidden, weight, bias),)
-    recurrent = F.linear(hidden, weight, bias)
-    if layer.norm_hidden is not None:
-        recurrent = layer.norm_hidden(recurrent)
+    recurrent = _normalise(layer, layer.norm_hidden, F.linear(hidden, weight, bias))
     if layer.cell_type == "lstm":
         update, forget, new, output = (projected + recurrent).chunk(4, -1)
         cell = torch.sigmoid(forget) * state[1] + torch.sigmoid(update) * torch.tanh(new)
@@ -242,19 +239,27 @@ def _gru_reset_before(
     size = before.shape[-1]
     gate_weight, new_weight = weight.split((2 * size, size))
     gate_bias, new_bias = bias.split((2 * size, size))
-    gates = F.linear(hidden, gate_weight, gate_bias)
-    if layer.norm_hidden is not None:
-        gates = F.layer_norm(
-            gates, gates.shape[-1:], layer.norm_hidden.weight[: 2 * size], layer.norm_hidden.bias[: 2 * size]
-        )
+    gates = _normalise_block(layer.norm_hidden, F.linear(hidden, gate_weight, gate_bias), slice(2 * size))
     reset, update = torch.sigmoid(projected[:, : 2 * size] + gates).chunk(2, -1)
-    new = F.linear(reset * hidden, new_weight, new_bias)
-    if layer.norm_hidden is not None:
-        new = F.layer_norm(
-            new, new.shape[-1:], layer.norm_hidden.weight[2 * size :], layer.norm_hidden.bias[2 * size :]
-        )
+    new = _normalise_block(layer.norm_hidden, F.linear(reset * hidden, new_weight, new_bias), slice(2 * size, None))
     new = torch.tanh(projected[:, 2 * size :] + new)
     return (1 - update) * new + update * before
+
+
+def _normalise(layer: nn.Module, norm: nn.LayerNorm | None, product: Tensor) -> Tensor:
+    """A product (batch, gates) normalised; the GRU's two gates together and its candidate by itself, as in Ba 2016."""
+    if norm is None or layer.cell_type != "gru":
+        return product if norm is None else norm(product)
+    gates = product.shape[-1] // 3 * 2
+    blocks = slice(gates), slice(gates, None)
+    return torch.cat([_normalise_block(norm, product[:, block], block) for block in blocks], -1)
+
+
+def _normalise_block(norm: nn.LayerNorm | None, part: Tensor, block: slice) -> Tensor:
+    """`part`, the columns `block` of a product, normalised by themselves."""
+    if norm is None:
+        return part
+    return F.layer_norm(part, part.shape[-1:], norm.weight[block], norm.bias[block], norm.eps)
 
 
 def _at_end(sequence: Tensor, lengths: Tensor) -> Tensor:

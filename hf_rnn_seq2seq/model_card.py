@@ -143,9 +143,9 @@ def render(facts: Mapping[str, Any]) -> str:
 
 
 def template_path() -> Path:
-    """The card template: in the repository beside the rendered cards, in an installed package beside this file."""
+    """The card template, which stands in `model_cards/`; a link beside this file takes it into the wheel."""
     here = Path(__file__).resolve().parent
-    for path in (here / "model_card_template.md", here.parent / "model_cards" / "template.md"):
+    for path in (here.parent / "model_cards" / "template.md", here / "model_card_template.md"):
         if path.is_file():
             return path
     raise CardError("the card template is missing from this installation")

@@ -55,9 +55,13 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
         layer_norm: Layer-normalised cells (Ba 2016, equations 20 to 29). Costs a time loop.
         encoder_transition_depth: Cells a layer applies one after the other within one position (Pascanu 2014;
             Miceli Barone 2017, section 2.3.1). More than 1 costs a time loop.
-        decoder_transition_depth: The same for the decoder. With `before_cell` attention and a depth of 2 or more
-            the attention reads the state after the first cell (the conditional GRU of Nematus).
-        bidirectional: `all` encoder layers, the `first` one only (GNMT), or `none`.
+        decoder_transition_depth: The same for the decoder's first layer. With `before_cell` attention and a depth of
+            2 or more the attention reads the state after the first cell, and the context enters the second (the
+            conditional GRU, Miceli Barone 2017, section 2.1); the first layer must be the one that asks.
+        decoder_upper_transition_depth: The same for the decoder's layers above the first; None means as many.
+        bidirectional: `all` encoder layers, the `first` one only (GNMT), `none`, or `alternating`: two stacks, one of
+            which starts forward and one backward, each turning round at every layer (Miceli Barone 2017, section
+            2.2.1).
         residual_start: Number (from 1) of the first layer whose input is added to its output, on both sides
             (GNMT, section 3.1: 3). None: no residual connections.
         reverse_source: The encoder reads the source backwards (Sutskever 2014, section 3.3).
@@ -87,6 +91,7 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
             (Bahdanau 2014, appendix A.2.2).
         readout_size: Width of the readout. None: `linear` has no projection, the others are `hidden_size` wide.
         readout_embedding: The readout also reads the previous word's vector. None: only for `maxout`.
+        readout_context: The readout reads the context, where there is one (GNMT's does not).
         readout_state: The readout reads the `current` state or the `previous` one (Bahdanau 2014).
         output_bias: The output layer has a bias.
         dropout: On word vectors, between layers and on the readout.
@@ -125,7 +130,8 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
     layer_norm: bool = False
     encoder_transition_depth: int = 1
     decoder_transition_depth: int = 1
-    bidirectional: Literal["all", "first", "none"] = "all"
+    decoder_upper_transition_depth: int | None = None
+    bidirectional: Literal["all", "first", "none", "alternating"] = "all"
     residual_start: int | None = None
     reverse_source: bool = False
     context: Literal["initial_state", "every_step", "attention"] = "attention"
@@ -144,6 +150,7 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
     readout: Literal["linear", "tanh", "maxout"] = "tanh"
     readout_size: int | None = None
     readout_embedding: bool | None = None
+    readout_context: bool = True
     readout_state: Literal["current", "previous"] = "current"
     output_bias: bool = True
     dropout: float | int = 0.0
@@ -171,6 +178,8 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
             self.source_vocab_size = self.vocab_size
         if self.encoder_hidden_size is None:
             self.encoder_hidden_size = max(1, self.hidden_size // self.encoder_directions(self.encoder_layers))
+        if self.decoder_upper_transition_depth is None:
+            self.decoder_upper_transition_depth = self.decoder_transition_depth
         if self.attention_size is None:
             self.attention_size = self.hidden_size
         if self.input_feeding is None:
@@ -196,7 +205,8 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
 
     def encoder_directions(self, layer: int) -> int:
         """Directions of encoder layer `layer`, counted from 1."""
-        return 2 if self.bidirectional == "all" or (self.bidirectional == "first" and layer == 1) else 1
+        both = self.bidirectional in ("all", "alternating") or (self.bidirectional == "first" and layer == 1)
+        return 2 if both else 1
 
     @property
     def encoder_output_size(self) -> int:
@@ -221,8 +231,9 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
         """Widths, depths and probabilities lie in their ranges."""
         positive = ("vocab_size", "source_vocab_size", "embedding_size", "hidden_size", "encoder_hidden_size")
         positive += ("encoder_layers", "decoder_layers", "encoder_transition_depth", "decoder_transition_depth")
-        positive += ("context_size", "attention_size", "num_attention_heads", "attention_window_size")
-        positive += ("max_source_positions", "residual_start", "readout_size", "initializer_range")
+        positive += ("decoder_upper_transition_depth", "context_size", "attention_size", "num_attention_heads")
+        positive += ("attention_window_size", "max_source_positions", "residual_start", "readout_size")
+        positive += ("initializer_range",)
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -288,6 +299,12 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
         attention_after = self.context == "attention" and self.attention_order == "after_cell"
         if self.context_layers == "all" and attention_after and self.attention_layer == "top":
             raise ConfigError("context_layers='all': attention after the top layer comes too late for the layers below")
+        if self.attends_between_cells and self.decoder_layers > 1 and self.attention_layer == "top":
+            raise ConfigError(
+                f"decoder_transition_depth={self.decoder_transition_depth}: with attention_order='before_cell' the "
+                f"context enters the first layer's second cell, so attention_layer must be 'bottom', not 'top' of "
+                f"decoder_layers={self.decoder_layers}"
+            )
         if self.readout_state == "previous" and attention_after:
             raise ConfigError("readout_state='previous': attention_order='after_cell' reads the current state")
         if self.readout_state == "previous" and self.residual_start and self.residual_start <= self.decoder_layers:
@@ -299,6 +316,8 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
         """The bridge has what it reads."""
         if self.bridge == "backward_tanh" and self.encoder_directions(self.encoder_layers) != 2:
             raise ConfigError(f"bridge='backward_tanh': needs a bidirectional top layer, not {self.bidirectional!r}")
+        if self.bridge == "backward_tanh" and self.bidirectional == "alternating":
+            raise ConfigError("bridge='backward_tanh': no stack of bidirectional='alternating' is the backward one")
         if self.bridge == "copy":
             widths = [self.encoder_hidden_size * self.encoder_directions(i + 1) for i in range(self.encoder_layers)]
             if self.encoder_layers != self.decoder_layers or set(widths) != {self.hidden_size}:
@@ -330,11 +349,21 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
         return self.attention_size if self.attention_type in MULTI_HEAD_NAMES else self.encoder_output_size
 
     @property
+    def attends_between_cells(self) -> bool:
+        """Whether the attention asks between the first cell and the second: the conditional GRU."""
+        before = self.context == "attention" and self.attention_order == "before_cell"
+        return before and self.decoder_transition_depth > 1
+
+    @property
+    def readout_input_width(self) -> int:
+        """Width of what the readout reads."""
+        context = self.context_width if self.readout_context else 0
+        return self.hidden_size + context + (self.embedding_size if self.readout_embedding else 0)
+
+    @property
     def readout_width(self) -> int:
         """Width of the vectors that the output layer reads."""
-        if self.readout_size is not None:
-            return self.readout_size
-        return self.hidden_size + self.context_width + (self.embedding_size if self.readout_embedding else 0)
+        return self.readout_input_width if self.readout_size is None else self.readout_size
 
 
 __all__ = ["ATTENTION_NAMES", "ConfigError", "RnnSeq2SeqConfig"]

@@ -43,8 +43,8 @@ class Readout(nn.Module):
         super().__init__()
         self.kind = config.readout
         self.reads_embedding = config.readout_embedding
-        self.reads_context = config.context_width > 0
-        width = config.hidden_size + config.context_width + (config.embedding_size if self.reads_embedding else 0)
+        self.reads_context = config.readout_context and config.context_width > 0
+        width = config.readout_input_width
         units = (config.readout_size or 0) * (2 if self.kind == "maxout" else 1)
         self.project = nn.Linear(width, units, bias=self.kind == "maxout") if units else None
 
@@ -75,6 +75,7 @@ class RnnDecoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, config.pad_token_id)
         self.attention = build_attention(config) if config.context == "attention" else None
         self.before_cell = config.attention_order == "before_cell"
+        self.between_cells = config.attends_between_cells
         self.attended = 0
         if self.attention is not None:
             self.attended = 1 if config.attention_layer == "bottom" else config.decoder_layers
@@ -97,8 +98,9 @@ class RnnDecoder(nn.Module):
             hidden_size=config.hidden_size,
             gru_reset=config.gru_reset,
             layer_norm=config.layer_norm,
-            transition_depth=config.decoder_transition_depth,
+            transition_depth=config.decoder_upper_transition_depth if number else config.decoder_transition_depth,
             recurrent_dropout=config.recurrent_dropout,
+            transition_input_size=config.context_width if self.between_cells and number == 0 else 0,
         )
 
     def _extra_size(self, number: int) -> int:
@@ -109,6 +111,8 @@ class RnnDecoder(nn.Module):
         if self.attention is None:
             return 0
         if number == 0:
+            if self.between_cells:
+                return 0
             return config.context_width if self.before_cell else self.feed_size
         return config.context_width if config.context_layers == "all" else 0
 
@@ -153,6 +157,8 @@ class RnnDecoder(nn.Module):
         before_cell (Bahdanau 2014, appendix A.2.2):  c_t = attend(s_{t-1});  s_t = cell(e_t, c_t, s_{t-1})
         after_cell (Luong 2015, sections 3.1 and 3.3):  s_t = cell(e_t, u_{t-1}, s_{t-1});  c_t = attend(s_t);
         u_t = tanh(W_c [s_t; c_t])
+        before_cell with a transition of depth 2 or more (the conditional GRU, Miceli Barone 2017, section 2.1):
+        s'_t = cell_1(e_t, s_{t-1});  c_t = attend(s'_t);  s_t = cell_2(c_t, s'_t), and the cells after it
 
         Args:
             projected: (batch, gates), the first layer's input product at this position.
@@ -163,7 +169,7 @@ class RnnDecoder(nn.Module):
         context = weights = None
         carried = state.attention
         extra = state.feed
-        if self.before_cell:
+        if self.before_cell and not self.between_cells:
             context, weights, carried = self._attend(state.layers[self.attended - 1][0], state, memory)
             extra = context
         states, outputs = [], []
@@ -173,7 +179,10 @@ class RnnDecoder(nn.Module):
                 below = drop_step(outputs[-1], loop.between[number], self.config.dropout, self.training)
                 projected = F.linear(below, loop.weights[number].below, loop.weights[number].below_bias)
                 extra = context if self._extra_size(number) else None
-            after = layer.step(projected, state.layers[number], loop.weights[number], extra, loop.keep[number])
+            after = layer.first_cell(projected, state.layers[number], loop.weights[number], extra, loop.keep[number])
+            if self.between_cells:
+                context, weights, carried = self._attend(after[0], state, memory)
+            after = layer.transit(after, context if self.between_cells else None)
             states.append(after)
             outputs.append(after[0] + below if self._residual(number) else after[0])
         if not self.before_cell:

@@ -72,9 +72,12 @@ class RnnEncoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: RnnSeq2SeqConfig, layer: int) -> None:
         super().__init__()
-        below = (
-            config.encoder_hidden_size * config.encoder_directions(layer - 1) if layer > 1 else config.embedding_size
-        )
+        below = config.embedding_size
+        # Two stacks that alternate their direction (Zhou 2016; Miceli Barone 2017, section 2.2.1): each reads its own.
+        self.alternating = config.bidirectional == "alternating" and layer > 1
+        self.swapped = self.alternating and layer % 2 == 0
+        if layer > 1:
+            below = config.encoder_hidden_size * (1 if self.alternating else config.encoder_directions(layer - 1))
         options = dict(
             cell_type=config.cell_type,
             input_size=below,
@@ -95,11 +98,18 @@ class RnnEncoderLayer(GradientCheckpointingLayer):
 
         Final states are (batch, 2, hidden).
         """
-        outputs, state = self.forward_layer(inputs, lengths=lengths)
-        ends = [state]
+        ends = []
+        if self.alternating:
+            halves = inputs.chunk(2, -1)
+            first, second = (order.flip(halves[0]), halves[1]) if self.swapped else (halves[0], order.flip(halves[1]))
+        else:
+            first, second = inputs, order.flip(inputs) if self.backward_layer is not None else None
+        outputs, state = self.forward_layer(first, lengths=lengths)
+        ends.append(state)
         if self.backward_layer is not None:
-            backward, state = self.backward_layer(order.flip(inputs), lengths=lengths)
-            outputs = torch.cat([outputs, order.flip(backward)], -1)
+            backward, state = self.backward_layer(second, lengths=lengths)
+            outputs, backward = (order.flip(outputs), backward) if self.swapped else (outputs, order.flip(backward))
+            outputs = torch.cat([outputs, backward], -1)
             ends.append(state)
         else:
             ends.append(tuple(torch.zeros_like(tensor) for tensor in state))

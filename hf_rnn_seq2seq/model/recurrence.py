@@ -40,6 +40,7 @@ class RecurrentLayer(nn.Module):
         transition_depth: cells applied one after the other at each position; those after the first read no input
             (Pascanu 2014; Miceli Barone 2017, section 2.3.1).
         recurrent_dropout: probability on h(t-1), one mask for all positions (Gal and Ghahramani 2016).
+        transition_input_size: width of what the second cell reads: the context of the conditional GRU; 0 for nothing.
 
     The fused kernel of torch (cuDNN on a GPU) runs unless layer normalisation, `gru_reset="before"`, a deep
     transition, recurrent dropout in training, or held positions ask for the time loop.
@@ -54,6 +55,7 @@ class RecurrentLayer(nn.Module):
         layer_norm: bool = False,
         transition_depth: int = 1,
         recurrent_dropout: float = 0.0,
+        transition_input_size: int = 0,
     ) -> None:
         super().__init__()
         self.cell_type = cell_type
@@ -69,7 +71,8 @@ class RecurrentLayer(nn.Module):
         self.norm_hidden = nn.LayerNorm(gates) if layer_norm else None
         self.norm_cell = nn.LayerNorm(hidden_size) if layer_norm and cell_type == "lstm" else None
         self.transitions = nn.ModuleList(
-            TransitionCell(cell_type, hidden_size, self.reset_before, layer_norm) for _ in range(transition_depth - 1)
+            TransitionCell(cell_type, hidden_size, self.reset_before, layer_norm, 0 if k else transition_input_size)
+            for k in range(transition_depth - 1)
         )
 
     def zero_state(self, like: Tensor) -> State:
@@ -93,7 +96,7 @@ class RecurrentLayer(nn.Module):
         extra: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> State:
-        """One position: the cell's equation.
+        """One position: the cell's equation, then the deep transition's.
 
         Args:
             projected: (batch, gates), the product of the layer below with its columns of the input weight.
@@ -102,11 +105,26 @@ class RecurrentLayer(nn.Module):
             extra: (batch, extra), the part of the input that only this step knows.
             keep: (batch, hidden), the recurrent dropout mask.
         """
+        return self.transit(self.first_cell(projected, state, weights, extra, keep))
+
+    def first_cell(
+        self,
+        projected: Tensor,
+        state: State,
+        weights: StepWeights,
+        extra: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> State:
+        """The cell that reads the layer below; arguments as `step`."""
         if extra is not None:
             projected = projected + F.linear(extra, weights.extra)
-        state = _cell(self, projected, state, weights.recurrent, weights.recurrent_bias, keep)
+        return _cell(self, projected, state, weights.recurrent, weights.recurrent_bias, keep)
+
+    def transit(self, state: State, context: Tensor | None = None) -> State:
+        """The cells after the first; the second reads `context` (batch, transition inputs) where it has weights for it."""
         for cell in self.transitions:
-            state = cell(state)
+            state = cell(state, context)
+            context = None
         return state
 
     def forward(
@@ -188,22 +206,31 @@ class RecurrentLayer(nn.Module):
 
 
 class TransitionCell(nn.Module):
-    """A cell without input, for the deep transition (Miceli Barone 2017, section 2.3.1, equation for k > 1)."""
+    """A cell of the deep transition (Miceli Barone 2017, section 2.3.1, equation for k > 1).
 
-    def __init__(self, cell_type: str, hidden_size: int, reset_before: bool, layer_norm: bool) -> None:
+    It reads no input, or the context where it is the second cell of a conditional GRU (section 2.1).
+    """
+
+    def __init__(
+        self, cell_type: str, hidden_size: int, reset_before: bool, layer_norm: bool, input_size: int = 0
+    ) -> None:
         super().__init__()
         self.cell_type = cell_type
         self.reset_before = reset_before
         gates = hidden_size * {"lstm": 4, "gru": 3}.get(cell_type, 1)
         self.recurrent = nn.Linear(hidden_size, gates)
         self.bias = nn.Parameter(torch.zeros(gates))
-        self.norm_input = None
+        self.below = nn.Linear(input_size, gates, bias=False) if input_size else None
+        self.norm_input = nn.LayerNorm(gates) if layer_norm and input_size else None
         self.norm_hidden = nn.LayerNorm(gates) if layer_norm else None
         self.norm_cell = nn.LayerNorm(hidden_size) if layer_norm and cell_type == "lstm" else None
 
-    def forward(self, state: State) -> State:
-        """(batch, hidden) tensors in, the same out."""
-        return _cell(self, self.bias.expand(state[0].shape[0], -1), state, self.recurrent.weight, self.recurrent.bias)
+    def forward(self, state: State, context: Tensor | None = None) -> State:
+        """(batch, hidden) tensors in, the same out; `context` is (batch, inputs)."""
+        projected = self.bias.expand(state[0].shape[0], -1)
+        if self.below is not None:
+            projected = projected + self.below(context)
+        return _cell(self, projected, state, self.recurrent.weight, self.recurrent.bias)
 
 
 def _cell(

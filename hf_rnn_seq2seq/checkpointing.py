@@ -113,11 +113,23 @@ def _order(path: Path) -> tuple[int, int]:
 
 def write_manifest(folder: Path) -> None:
     """Records and syncs every file of a checkpoint."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = _readable_files(folder)
     entries = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _hash(p)} for p in files}
     (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
     for path in [*files, folder / MANIFEST, *(p for p in folder.rglob("*") if p.is_dir()), folder]:
         sync(path)
+
+
+def _readable_files(folder: Path) -> list[Path]:
+    """The files of a folder, with the permissions new files get here: safetensors makes its own private."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    probe = folder / ".probe"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in files:
+        path.chmod(mode)
+    return files
 
 
 def damage(folder: Path) -> str | None:
@@ -149,7 +161,7 @@ def publish(output_dir: str | Path, write: Callable[[Path], None]) -> None:
     try:
         temporary.mkdir(parents=True)
         write(temporary)
-        files = sorted((p for p in temporary.rglob("*") if p.is_file()), key=lambda p: p.name == WEIGHTS)
+        files = sorted(_readable_files(temporary), key=lambda path: path.name == WEIGHTS)
         for path in files:
             sync(path)
         for path in files:

@@ -86,10 +86,16 @@ class Screen:
             now = min(elapsed, self.bar.total) if self.in_seconds else step
             self.bar.update(now - self.bar.n)
 
-    def note(self, **facts: Any) -> None:
-        """Numbers beside the bar."""
+    def show_update(self, step: int, epochs: float, facts: dict[str, float], seconds_left: float) -> None:
+        """One line of numbers, the loss also beside the bar."""
         if self.bar is not None:
-            self.bar.set_postfix(facts, refresh=False)
+            self.bar.set_postfix(loss=f"{facts['loss']:.3f}", refresh=False)
+        self.say(
+            f"step {step}  epoch {epochs:.2f}  loss {facts['loss']:.4f}  ppl {facts['perplexity']:.2f}  "
+            f"lr {facts['learning_rate']:.2e}  norm {facts['grad_norm']:.2f}  "
+            f"tokens/s {facts['source_tokens_per_second']:.0f} in {facts['target_tokens_per_second']:.0f} out  "
+            f"{facts['memory_mb']:.0f} MiB  {seconds_left:.0f} s left"
+        )
 
     def say(self, message: str) -> None:
         """A line above the bar, on the main process."""

@@ -1,8 +1,8 @@
 """Rows of parallel text out of local files, one at a time, so that memory stays flat whatever the size.
 
 Every reader yields `(source, target, problem)`: two strings and None, or a row that cannot be used and the name of the
-reason, which is counted and reported and never silently dropped. Own readers rather than pandas' (`load_dataset("csv")`)
-or Arrow's (`load_dataset("json")`), because those turn the sentences "null" and "NA" into missing values, shift the
+reason, which is counted and reported and never silently dropped. Own readers rather than `load_dataset("csv")` (pandas)
+or `load_dataset("json")` (Arrow), because those turn the sentences "null" and "NA" into missing values, shift the
 columns of a row with one field too many, read a sentence like "2026-03-12" as a time stamp, and cannot name the line.
 """
 
@@ -78,7 +78,7 @@ def read_rows(
 
     Args:
         paths: one table or two text files.
-        source_column, target_column: names of the columns; a number means a position (from 0) in a table without header.
+        source_column, target_column: names of the columns; numbers mean positions (from 0) in a table without header.
         source_lang, target_lang: keys of a `translation` column; also the columns' names when those are not given.
 
     Raises:

@@ -6,10 +6,9 @@
 | `unigram` | likeliest pieces (Kudo 2018), over bytes | any Unicode text, exactly |
 | `char` | characters; those not seen in training as bytes | any Unicode text, exactly |
 | `wordpiece` | pieces of words and punctuation marks (BERT) | spacing is normalised, unseen characters become `<unk>` |
-| `word` | words between white space | spacing is normalised, unseen words become `<unk>`; text that is already tokenised
-comes back word for word |
+| `word` | words between white space | spacing is normalised, unseen words become `<unk>` |
 
-With `lowercase=True` the case is lost in every one. Special tokens written out in a text (`"</s>"`) are read as text.
+With `word`, text that is already tokenised comes back word for word. With `lowercase=True` the case is lost in every one. Special tokens written out in a text (`"</s>"`) are read as text.
 """
 
 from __future__ import annotations
@@ -53,9 +52,7 @@ def train_tokenizer(
         raise ValueError(f"algorithm={algorithm!r}: allowed are {', '.join(ALGORITHMS)}")
     smallest = len(SPECIAL_TOKENS) + (_BYTES if algorithm in LOSSLESS else 1)
     if vocab_size < smallest:
-        raise ValueError(
-            f"vocab_size={vocab_size}: {algorithm} needs at least {smallest} (special tokens and alphabet)"
-        )
+        raise ValueError(f"vocab_size={vocab_size}: {algorithm} needs at least {smallest} (special tokens, bytes)")
     if min_frequency < 1:
         raise ValueError(f"min_frequency={min_frequency}: must be at least 1")
     iterator = iter(texts)

@@ -1,0 +1,420 @@
+"""Corpora (embedded, local files, saved data sets, the Hub) -> two text columns -> tokenised, memory-mapped Arrow columns.
+
+Everything is written once into the cache of `datasets` (`HF_HOME`, `HF_DATASETS_CACHE`) and memory-mapped from there;
+the cache key holds the content of the files and of the tokenizer, so neither a changed file nor another vocabulary is
+ever served from an old cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
+from datasets.exceptions import DatasetGenerationError
+
+from .batching import Collator, plan_batches
+from .readers import Columns, DataError, checked, content_hash, read_rows, split_paths
+
+__all__ = ["Collator", "Corpus", "DataError", "load_corpus", "plan_batches", "tokenize_corpus"]
+
+SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+CLDR_ROWS = {"train": 20_000, "validation": 1_000, "test": 1_000}
+CLDR_SHARD = 50_000
+
+_TEXT = {"source": Value("string"), "target": Value("string"), "id": Value("int64")}
+_TOKENS = {
+    "id": Value("int64"),
+    "input_ids": List(Value("int32")),
+    "labels": List(Value("int32")),
+    "source_length": Value("int32"),
+    "target_length": Value("int32"),
+}
+
+AnyDataset = Dataset | IterableDataset
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Parallel text, ready to be tokenised.
+
+    Attributes:
+        splits: those of train, validation and test that exist; text columns `source` and `target`, int64 column `id` (row
+            number within its split).
+        skipped: split -> reason -> number of rows that could not be used and were left out (empty_source, empty_target,
+            wrong_field_count, not_text). Not known beforehand, hence empty, when streaming.
+        description: name, config, source_lang, target_lang, licence, rows (of each split), fingerprint (content hash),
+            streaming.
+    """
+
+    splits: DatasetDict | IterableDatasetDict
+    skipped: dict[str, dict[str, int]]
+    description: dict[str, Any]
+
+
+def load_corpus(
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    *,
+    train_file: str | Path | Sequence[str | Path] | None = None,
+    validation_file: str | Path | Sequence[str | Path] | None = None,
+    test_file: str | Path | Sequence[str | Path] | None = None,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
+    source_column: str | None = None,
+    target_column: str | None = None,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+    max_predict_samples: int | None = None,
+    seed: int = 0,
+    streaming: bool = False,
+    splits: Sequence[str] = SPLITS,
+) -> Corpus:
+    """Loads a corpus by name or from files.
+
+    Args:
+        dataset_name: `cldr`, the folder of a data set saved by `save_to_disk`, or a name on the Hub.
+        dataset_config_name: for `cldr` two locales, as `en-fr` or `en-pt_BR`; on the Hub the configuration.
+        train_file, validation_file, test_file: a table (.tsv, .csv, .jsonl, .json, .parquet) or two parallel text files,
+            as a sequence or joined by a comma; each may be gzipped. Instead of dataset_name.
+        source_lang, target_lang: locales of `cldr`; keys of a `translation` column; names of the columns when
+            source_column and target_column are not given.
+        source_column, target_column: columns of a table (numbers: positions in a table without header).
+        max_train_samples, max_eval_samples, max_predict_samples: rows of train, validation, test. `cldr` generates that
+            many (default 20,000, 1,000, 1,000); elsewhere the first that many usable rows.
+        seed: draws the train rows of `cldr`; its validation and test rows are the same for every seed.
+        streaming: read rows as they are needed instead of writing the cache first.
+        splits: which splits to load.
+
+    Raises:
+        DataError: an unknown name, file, column or locale; a file that is empty, damaged, not UTF-8 or not parallel.
+    """
+    limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_predict_samples}
+    for option, limit in zip(("max_train_samples", "max_eval_samples", "max_predict_samples"), limits.values()):  # noqa: B905
+        if limit is not None and limit < 1:
+            raise DataError(f"{option}={limit}: must be at least 1")
+    if unknown := [split for split in splits if split not in SPLITS]:
+        raise DataError(f"splits: {unknown[0]!r} is not a split; allowed are {', '.join(SPLITS)}")
+    named = {"train": train_file, "validation": validation_file, "test": test_file}
+    files = {split: split_paths(value) for split, value in named.items() if value and split in splits}
+    if (dataset_name is None) == (not any(named.values())):
+        raise DataError("give either dataset_name ('cldr', a saved folder, a Hub name) or train_file and its kind")
+
+    description: dict[str, Any] = {"name": dataset_name, "config": dataset_config_name, "licence": None}
+    description |= {"source_lang": source_lang, "target_lang": target_lang}
+    if dataset_name == "cldr":
+        found, facts = _load_cldr(dataset_config_name, source_lang, target_lang, limits, seed, streaming, splits)
+    elif dataset_name is None:
+        columns = (source_column, target_column, source_lang, target_lang)
+        found, facts = _load_files(files, columns, streaming)
+    else:
+        columns = (source_column, target_column, source_lang, target_lang)
+        found, facts = _load_named(dataset_name, dataset_config_name, columns, streaming, splits)
+    kept, skipped = {}, {}
+    for split, rows in found.items():
+        kept[split], skipped[split] = _usable(rows, split, limits[split])
+    description |= facts
+    description["rows"] = None if streaming else {split: len(rows) for split, rows in kept.items()}
+    description["streaming"] = streaming
+    return Corpus((IterableDatasetDict if streaming else DatasetDict)(kept), skipped, description)
+
+
+Loaded = tuple[dict[str, AnyDataset], dict[str, Any]]
+
+
+def _load_cldr(
+    config: str | None,
+    source: str | None,
+    target: str | None,
+    limits: dict[str, int | None],
+    seed: int,
+    streaming: bool,
+    splits: Sequence[str],
+) -> Loaded:
+    try:
+        from . import cldr
+    except ModuleNotFoundError as error:
+        raise DataError("dataset_name 'cldr' needs Babel: pip install 'hf_rnn_seq2seq[train]'") from error
+
+    if config is not None:
+        pair = cldr.parse_pair(config)
+        for name, given, parsed in (("source_lang", source, pair[0]), ("target_lang", target, pair[1])):
+            if given is not None and cldr.parse_locale(given) != cldr.parse_locale(parsed):
+                raise DataError(f"{name}={given!r} contradicts dataset_config_name={config!r}")
+        source, target = pair
+    if source is None or target is None:
+        raise DataError("cldr needs dataset_config_name, as 'en-fr', or source_lang and target_lang")
+    book = cldr.phrase_book(source, target)
+    source, target = map(str, book.locales)
+    version = cldr.generator_version()
+    found: dict[str, AnyDataset] = {}
+    for split in (split for split in SPLITS if split in splits):
+        rows = limits[split] or CLDR_ROWS[split]
+        step = CLDR_SHARD if split == "train" else rows  # only train rows can be drawn independently of each other
+        arguments = {
+            "source": source,
+            "target": target,
+            "split": split,
+            "seed": seed if split == "train" else 0,
+            "ranges": [(start, min(start + step, rows)) for start in range(0, rows, step)],
+            "version": version,
+        }
+        found[split] = _generated(cldr.generate, arguments, _TEXT, split, streaming, len(arguments["ranges"]))
+    facts = {"config": f"{source}-{target}", "source_lang": source, "target_lang": target, "licence": cldr.LICENCE}
+    facts["fingerprint"] = _digest([source, target, seed, version, {split: limits[split] for split in found}])
+    return found, facts
+
+
+def _load_files(files: dict[str, list[Path]], columns: tuple[str | None, ...], streaming: bool) -> Loaded:
+    if not files:
+        raise DataError("none of the files given belongs to the splits asked for")
+    found: dict[str, AnyDataset] = {}
+    hashes = {}
+    for split, paths in files.items():
+        hashes[split] = content_hash(paths)
+        # Wrapped in tuples because `datasets` takes every list for shards.
+        arguments = {
+            "paths": tuple(map(os.path.abspath, paths)),
+            "columns": columns,
+            "content": hashes[split],
+            "version": content_hash([Path(__file__).with_name("readers.py")]),
+        }
+        found[split] = _generated(_file_rows, arguments, _TEXT | {"problem": Value("string")}, split, streaming)
+    names = {split: [path.name for path in paths] for split, paths in files.items()}
+    return found, {"files": names, "fingerprint": _digest([hashes, columns])}
+
+
+def _file_rows(
+    paths: tuple[str, ...], columns: tuple[str | None, ...], content: str, version: str
+) -> Iterator[dict[str, Any]]:
+    """Rows for `datasets`' generators; `content` and `version` only mark the cache."""
+    names = ("source_column", "target_column", "source_lang", "target_lang")
+    rows = read_rows(list(map(Path, paths)), **dict(zip(names, columns, strict=True)))
+    for number, (source, target, problem) in enumerate(rows):
+        yield {"source": source, "target": target, "problem": problem, "id": number}
+
+
+def _generated(
+    generator: Callable[..., Iterator[dict[str, Any]]],
+    arguments: dict[str, Any],
+    features: dict[str, Any],
+    split: str,
+    streaming: bool,
+    shards: int = 1,
+) -> AnyDataset:
+    options: dict[str, Any] = {"features": Features(features), "gen_kwargs": arguments, "split": datasets.Split(split)}
+    if streaming:
+        return IterableDataset.from_generator(generator, **options)
+    workers = min(shards, os.cpu_count() or 1)
+    try:
+        return Dataset.from_generator(generator, num_proc=workers if workers > 1 else None, **options)
+    except DatasetGenerationError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, DataError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
+
+
+def _load_named(
+    name: str, config: str | None, columns: tuple[str | None, ...], streaming: bool, splits: Sequence[str]
+) -> Loaded:
+    path = Path(name)
+    try:
+        if path.is_dir():
+            if not any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
+                raise DataError(
+                    f"dataset_name {name!r} is a folder, but not one that datasets' save_to_disk wrote; "
+                    "files are given as train_file, validation_file, test_file"
+                )
+            loaded: Any = datasets.load_from_disk(str(path))
+        elif path.exists():
+            raise DataError(f"dataset_name {name!r} is a file; give it as train_file, validation_file or test_file")
+        else:
+            loaded = datasets.load_dataset(name, config, streaming=streaming)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"dataset_name {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    if isinstance(loaded, (Dataset, IterableDataset)):
+        loaded = {"train": loaded}
+    found: dict[str, AnyDataset] = {}
+    for split in (split for split in SPLITS if split in splits):
+        for alias in SPLIT_NAMES[split]:
+            if alias in loaded:
+                rows = loaded[alias].to_iterable_dataset() if streaming and path.is_dir() else loaded[alias]
+                found[split] = _two_columns(rows, Columns(*columns), f"dataset {name!r}, split {alias!r}")
+                break
+    if not found:
+        raise DataError(f"dataset {name!r} has none of the splits {', '.join(splits)}; it has {', '.join(loaded)}")
+    facts: dict[str, Any] = {"name": path.name if path.is_dir() else name}
+    facts["licence"] = next(iter(loaded.values())).info.license or None
+    if not streaming:
+        facts["fingerprint"] = _digest({split: rows._fingerprint for split, rows in found.items()})
+    return found, facts
+
+
+def _two_columns(rows: AnyDataset, columns: Columns, where: str) -> AnyDataset:
+    names = rows.column_names or list(next(iter(rows)))
+    if columns.named or "translation" not in names:
+        columns.require(names, where)
+        rows = rows.select_columns([columns.source, columns.target])
+    else:
+        rows = rows.select_columns(["translation"])
+    if isinstance(rows, Dataset) and not len(rows):
+        raise DataError(f"{where} holds no rows")
+    return rows.map(
+        _pair,
+        with_indices=True,
+        remove_columns=rows.column_names,
+        features=Features(_TEXT | {"problem": Value("string")}),
+        fn_kwargs={"columns": columns, "where": where},
+    )
+
+
+def _pair(row: dict[str, Any], number: int, columns: Columns, where: str) -> dict[str, Any]:
+    source, target, problem = checked(*columns.pick(row, where))
+    return {"source": source, "target": target, "problem": problem, "id": number}
+
+
+def _usable(rows: AnyDataset, split: str, limit: int | None) -> tuple[AnyDataset, dict[str, int]]:
+    """Leaves out the rows that have a problem and counts them; ids then number what is left."""
+    skipped: dict[str, int] = {}
+    if isinstance(rows, IterableDataset):
+        if "problem" in (rows.features or {}):
+            rows = rows.filter(_sound, input_columns="problem").remove_columns("problem")
+        return rows.take(limit) if limit is not None else rows, skipped
+    if "problem" in rows.column_names:
+        problems = rows.with_format("arrow")["problem"]
+        counts = Counter(p for chunk in _arrow_batches(problems) for p in chunk if p is not None)
+        skipped = dict(sorted(counts.items()))
+        if sum(counts.values()) == len(rows):
+            raise DataError(f"{split}: no usable row among {len(rows)} ({_listed(skipped)})")
+        if skipped:
+            rows = rows.filter(_sound, input_columns="problem").map(_numbered, with_indices=True)
+        rows = rows.remove_columns("problem")
+    return rows.select(range(min(limit, len(rows)))) if limit is not None else rows, skipped
+
+
+def _arrow_batches(column: Any, size: int = 10_000) -> Iterator[list[str | None]]:
+    for start in range(0, len(column), size):
+        yield column[start : start + size].to_pylist()
+
+
+def _sound(problem: str | None) -> bool:
+    return problem is None
+
+
+def _numbered(_: dict[str, Any], number: int) -> dict[str, int]:
+    return {"id": number}
+
+
+def tokenize_corpus(
+    split: AnyDataset,
+    tokenizer: Any,
+    *,
+    max_source_length: int,
+    max_target_length: int,
+    num_proc: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[AnyDataset, dict[str, int]]:
+    """Tokenises a split into memory-mapped int columns, cached by the content of split and tokenizer.
+
+    Args:
+        split: text columns `source`, `target`, and `id`.
+        max_source_length, max_target_length: in tokens, the end token included; longer rows are left out and counted.
+        num_proc: worker processes; None for one.
+        cache_dir: default: in the cache of `datasets`.
+
+    Returns:
+        `id`, `input_ids`, `labels`, `source_length`, `target_length`; and the number of rows left out for each reason
+        (too_long_source, too_long_target; a row that is both counts as source). Counts are empty when streaming.
+
+    Raises:
+        DataError: a limit below 2, or no row short enough.
+    """
+    for name, limit in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
+        if limit < 2:
+            raise DataError(f"{name}={limit}: must be at least 2 (one token and the end token)")
+    options: dict[str, Any] = {
+        "batched": True,
+        "remove_columns": ["source", "target"],
+        "features": Features(_TOKENS),
+        "fn_kwargs": {"tokenizer": tokenizer},
+    }
+    if isinstance(split, IterableDataset):
+        rows = split.map(_encode, **options)
+        limits = {"source": max_source_length, "target": max_target_length}
+        return rows.filter(_short_enough, input_columns=["source_length", "target_length"], fn_kwargs=limits), {}
+    key = _digest([split._fingerprint, tokenizer_hash(tokenizer), content_hash([Path(__file__)])])[:32]
+    folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hf_rnn_seq2seq")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = split.map(
+        _encode,
+        num_proc=num_proc if num_proc and num_proc > 1 and len(split) >= 2 * num_proc else None,
+        new_fingerprint=key,
+        cache_file_name=str(folder / f"tokens-{key}.arrow"),
+        desc="Tokenizing",
+        **options,
+    )
+    source = np.asarray(rows.with_format("numpy")["source_length"][:])
+    target = np.asarray(rows.with_format("numpy")["target_length"][:])
+    long_source = source > max_source_length
+    long_target = (target > max_target_length) & ~long_source
+    counts = {"too_long_source": int(long_source.sum()), "too_long_target": int(long_target.sum())}
+    counts = {reason: count for reason, count in counts.items() if count}
+    if counts:
+        kept = np.flatnonzero(~(long_source | long_target))
+        if not len(kept):
+            raise DataError(f"no row within {max_source_length=}, {max_target_length=} ({_listed(counts)})")
+        rows = rows.select(kept)
+    return rows, counts
+
+
+def _encode(batch: dict[str, list[str]], tokenizer: Any) -> dict[str, list[Any]]:
+    # Without a limit here: a sentence is left out rather than cut, so its whole length must be known.
+    tokens = tokenizer(batch["source"], text_target=batch["target"], return_attention_mask=False, verbose=False)
+    lengths = {"source_length": list(map(len, tokens["input_ids"])), "target_length": list(map(len, tokens["labels"]))}
+    return {"id": batch["id"], "input_ids": tokens["input_ids"], "labels": tokens["labels"], **lengths}
+
+
+def _short_enough(source_length: int, target_length: int, source: int, target: int) -> bool:
+    return source_length <= source and target_length <= target
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of what a tokenizer does: of the files it saves, without the padding and truncation of its last call."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        digest = hashlib.sha256()
+        for path in sorted(Path(folder).rglob("*")):
+            if path.suffix == ".json":
+                content = json.loads(path.read_text(encoding="utf-8"))
+                content = {k: v for k, v in content.items() if k not in ("padding", "truncation", "name_or_path")}
+                digest.update(json.dumps([path.name, content], sort_keys=True).encode())
+            elif path.is_file():
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())

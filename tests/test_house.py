@@ -1,0 +1,234 @@
+"""The rules of the house that a machine can check: imports, entries, versions, exports, words that must not stand."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+import hf_rnn_seq2seq
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE, MODEL = ROOT / "hf_rnn_seq2seq", ROOT / "hf_rnn_seq2seq" / "model"
+
+ENTRIES = {
+    ".ci",
+    ".github",
+    ".gitignore",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "hf_rnn_seq2seq",
+    "model_cards",
+    "pyproject.toml",
+    "scripts",
+    "tests",
+}
+EXPORTS = {
+    "Attention",
+    "ConfigError",
+    "RnnSeq2SeqCache",
+    "RnnSeq2SeqConfig",
+    "RnnSeq2SeqForConditionalGeneration",
+    "RnnSeq2SeqModel",
+    "RnnSeq2SeqPreTrainedModel",
+    "__version__",
+    "register_attention",
+}
+# Who may import whom at the top of a file of model/: later rows import earlier rows, never the other way round.
+LAYERS = [
+    {"presets"},
+    {"configuration_rnn_seq2seq"},
+    {"attention", "recurrence", "scan", "cache"},
+    {"encoder"},
+    {"bridge", "decoder"},
+    {"fast_step"},
+    {"beam_search"},
+    {"search", "tokenization_rnn_seq2seq"},
+    {"modeling_rnn_seq2seq"},
+]
+CORE = {"torch", "transformers", "huggingface_hub"}
+# import name -> requirement; what stands in brackets comes with one of the core requirements
+DECLARED = {
+    "accelerate": "accelerate",
+    "babel": "Babel",
+    "datasets": "datasets",
+    "evaluate": "evaluate",
+    "jinja2": "Jinja2",
+    "jiwer": "jiwer",
+    "matplotlib": "matplotlib",
+    "sacrebleu": "sacrebleu",
+    "tensorboard": "tensorboard",
+    "tokenizers": "tokenizers",
+    "tqdm": "tqdm",
+    "yaml": "PyYAML",
+    "numpy": "(transformers)",
+    "safetensors": "(transformers)",
+    "pyarrow": "(datasets)",
+}
+
+
+def sources(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+@lru_cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(path: Path) -> Iterator[tuple[str, ast.stmt]]:
+    """Every import of a file as an absolute dotted name (`from a import b` gives `a` and `a.b`), with its statement."""
+    package = list(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module, node
+            for alias in node.names:
+                yield f"{module}.{alias.name}", node
+
+
+def top_level(path: Path) -> set[str]:
+    return {name.split(".")[0] for name, _ in imports(path)}
+
+
+@pytest.mark.parametrize("path", sources(MODEL), ids=lambda path: path.name)
+def test_model_folder_can_travel(path: Path) -> None:
+    """The Hub's copier reads raw text: one `from .x import y` a line, siblings only, no parent and no sub-folder."""
+    assert path.parent == MODEL, "model/ is flat"
+    text = path.read_text(encoding="utf-8")
+    real = set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1 and node.module and "." not in node.module, ast.unparse(node)
+            assert (MODEL / f"{node.module}.py").is_file(), ast.unparse(node)
+            assert node.lineno == node.end_lineno, f"on one line: {ast.unparse(node)}"
+            real.add(node.lineno)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            for name in names:
+                first = name.split(".")[0]
+                assert first in CORE or first in sys.stdlib_module_names, f"{first} is not in the core"
+    looks = {number for number, line in enumerate(text.splitlines(), 1) if re.match(r"\s*(from|import)\s+\.", line)}
+    assert looks == real, f"lines that look like relative imports and are none: {sorted(looks - real)}"
+
+
+def test_model_folder_imports_point_one_way() -> None:
+    layer_of = {name: number for number, names in enumerate(LAYERS) for name in names}
+    files = {path.stem for path in sources(MODEL)} - {"__init__"}
+    assert files <= set(layer_of), f"give these files a layer: {sorted(files - set(layer_of))}"
+    for path in sources(MODEL):
+        if path.stem == "__init__":
+            continue
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert layer_of[node.module] < layer_of[path.stem], f"{path.stem} imports {node.module}"
+
+
+def test_every_model_file_is_reached_from_the_modeling_file() -> None:
+    """A checkpoint of the model carries exactly what its modeling file imports, directly or through others."""
+    reached, waiting = set(), ["modeling_rnn_seq2seq"]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            found = re.findall(r"^\s*from\s+\.(\w+)\s+import", (MODEL / f"{name}.py").read_text("utf-8"), re.MULTILINE)
+            waiting.extend(found)
+    # The tokenizer's file travels with a tokenizer that needs it.
+    assert {path.stem for path in sources(MODEL)} - {"__init__", "tokenization_rnn_seq2seq"} <= reached
+
+
+def test_only_the_package_itself_imports_the_model() -> None:
+    paths = [path for path in sources(PACKAGE) if path.parent != MODEL and path != PACKAGE / "__init__.py"]
+    assert len(paths) > 10
+    for path in paths:
+        for name, _ in imports(path):
+            assert not name.startswith("hf_rnn_seq2seq.model."), f"{path.name} imports {name}"
+            assert name != "hf_rnn_seq2seq.model", f"{path.name} imports {name}"
+            assert name.removeprefix("hf_rnn_seq2seq.") not in EXPORTS, f"{path.name} imports {name}"
+
+
+def test_nothing_imports_scripts_or_tests() -> None:
+    for path in [*sources(PACKAGE), *sources(ROOT / "scripts")]:
+        assert not top_level(path) & {"scripts", "tests"}, path.name
+    for path in sources(PACKAGE):
+        assert "pytest" not in top_level(path), path.name
+
+
+def test_third_party_imports_are_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *(line for group in project["optional-dependencies"].values() for line in group)]
+    required = {re.match(r"[\w.-]+", line)[0] for line in lines}
+    for path in [*sources(PACKAGE), *sources(ROOT / "scripts")]:
+        for name in top_level(path) - set(sys.stdlib_module_names) - CORE - {"hf_rnn_seq2seq"}:
+            requirement = DECLARED.get(name, name)
+            assert requirement.startswith("(") or requirement in required, f"{path.name} imports {name}"
+
+
+def test_importing_the_package_is_light() -> None:
+    """matplotlib, datasets and the metric libraries load with what needs them."""
+    heavy = ["matplotlib", "datasets", "evaluate", "sacrebleu", "babel", "jiwer", "tensorboard"]
+    code = f"import sys, hf_rnn_seq2seq; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def tracked() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: what belongs to the project cannot be told from what lies around")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    return [ROOT / name for name in listed.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_top_level_entries() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in tracked()} == ENTRIES
+
+
+def test_version_is_the_newest_changelog_heading() -> None:
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == hf_rnn_seq2seq.__version__
+
+
+def test_public_names() -> None:
+    assert set(hf_rnn_seq2seq.__all__) == EXPORTS
+    assert all(hasattr(hf_rnn_seq2seq, name) for name in EXPORTS)
+    assert (PACKAGE / "py.typed").is_file(), "type hints are part of the interface"
+
+
+# Written so that this file does not contain what it forbids.
+FORBIDDEN = {
+    "an open end": re.compile(r"\b(TO[D]O|FIX[M]E|X[X]X|HA[C]K)\b"),
+    "a machine path": re.compile(r"(?<![\w./-])/(wo[r]k|ro[o]t|ho[m]e/\w+|fa[r]m|Us[e]rs)/"),
+    "a package index": re.compile(r"pypi\.or[g]|pythonhosted\.or[g]|registry\.npmjs\.or[g]"),
+}
+
+
+def test_no_forbidden_words() -> None:
+    read = 0
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            assert path.suffix in (".png", ".gz"), f"{path.name} is not UTF-8"
+            continue
+        read += 1
+        for what, pattern in FORBIDDEN.items():
+            found = pattern.search(text)
+            assert found is None, f"{path.relative_to(ROOT)}: {what}: {found[0]!r}"
+    assert read > 30
+
+
+def test_no_file_is_too_large() -> None:
+    for path in tracked():
+        assert path.stat().st_size < 1_000_000, f"{path.relative_to(ROOT)}: large files do not belong here"

@@ -66,7 +66,7 @@ def source_pieces(tokenizer: PreTrainedTokenizerBase, text: str, length: int, *,
             pieces.append(token)
             continue
         # Byte-level tokens that share one character have the same stretch: it is shown once.
-        stretch = text[min(start, previous_end) : end] if end > previous_end else ""
+        stretch = text[previous_end:end] if end > previous_end else ""
         pieces.append(stretch)
         previous_end = max(previous_end, end)
     if len(pieces) > length:  # a truncated source ends with its own end-of-sentence token
@@ -97,14 +97,8 @@ def target_pieces(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) 
 
 
 def _names(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], *, target: bool) -> list[str]:
-    switch = getattr(tokenizer, "_switch_to_target_mode", None) if target else None
-    if switch:
-        switch()
-    try:
-        return tokenizer.convert_ids_to_tokens(list(token_ids))
-    finally:
-        if switch:
-            tokenizer._switch_to_input_mode()
+    separate = getattr(tokenizer, "convert_target_ids_to_tokens", None) if target else None
+    return list((separate or tokenizer.convert_ids_to_tokens)(list(token_ids)))
 
 
 def stands_alone(character: str) -> bool:

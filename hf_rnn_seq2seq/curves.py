@@ -39,12 +39,12 @@ def read_log(path: Path_) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            step = int(row["step"])
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             if number == len(lines):
                 break
-            raise PlotError(f"{file}: line {number} is not a JSON object with a step") from None
-        rows.setdefault(step, {}).update(row)
+            raise PlotError(f"{file}: line {number} is not a JSON object") from None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):  # other rows tell of events, not of steps
+            rows.setdefault(row["step"], {}).update(row)
     if not rows:
         raise PlotError(f"{file}: the log holds no step")
     return [rows[step] for step in sorted(rows)]

@@ -19,6 +19,7 @@ DATA_OPTIONS = (
     "source_column",
     "target_column",
     "max_predict_samples",
+    "data_seed",
 )
 
 
@@ -80,7 +81,7 @@ def data_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in content.items():
         flat |= value if isinstance(value, Mapping) else {key: value}
-    options = {key: flat[key] for key in (*DATA_OPTIONS, "seed") if flat.get(key) is not None}
+    options = {key: flat[key] for key in DATA_OPTIONS if flat.get(key) is not None}
     return options if any(key in options for key in ("dataset_name", "train_file", "test_file")) else {}
 
 

@@ -194,6 +194,8 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
     def from_preset(cls, name: str, **overrides: Any) -> "RnnSeq2SeqConfig":
         """Builds the configuration of a published system, e.g. `from_preset("bahdanau2014", vocab_size=8000)`.
 
+        Sizes are the paper's, and each is overridden by itself; `vocab_size` alone stands for both vocabularies.
+
         Raises:
             ConfigError: no preset has this name, or an override does not fit.
         """
@@ -201,7 +203,10 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
 
         if name not in PRESETS:
             raise ConfigError(f"preset {name!r} does not exist; there are {', '.join(sorted(PRESETS))}")
-        return cls(**{**PRESETS[name](), **overrides})
+        fields = PRESETS[name]()
+        if "vocab_size" in overrides:
+            fields.pop("source_vocab_size", None)
+        return cls(**{**fields, **overrides})
 
     def encoder_directions(self, layer: int) -> int:
         """Directions of encoder layer `layer`, counted from 1."""

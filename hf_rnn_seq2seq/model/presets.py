@@ -1,8 +1,381 @@
-"""The published systems as settings of one configuration; each docstring names the source of every choice."""
+"""The published systems as settings of one configuration; each docstring names the source of every choice.
+
+`RnnSeq2SeqConfig.from_preset(name, **overrides)` builds one. Sizes are the paper's and each can be overridden by
+itself: a smaller `hidden_size` leaves `encoder_hidden_size`, `context_size` and `readout_size` as the preset sets
+them, and what a preset leaves out follows `hidden_size`. "Departs" lists what differs from the paper, and why.
+
+What holds for every preset and is not repeated: papers of this line omit biases from their equations or are silent
+about them, and every product here has one unless said otherwise; the decoder starts from the vector of `<s>` where a
+paper starts from zeros or from the source's end mark, which is the same with one vector learnt; sentences end in
+`</s>` on both sides; weights named Gaussian or orthogonal in a paper start uniform (`initializer_range`).
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 PRESETS: dict[str, Callable[[], dict[str, Any]]] = {}
+
+
+def _preset(build: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """Registers a preset under its function's name."""
+    PRESETS[build.__name__] = build
+    return build
+
+
+@_preset
+def sutskever2014() -> dict[str, Any]:
+    """Sutskever, Vinyals and Le 2014, Sequence to Sequence Learning with Neural Networks.
+
+    * Section 3.4: 4 layers of 1000 LSTM cells, word vectors of 1000, 160,000 source and 80,000 target words, a plain
+      softmax over them, weights uniform in plus or minus 0.08, no dropout.
+    * Section 3.3: the source is read backwards (`reverse_source`), the target is not.
+    * Section 2: the source is the encoder's last state, which starts the decoder (`initial_state`, `copy`): layer l of
+      the decoder starts from h and c of layer l of the encoder.
+
+    Departs: reversal moves `</s>` in front of the reversed words. The cell is torch's LSTM; the one of Graves 2013, to
+    which the paper refers, has peephole connections.
+
+    Time loop: none; every layer is one fused kernel.
+    """
+    return dict(
+        vocab_size=80000,
+        source_vocab_size=160000,
+        embedding_size=1000,
+        hidden_size=1000,
+        encoder_layers=4,
+        decoder_layers=4,
+        cell_type="lstm",
+        bidirectional="none",
+        reverse_source=True,
+        context="initial_state",
+        bridge="copy",
+        readout="linear",
+        initializer_range=0.08,
+    )
+
+
+@_preset
+def cho2014() -> dict[str, Any]:
+    """Cho et al. 2014, Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation.
+
+    * Section 4.1: 1000 units on both sides, words through a rank of 100 (word vectors of 100), 500 maxout units that
+      pool 2 inputs each, 15,000 words.
+    * Section 2.3, equations 5 to 8: the gated unit, its reset gate before the recurrent product (`gru_reset`).
+    * Appendix A.1.1: one layer, one direction; c = tanh(V h_N) (`context_size`).
+    * Appendix A.1.2: h'_0 = tanh(V' c) (`bridge="dense"` reads c); c enters every gate at every step
+      (`context="every_step"`); s' = O_h h'_t + O_y y_{t-1} + O_c c, pairs of it maxed, then the softmax.
+
+    Departs: in the decoder of appendix A.1.2 the reset gate multiplies U'h + C c together; here it multiplies h, as in
+    equation 8, and C c stands outside. The paper uses the model to score phrases; here it writes sentences.
+
+    Time loop: yes, for `gru_reset="before"` on both sides. `gru_reset="after"` takes the fused kernel.
+    """
+    return dict(
+        vocab_size=15000,
+        embedding_size=100,
+        hidden_size=1000,
+        encoder_hidden_size=1000,
+        cell_type="gru",
+        gru_reset="before",
+        bidirectional="none",
+        context="every_step",
+        context_size=1000,
+        bridge="dense",
+        readout="maxout",
+        readout_size=500,
+        readout_embedding=True,
+    )
+
+
+@_preset
+def bahdanau2014() -> dict[str, Any]:
+    """Bahdanau, Cho and Bengio 2014, Neural Machine Translation by Jointly Learning to Align and Translate.
+
+    * Section 4.2 and appendix A.2: 1000 units in the decoder and in each direction of the encoder, word vectors of 620,
+      alignment layer of 1000 (`attention_size` follows `hidden_size`), 500 maxout units, 30,000 words.
+    * Section 3.2: bidirectional encoder. Section 3.1 and appendix A.1.2: additive score, asked by s_{i-1}, before the
+      cell (`attention_order`).
+    * Appendix A.1.1 and A.2.2: gated units with the reset gate before the recurrent product; c_i enters every gate;
+      s_0 = tanh(W_s h_1) from the backward encoder (`backward_tanh`); the readout
+      t~_i = U_o s_{i-1} + V_o E y_{i-1} + C_o c_i reads the PREVIOUS state (`readout_state`) and is maxed in pairs.
+
+    Departs: nothing that an equation of the paper shows.
+
+    Time loop: yes, for `gru_reset="before"`; with `after` the fused training scan covers the decoder.
+    """
+    return dict(
+        vocab_size=30000,
+        embedding_size=620,
+        hidden_size=1000,
+        encoder_hidden_size=1000,
+        cell_type="gru",
+        gru_reset="before",
+        bidirectional="all",
+        context="attention",
+        attention_type="additive",
+        attention_order="before_cell",
+        bridge="backward_tanh",
+        readout="maxout",
+        readout_size=500,
+        readout_embedding=True,
+        readout_state="previous",
+    )
+
+
+@_preset
+def luong2015() -> dict[str, Any]:
+    """Luong, Pham and Manning 2015, Effective Approaches to Attention-based Neural Machine Translation.
+
+    * Section 4.1: 4 layers of 1000 LSTM cells, word vectors of 1000, 50,000 words, weights uniform in plus or minus
+      0.1, dropout 0.2, reversed source.
+    * Section 3: the top state asks after the cell; attentional vector h~ = tanh(W_c [c; h]) without bias (equation 5),
+      softmax(W_s h~) without bias (equation 6).
+    * Section 3.1: `attention_type` is `general`, or `dot`, `concat`, `location` (needs `max_source_positions`).
+    * Section 3.2: `attention_window="local_m"` or `"local_p"` with D = `attention_window_size` = 10; the Gaussian of
+      equation 10 multiplies the weights after the softmax.
+    * Section 3.3: h~ is fed to the first layer of the next step (`input_feeding`).
+    * Section 2: encoder and decoder are stacks of equal depth, the decoder starts from the encoder's states (`copy`).
+
+    Departs: `concat` is v . tanh(W_q h + W_k s + b), the same function as v . tanh(W [h; s]) but for b. `location`
+    refuses a source longer than `max_source_positions`, which the paper cuts.
+
+    Time loop: yes, for input feeding; with one decoder layer the fused training scan covers it. `input_feeding=False`
+    needs none at any depth.
+    """
+    return dict(
+        vocab_size=50000,
+        embedding_size=1000,
+        hidden_size=1000,
+        encoder_layers=4,
+        decoder_layers=4,
+        cell_type="lstm",
+        bidirectional="none",
+        reverse_source=True,
+        context="attention",
+        attention_type="general",
+        attention_order="after_cell",
+        attention_window="global",
+        attention_window_size=10,
+        input_feeding=True,
+        bridge="copy",
+        readout="tanh",
+        output_bias=False,
+        dropout=0.2,
+        initializer_range=0.1,
+    )
+
+
+@_preset
+def gnmt2016() -> dict[str, Any]:
+    """Wu et al. 2016, Google's Neural Machine Translation System.
+
+    * Section 3 and figure 1: 8 encoder and 8 decoder layers of 1024 LSTM cells, word vectors as wide.
+    * Section 3.1: residual connections from the third layer on (`residual_start`).
+    * Section 3.2: the first encoder layer is bidirectional, the others are not.
+    * Equation 4: the score is a network with one hidden layer of 1024 (`additive`), asked by y_{i-1}, the bottom
+      decoder layer's output at the step before (`before_cell`, `attention_layer="bottom"`); its context goes to all
+      decoder layers (`context_layers="all"`), and not to the softmax (`readout_context=False`).
+    * Section 4.1: wordpieces, 32,000 for both sides. Section 8.3: weights uniform in plus or minus 0.04, dropout 0.2
+      (English-French; 0.3 for English-German).
+
+    Departs: the paper does not say how the decoder starts: here from zeros. Its beam search, with the length and
+    coverage penalties of section 7, is a matter of decoding, not of the model.
+
+    Time loop: over the bottom decoder layer only; the seven above run over the whole target at once. GNMT asks before
+    the cell, so the fused training scan covers that layer too.
+    """
+    return dict(
+        vocab_size=32000,
+        embedding_size=1024,
+        hidden_size=1024,
+        encoder_layers=8,
+        decoder_layers=8,
+        cell_type="lstm",
+        bidirectional="first",
+        residual_start=3,
+        context="attention",
+        context_layers="all",
+        attention_type="additive",
+        attention_order="before_cell",
+        attention_layer="bottom",
+        bridge="zero",
+        readout="linear",
+        readout_context=False,
+        dropout=0.2,
+        initializer_range=0.04,
+    )
+
+
+@_preset
+def rnmt_plus2018() -> dict[str, Any]:
+    """Chen et al. 2018, The Best of Both Worlds: Combining Recent Advances in Neural Machine Translation (RNMT+).
+
+    * Section 4.1: 6 bidirectional encoder layers, whose directions are joined before the next layer, and 8 decoder
+      layers, of 1024 layer-normalised LSTM cells per direction; word vectors of 1024; residual connections from the
+      third layer on, on both sides.
+    * Section 4.1: additive attention with several heads, asked by the bottom decoder layer; its context goes to all
+      decoder layers and to the softmax. 4 heads, as in the authors' released configuration (lingvo).
+    * Section 4.1: dropout on word vectors and on each layer's output, 0.2 (English-French; 0.3 for English-German),
+      label smoothing 0.1 over the whole vocabulary. Wordpieces, 32,000. Weights uniform in plus or minus 0.04.
+
+    Departs: the cell is normalised as Ba 2016, equations 20 to 22 (each product over all gates, and the cell), where
+    the paper normalises each gate by itself; the LSTM's output keeps its tanh, which the paper drops. The paper's
+    projection of the encoder's states to 1024 is a linear map before the linear maps to keys and values, and is folded
+    into them. No dropout on the attention weights. The decoder starts from zeros; the paper does not say.
+
+    Time loop: yes, for `layer_norm`, in every layer of both sides.
+    """
+    return dict(
+        vocab_size=32000,
+        embedding_size=1024,
+        hidden_size=1024,
+        encoder_hidden_size=1024,
+        encoder_layers=6,
+        decoder_layers=8,
+        cell_type="lstm",
+        layer_norm=True,
+        bidirectional="all",
+        residual_start=3,
+        context="attention",
+        context_layers="all",
+        attention_type="multi_head_additive",
+        num_attention_heads=4,
+        attention_order="before_cell",
+        attention_layer="bottom",
+        bridge="zero",
+        readout="linear",
+        dropout=0.2,
+        label_smoothing=0.1,
+        initializer_range=0.04,
+    )
+
+
+@_preset
+def bideep2017() -> dict[str, Any]:
+    """Miceli Barone et al. 2017, Deep Architectures for Neural Machine Translation: the BiDeep system.
+
+    Sizes are those of the authors' released script bideep-bideep-rGRU-large (Nematus):
+
+    * 4 stacked levels on both sides (section 2.2), each a deep transition (section 2.3): 2 cells a level in the
+      encoder; 4 in the decoder's base level, 2 in the levels above (`decoder_upper_transition_depth`).
+    * Section 2.2.1: the encoder is two stacks that alternate their direction at every level (`alternating`), joined at
+      the top. Levels are joined by residual connections.
+    * Section 2.1: the base level is a conditional GRU: the state after its first cell asks, the context enters its
+      second cell (`before_cell` with a transition). Section 2.2.2, rGRU: the context also enters the levels above.
+    * Layer-normalised GRUs of 1024 cells (per direction), the reset gate after the recurrent product, as in Nematus.
+    * Additive attention; s_0 = tanh(W mean(h) + b) for each level (`mean`); deep output
+      tanh(U s + V E y + C c) of the word vectors' width 512, tied to the target's word vectors; 90,000 subwords.
+
+    Departs: each level's input and recurrent product are normalised as Ba 2016; Nematus also normalises the products
+    of attention and readout. No dropout, as in the script.
+
+    Time loop: yes, for `layer_norm` and the transitions, in every level of both sides.
+    """
+    return dict(
+        vocab_size=90000,
+        embedding_size=512,
+        hidden_size=1024,
+        encoder_hidden_size=1024,
+        encoder_layers=4,
+        decoder_layers=4,
+        cell_type="gru",
+        gru_reset="after",
+        layer_norm=True,
+        encoder_transition_depth=2,
+        decoder_transition_depth=4,
+        decoder_upper_transition_depth=2,
+        bidirectional="alternating",
+        residual_start=2,
+        context="attention",
+        context_layers="all",
+        attention_type="additive",
+        attention_order="before_cell",
+        attention_layer="bottom",
+        bridge="mean",
+        readout="tanh",
+        readout_size=512,
+        readout_embedding=True,
+        tie_word_embeddings=True,
+    )
+
+
+@_preset
+def seminar() -> dict[str, Any]:
+    """The seq2seq of the PyTorch tutorial (Robertson, NLP from scratch: translation), without attention.
+
+    * EncoderRNN: one GRU layer of 256 over word vectors of 256. DecoderRNN: ReLU over the word vectors
+      (`embedding_activation`), one GRU layer, a linear layer to the vocabulary.
+    * The encoder's last state starts the decoder (`copy`).
+    * Teacher forcing: `teacher_forcing_ratio` 1.0, or 0.5 with `teacher_forcing_unit="sentence"`, the tutorial's coin.
+
+    Departs: the tutorial trains on one pair at a time; the coin here falls for each sentence of a batch. Vocabulary
+    sizes are those of the corpus; the default of 8,000 is ours.
+
+    Time loop: none at ratio 1.0; below it, one more pass over the target without gradients (see `scheduled_sampling`).
+    """
+    return dict(
+        vocab_size=8000,
+        embedding_size=256,
+        hidden_size=256,
+        cell_type="gru",
+        bidirectional="none",
+        context="initial_state",
+        bridge="copy",
+        readout="linear",
+        embedding_activation="relu",
+    )
+
+
+@_preset
+def seminar_attention() -> dict[str, Any]:
+    """`seminar` with dot attention and a tanh layer: Luong 2015, equations 5 to 7, without input feeding.
+
+    * The new state asks (`after_cell`, `dot`), and tanh(W [h; c]) is what the linear layer to the vocabulary reads.
+
+    Departs: as `seminar`.
+
+    Time loop: none; attention runs for the whole target at once.
+    """
+    return {
+        **seminar(),
+        "context": "attention",
+        "attention_type": "dot",
+        "attention_order": "after_cell",
+        "input_feeding": False,
+        "readout": "tanh",
+    }
+
+
+@_preset
+def multi_head() -> dict[str, Any]:
+    """Scaled dot-product attention with 8 heads (Vaswani et al. 2017, section 3.2.2), read by a recurrent decoder.
+
+    No paper's system, but the one step between Luong 2015 and the Transformer: the width of 512, the 8 heads, dropout
+    and label smoothing of 0.1 are the Transformer base's (table 3), the decoder is Luong's with the new state asking.
+    Two layers of LSTM on both sides, the encoder bidirectional; `dense` takes the encoder's final states over.
+
+    Departs: no input feeding, so that no time loop is needed: with it (`input_feeding=True`) training takes the loop.
+
+    Time loop: none.
+    """
+    return dict(
+        vocab_size=32000,
+        embedding_size=512,
+        hidden_size=512,
+        encoder_layers=2,
+        decoder_layers=2,
+        cell_type="lstm",
+        bidirectional="all",
+        context="attention",
+        attention_type="multi_head",
+        num_attention_heads=8,
+        attention_order="after_cell",
+        input_feeding=False,
+        bridge="dense",
+        readout="tanh",
+        dropout=0.1,
+        label_smoothing=0.1,
+    )
+
 
 __all__ = ["PRESETS"]

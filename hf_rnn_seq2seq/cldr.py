@@ -6,8 +6,8 @@ construction, with plural agreement and word order as each language wants them.
 
 Train, validation and test are split by the value a fact is about (a date, a time of day, a number with its unit, an
 amount, the set of names in a list), never by the sentence: a value of the test split occurs in no other split, in no
-format and in no combination. Which split a value belongs to depends on the value alone, so a model trained on any
-number of rows, with any seed, may be scored on the test split of any other.
+format and in no combination. Which split a value belongs to depends on nothing but the value and the two locales, so a
+model trained on any number of rows, with any seed, may be scored on the one test split.
 
 White space is written as plain spaces (CLDR has five kinds) and marks of writing direction are left out, so that a
 sentence typed on a keyboard is like those of the corpus.
@@ -27,19 +27,19 @@ from typing import Any
 
 import babel
 from babel import Locale, UnknownLocaleError
-from babel.dates import (
-    TIMEDELTA_UNITS,
-    format_date,
-    format_interval,
-    format_skeleton,
-    format_time,
-    format_timedelta,
-    get_datetime_format,
-)
-from babel.lists import format_list
-from babel.numbers import format_currency, get_currency_name
-from babel.units import UnknownUnitError, format_unit
 
+from .cldr_phrases import (
+    COUNTRIES,
+    CURRENCIES,
+    LANGUAGES,
+    SECONDS,
+    UNITS,
+    Fact,
+    currency_name,
+    render,
+    require_data,
+    unit_name,
+)
 from .readers import DataError
 
 LICENCE = "Unicode-3.0"
@@ -49,252 +49,8 @@ HELD_OUT_PERCENT = 5  # of the values, for validation and for test each
 
 YEARS = range(1990, 2040)
 MINUTES = range(0, 60, 5)
-COUNTRIES = [
-    "AR",
-    "AT",
-    "AU",
-    "BD",
-    "BE",
-    "BG",
-    "BO",
-    "BR",
-    "CA",
-    "CH",
-    "CL",
-    "CM",
-    "CN",
-    "CO",
-    "CR",
-    "CU",
-    "CZ",
-    "DE",
-    "DK",
-    "DZ",
-    "EC",
-    "EE",
-    "EG",
-    "ES",
-    "ET",
-    "FI",
-    "FR",
-    "GB",
-    "GE",
-    "GH",
-    "GR",
-    "GT",
-    "HN",
-    "HR",
-    "HU",
-    "ID",
-    "IE",
-    "IL",
-    "IN",
-    "IQ",
-    "IR",
-    "IS",
-    "IT",
-    "JM",
-    "JO",
-    "JP",
-    "KE",
-    "KH",
-    "KR",
-    "KZ",
-    "LA",
-    "LB",
-    "LK",
-    "LT",
-    "LU",
-    "LV",
-    "MA",
-    "MG",
-    "ML",
-    "MM",
-    "MN",
-    "MT",
-    "MX",
-    "MY",
-    "MZ",
-    "NA",
-    "NE",
-    "NG",
-    "NL",
-    "NO",
-    "NP",
-    "NZ",
-    "OM",
-    "PA",
-    "PE",
-    "PH",
-    "PK",
-    "PL",
-    "PT",
-    "PY",
-    "QA",
-    "RO",
-    "RS",
-    "RU",
-    "RW",
-    "SE",
-    "SG",
-    "SI",
-    "SK",
-    "SN",
-    "SO",
-    "SY",
-    "TD",
-    "TG",
-    "TH",
-    "TN",
-    "TR",
-    "TZ",
-    "UA",
-    "UG",
-    "US",
-    "UY",
-    "UZ",
-    "VE",
-    "VN",
-    "YE",
-    "ZA",
-    "ZM",
-    "ZW",
-]
-LANGUAGES = [
-    "ar",
-    "bg",
-    "bn",
-    "ca",
-    "cs",
-    "cy",
-    "da",
-    "de",
-    "el",
-    "en",
-    "es",
-    "et",
-    "eu",
-    "fa",
-    "fi",
-    "fr",
-    "ga",
-    "he",
-    "hi",
-    "hr",
-    "hu",
-    "hy",
-    "id",
-    "is",
-    "it",
-    "ja",
-    "ka",
-    "kk",
-    "km",
-    "ko",
-    "la",
-    "lt",
-    "lv",
-    "mn",
-    "ms",
-    "mt",
-    "nb",
-    "ne",
-    "nl",
-    "pl",
-    "pt",
-    "ro",
-    "ru",
-    "sk",
-    "sl",
-    "so",
-    "sq",
-    "sr",
-    "sv",
-    "sw",
-    "ta",
-    "th",
-    "tr",
-    "uk",
-    "ur",
-    "uz",
-    "vi",
-    "yo",
-    "zh",
-    "zu",
-]
-CURRENCIES = [
-    "AUD",
-    "BRL",
-    "CAD",
-    "CHF",
-    "CNY",
-    "CZK",
-    "DKK",
-    "EGP",
-    "EUR",
-    "GBP",
-    "HUF",
-    "ILS",
-    "INR",
-    "JPY",
-    "KRW",
-    "MXN",
-    "NOK",
-    "PLN",
-    "RUB",
-    "SEK",
-    "THB",
-    "TRY",
-    "USD",
-    "ZAR",
-]
-UNITS = [
-    "area-hectare",
-    "area-square-kilometer",
-    "area-square-meter",
-    "digital-byte",
-    "digital-gigabyte",
-    "digital-megabyte",
-    "duration-day",
-    "duration-hour",
-    "duration-minute",
-    "duration-month",
-    "duration-second",
-    "duration-week",
-    "duration-year",
-    "electric-volt",
-    "energy-joule",
-    "energy-kilowatt-hour",
-    "frequency-hertz",
-    "graphics-pixel",
-    "length-centimeter",
-    "length-foot",
-    "length-inch",
-    "length-kilometer",
-    "length-meter",
-    "length-mile",
-    "length-millimeter",
-    "mass-gram",
-    "mass-kilogram",
-    "mass-tonne",
-    "power-kilowatt",
-    "power-watt",
-    "pressure-bar",
-    "speed-kilometer-per-hour",
-    "speed-meter-per-second",
-    "temperature-celsius",
-    "volume-cubic-meter",
-    "volume-liter",
-    "volume-milliliter",
-]
 LARGE = (100, 120, 150, 200, 250, 300, 400, 500, 600, 750, 800, 900, 1000, 1200, 1500, 2000, 2500, 3000, 5000)
 CENTS = ("05", "10", "20", "25", "50", "75", "80", "95", "99")
-
-Fact = tuple[Any, ...]
-
-_SPACES = dict.fromkeys([0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")
-_PLAIN = _SPACES | dict.fromkeys([0x200E, 0x200F, 0x061C])
-_SECONDS = dict(TIMEDELTA_UNITS)
 
 
 def parse_locale(name: str) -> Locale:
@@ -306,9 +62,7 @@ def parse_locale(name: str) -> Locale:
     try:
         return Locale.parse(name.strip().replace("-", "_"))
     except (UnknownLocaleError, ValueError) as error:
-        raise DataError(
-            f"locale {name!r} is not known to CLDR; a locale looks like 'fr', 'pt_BR', 'zh_Hant'"
-        ) from error
+        raise DataError(f"locale {name!r} is not known to CLDR (they look like 'fr', 'pt_BR', 'zh_Hant')") from error
 
 
 def parse_pair(name: str) -> tuple[str, str]:
@@ -355,9 +109,7 @@ def _distinct(book: PhraseBook, split: str, start: int, stop: int) -> Iterator[d
         pair = book.pair(split, f"{split}/{attempt}")
         attempt += 1
         if attempt > 20 * stop + 1000:
-            raise DataError(
-                f"cldr {book.name}: {split} holds only about {row} different sentences, {stop} were asked for"
-            )
+            raise DataError(f"cldr {book.name}: {split} holds about {row} different sentences, {stop} were asked for")
         if pair["source"] not in seen:
             seen.add(pair["source"])
             if row >= start:
@@ -384,11 +136,11 @@ class PhraseBook:
         if self.locales[0] == self.locales[1]:
             raise DataError(f"source and target locale are both {source!r}; two different ones are needed")
         for locale in self.locales:
-            _require_data(locale)
+            require_data(locale)
         self.countries = self._shared(COUNTRIES, lambda code, locale: locale.territories.get(code))
         self.languages = self._shared(LANGUAGES, lambda code, locale: locale.languages.get(code))
-        self.currencies = self._shared(CURRENCIES, _currency_name)
-        self.units = self._shared(UNITS, _unit_name)
+        self.currencies = self._shared(CURRENCIES, currency_name)
+        self.units = self._shared(UNITS, unit_name)
         self.styles = [s for s in ("standard", "or") if all(s in locale.list_patterns for locale in self.locales)]
         day = datetime.date(2026, 3, 12)
         self.forms = [form for form in DATE_FORMATS if self._complete(("date", form, day))]
@@ -420,7 +172,7 @@ class PhraseBook:
         return SPLITS[2] if percent < HELD_OUT_PERCENT else SPLITS[1] if percent < 2 * HELD_OUT_PERCENT else SPLITS[0]
 
     def _complete(self, fact: Fact) -> bool:
-        """Whether both locales have the names a fact needs: where Babel finds none it writes "M03", or finds no form."""
+        """Whether both locales have the names a fact needs: where none is, Babel writes "M03" or fails."""
         try:
             return not any("M0" in render(fact, locale) for locale in self.locales)
         except KeyError:
@@ -505,7 +257,7 @@ class PhraseBook:
         return "period", skeleton, datetime.date(value[2], value[3], 1)
 
     def _relative(self, chance: random.Random, split: str) -> Fact:
-        units = list(_SECONDS)
+        units = list(SECONDS)
         _, number, unit = self._value(
             chance, split, lambda: ("relative", self._number(chance, large=False), chance.choice(units))
         )
@@ -552,93 +304,3 @@ class PhraseBook:
 
         self._value(chance, split, draw)
         return "list", chance.choice(self.styles), *((kind, code) for code in drawn)
-
-
-@lru_cache(maxsize=1 << 16)
-def render(fact: Fact, locale: Locale) -> str:
-    """A fact as text of a locale."""
-    return _render(fact, locale).translate(_PLAIN).strip()
-
-
-def _render(fact: Fact, locale: Locale) -> str:
-    match fact:
-        case ("date", form, day):
-            return format_date(day, form, locale)
-        case ("time", time):
-            return format_time(time, "short", locale=locale)
-        case ("datetime", (_, form, _) as date, time):
-            pattern = get_datetime_format(form, locale=locale).replace("'", "")
-            return pattern.replace("{0}", render(time, locale)).replace("{1}", render(date, locale))
-        case ("interval", first, last):
-            return format_interval(first, last, "yMMMd", locale=locale)
-        case ("period", skeleton, day):
-            return format_skeleton(skeleton, day, locale=locale)
-        case ("relative", number, unit, direction):
-            delta = datetime.timedelta(seconds=direction * number * _SECONDS[unit])
-            # An endless threshold keeps the unit: "60 seconds", not "1 minute".
-            return format_timedelta(delta, unit, threshold=float("inf"), add_direction=True, locale=locale)
-        case ("quantity", number, unit):
-            return _unit_text(number, unit, locale)
-        case ("amount", number, code):
-            form = "#,##0" if isinstance(number, int) else "#,##0.00"
-            return format_currency(number, code, form, locale, currency_digits=False, format_type="name")
-        case ("list", style, *items):
-            return format_list([render(item, locale) for item in items], style, locale)
-        case ("aside", main, aside):
-            return f"{render(main, locale)} ({render(aside, locale)})"
-        case ("territory", code):
-            return locale.territories[code]
-        case ("language", code):
-            return locale.languages[code]
-        case ("month", number):
-            return _month_name(number, locale)
-    raise ValueError(f"fact {fact!r} is of no known kind")
-
-
-def _currency_name(code: str, locale: Locale) -> str | None:
-    return get_currency_name(code, locale=locale) if code in locale.currencies else None
-
-
-def _unit_text(number: int | Decimal, code: str, locale: Locale) -> str:
-    """A quantity in the long form, which in CLDR is the short one where a locale (Chinese, Persian) has no other."""
-    text = format_unit(number, code, "long", locale=locale)
-    return format_unit(number, code, "short", locale=locale) if code in text else text
-
-
-def _unit_name(code: str, locale: Locale) -> str | None:
-    """What the locale calls a unit, or None where it has no pattern of its own for it."""
-    try:
-        text, root = (_unit_text(5, code, one) for one in (locale, Locale.parse("root")))
-    except UnknownUnitError:
-        return None
-    return None if text == root or code in text or "None" in text else text.replace("5", "").strip()
-
-
-def _month_name(number: int, locale: Locale) -> str:
-    """The name of a month standing alone; most locales have one form only, and Babel then gives the root's "M03"."""
-    name = locale.months["stand-alone"]["wide"][number]
-    return locale.months["format"]["wide"][number] if name == f"M{number:02}" else name
-
-
-def _require_data(locale: Locale) -> None:
-    """Raises DataError, naming the locale, unless it has names and patterns of its own for every kind of phrase."""
-    root = Locale.parse("root")
-    lacking = [
-        what
-        for what, there in (
-            ("month names", locale.months["format"]["wide"] != root.months["format"]["wide"]),
-            ("weekday names", locale.days["format"]["wide"] != root.days["format"]["wide"]),
-            ("country names", sum(code in locale.territories for code in COUNTRIES) >= 50),
-            ("language names", sum(code in locale.languages for code in LANGUAGES) >= 30),
-            ("currency names", sum(code in locale.currencies for code in CURRENCIES) >= 12),
-            ("units", sum(_unit_name(code, locale) is not None for code in UNITS) >= 18),
-            (
-                "relative times",
-                render(("relative", 3, "week", -1), locale) != render(("relative", 3, "week", -1), root),
-            ),
-            ("list patterns", "standard" in locale.list_patterns),
-        )
-        if not there
-    ]
-    if lacking:
-        raise DataError(f"locale {str(locale)!r}: CLDR as in Babel {babel.__version__} lacks its {', '.join(lacking)}")

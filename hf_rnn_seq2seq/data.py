@@ -1,16 +1,12 @@
-"""Corpora (embedded, local files, saved data sets, the Hub) -> two text columns -> tokenised, memory-mapped Arrow columns.
+"""Corpora (embedded, local files, saved data sets, the Hub) -> splits of two text columns.
 
-Everything is written once into the cache of `datasets` (`HF_HOME`, `HF_DATASETS_CACHE`) and memory-mapped from there;
-the cache key holds the content of the files and of the tokenizer, so neither a changed file nor another vocabulary is
-ever served from an old cache.
+Rows are written once into the cache of `datasets` (`HF_HOME`, `HF_DATASETS_CACHE`) and memory-mapped from there; the
+cache key holds the content of the files, so a changed file is never served from an old cache.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
-from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 from datasets.exceptions import DatasetGenerationError
 
 from .batching import Collator, plan_batches
-from .readers import Columns, DataError, checked, content_hash, read_rows, split_paths
+from .readers import Columns, DataError, checked, content_hash, digest, listed, read_rows, split_paths
+from .token_columns import AnyDataset, tokenize_corpus
 
 __all__ = ["Collator", "Corpus", "DataError", "load_corpus", "plan_batches", "tokenize_corpus"]
 
@@ -37,15 +33,6 @@ CLDR_ROWS = {"train": 20_000, "validation": 1_000, "test": 1_000}
 CLDR_SHARD = 50_000
 
 _TEXT = {"source": Value("string"), "target": Value("string"), "id": Value("int64")}
-_TOKENS = {
-    "id": Value("int64"),
-    "input_ids": List(Value("int32")),
-    "labels": List(Value("int32")),
-    "source_length": Value("int32"),
-    "target_length": Value("int32"),
-}
-
-AnyDataset = Dataset | IterableDataset
 
 
 @dataclass(frozen=True)
@@ -53,8 +40,8 @@ class Corpus:
     """Parallel text, ready to be tokenised.
 
     Attributes:
-        splits: those of train, validation and test that exist; text columns `source` and `target`, int64 column `id` (row
-            number within its split).
+        splits: those of train, validation and test that exist; text columns `source` and `target`, int64 column `id`
+            (row number within its split).
         skipped: split -> reason -> number of rows that could not be used and were left out (empty_source, empty_target,
             wrong_field_count, not_text). Not known beforehand, hence empty, when streaming.
         description: name, config, source_lang, target_lang, licence, rows (of each split), fingerprint (content hash),
@@ -89,8 +76,8 @@ def load_corpus(
     Args:
         dataset_name: `cldr`, the folder of a data set saved by `save_to_disk`, or a name on the Hub.
         dataset_config_name: for `cldr` two locales, as `en-fr` or `en-pt_BR`; on the Hub the configuration.
-        train_file, validation_file, test_file: a table (.tsv, .csv, .jsonl, .json, .parquet) or two parallel text files,
-            as a sequence or joined by a comma; each may be gzipped. Instead of dataset_name.
+        train_file, validation_file, test_file: a table (.tsv, .csv, .jsonl, .json, .parquet) or two parallel text
+            files, as a sequence or joined by a comma; each may be gzipped. Instead of dataset_name.
         source_lang, target_lang: locales of `cldr`; keys of a `translation` column; names of the columns when
             source_column and target_column are not given.
         source_column, target_column: columns of a table (numbers: positions in a table without header).
@@ -175,7 +162,7 @@ def _load_cldr(
         }
         found[split] = _generated(cldr.generate, arguments, _TEXT, split, streaming, len(arguments["ranges"]))
     facts = {"config": f"{source}-{target}", "source_lang": source, "target_lang": target, "licence": cldr.LICENCE}
-    facts["fingerprint"] = _digest([source, target, seed, version, {split: limits[split] for split in found}])
+    facts["fingerprint"] = digest([source, target, seed, version, {split: limits[split] for split in found}])
     return found, facts
 
 
@@ -195,7 +182,7 @@ def _load_files(files: dict[str, list[Path]], columns: tuple[str | None, ...], s
         }
         found[split] = _generated(_file_rows, arguments, _TEXT | {"problem": Value("string")}, split, streaming)
     names = {split: [path.name for path in paths] for split, paths in files.items()}
-    return found, {"files": names, "fingerprint": _digest([hashes, columns])}
+    return found, {"files": names, "fingerprint": digest([hashes, columns])}
 
 
 def _file_rows(
@@ -265,7 +252,7 @@ def _load_named(
     facts: dict[str, Any] = {"name": path.name if path.is_dir() else name}
     facts["licence"] = next(iter(loaded.values())).info.license or None
     if not streaming:
-        facts["fingerprint"] = _digest({split: rows._fingerprint for split, rows in found.items()})
+        facts["fingerprint"] = digest({split: rows._fingerprint for split, rows in found.items()})
     return found, facts
 
 
@@ -304,7 +291,7 @@ def _usable(rows: AnyDataset, split: str, limit: int | None) -> tuple[AnyDataset
         counts = Counter(p for chunk in _arrow_batches(problems) for p in chunk if p is not None)
         skipped = dict(sorted(counts.items()))
         if sum(counts.values()) == len(rows):
-            raise DataError(f"{split}: no usable row among {len(rows)} ({_listed(skipped)})")
+            raise DataError(f"{split}: no usable row among {len(rows)} ({listed(skipped)})")
         if skipped:
             rows = rows.filter(_sound, input_columns="problem").map(_numbered, with_indices=True)
         rows = rows.remove_columns("problem")
@@ -322,99 +309,3 @@ def _sound(problem: str | None) -> bool:
 
 def _numbered(_: dict[str, Any], number: int) -> dict[str, int]:
     return {"id": number}
-
-
-def tokenize_corpus(
-    split: AnyDataset,
-    tokenizer: Any,
-    *,
-    max_source_length: int,
-    max_target_length: int,
-    num_proc: int | None = None,
-    cache_dir: str | Path | None = None,
-) -> tuple[AnyDataset, dict[str, int]]:
-    """Tokenises a split into memory-mapped int columns, cached by the content of split and tokenizer.
-
-    Args:
-        split: text columns `source`, `target`, and `id`.
-        max_source_length, max_target_length: in tokens, the end token included; longer rows are left out and counted.
-        num_proc: worker processes; None for one.
-        cache_dir: default: in the cache of `datasets`.
-
-    Returns:
-        `id`, `input_ids`, `labels`, `source_length`, `target_length`; and the number of rows left out for each reason
-        (too_long_source, too_long_target; a row that is both counts as source). Counts are empty when streaming.
-
-    Raises:
-        DataError: a limit below 2, or no row short enough.
-    """
-    for name, limit in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
-        if limit < 2:
-            raise DataError(f"{name}={limit}: must be at least 2 (one token and the end token)")
-    options: dict[str, Any] = {
-        "batched": True,
-        "remove_columns": ["source", "target"],
-        "features": Features(_TOKENS),
-        "fn_kwargs": {"tokenizer": tokenizer},
-    }
-    if isinstance(split, IterableDataset):
-        rows = split.map(_encode, **options)
-        limits = {"source": max_source_length, "target": max_target_length}
-        return rows.filter(_short_enough, input_columns=["source_length", "target_length"], fn_kwargs=limits), {}
-    key = _digest([split._fingerprint, tokenizer_hash(tokenizer), content_hash([Path(__file__)])])[:32]
-    folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hf_rnn_seq2seq")
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = split.map(
-        _encode,
-        num_proc=num_proc if num_proc and num_proc > 1 and len(split) >= 2 * num_proc else None,
-        new_fingerprint=key,
-        cache_file_name=str(folder / f"tokens-{key}.arrow"),
-        desc="Tokenizing",
-        **options,
-    )
-    source = np.asarray(rows.with_format("numpy")["source_length"][:])
-    target = np.asarray(rows.with_format("numpy")["target_length"][:])
-    long_source = source > max_source_length
-    long_target = (target > max_target_length) & ~long_source
-    counts = {"too_long_source": int(long_source.sum()), "too_long_target": int(long_target.sum())}
-    counts = {reason: count for reason, count in counts.items() if count}
-    if counts:
-        kept = np.flatnonzero(~(long_source | long_target))
-        if not len(kept):
-            raise DataError(f"no row within {max_source_length=}, {max_target_length=} ({_listed(counts)})")
-        rows = rows.select(kept)
-    return rows, counts
-
-
-def _encode(batch: dict[str, list[str]], tokenizer: Any) -> dict[str, list[Any]]:
-    # Without a limit here: a sentence is left out rather than cut, so its whole length must be known.
-    tokens = tokenizer(batch["source"], text_target=batch["target"], return_attention_mask=False, verbose=False)
-    lengths = {"source_length": list(map(len, tokens["input_ids"])), "target_length": list(map(len, tokens["labels"]))}
-    return {"id": batch["id"], "input_ids": tokens["input_ids"], "labels": tokens["labels"], **lengths}
-
-
-def _short_enough(source_length: int, target_length: int, source: int, target: int) -> bool:
-    return source_length <= source and target_length <= target
-
-
-def tokenizer_hash(tokenizer: Any) -> str:
-    """Hash of what a tokenizer does: of the files it saves, without the padding and truncation of its last call."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        digest = hashlib.sha256()
-        for path in sorted(Path(folder).rglob("*")):
-            if path.suffix == ".json":
-                content = json.loads(path.read_text(encoding="utf-8"))
-                content = {k: v for k, v in content.items() if k not in ("padding", "truncation", "name_or_path")}
-                digest.update(json.dumps([path.name, content], sort_keys=True).encode())
-            elif path.is_file():
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in counts.items())

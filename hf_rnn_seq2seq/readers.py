@@ -59,11 +59,21 @@ def kind_of(path: Path) -> str:
 
 def content_hash(paths: Sequence[Path]) -> str:
     """SHA-256 over the bytes of the files, so that a changed file is never served from a cache."""
-    digest = hashlib.sha256()
+    total = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def listed(counts: dict[str, int]) -> str:
+    """`{"empty_source": 3}` -> `3 empty_source`."""
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())
 
 
 def read_rows(

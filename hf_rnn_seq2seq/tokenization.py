@@ -8,7 +8,8 @@
 | `wordpiece` | pieces of words and punctuation marks (BERT) | spacing is normalised, unseen characters become `<unk>` |
 | `word` | words between white space | spacing is normalised, unseen words become `<unk>` |
 
-With `word`, text that is already tokenised comes back word for word. With `lowercase=True` the case is lost in every one. Special tokens written out in a text (`"</s>"`) are read as text.
+With `word`, text that is already tokenised comes back word for word. With `lowercase=True` the case is lost in every
+one. Special tokens written out in a text (`"</s>"`) are read as text.
 """
 
 from __future__ import annotations

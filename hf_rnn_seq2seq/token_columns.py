@@ -1,0 +1,114 @@
+"""Text columns -> token columns, memory-mapped, cached by the content of the split and of the tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Dataset, Features, IterableDataset, List, Value
+
+from .readers import DataError, content_hash, digest, listed
+
+_TOKENS = {
+    "id": Value("int64"),
+    "input_ids": List(Value("int32")),
+    "labels": List(Value("int32")),
+    "source_length": Value("int32"),
+    "target_length": Value("int32"),
+}
+
+
+AnyDataset = Dataset | IterableDataset
+
+
+def tokenize_corpus(
+    split: AnyDataset,
+    tokenizer: Any,
+    *,
+    max_source_length: int,
+    max_target_length: int,
+    num_proc: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[AnyDataset, dict[str, int]]:
+    """Tokenises a split into memory-mapped int columns, cached by the content of split and tokenizer.
+
+    Args:
+        split: text columns `source`, `target`, and `id`.
+        max_source_length, max_target_length: in tokens, the end token included; longer rows are left out and counted.
+        num_proc: worker processes; None for one.
+        cache_dir: default: in the cache of `datasets`.
+
+    Returns:
+        `id`, `input_ids`, `labels`, `source_length`, `target_length`; and the number of rows left out for each reason
+        (too_long_source, too_long_target; a row that is both counts as source). Counts are empty when streaming.
+
+    Raises:
+        DataError: a limit below 2, or no row short enough.
+    """
+    for name, limit in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
+        if limit < 2:
+            raise DataError(f"{name}={limit}: must be at least 2 (one token and the end token)")
+    options: dict[str, Any] = {
+        "batched": True,
+        "remove_columns": ["source", "target"],
+        "features": Features(_TOKENS),
+        "fn_kwargs": {"tokenizer": tokenizer},
+    }
+    if isinstance(split, IterableDataset):
+        rows = split.map(_encode, **options)
+        limits = {"source": max_source_length, "target": max_target_length}
+        return rows.filter(_short_enough, input_columns=["source_length", "target_length"], fn_kwargs=limits), {}
+    key = digest([split._fingerprint, tokenizer_hash(tokenizer), content_hash([Path(__file__)])])[:32]
+    folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hf_rnn_seq2seq")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = split.map(
+        _encode,
+        num_proc=num_proc if num_proc and num_proc > 1 and len(split) >= 2 * num_proc else None,
+        new_fingerprint=key,
+        cache_file_name=str(folder / f"tokens-{key}.arrow"),
+        desc="Tokenizing",
+        **options,
+    )
+    source = np.asarray(rows.with_format("numpy")["source_length"][:])
+    target = np.asarray(rows.with_format("numpy")["target_length"][:])
+    long_source = source > max_source_length
+    long_target = (target > max_target_length) & ~long_source
+    counts = {"too_long_source": int(long_source.sum()), "too_long_target": int(long_target.sum())}
+    counts = {reason: count for reason, count in counts.items() if count}
+    if counts:
+        kept = np.flatnonzero(~(long_source | long_target))
+        if not len(kept):
+            raise DataError(f"no row within {max_source_length=}, {max_target_length=} ({listed(counts)})")
+        rows = rows.select(kept)
+    return rows, counts
+
+
+def _encode(batch: dict[str, list[str]], tokenizer: Any) -> dict[str, list[Any]]:
+    # Without a limit here: a sentence is left out rather than cut, so its whole length must be known.
+    tokens = tokenizer(batch["source"], text_target=batch["target"], return_attention_mask=False, verbose=False)
+    lengths = {"source_length": list(map(len, tokens["input_ids"])), "target_length": list(map(len, tokens["labels"]))}
+    return {"id": batch["id"], "input_ids": tokens["input_ids"], "labels": tokens["labels"], **lengths}
+
+
+def _short_enough(source_length: int, target_length: int, source: int, target: int) -> bool:
+    return source_length <= source and target_length <= target
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of what a tokenizer does: of the files it saves, without the padding and truncation of its last call."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        total = hashlib.sha256()
+        for path in sorted(Path(folder).rglob("*")):
+            if path.suffix == ".json":
+                content = json.loads(path.read_text(encoding="utf-8"))
+                content = {k: v for k, v in content.items() if k not in ("padding", "truncation", "name_or_path")}
+                total.update(json.dumps([path.name, content], sort_keys=True).encode())
+            elif path.is_file():
+                total.update(path.read_bytes())
+    return total.hexdigest()

@@ -6,7 +6,6 @@ No batches, no padding, no caches. A sentence is a list of vectors, a state a tu
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,27 +87,43 @@ def cell(
     return (torch.tanh(total) if config.cell_type == "rnn_tanh" else torch.clamp(total, min=0),)
 
 
-def position(
+def normalise_input(config: RnnSeq2SeqConfig, weights: Weights, x: Tensor) -> Tensor:
+    """The input's product: normalised whole, but for the GRU's gates and candidate, each by themselves."""
+    if config.cell_type != "gru":
+        return normalise(weights, "norm_input", x)
+    size = 2 * len(x) // 3
+    return torch.cat([normalise(weights, "norm_input", x[block], block) for block in (slice(size), slice(size, None))])
+
+
+def first_cell(
     config: RnnSeq2SeqConfig, weights: Weights, vector: Tensor, state: State, keep: Tensor | None = None
 ) -> State:
-    """One position of one layer: the cell, then the cells of the deep transition, which read no input.
+    """The cell of a layer that reads the layer below."""
+    x = normalise_input(config, weights, weights["kernel.weight_ih_l0"] @ vector + weights["kernel.bias_ih_l0"])
+    return cell(config, weights, x, weights["kernel.weight_hh_l0"], weights["kernel.bias_hh_l0"], state, keep)
 
-    Miceli Barone 2017, section 2.3.1: h(t, 1) = cell_1(x(t), h(t-1, L)); h(t, k) = cell_k(0, h(t, k-1)).
+
+def later_cells(config: RnnSeq2SeqConfig, weights: Weights, state: State, context: Tensor | None = None) -> State:
+    """Deep transition, Miceli Barone 2017, section 2.3.1: h(t, k) = cell_k(0, h(t, k-1)).
+
+    In the conditional GRU (section 2.1) the second cell reads the context: s(t) = cell_2(c(t), s'(t)).
     """
-    x = weights["kernel.weight_ih_l0"] @ vector + weights["kernel.bias_ih_l0"]
-    if config.cell_type == "gru":
-        size = 2 * len(state[0])
-        gates, candidate = slice(0, size), slice(size, None)
-        x = torch.cat([normalise(weights, "norm_input", x[block], block) for block in (gates, candidate)])
-    else:
-        x = normalise(weights, "norm_input", x)
-    state = cell(config, weights, x, weights["kernel.weight_hh_l0"], weights["kernel.bias_hh_l0"], state, keep)
     number = 0
     while f"transitions.{number}.bias" in weights:
         own = under(weights, f"transitions.{number}")
-        state = cell(config, own, own["bias"], own["recurrent.weight"], own["recurrent.bias"], state)
+        x = own["bias"]
+        if number == 0 and context is not None:
+            x = normalise_input(config, own, own["below.weight"] @ context + x)
+        state = cell(config, own, x, own["recurrent.weight"], own["recurrent.bias"], state)
         number += 1
     return state
+
+
+def position(
+    config: RnnSeq2SeqConfig, weights: Weights, vector: Tensor, state: State, keep: Tensor | None = None
+) -> State:
+    """One position of one layer."""
+    return later_cells(config, weights, first_cell(config, weights, vector, state, keep))
 
 
 def layer(
@@ -120,72 +135,6 @@ def layer(
         state = position(config, weights, vector, state, keep)
         states.append(state)
     return states
-
-
-# ------------------------------------------------------------------------------------------------ encoder and bridge
-
-
-class Source(NamedTuple):
-    """What an encoder leaves of one sentence."""
-
-    states: list[Tensor]
-    hidden: list[list[Tensor]]  # word vectors, then each layer's states
-    ends: list[list[State]]  # per layer, per direction
-
-
-def encode(config: RnnSeq2SeqConfig, weights: Weights, vectors: list[Tensor]) -> Source:
-    """Schuster and Paliwal 1997 in every two-way layer; Sutskever 2014, section 3.3 (reversal); GNMT, section 3.1."""
-    below = vectors[::-1] if config.reverse_source else vectors
-    hidden, ends = [below], []
-    for number in range(1, config.encoder_layers + 1):
-        own = under(weights, f"layers.{number - 1}")
-        width = config.encoder_hidden_size
-        zero = (vectors[0].new_zeros(width),) * (2 if config.cell_type == "lstm" else 1)
-        onward = layer(config, under(own, "forward_layer"), below, zero)
-        states, finals = [state[0] for state in onward], [onward[-1]]
-        if config.bidirectional == "all" or (config.bidirectional == "first" and number == 1):
-            backward = layer(config, under(own, "backward_layer"), below[::-1], zero)
-            states = [torch.cat([h, state[0]]) for h, state in zip(states, backward[::-1], strict=True)]
-            finals.append(backward[-1])
-        if config.residual_start is not None and number >= config.residual_start:
-            states = [h + x for h, x in zip(states, below, strict=True)]
-        below = states
-        hidden.append(below)
-        ends.append(finals)
-    if config.reverse_source:
-        hidden = [states[::-1] for states in hidden]
-    return Source(hidden[-1], hidden, ends)
-
-
-def bridge(config: RnnSeq2SeqConfig, weights: Weights, source: Source) -> tuple[list[State], Tensor | None]:
-    """The decoder's first states, and c of Cho 2014 (appendix A: c = tanh(V h), h'(0) = tanh(V' c))."""
-    tensors = 2 if config.cell_type == "lstm" else 1
-    summary = None
-    if config.context == "every_step":
-        summary = torch.cat([end[0] for end in source.ends[-1]])
-        if config.context_size is not None:
-            summary = torch.tanh(affine(weights, "summary", summary))
-    starts = []
-    for number in range(config.decoder_layers):
-        ends = source.ends[min(number, config.encoder_layers - 1)]
-        state = []
-        for part in range(tensors):
-            final = torch.cat([end[part] for end in ends])
-            if config.bridge == "zero":
-                state.append(final.new_zeros(config.hidden_size))
-                continue
-            if config.bridge == "copy":
-                state.append(final)
-                continue
-            if config.bridge == "mean":
-                read = sum(source.states) / len(source.states)
-            elif config.bridge == "backward_tanh":
-                read = source.ends[-1][1][part]
-            else:
-                read = summary if config.context_size is not None else final
-            state.append(torch.tanh(affine(weights, f"projections.{number}.{part}", read)))
-        starts.append(tuple(state))
-    return starts, summary
 
 
 # ------------------------------------------------------------------------------------------------ attention
@@ -255,100 +204,6 @@ def attend(
         attentions.append(attention)
     context = torch.cat(contexts)
     return affine(weights, "output", context) if config.attention_type in HEADED else context, attentions
-
-
-# ------------------------------------------------------------------------------------------------ decoder
-
-
-class Target(NamedTuple):
-    """What a decoder leaves of one sentence."""
-
-    readouts: list[Tensor]
-    hidden: list[list[Tensor]]  # word vectors, then each layer's states
-    weights: list[list[list[Tensor]]]  # per position, per head
-    ends: list[State]  # per layer
-    feed: Tensor | None
-
-
-def read_out(config: RnnSeq2SeqConfig, weights: Weights, state: Tensor, context: Tensor | None, word: Tensor) -> Tensor:
-    """Luong 2015, equation 5 (`tanh`); Bahdanau 2014, appendix A.2.2 (`maxout`: the larger of each pair)."""
-    joined = torch.cat([state] + [context] * (context is not None) + [word] * config.readout_embedding)
-    if "project.weight" not in weights:
-        return joined
-    units = affine(weights, "project", joined)
-    if config.readout == "tanh":
-        return torch.tanh(units)
-    if config.readout == "maxout":
-        return torch.stack([max(units[i], units[i + 1], key=Tensor.item) for i in range(0, len(units), 2)])
-    return units
-
-
-def decode(
-    config: RnnSeq2SeqConfig,
-    weights: Weights,
-    source: list[Tensor],
-    states: list[State],
-    summary: Tensor | None,
-    words: list[Tensor],
-) -> Target:
-    """One target sentence. Before the cell: Bahdanau 2014, appendix A.2.2; after: Luong 2015, sections 3.1 and 3.3."""
-    attends, before = config.context == "attention", config.attention_order == "before_cell"
-    asking = 0 if config.attention_layer == "bottom" else config.decoder_layers - 1
-    feeds_readout = config.readout == "tanh" and asking == config.decoder_layers - 1
-    feed = None
-    if config.input_feeding:
-        feed = words[0].new_zeros(config.readout_size if feeds_readout else config.context_width)
-    readouts, hidden, attentions = [], [[] for _ in range(config.decoder_layers + 1)], []
-    for time, word in enumerate(words):
-        context = summary
-        if attends and before:
-            context, shares = attend(config, under(weights, "attention"), states[asking][0], source, time)
-        started, after, below = states, [], word
-        hidden[0].append(word)
-        for number in range(config.decoder_layers):
-            reads = [below]
-            if number == 0 and feed is not None:
-                reads.append(feed)
-            elif context is not None and (number == 0 or config.context_layers == "all"):
-                reads.append(context)
-            state = position(config, under(weights, f"layers.{number}"), torch.cat(reads), states[number])
-            after.append(state)
-            residual = config.residual_start is not None and number + 1 >= config.residual_start
-            below = state[0] + below if residual else state[0]
-            hidden[number + 1].append(below)
-            if attends and not before and number == asking:
-                context, shares = attend(config, under(weights, "attention"), below, source, time)
-        states = after
-        read = started[-1][0] if config.readout_state == "previous" else below
-        readouts.append(read_out(config, under(weights, "readout"), read, context, word))
-        if feed is not None:
-            feed = readouts[-1] if feeds_readout else context
-        if attends:
-            attentions.append(shares)
-    return Target(readouts, hidden, attentions, states, feed)
-
-
-# ------------------------------------------------------------------------------------------------ the whole
-
-
-class Sentence(NamedTuple):
-    """One pair, read by the whole model."""
-
-    source: Source
-    target: Target
-    logits: list[Tensor]
-
-
-def translate(config: RnnSeq2SeqConfig, weights: Weights, source: list[int], target: list[int]) -> Sentence:
-    """`target` is what the decoder reads: the start token, then words."""
-    table = weights["model.encoder.embed_tokens.weight"]
-    read = encode(config, under(weights, "model.encoder"), [table[word] for word in source])
-    starts, summary = bridge(config, under(weights, "model.bridge"), read)
-    words = [weights["model.decoder.embed_tokens.weight"][word] for word in target]
-    if config.embedding_activation == "relu":
-        words = [torch.clamp(word, min=0) for word in words]
-    written = decode(config, under(weights, "model.decoder"), read.states, starts, summary, words)
-    return Sentence(read, written, [affine(weights, "lm_head", readout) for readout in written.readouts])
 
 
 def cross_entropy(logits: list[Tensor], labels: list[int], smoothing: float = 0.0) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from hf_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
-from tests import references
+from tests import reference_model
 from tests.models import SOURCES, TARGETS, decoder_inputs, mask, pad, tiny_model
 
 MAXOUT = {"readout": "maxout", "readout_size": 3}
@@ -31,6 +31,12 @@ CASES: dict[str, dict[str, Any]] = {
         "decoder_transition_depth": 3,
     },
     "transition, reset before": {"cell_type": "gru", "gru_reset": "before", "encoder_transition_depth": 2},
+    "conditional gru": BEFORE
+    | {"cell_type": "gru", "decoder_transition_depth": 2, "attention_layer": "bottom", "context_layers": "all"},
+    "upper transition": {"decoder_transition_depth": 1, "decoder_upper_transition_depth": 2},
+    "alternating": {"bidirectional": "alternating", "encoder_layers": 3},
+    "alternating, residual": {"bidirectional": "alternating", "residual_start": 2},
+    "readout without context": {"readout_context": False, "attention_layer": "bottom"},
     "one layer": {"encoder_layers": 1, "decoder_layers": 1},
     "deeper encoder": {"encoder_layers": 3, "decoder_layers": 1},
     "deeper decoder": {"encoder_layers": 1, "decoder_layers": 3},
@@ -150,6 +156,19 @@ CASES: dict[str, dict[str, Any]] = {
         "readout": "linear",
         "bridge": "zero",
     },
+    "BiDeep": BEFORE
+    | {
+        "cell_type": "gru",
+        "layer_norm": True,
+        "bidirectional": "alternating",
+        "encoder_transition_depth": 2,
+        "decoder_transition_depth": 3,
+        "decoder_upper_transition_depth": 2,
+        "attention_layer": "bottom",
+        "context_layers": "all",
+        "bridge": "mean",
+        "readout_embedding": True,
+    },
     "RNMT+": BEFORE
     | {
         "attention_type": "multi_head_additive",
@@ -169,11 +188,11 @@ SOURCE_LENGTHS, TARGET_LENGTHS = [list(map(len, side)) for side in (SOURCES, TAR
 
 def reference(
     model: RnnSeq2SeqForConditionalGeneration, sources: list[list[int]] = SOURCES, targets: list[list[int]] = TARGETS
-) -> list[references.Sentence]:
+) -> list[reference_model.Sentence]:
     """Every pair of the batch, read alone."""
     weights = model.state_dict(keep_vars=True)
     pairs = zip(sources, decoder_inputs(targets), strict=True)
-    return [references.translate(model.config, weights, source, target) for source, target in pairs]
+    return [reference_model.translate(model.config, weights, source, target) for source, target in pairs]
 
 
 def objective(logits: list[Tensor], states: list[Tensor]) -> Tensor:
@@ -230,7 +249,7 @@ def final_states(told: Seq2SeqLMOutput) -> list[Tensor]:
     return [tensor for layer in state.layers for tensor in layer] + [state.feed] * (state.feed is not None)
 
 
-def reference_ends(wanted: list[references.Sentence]) -> list[Tensor]:
+def reference_ends(wanted: list[reference_model.Sentence]) -> list[Tensor]:
     """The same of the reference, its rows put side by side."""
     ends = [sentence.target.ends for sentence in wanted]
     states = [
@@ -242,7 +261,7 @@ def reference_ends(wanted: list[references.Sentence]) -> list[Tensor]:
     return states if fed[0] is None else [*states, torch.stack(fed)]
 
 
-def check_hidden_states(told: Seq2SeqLMOutput, wanted: list[references.Sentence]) -> None:
+def check_hidden_states(told: Seq2SeqLMOutput, wanted: list[reference_model.Sentence]) -> None:
     """Word vectors and each layer's states, on both sides."""
     for number, states in enumerate(told.decoder_hidden_states):
         alone = [torch.stack(sentence.target.hidden[number]) for sentence in wanted]
@@ -252,7 +271,7 @@ def check_hidden_states(told: Seq2SeqLMOutput, wanted: list[references.Sentence]
         torch.testing.assert_close(rows(states, SOURCE_LENGTHS), alone)
 
 
-def check_weights(told: Seq2SeqLMOutput, wanted: list[references.Sentence]) -> None:
+def check_weights(told: Seq2SeqLMOutput, wanted: list[reference_model.Sentence]) -> None:
     """Attention weights (batch, heads, target, source), exactly zero at padding."""
     if not wanted[0].target.weights:
         assert told.cross_attentions is None

@@ -26,12 +26,32 @@ from .run_control import StopSignals, largest
 from .run_directory import RECIPE, SUMMARY, read_summary, update_summary, write_atomically
 from .run_log import LOG_FILE, RunLog, Screen, draw_learning_curve, peak_memory_mb, versions
 from .training_state import StateKeeper, TrainingState
-from .updates import BatchLoader, MicroBatch, Update, UpdatePlan
+from .updates import BatchLoader, MicroBatch, Update, UpdatePlan, column
 from .validation import Validator
 
-__all__ = ["TrainingError", "TrainingLoop"]
+__all__ = ["TrainingError", "TrainingLoop", "check_output_dir"]
 
 RUN_FILES = ("config.json", checkpointing.WEIGHTS, RECIPE, LOG_FILE, SUMMARY, checkpointing.CHECKPOINTS)
+
+
+def check_output_dir(arguments: TrainingArguments) -> Path:
+    """The run directory.
+
+    Raises:
+        ArgumentError: none is given, or it holds a run that this one is not asked to continue.
+    """
+    if arguments.output_dir is None:
+        raise ArgumentError("output_dir=None: must name the run directory")
+    folder = Path(arguments.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError(f"output_dir={arguments.output_dir!r}: is a file; must be a directory")
+    held = [name for name in RUN_FILES if (folder / name).exists()]
+    if held and arguments.resume_from_checkpoint is None:
+        raise ArgumentError(
+            f"output_dir={arguments.output_dir!r}: already holds a run ({held[0]}); give another directory, or "
+            "continue with --resume_from_checkpoint latest"
+        )
+    return folder
 
 
 class TrainingLoop:
@@ -72,8 +92,8 @@ class TrainingLoop:
         self.screen = Screen(accelerator.is_main_process)
         processes, accumulation = accelerator.num_processes, arguments.gradient_accumulation_steps
         self.plan = UpdatePlan(
-            train_dataset["source_length"][:],
-            train_dataset["target_length"][:],
+            column(train_dataset, "source_length"),
+            column(train_dataset, "target_length"),
             batch_size=arguments.per_device_train_batch_size * processes * accumulation,
             max_tokens=arguments.train_batch_tokens,
             seed=arguments.seed,
@@ -131,7 +151,7 @@ class TrainingLoop:
         with StopSignals(self.screen.say) as signals, contextlib.closing(self.loader.stream(updates)) as stream:
             while reason is None:
                 update, micro_batches = next(stream)
-                self._run_update(update, micro_batches)
+                self.run_update(update, micro_batches)
                 p.advance(update.epoch, update.index, update.updates_in_epoch)
                 self._count_time(signals)
                 self.screen.advance(p.step, p.elapsed_seconds)
@@ -148,15 +168,7 @@ class TrainingLoop:
     def _start(self) -> None:
         """The state of a fresh or a resumed run, and its directory."""
         a, accelerator = self.arguments, self.accelerator
-        if a.output_dir is None:
-            raise ArgumentError("output_dir=None: must name the run directory")
-        self.output_dir = Path(a.output_dir)
-        held = [name for name in RUN_FILES if (self.output_dir / name).exists()]
-        if a.resume_from_checkpoint is None and held:
-            raise ArgumentError(
-                f"output_dir={a.output_dir!r}: already holds a run ({held[0]}); give another directory, or continue "
-                "with --resume_from_checkpoint latest"
-            )
+        self.output_dir = check_output_dir(a)
         # Nobody writes the directory before everybody has looked into it.
         accelerator.wait_for_everyone()
         self.keeper = StateKeeper(
@@ -170,10 +182,9 @@ class TrainingLoop:
         checkpoint = self.keeper.find(a.resume_from_checkpoint)
         if checkpoint is not None:
             checkpointing.load_weights(self.model, checkpoint / checkpointing.WEIGHTS)
-        self.state = TrainingState(self.model, a, accelerator)
+        self.prepare_state(self.output_dir / "nonfinite")
         if checkpoint is not None:
             self.keeper.restore(checkpoint, self.state)
-        self.guard = FiniteGuard(self.state, self.dataset, self.output_dir / "nonfinite", self.screen.say)
         main, step = accelerator.is_main_process, self.state.progress.step
         if main:
             self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -185,9 +196,14 @@ class TrainingLoop:
         event = "start" if checkpoint is None else "resume"
         self.log.write(event, step=step, processes=accelerator.num_processes, versions=versions())
 
+    def prepare_state(self, nonfinite_folder: Path | None) -> None:
+        """The state of step 0, wrapped by Accelerate, from which `run_update` can begin."""
+        self.state = TrainingState(self.model, self.arguments, self.accelerator)
+        self.guard = FiniteGuard(self.state, self.dataset, nonfinite_folder, self.screen.say)
+
     # --- one update -----------------------------------------------------------------------------------------------
 
-    def _run_update(self, update: Update, micro_batches: list[MicroBatch]) -> None:
+    def run_update(self, update: Update, micro_batches: list[MicroBatch]) -> None:
         """One optimizer step over this rank's share of a global batch."""
         accelerator, state, p = self.accelerator, self.state, self.state.progress
         done = max(p.step / self.total_steps, p.elapsed_seconds / (self.arguments.max_train_seconds or math.inf))

@@ -19,6 +19,11 @@ import torch
 from .batching import plan_batches
 
 
+def column(dataset: Any, name: str) -> np.ndarray:
+    """A column of whole numbers of a `datasets` table, (rows,)."""
+    return np.asarray(dataset.with_format("numpy")[name][:])
+
+
 @dataclass(frozen=True)
 class Update:
     """The rows of one optimizer step, over all processes."""

@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from .batching import plan_batches
-from .updates import BatchLoader
+from .updates import BatchLoader, column
 
 Translate = Callable[[Any, Sequence[str]], list[str]]
 """(model, sources) -> translations, in the order of the sources."""
@@ -46,10 +46,8 @@ class Validator:
         max_translations: int | None = None,
     ) -> None:
         self.loader = loader
-        dataset = loader.dataset
-        self.batches = plan_batches(
-            dataset["source_length"][:], dataset["target_length"][:], batch_size=batch_size, shuffle=False
-        )
+        lengths = (column(loader.dataset, "source_length"), column(loader.dataset, "target_length"))
+        self.batches = plan_batches(*lengths, batch_size=batch_size, shuffle=False)
         self.texts = texts if translate is not None and score is not None else None
         self.translate, self.score = translate, score
         rows = len(self.texts) if self.texts is not None else 0

@@ -1,0 +1,226 @@
+"""Train a translator: `accelerate launch scripts/train.py RECIPE.yaml [--option value ...] --output_dir DIR`.
+
+    accelerate launch scripts/train.py scripts/recipes/cldr_en_fr.yaml --output_dir runs/demo
+
+Options override the recipe. The same command with `--resume_from_checkpoint latest` continues a run that was stopped;
+`--dry_run` prints the plan and times some updates. Exit codes: 0 done, 2 bad input, 1 training cannot go on, 128 + n
+stopped by signal n with the state saved.
+"""
+
+import dataclasses
+import inspect
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_rnn_seq2seq import RnnSeq2SeqConfig, command_line
+from hf_rnn_seq2seq.arguments import (
+    ArgumentError,
+    DataArguments,
+    GenerationArguments,
+    TokenizerArguments,
+    TrainingArguments,
+    dump_recipe,
+    parse_arguments,
+)
+
+# The tokenizer decides the sizes of the vocabularies and its special tokens, the loop about the cache.
+NOT_OPTIONS = {"vocab_size", "source_vocab_size", "use_cache", "is_encoder_decoder", "transformers_version"}
+GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingArguments)
+
+
+def model_options() -> dict[str, Any]:
+    """The fields of the model's configuration that are options, with their types."""
+    own = inspect.get_annotations(RnnSeq2SeqConfig)
+    fields = {name: kind for name, kind in own.items() if name not in NOT_OPTIONS and not name.endswith("_token_id")}
+    return {"preset": str, **fields}
+
+
+def build_tokenizer(options: TokenizerArguments, data: DataArguments, corpus: Any, saved: str | Path | None) -> Any:
+    """The tokenizer that was saved or named, else one trained on the training split."""
+    from transformers import AutoTokenizer
+
+    from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
+    from hf_rnn_seq2seq.tokenization import build_tokenizer
+
+    if saved is not None:
+        return AutoTokenizer.from_pretrained(saved)
+    train = corpus.splits["train"]
+    return build_tokenizer(
+        train["source"],
+        train["target"],
+        algorithm=options.tokenizer_algorithm,
+        vocab_size=options.vocab_size,
+        source_vocab_size=options.source_vocab_size,
+        joint=options.joint_vocabulary,
+        min_frequency=options.min_frequency,
+        lowercase=options.lowercase,
+        model_max_length=data.max_source_length,
+        separate_class=RnnSeq2SeqTokenizer,
+    )
+
+
+def build_model(
+    options: dict[str, Any], training: TrainingArguments, data: DataArguments, generation: GenerationArguments, tok: Any
+) -> Any:
+    """A model that fits the tokenizer: of a checkpoint, of a preset, or of configuration fields."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    from hf_rnn_seq2seq.tokenization import source_vocabulary_size, target_vocabulary_size
+
+    sizes = {"source_vocab_size": source_vocabulary_size(tok), "vocab_size": target_vocabulary_size(tok)}
+    fields = {name: value for name, value in options.items() if name != "preset"}
+    if training.model_name_or_path:
+        if "preset" in options:
+            raise ArgumentError(f"preset={options['preset']!r}: model_name_or_path decides what the model is")
+        model = AutoModelForSeq2SeqLM.from_pretrained(training.model_name_or_path, use_safetensors=True, **fields)
+        for name, needed in sizes.items():
+            if getattr(model.config, name, needed) < needed:
+                raise ArgumentError(
+                    f"model_name_or_path={training.model_name_or_path!r}: {name} is {getattr(model.config, name)}, "
+                    f"the tokenizer has {needed} entries"
+                )
+    else:
+        if fields.get("attention_type") == "location":
+            fields.setdefault("max_source_positions", data.max_source_length)
+        special = {name: getattr(tok, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        fields = {**fields, **sizes, **special, "decoder_start_token_id": tok.bos_token_id}
+        preset = options.get("preset")
+        config = RnnSeq2SeqConfig.from_preset(preset, **fields) if preset else RnnSeq2SeqConfig(**fields)
+        model = AutoModelForSeq2SeqLM.from_config(config)
+    defaults = {field.name: field.default for field in dataclasses.fields(GenerationArguments)}
+    for name, value in dataclasses.asdict(generation).items():
+        # A value that says nothing stays out of generation_config.json, where transformers would warn about it.
+        if name in ("num_beams", "max_new_tokens") or value != defaults[name]:
+            setattr(model.generation_config, name, value)
+    return model
+
+
+def resumed_tokenizer(training: TrainingArguments) -> Path | None:
+    """The newest complete checkpoint of the run to continue: its vocabulary is the run's."""
+    from hf_rnn_seq2seq.checkpointing import CheckpointStore
+
+    if training.resume_from_checkpoint in (None, "latest"):
+        store = CheckpointStore(str(training.output_dir))
+        return store.latest(lambda _: None) if training.resume_from_checkpoint else None
+    return Path(training.resume_from_checkpoint)
+
+
+def build_loop(groups: Sequence[Any], options: dict[str, Any], accelerator: Any) -> tuple[Any, tuple[int, int]]:
+    """Corpus, tokenizer, model and the loop that joins them; the second value is the sizes of the vocabularies."""
+    from functools import partial
+
+    from accelerate.utils import broadcast_object_list, set_seed
+
+    from hf_rnn_seq2seq.data import Collator, load_corpus, tokenize_corpus
+    from hf_rnn_seq2seq.evaluation import score, translate
+    from hf_rnn_seq2seq.tokenization import source_vocabulary_size, target_vocabulary_size
+    from hf_rnn_seq2seq.training import TrainingLoop
+    from hf_rnn_seq2seq.updates import BatchLoader
+    from hf_rnn_seq2seq.validation import Validator
+
+    data, tokenizer_options, generation, training = groups
+    set_seed(training.seed)
+    # One process of each machine fills the cache, the others read it.
+    with accelerator.local_main_process_first():
+        corpus = load_corpus(**corpus_options(data), splits=("train", "validation"))
+    if "train" not in corpus.splits:
+        raise ArgumentError("train_file=None: there is no training split to train on")
+    saved = resumed_tokenizer(training) or tokenizer_options.tokenizer_name_or_path or training.model_name_or_path
+    held = [build_tokenizer(tokenizer_options, data, corpus, saved) if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(held)
+    tokenizer = held[0]
+    limits = {"max_source_length": data.max_source_length, "max_target_length": data.max_target_length}
+    tokenized, skipped = {}, {split: dict(counts) for split, counts in corpus.skipped.items()}
+    with accelerator.local_main_process_first():
+        for split, rows in corpus.splits.items():
+            tokenized[split], counts = tokenize_corpus(
+                rows, tokenizer, **limits, num_proc=data.preprocessing_num_workers
+            )
+            skipped[split] = {**skipped.get(split, {}), **counts}
+    if accelerator.is_main_process:
+        for split, counts in skipped.items():
+            reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+            print(f"{split}: {len(tokenized[split])} rows; left out: {reasons or 'none'}", file=sys.stderr)
+    collate = Collator(tokenizer.pad_token_id)
+    validator = None
+    if "validation" in tokenized:
+        batch_size = training.per_device_eval_batch_size
+        texts = corpus.splits["validation"] if training.predict_with_generate else None
+        search = {"num_beams": 1, "max_new_tokens": generation.max_new_tokens, "progress": False}
+        validator = Validator(
+            BatchLoader(tokenized["validation"], collate, device=accelerator.device),
+            batch_size=batch_size,
+            texts=texts,
+            translate=lambda model, sources: translate(model, tokenizer, sources, batch_size=batch_size, **search),
+            score=partial(score, metrics=("bleu", "chrf")),
+            max_translations=training.max_generate_samples,
+        )
+    vocabulary = (source_vocabulary_size(tokenizer), target_vocabulary_size(tokenizer))
+    loop = TrainingLoop(
+        build_model(options, training, data, generation, tokenizer),
+        tokenized["train"],
+        training,
+        accelerator=accelerator,
+        collate=collate,
+        validator=validator,
+        save_beside=tokenizer.save_pretrained,
+        recipe=dump_recipe(groups, options),
+        identity={"data": corpus.description.get("fingerprint"), "vocabulary": list(vocabulary)},
+        facts={
+            "command": shlex.join(["scripts/train.py", *sys.argv[1:]]),
+            "data": corpus.description,
+            "skipped": skipped,
+            "source_vocab_size": vocabulary[0],
+            "target_vocab_size": vocabulary[1],
+            "seed": training.seed,
+        },
+    )
+    return loop, vocabulary
+
+
+def corpus_options(data: DataArguments) -> dict[str, Any]:
+    """The data options as `load_corpus` takes them."""
+    options = dataclasses.asdict(data)
+    for name in ("max_source_length", "max_target_length", "preprocessing_num_workers"):
+        del options[name]
+    options["seed"] = options.pop("data_seed")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    *groups, options = parse_arguments(words, GROUPS, model_options(), description=__doc__ or "")
+    training = groups[-1]
+
+    from hf_rnn_seq2seq.dry_run import dry_run
+    from hf_rnn_seq2seq.run_control import build_accelerator, use_all_cores
+    from hf_rnn_seq2seq.training import TrainingError, check_output_dir
+
+    command_line.quiet_libraries()
+    if not training.dry_run:
+        check_output_dir(training)
+    use_all_cores(training.cpu_threads)
+    accelerator = build_accelerator(training, say=lambda message: print(message, file=sys.stderr))
+    try:
+        loop, vocabulary = build_loop(groups, options, accelerator)
+        if training.dry_run:
+            plan = dry_run(loop, vocabulary)
+            if accelerator.is_main_process:
+                print(plan)
+            return 0
+        reason = loop.run()
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        accelerator.end_training()
+    return 128 + signal.Signals[reason] if reason in signal.Signals.__members__ else 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

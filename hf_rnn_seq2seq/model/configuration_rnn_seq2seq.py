@@ -100,6 +100,17 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
         variational_dropout: `dropout` uses one mask for all positions of a sentence (Gal and Ghahramani 2016).
         word_dropout: Probability that a word's vector is dropped as a whole (Gal and Ghahramani 2016).
         label_smoothing: Share of the probability spread over the vocabulary in the training loss (Szegedy 2015).
+        teacher_forcing_ratio: Probability in [0, 1] that the decoder reads the true word in training, and not the one
+            it would write itself. Below 1 it costs a pass over the target without gradients.
+        teacher_forcing_unit: Whether that is drawn for each `token` (Bengio 2015) or for each `sentence` (the PyTorch
+            tutorial).
+        scheduled_sampling: How the ratio falls over the updates (Bengio 2015, section 2.4): `none`, `linear` from
+            `teacher_forcing_ratio`, `exponential` or `inverse_sigmoid`. The training loop says how far it is:
+            `model.set_training_progress(step)`.
+        scheduled_sampling_decay: `linear`: c, what is taken off at each update; `exponential`: k below 1;
+            `inverse_sigmoid`: k of 1 or more. Required with a schedule.
+        scheduled_sampling_floor: A schedule does not fall below this.
+        scheduled_sampling_words: The model's own word is the `argmax` of its distribution, or a `sample` from it.
         tie_word_embeddings: The output layer is the target's word vectors (Press and Wolf 2017). Needs a readout as
             wide as the embedding.
         share_encoder_decoder_embeddings: One table of word vectors for both sides; needs one vocabulary size.
@@ -158,6 +169,12 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
     variational_dropout: bool = False
     word_dropout: float | int = 0.0
     label_smoothing: float | int = 0.0
+    teacher_forcing_ratio: float | int = 1.0
+    teacher_forcing_unit: Literal["token", "sentence"] = "token"
+    scheduled_sampling: Literal["none", "linear", "exponential", "inverse_sigmoid"] = "none"
+    scheduled_sampling_decay: float | int | None = None
+    scheduled_sampling_floor: float | int = 0.0
+    scheduled_sampling_words: Literal["argmax", "sample"] = "argmax"
     tie_word_embeddings: bool = False
     share_encoder_decoder_embeddings: bool = False
     embedding_activation: Literal["none", "relu"] = "none"
@@ -251,6 +268,31 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ConfigError(f"{name}={value!r}: must lie in [0, vocab_size={self.vocab_size})")
+
+    def validate_scheduled_sampling(self) -> None:
+        """Ratio, schedule and its parameters go together."""
+        for name in ("teacher_forcing_ratio", "scheduled_sampling_floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must lie in [0, 1]")
+        kind, decay = self.scheduled_sampling, self.scheduled_sampling_decay
+        if kind == "none":
+            for name, default in (("scheduled_sampling_decay", None), ("scheduled_sampling_floor", 0)):
+                if getattr(self, name) != default:
+                    raise ConfigError(f"{name}={getattr(self, name)!r}: needs a schedule, scheduled_sampling is 'none'")
+            return
+        fits = {"linear": "above 0", "exponential": "above 0 and below 1", "inverse_sigmoid": "1 or more"}[kind]
+        if (
+            decay is None
+            or decay <= 0
+            or (kind == "exponential" and decay >= 1)
+            or (kind == "inverse_sigmoid" and decay < 1)
+        ):
+            raise ConfigError(f"scheduled_sampling_decay={decay!r}: scheduled_sampling={kind!r} needs {fits}")
+        if kind != "linear" and self.teacher_forcing_ratio != 1:
+            raise ConfigError(
+                f"teacher_forcing_ratio={self.teacher_forcing_ratio!r}: scheduled_sampling={kind!r} decides the ratio "
+                "itself; leave it at 1.0"
+            )
 
     def validate_encoder(self) -> None:
         """Encoder fields go together."""

@@ -14,6 +14,7 @@ from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .decoder import RnnDecoder
 from .encoder import RnnEncoder, RnnEncoderOutput, drop
 from .recurrence import TransitionCell
+from .scheduled_sampling import scheduled_inputs
 
 IGNORED_LABEL = -100
 
@@ -223,6 +224,12 @@ class RnnSeq2SeqForConditionalGeneration(RnnSeq2SeqPreTrainedModel, GenerationMi
         self.post_init()
         # Without a length generate() stops at 20 tokens, in the middle of an ordinary sentence.
         self.generation_config.max_new_tokens = 128
+        # A number of the run, not of the model: never saved. The Trainer passes nothing of the kind to forward.
+        self.training_progress = 0
+
+    def set_training_progress(self, step: int) -> None:
+        """Tells `scheduled_sampling` how many updates lie behind; a training loop calls it before each update."""
+        self.training_progress = step
 
     def _ties(self) -> dict[str, str]:
         table = "model.decoder.embed_tokens.weight"
@@ -294,6 +301,14 @@ class RnnSeq2SeqForConditionalGeneration(RnnSeq2SeqPreTrainedModel, GenerationMi
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+            if self.training and decoder_input_ids is not None:
+                decoder_input_ids, encoder_outputs = scheduled_inputs(
+                    self,
+                    decoder_input_ids,
+                    decoder_attention_mask,
+                    encoder_outputs,
+                    lambda: self.get_encoder()(input_ids, attention_mask, inputs_embeds, output_hidden_states),
+                )
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -1,0 +1,121 @@
+"""What the decoder reads in training: the true words, or now and then the model's own (Bengio 2015).
+
+The model's words are chosen first, position by position and without gradients or dropout; then the mixture is read as
+true words are, on whichever fast path the options allow. No gradient passes through a choice (Bengio 2015, section
+2.4), so the two passes are the equation of one. The price is the first pass: a greedy decoding of the batch.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+
+
+def truth_probability(config: RnnSeq2SeqConfig, step: int) -> float:
+    """Probability that the decoder reads the true word at update `step`, counted from 0 (Bengio 2015, section 2.4).
+
+    Without a schedule it is r = `teacher_forcing_ratio`; with decay d and floor f (`scheduled_sampling_decay`,
+    `scheduled_sampling_floor`):
+
+    * `linear`: max(f, r - d step)
+    * `exponential`: max(f, d ** step), d < 1
+    * `inverse_sigmoid`: max(f, d / (d + exp(step / d))), d >= 1
+    """
+    decay, kind = config.scheduled_sampling_decay, config.scheduled_sampling
+    if kind == "none":
+        return float(config.teacher_forcing_ratio)
+    if kind == "linear":
+        probability = config.teacher_forcing_ratio - decay * step
+    elif kind == "exponential":
+        probability = decay**step
+    else:
+        # exp(-x) instead of exp(x), which overflows late in a long run.
+        shrunk = math.exp(-step / decay)
+        probability = decay * shrunk / (decay * shrunk + 1)
+    return max(float(config.scheduled_sampling_floor), probability)
+
+
+def scheduled_inputs(
+    model, inputs: Tensor, mask: Tensor | None, encoder_outputs: object | None, read_source: Callable[[], object]
+) -> tuple[Tensor, object | None]:
+    """What the decoder reads in this training step, and the encoder's outputs where they had to be computed.
+
+    Args:
+        model: an `RnnSeq2SeqForConditionalGeneration`.
+        inputs: (batch, target), the true words moved right by one.
+        mask: (batch, >= target), zero where a target position is padding, or None.
+        encoder_outputs: of this batch, or None.
+        read_source: runs the encoder.
+    """
+    probability = truth_probability(model.config, model.training_progress)
+    if probability >= 1:
+        return inputs, encoder_outputs
+    truth = draw_truth(inputs, probability, model.config.teacher_forcing_unit)
+    encoder_outputs = read_source() if encoder_outputs is None else encoder_outputs
+    return mix_inputs(model, inputs, truth, mask, encoder_outputs), encoder_outputs
+
+
+@torch.no_grad()
+def draw_truth(inputs: Tensor, probability: float, unit: str) -> Tensor:
+    """bool (batch, target), True where the decoder reads the true word: a coin for each `token` or each `sentence`.
+
+    The first column is always True: nothing has been predicted yet.
+    """
+    shape = inputs.shape if unit == "token" else (inputs.shape[0], 1)
+    truth = torch.rand(shape, device=inputs.device) < probability
+    truth = truth.expand(inputs.shape).clone()
+    truth[:, 0] = True
+    return truth
+
+
+@torch.no_grad()
+def mix_inputs(model, inputs: Tensor, truth: Tensor, mask: Tensor | None, encoder_outputs: object) -> Tensor:
+    """The decoder's inputs with the model's own words where `truth` is False.
+
+    Args:
+        model: an `RnnSeq2SeqForConditionalGeneration`; its decoder runs in evaluation mode.
+        inputs: (batch, target), the true words moved right by one.
+        truth: bool (batch, target).
+        mask: (batch, >= target), zero where a target position is padding, or None.
+        encoder_outputs: what the encoder returned for this batch.
+
+    Padding stays padding, and a sentence goes on after an end mark of the model's own, as the true one does.
+    """
+    wanted = ~truth & (inputs != model.config.pad_token_id)
+    columns = wanted.any(0).nonzero()
+    if not len(columns):
+        return inputs
+    last = int(columns[-1])
+    mixed = inputs.clone()
+    base = model.model
+    flags = [(module, module.training) for module in base.decoder.modules()]
+    base.decoder.eval()
+    try:
+        cache = None
+        for time in range(last):
+            output = base(
+                decoder_input_ids=mixed[:, time : time + 1],
+                decoder_attention_mask=None if mask is None else mask[:, -inputs.shape[1] :][:, time : time + 1],
+                encoder_outputs=encoder_outputs if cache is None else None,
+                past_key_values=cache,
+                use_cache=True,
+                return_dict=True,
+            )
+            cache = output.past_key_values
+            chosen = _choose(model.lm_head(output.last_hidden_state[:, 0]), model.config.scheduled_sampling_words)
+            mixed[:, time + 1] = torch.where(wanted[:, time + 1], chosen, mixed[:, time + 1])
+    finally:
+        for module, training in flags:
+            module.training = training
+        # Autocast keeps the weights it has cast; those cast here know no gradient.
+        torch.clear_autocast_cache()
+    return mixed
+
+
+def _choose(logits: Tensor, words: str) -> Tensor:
+    if words == "sample":
+        return torch.multinomial(logits.float().softmax(-1), 1).squeeze(1)
+    return logits.argmax(-1)

@@ -209,6 +209,9 @@ class TrainingLoop:
         done = max(p.step / self.total_steps, p.elapsed_seconds / (self.arguments.max_train_seconds or math.inf))
         for group in state.optimizer.param_groups:
             group["lr"] = state.schedule.at(p.step, done)
+        # A model may have a schedule of its own, such as that of scheduled sampling.
+        if hasattr(self.model, "set_training_progress"):
+            self.model.set_training_progress(p.step)
         for number, batch in enumerate(micro_batches, start=1):
             # Gradients are exchanged once per update, in the last backward pass.
             last = number == len(micro_batches)

@@ -40,7 +40,8 @@ demo: $(READY)
 	@if test -f $(DEMO)/summary.json; then \
 		echo "$(DEMO) holds a finished run, which is scored again; \`make demo DEMO=runs/other\` trains another"; \
 	else \
-		$(LAUNCH) scripts/train.py scripts/recipes/cldr_en_fr.yaml --output_dir $(DEMO); \
+		$(LAUNCH) scripts/train.py scripts/recipes/cldr_en_fr.yaml --output_dir $(DEMO) \
+			$$(test -d $(DEMO)/checkpoints && echo --resume_from_checkpoint latest); \
 	fi
 	$(BIN)/python scripts/evaluate_bleu.py $(DEMO)
 	@echo; echo "English in, French out:"

@@ -66,7 +66,10 @@ def training_sentence(summary: Mapping[str, Any]) -> str:
     seconds = summary.get("train_seconds")
     if not isinstance(seconds, int | float):
         return "The run left no summary."
-    machine = summary.get("hardware") or summary.get("machine") or summary.get("device")
+    machine = summary.get("hardware") or summary.get("device")
+    if machine and summary.get("processes") and summary.get("threads"):
+        counts = [(summary["processes"], "process", "processes"), (summary["threads"], "thread", "threads")]
+        machine = f"{machine}, {' of '.join(f'{n} {one if n == 1 else many}' for n, one, many in counts)},"
     rate = summary.get("target_tokens_per_second")
     parts = [f"{seconds / 60:.1f} minutes"]
     parts += [f"on {shown(machine)}"] if machine else []
@@ -75,13 +78,16 @@ def training_sentence(summary: Mapping[str, Any]) -> str:
     return f"{' '.join(parts)}, by Accelerate. All options stand in `recipe.yaml`."
 
 
-def first_sample(summary: Mapping[str, Any]) -> dict[str, str] | None:
+def samples(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Up to five translations of the test split, for a table; `quoted` is the source as a Python string."""
+    found = []
     for sample in summary.get("samples") or []:
-        translation = sample.get("hypothesis") or sample.get("translation")
-        if sample.get("source") and translation:
+        if sample.get("source") and sample.get("translation"):
             # JSON's string syntax is Python's for any text without lone surrogates.
-            return {"source": json.dumps(sample["source"], ensure_ascii=False), "hypothesis": translation}
-    return None
+            quoted = json.dumps(sample["source"], ensure_ascii=False)
+            cells = {key: shown(sample.get(key, "")) for key in ("source", "translation", "reference")}
+            found.append({**cells, "quoted": quoted})
+    return found[:5]
 
 
 def software(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:

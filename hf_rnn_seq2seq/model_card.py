@@ -6,6 +6,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ ARCHITECTURE_FIELDS = (
 )
 
 
+# Two folders or more from the root, at the start of a word; the last name is kept.
+ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s,='"(])|^)(?:[A-Za-z]:)?[/\\](?:[^\s/\\,'"]+[/\\])+([^\s/\\,'"]*)""")
+
+
 class CardError(ValueError):
     """Facts from which no card can be made; the message names the file or fact that is missing."""
 
@@ -85,13 +90,14 @@ def read_facts(directory: str | os.PathLike[str], *, repo_id: str | None = None)
     config = _read(path / "config.json", json.loads)
     if config is None:
         raise CardError(f"{path}: has no config.json; expected a directory that training or save_pretrained wrote")
-    return {
+    facts = {
         "repo_id": repo_id or f"user/{path.resolve().name}",
         "config": config,
         "summary": _read(path / "summary.json", json.loads) or {},
         "recipe": _read(path / "recipe.yaml", _load_yaml) or {},
         "pictures": [name for name in PICTURES if (path / name).is_file()],
     }
+    return without_folders(facts)
 
 
 def render(facts: Mapping[str, Any]) -> str:
@@ -124,7 +130,7 @@ def render(facts: Mapping[str, Any]) -> str:
         sentence=card_text.opening_sentence(config, summary, corpus),
         results=results,
         pictures=facts.get("pictures") or [],
-        sample=card_text.first_sample(summary),
+        samples=card_text.samples(summary),
         architecture=f"{card_text.architecture(config)}{f' Preset `{preset}`.' if preset else ''}",
         config_rows=[
             (f"`{key}`", card_text.shown(config[key])) for key in ARCHITECTURE_FIELDS if config.get(key) is not None
@@ -140,6 +146,15 @@ def render(facts: Mapping[str, Any]) -> str:
         software=card_text.software(summary, config),
     )
     return str(card).rstrip() + "\n"
+
+
+def without_folders(value: Any) -> Any:
+    """A copy in which each absolute path, also one inside a command or a list, is shortened to its last name."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    return ABSOLUTE_PATH.sub(r"\1", value) if isinstance(value, str) else value
 
 
 def template_path() -> Path:
@@ -205,11 +220,12 @@ def _results(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             beams = summary.get("num_beams")
             search = f"beam {beams}" if beams and beams > 1 else "greedy" if beams == 1 else None
             how = ", ".join(part for part in (search, f"`{card_text.shown(signature)}`" if signature else None) if part)
+            interval = summary.get(f"{key}_interval")
             yield {
                 "type": key,
                 "name": name,
                 "value": round(float(value), 4),
-                "shown": f"{value:.2f}",
+                "shown": f"{value:.2f}" + (f" ± {interval:.2f}" if isinstance(interval, int | float) else ""),
                 "split": summary.get("split") or "test",
                 "how": how,
             }

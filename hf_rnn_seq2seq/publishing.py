@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from hf_rnn_seq2seq.model_card import CardError, read_facts, render
+from hf_rnn_seq2seq.model_card import CardError, read_facts, render, without_folders
 
 UPLOADED = (
     "config.json",
@@ -43,14 +43,6 @@ SECRETS = {
     "an AWS key": re.compile(rb"\bAKIA[0-9A-Z]{16}\b"),
     "a GitHub token": re.compile(rb"\bgh[pousr]_[A-Za-z0-9]{36}\b"),
 }
-PATH_OPTIONS = (
-    "train_file",
-    "validation_file",
-    "test_file",
-    "dataset_name",
-    "tokenizer_name_or_path",
-    "model_name_or_path",
-)
 
 
 class PublishError(ValueError):
@@ -75,8 +67,8 @@ class Upload:
 def plan_upload(directory: str | os.PathLike[str], repo_id: str) -> Upload:
     """Decide what of DIRECTORY is published as `repo_id`; nothing is sent and nothing is written.
 
-    A README.md in the directory is the card; without one the card is rendered from the run's facts. Paths of data files
-    in recipe.yaml are shortened to their names.
+    A README.md in the directory is the card; without one the card is rendered from the run's facts. Absolute paths in
+    the recipe, the summary and the log are shortened to names: the folders of this machine are nobody's business.
 
     Raises:
         PublishError: the name is not `user/name`, the checkpoint is incomplete or damaged, a file is a stray, or one
@@ -100,8 +92,9 @@ def plan_upload(directory: str | os.PathLike[str], repo_id: str) -> Upload:
     if strays:
         raise PublishError(f"{directory}: not part of a checkpoint: {', '.join(strays)}; move them elsewhere")
     _check_checkpoint(root, files)
-    if "recipe.yaml" in files:
-        files["recipe.yaml"] = _public_recipe(root / "recipe.yaml")
+    for name in ("recipe.yaml", "summary.json", "train_log.jsonl"):
+        if name in files:
+            files[name] = _public(root / name)
     if "README.md" not in files:
         try:
             files["README.md"] = render(read_facts(root, repo_id=repo_id)).encode("utf-8")
@@ -163,19 +156,22 @@ def _check_checkpoint(root: Path, files: dict[str, Any]) -> None:
             raise PublishError(f"{root / name}: not readable as JSON: {error}") from None
 
 
-def _public_recipe(path: Path) -> bytes:
-    """The recipe without the folders of this machine: a data file keeps its name only."""
+def _public(path: Path) -> bytes:
+    """The file's content without the folders of this machine."""
     import yaml
 
+    text = path.read_text(encoding="utf-8")
     try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PublishError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    for name in PATH_OPTIONS:
-        if isinstance(options.get(name), str):
-            parts = options[name].split(",")
-            options[name] = ",".join(Path(part).name if os.path.isabs(part) else part for part in parts)
-    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode("utf-8")
+        if path.suffix == ".yaml":
+            public = yaml.safe_dump(without_folders(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
+        elif path.suffix == ".json":
+            public = json.dumps(without_folders(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
+        else:
+            rows = [without_folders(json.loads(line)) for line in text.splitlines()]
+            public = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except (yaml.YAMLError, ValueError) as error:
+        raise PublishError(f"{path}: not readable: {' '.join(str(error).split())}") from None
+    return public.encode("utf-8")
 
 
 def _refuse_secrets(root: Path, files: dict[str, bytes | Path]) -> None:

@@ -8,7 +8,9 @@ has a README.md. Stray files and files that hold secrets are refused; checkpoint
 """
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -20,7 +22,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     parser.add_argument("--revision", help="branch to push to; created from main where it does not exist")
     parser.add_argument("--message", default="Upload model", help="commit message")
-    parser.add_argument("--card", metavar="FILE", help="write the model card to FILE as well")
+    parser.add_argument("--card", metavar="FILE", help="write the model card to FILE, and its facts to FILE with .json")
     parser.add_argument("--dry_run", action="store_true", help="list files and sizes, send nothing")
     return parser.parse_args(argv)
 
@@ -29,6 +31,7 @@ def main() -> int:
     arguments = parse()
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    from hf_rnn_seq2seq.model_card import read_facts
     from hf_rnn_seq2seq.publishing import PublishError, plan_upload, push
     from hf_rnn_seq2seq.run_directory import write_atomically
 
@@ -36,6 +39,8 @@ def main() -> int:
         upload = plan_upload(arguments.directory, arguments.repo_id)
         if arguments.card:
             card = upload.files["README.md"]
+            facts = read_facts(arguments.directory, repo_id=arguments.repo_id)
+            write_atomically(Path(arguments.card).with_suffix(".json"), json.dumps(facts, indent=1, ensure_ascii=False))
             write_atomically(arguments.card, card if isinstance(card, bytes) else card.read_bytes())
         sizes = upload.sizes()
         for name, size in sizes.items():

@@ -124,6 +124,12 @@ def _as_text(source: str, rows: list[dict[str, Any]]) -> str:
     return "\t".join(columns)
 
 
+def identity(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the lines depend on: a part made with other values is not continued."""
+    silent = ("resume", "overwrite", "no_progress", "window", "batch_size", "max_tokens", "output_file", "device")
+    return {name: value for name, value in vars(arguments).items() if name not in silent}
+
+
 def translate_lines(arguments: argparse.Namespace, reader: Any, writer: Any, model: Any, tokenizer: Any) -> int:
     """Read, translate and write window by window, so that memory stays flat; returns how many lines were cut."""
     from tqdm import tqdm
@@ -166,10 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, tokenizer = load_checkpoint(
         arguments.model, device=arguments.device, dtype=arguments.dtype, attention=arguments.alignments
     )
-    silent = ("resume", "overwrite", "no_progress", "window", "batch_size", "max_tokens", "output_file", "device")
-    identity = {name: value for name, value in vars(arguments).items() if name not in silent}
     with LineWriter(
-        arguments.output_file, resume=arguments.resume, overwrite=arguments.overwrite, identity=identity
+        arguments.output_file, resume=arguments.resume, overwrite=arguments.overwrite, identity=identity(arguments)
     ) as writer:
         cut = translate_lines(arguments, reader, writer, model, tokenizer)
     if cut:

@@ -4,6 +4,7 @@ from typing import Any
 
 import datasets
 import evaluate
+from sacrebleu.significance import _bootstrap_resample
 
 INPUTS_DESCRIPTION = """
 Args:
@@ -53,7 +54,16 @@ def sacrebleu_result(metric: Any, predictions: list[str], references: list[Any],
     check_pairs(predictions, references)
     if n_bootstrap < 0 or n_bootstrap == 1:
         raise ValueError(f"n_bootstrap is {n_bootstrap}; allowed: 0 (no interval) or at least 2 resamples")
-    score = metric.corpus_score(list(predictions), reference_streams(references), n_bootstrap=n_bootstrap or 1)
+    statistics = metric._extract_corpus_statistics(list(predictions), reference_streams(references))
+    score = metric._aggregate_and_compute(statistics)
+    if n_bootstrap:
+        # corpus_score(n_bootstrap=...) step by step: it fails where some resample scores exactly zero, a plain float
+        # among numpy's.
+        metric.n_bootstrap = n_bootstrap
+        metric.seed, resampled = _bootstrap_resample(statistics, metric, n_bootstrap)
+        for one in resampled:
+            one.score = float(one.score)
+        score.estimate_ci(resampled)
     result = {"score": score.score, "signature": str(metric.get_signature())}
     if n_bootstrap:
         result |= {"mean": float(score._mean), "interval": float(score._ci)}

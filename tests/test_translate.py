@@ -1,0 +1,285 @@
+"""scripts/translate.py and scripts/evaluate_bleu.py as a user runs them, and the streams of lines beneath."""
+
+import gzip
+import importlib
+import io
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hf_rnn_seq2seq import command_line, evaluation
+from hf_rnn_seq2seq.line_streams import LineReader, LineWriter, StreamError
+from hf_rnn_seq2seq.run_directory import load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = tiny_tokenizer()
+    return save_checkpoint(tmp_path_factory.mktemp("run") / "tiny", tiny_rnn(tokenizer), tokenizer)
+
+
+def run(script: str, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """The script's `main` under `command_line.run` in this process; a process of its own takes seconds to import."""
+    module = importlib.import_module(script.removesuffix(".py"))
+    streams = [io.TextIOWrapper(io.BytesIO(content)) for content in (stdin, b"", b"")]
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+            patch.setattr(sys, name, stream)
+        patch.setattr(command_line, "quiet_libraries", lambda: None)
+        with pytest.raises(SystemExit) as ended:
+            command_line.run(lambda _: module.main([str(argument) for argument in arguments]))
+        for stream in streams[1:]:
+            stream.flush()
+        found = [stream.buffer.getvalue() for stream in streams[1:]]  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(list(arguments), ended.value.code, *found)
+
+
+def run_alone(script: str, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, input=stdin, capture_output=True, env=environment, check=False)
+
+
+def test_one_line_out_for_each_line_in_and_equal_to_generate(checkpoint: Path) -> None:
+    odd = "a\u2028b\x0bc\x1cd\x85e\rf".encode()
+    lines = [SOURCES[0].encode(), b"", b" \t", SOURCES[1].encode() + b"\r", b"b\xff\xfed", odd, b"w " * 400, b"2 kg"]
+    result = run_alone("translate.py", checkpoint, "--window", 3, stdin=b"\n".join(lines))
+    found = result.stdout.split(b"\n")
+    assert result.returncode == 0, result.stderr
+    assert found.pop() == b""
+    assert len(found) == len(lines)
+    assert found[1] == found[2] == b""
+    model, tokenizer = load_checkpoint(checkpoint)
+    for index in (0, 3, 7):
+        source = lines[index].decode().rstrip("\r")
+        ids = model.generate(**tokenizer([source], return_tensors="pt"))
+        expected = tokenizer.batch_decode(ids, skip_special_tokens=True)[0]
+        assert found[index].decode() == " ".join(expected.splitlines() or [""])
+    errors = result.stderr.decode()
+    assert "warning: 1 line(s) were longer than the limit and were cut" in errors
+    assert "warning: 1 line(s) could not be read whole (first: line 5)" in errors
+    assert "8 lines" in errors
+
+
+def test_beams_scores_alignments_and_n_best_in_columns(checkpoint: Path) -> None:
+    text = f"{SOURCES[0]}\n\n{SOURCES[1]}\n".encode()
+    options = ("--num_beams", 3, "--n_best", 2, "--scores", "--alignments", "--no_progress")
+    result = run("translate.py", checkpoint, *options, stdin=text)
+    lines = result.stdout.decode().split("\n")
+    assert result.returncode == 0
+    assert len(lines) == 4 and lines[1] == lines[3] == ""
+    model, tokenizer = load_checkpoint(checkpoint)
+    expected = evaluation.translate_n_best(model, tokenizer, SOURCES[:1], n_best=2, num_beams=3, progress=False)[0]
+    columns = lines[0].split("\t")
+    assert len(columns) == 6
+    for position, hypothesis in enumerate(expected):
+        assert columns[3 * position] == " ".join(hypothesis.text.replace("\t", " ").split("\n"))
+        assert float(columns[3 * position + 1]) == pytest.approx(hypothesis.log_probability, abs=1e-3)
+        pairs = [tuple(map(int, pair.split("-"))) for pair in columns[3 * position + 2].split()]
+        assert all(0 <= source < 3 for source, _ in pairs)
+    as_json = run("translate.py", checkpoint, *options, "--output_format", "jsonl", stdin=text)
+    rows = [json.loads(line) for line in as_json.stdout.decode().splitlines()]
+    assert [row["source"] for row in rows] == [SOURCES[0], "", SOURCES[1]]
+    assert rows[1]["translations"] == [] and len(rows[2]["translations"]) == 2
+
+
+def test_word_alignment_counts_words(checkpoint: Path) -> None:
+    """Weights that point from each target word to one source word come out as those pairs."""
+    import torch
+    from translate import word_alignment
+
+    tokenizer = tiny_tokenizer("word")
+    source, target = "three days ago", "il y a trois"
+    ids = tokenizer(source)["input_ids"], tokenizer(target)["input_ids"]
+    weights = torch.zeros(1, len(ids[1]), len(ids[0]))
+    for row, column in enumerate((2, 2, 1, 0, 3)):  # the end of sentence attends to the end of sentence
+        weights[0, row, column] = 1
+    hypothesis = evaluation.Hypothesis(target, tuple(ids[1]), tuple(ids[0]), 0.0, weights)
+    assert word_alignment(tokenizer, source, hypothesis) == [(2, 0), (2, 1), (1, 2), (0, 3)]
+
+
+def test_files_plain_gzip_and_jsonl_give_the_same_lines(checkpoint: Path, tmp_path: Path) -> None:
+    text = "".join(f"{source}\n" for source in SOURCES)
+    (tmp_path / "in.txt").write_text(text)
+    with gzip.open(tmp_path / "in.txt.gz", "wt") as file:
+        file.write(text)
+    rows = "".join(json.dumps({"de": source}) + "\n" for source in SOURCES)
+    (tmp_path / "in.jsonl").write_text(rows + '{"de": 3}\nnot json\n')
+    outputs = []
+    for name in ("in.txt", "in.txt.gz", "in.jsonl"):
+        target = tmp_path / f"{name}.out"
+        options = ("--source_column", "de", "--output_file", target)
+        result = run("translate.py", checkpoint, "--input", tmp_path / name, *options)
+        assert result.returncode == 0, result.stderr
+        outputs.append(target.read_text().split("\n"))
+    assert outputs[0] == outputs[1]
+    assert outputs[2] == [*outputs[0][:-1], "", "", ""]
+    assert "2 line(s) could not be read whole" in result.stderr.decode()
+    assert sorted(path.name for path in tmp_path.iterdir() if "part" in path.name) == []
+
+
+def test_an_interrupted_file_is_continued_and_never_mixed(checkpoint: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("".join(f"{line}\n" for line in SOURCES * 2))
+    command = ("translate.py", checkpoint, "--input", source, "--output_file", target)
+    assert run(*command).returncode == 0
+    whole = target.read_text()
+    again = run(*command)
+    assert (again.returncode, target.read_text()) == (2, whole)
+    assert b"error: output_file" in again.stderr and b"exists" in again.stderr
+
+    class Killed(Exception):
+        pass
+
+    lines = whole.splitlines(keepends=True)
+    identity = json.loads(json.dumps(_identity(checkpoint, source)))
+    target.unlink()
+    with pytest.raises(Killed), LineWriter(str(target), identity=identity) as writer:
+        writer.write([lines[0].rstrip("\n"), "marked"])
+        writer._file.write(b"half a li")
+        raise Killed
+    part = tmp_path / "out.txt.part"
+    refused = run(*command)
+    assert refused.returncode == 2 and b"--resume continues it" in refused.stderr
+    other = run(*command, "--resume", "--num_beams", 2)
+    assert other.returncode == 2 and b"was made with another num_beams (None)" in other.stderr
+    assert part.read_bytes().endswith(b"half a li")
+    result = run(*command, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert target.read_text() == lines[0] + "marked\n" + "".join(lines[2:])
+    assert not part.exists()
+
+
+def _identity(checkpoint: Path, source: Path) -> dict[str, object]:
+    from translate import identity, parse
+
+    return identity(parse([str(checkpoint), "--input", str(source)]))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.lists(st.binary(max_size=8), max_size=6))
+def test_any_bytes_keep_the_line_count(data: list[bytes], tmp_path: Path) -> None:
+    content = b"\n".join(data)
+    (tmp_path / "in.txt").write_bytes(content)
+    reader = LineReader(str(tmp_path / "in.txt"))
+    lines = list(reader)
+    expected = content.count(b"\n") + (not content.endswith(b"\n") and content != b"")
+    assert len(lines) == reader.count() == expected
+    (tmp_path / "out.txt").unlink(missing_ok=True)
+    with LineWriter(str(tmp_path / "out.txt")) as writer:
+        writer.write(lines)
+    assert (tmp_path / "out.txt").read_bytes().count(b"\n") == expected
+
+
+def test_streams_refuse_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "a.jsonl").write_text('{"other": "x"}\n')
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc\n" * 1000)[:-20])
+    with pytest.raises(StreamError, match="no such file"):
+        LineReader(str(tmp_path / "missing"))
+    with pytest.raises(StreamError, match="tables are not read"):
+        LineReader(str(tmp_path / "a.csv"))
+    with pytest.raises(StreamError, match="line 1 is not a JSON object with a text field 'source'"):
+        list(LineReader(str(tmp_path / "a.jsonl")))
+    with pytest.raises(StreamError, match="not a whole gzip file"):
+        list(LineReader(str(tmp_path / "a.txt.gz")))
+    with pytest.raises(StreamError, match=r"folder .*/no' does not exist"):
+        LineWriter(str(tmp_path / "no" / "out"))
+
+
+BAD = {
+    "no such directory": (("missing-run",), "no such directory"),
+    "misspelt option": (("DIR", "--num_beam", "2"), "unrecognized arguments: --num_beam"),
+    "out of range": (("DIR", "--num_beams", "0"), "'0' is not a whole number of at least 1"),
+    "n_best above beams": (("DIR", "--n_best", "2"), "n_best is 2; allowed: 1 to the number of beams (1)"),
+    "unknown search": (("DIR", "--search", "nothing:here"), "--search 'nothing:here': expected MODULE:FUNCTION"),
+    "search with scores": (("DIR", "--search", "os:getcwd", "--scores"), "--search returns sequences alone"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case: str, checkpoint: Path) -> None:
+    arguments, message = BAD[case]
+    result = run("translate.py", *(checkpoint if one == "DIR" else one for one in arguments), stdin=b"a\n")
+    assert result.returncode == 2
+    assert result.stdout == b""
+    errors = [line for line in result.stderr.decode().splitlines() if not line.startswith("\rtranslating")]
+    assert errors[-1].startswith("error: ") and message in errors[-1]
+    assert "Traceback" not in result.stderr.decode()
+
+
+def constant_search(input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: object) -> torch.Tensor:
+    return torch.tensor([[1, *tiny_tokenizer()("heure")["input_ids"]]] * len(input_ids))
+
+
+def test_a_search_from_a_module_is_used(checkpoint: Path) -> None:
+    result = run("translate.py", checkpoint, "--search", f"{__name__}:constant_search", stdin=b"a\n\nb\n")
+    assert result.stdout == b"heure\n\nheure\n", result.stderr
+
+
+def _pairs(path: Path) -> Path:
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in zip(SOURCES, TARGETS, strict=False)))
+    return path
+
+
+def test_evaluate_bleu_scores_a_run_on_its_own_test_split(checkpoint: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    model, tokenizer = load_checkpoint(checkpoint)
+    save_checkpoint(directory, model, tokenizer)
+    pairs = _pairs(tmp_path / "test.tsv")
+    columns = "source_column: '0'\ntarget_column: '1'\nsource_lang: en\ntarget_lang: fr\n"
+    (directory / "recipe.yaml").write_text(f"train_file: {pairs}\ntest_file: {pairs}\n{columns}")
+    (directory / "summary.json").write_text('{"train_seconds": 61.2, "parameters": 1000}')
+    result = run("evaluate_bleu.py", directory, "--num_beams", 2, "--json", tmp_path / "all.json")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((directory / "summary.json").read_text())
+    hypotheses = evaluation.translate(model, tokenizer, SOURCES[: len(TARGETS)], num_beams=2, progress=False)
+    scores = evaluation.score(hypotheses, TARGETS)
+    assert summary["bleu"] == pytest.approx(scores["bleu"], abs=1e-9)
+    assert summary["signature"] == scores["signature"] and summary["num_beams"] == 2
+    assert summary["train_seconds"] == 61.2 and len(summary["samples"]) == 5
+    printed = result.stdout.decode()
+    assert "1,000 parameters, trained for 1 min 01 s" in printed
+    assert scores["signature"] in printed and f"{scores['bleu']:.2f}" in printed
+    assert json.loads((tmp_path / "all.json").read_text())["systems"][0]["chrf"] == summary["chrf"]
+
+    before = (directory / "summary.json").read_bytes()
+    other = run("evaluate_bleu.py", directory, checkpoint, "--test_file", pairs, "--source_column", 0,
+                "--target_column", 1, "--paired", "bs", "--paired_samples", 20, "--bootstrap", 20,
+                "--plot_by_length", tmp_path / "length.png", "--translations", tmp_path / "t.jsonl")  # fmt: skip
+    assert other.returncode == 0, other.stderr
+    assert (directory / "summary.json").read_bytes() == before
+    assert "baseline" in other.stdout.decode() and "±" in other.stdout.decode()
+    assert (tmp_path / "length.png").stat().st_size > 5000
+    assert len((tmp_path / "t.jsonl").read_text().splitlines()) == len(TARGETS)
+
+
+def test_evaluate_bleu_refuses_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("requests.Session.request", unreachable)
+    cases = {
+        (): "has no recipe.yaml that says what it was trained on",
+        ("--metric", "bleu"): "metric 'bleu': evaluate.load could not load it; a name needs network",
+        ("--paired", "bs"): "--paired compares systems",
+        ("--scores", "blue"): "metric 'blue' is not known",
+        ("--dataset_name", "cldr", "--json", tmp_path / "no" / "x.json"): "its folder does not exist",
+    }
+    for arguments, message in cases.items():
+        result = run("evaluate_bleu.py", checkpoint, *arguments)
+        errors = result.stderr.decode()
+        assert result.returncode == 2 and message in errors.splitlines()[-1], errors
+        assert errors.splitlines()[-1].startswith("error: ") and "Traceback" not in errors

@@ -1,5 +1,7 @@
 """The models: a recurrent encoder-decoder, and the same with an output layer for `generate()`."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -372,6 +374,12 @@ class RnnSeq2SeqForConditionalGeneration(RnnSeq2SeqPreTrainedModel, GenerationMi
             model_kwargs["past_key_values"] = RnnSeq2SeqCache()
             if generation_config.is_assistant:
                 model_kwargs["past_key_values"].activate_past_recording()
+
+    def _expand_inputs_for_generation(self, *args: object, **kwargs: object) -> tuple[Tensor, dict[str, object]]:
+        """Repeats rows for beams, in a copy of the encoder's output: transformers writes into the caller's own."""
+        if isinstance(kwargs.get("encoder_outputs"), dict):
+            kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])
+        return super()._expand_inputs_for_generation(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,

@@ -1,0 +1,125 @@
+"""Small training runs for the tests: a synthetic corpus, two tiny models, and a loop that joins them.
+
+As a program, `python tests/training_runs.py FILE.json` (or under `accelerate launch`) runs a list of such runs in one
+process: [{"model": "bart", "options": {...}}, ...].
+"""
+
+import json
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from transformers import BartConfig, BartForConditionalGeneration
+
+from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
+from hf_rnn_seq2seq.arguments import TrainingArguments
+from hf_rnn_seq2seq.batching import Collator
+from hf_rnn_seq2seq.run_control import build_accelerator
+from hf_rnn_seq2seq.training import TrainingLoop
+from hf_rnn_seq2seq.updates import BatchLoader
+from hf_rnn_seq2seq.validation import Validator
+
+VOCABULARY = 24
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+
+
+def corpus(rows: int, seed: int = 0, longest: int = 9) -> datasets.Dataset:
+    """Sequences and their reversal, of ragged length, with the columns that `tokenize_corpus` gives."""
+    draw = random.Random(seed)
+    table = []
+    for number in range(rows):
+        words = [draw.randrange(4, VOCABULARY) for _ in range(draw.randrange(1, longest))]
+        source, target = [*words, 2], [*reversed(words[: draw.randrange(1, len(words) + 1)]), 2]
+        lengths = {"source_length": len(source), "target_length": len(target)}
+        table.append({"id": number, "input_ids": source, "labels": target, **lengths})
+    return datasets.Dataset.from_list(table)
+
+
+def build_model(kind: str) -> Any:
+    """`bart`, `rnn`, `rnn_tied` (and label smoothing) or `rnn_dropout`; the same weights every time."""
+    torch.manual_seed(7)
+    if kind == "bart":
+        sizes = dict.fromkeys(("encoder_layers", "decoder_layers"), 1)
+        sizes |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
+        sizes |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "d_model", "max_position_embeddings"), 16)
+        none = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
+        config = BartConfig(vocab_size=VOCABULARY, forced_eos_token_id=None, **sizes, **none, **SPECIAL)
+        return BartForConditionalGeneration(config)
+    fields: dict[str, Any] = {"vocab_size": VOCABULARY, "embedding_size": 12, "hidden_size": 12, **SPECIAL}
+    if kind == "rnn_tied":
+        fields |= {"tie_word_embeddings": True, "share_encoder_decoder_embeddings": True, "label_smoothing": 0.1}
+    if kind == "rnn_dropout":
+        fields |= {"dropout": 0.2}
+    return RnnSeq2SeqForConditionalGeneration(RnnSeq2SeqConfig(**fields))
+
+
+def arguments(output_dir: Path | str | None, **options: Any) -> TrainingArguments:
+    """Options of a short run without translations or trackers."""
+    defaults: dict[str, Any] = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 12,
+        "learning_rate": 0.01,
+        "logging_steps": 1,
+        "eval_steps": None,
+        "save_steps": None,
+        "save_total_limit": None,
+        "predict_with_generate": False,
+        "report_to": [],
+    }
+    return TrainingArguments(output_dir=str(output_dir) if output_dir else None, **{**defaults, **options})
+
+
+def build_loop(
+    kind: str,
+    options: TrainingArguments,
+    accelerator: Accelerator | None = None,
+    *,
+    rows: int = 70,
+    model: Any = None,
+    validator: Validator | None = None,
+    **more: Any,
+) -> TrainingLoop:
+    """A loop over the synthetic corpus; by default it measures the loss of 15 other rows."""
+    accelerator = accelerator or build_accelerator(options)
+    if validator is None:
+        validator = Validator(BatchLoader(corpus(15, seed=1), Collator(), device=accelerator.device), batch_size=4)
+    return TrainingLoop(
+        model or build_model(kind),
+        corpus(rows),
+        options,
+        accelerator=accelerator,
+        collate=Collator(),
+        validator=validator,
+        **more,
+    )
+
+
+def log_lines(output_dir: Path, event: str) -> list[dict[str, Any]]:
+    """The lines of one kind in a run's log."""
+    text = (output_dir / "train_log.jsonl").read_text(encoding="utf-8")
+    return [line for line in map(json.loads, text.splitlines()) if line["event"] == event]
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    runs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    accelerator = None
+    reason = None
+    for run in runs:
+        options = arguments(**run["options"])
+        accelerator = accelerator or build_accelerator(options)
+        reason = build_loop(run["model"], options, accelerator, rows=run.get("rows", 70)).run()
+        accelerator.free_memory()
+    assert accelerator is not None
+    accelerator.end_training()
+    return 143 if reason == "SIGTERM" else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())

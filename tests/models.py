@@ -25,11 +25,16 @@ def tiny_config(**options: Any) -> RnnSeq2SeqConfig:
 
 
 def tiny_model(
-    config: RnnSeq2SeqConfig | None = None, *, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any
+    config: RnnSeq2SeqConfig | None = None,
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    deviation: float = 0.6,
+    **options: Any,
 ) -> RnnSeq2SeqForConditionalGeneration:
     """A model in eval mode whose parameters, gains and biases included, are all far from zero and from each other."""
     model = RnnSeq2SeqForConditionalGeneration(config or tiny_config(**options)).to(dtype).eval()
-    randomise(model, seed)
+    randomise(model, seed, deviation)
     return model
 
 

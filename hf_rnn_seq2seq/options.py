@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -212,7 +213,15 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys without a word; a recipe that sets an option twice is a mistake."""
+    """YAML with two differences: an option set twice is a mistake, and only `true` and `false` are truth values.
+
+    YAML 1.1 also reads `no` (Norwegian, or no mixed precision) and `on` so.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
@@ -220,6 +229,11 @@ class _RecipeLoader(yaml.SafeLoader):
         if repeated:
             raise yaml.YAMLError(f"{', '.join(repeated)} set twice")
         return super().construct_mapping(node, deep)
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 def parse_arguments(

@@ -67,43 +67,68 @@ def _ignorable(character: str) -> bool:
     return character.isspace() or unicodedata.category(character) in ("Cc", "Cf") or "\ufe00" <= character <= "\ufe0f"
 
 
+def _clusters(text: str) -> list[str]:
+    """Characters with the marks that follow them: matplotlib takes a whole cluster from one font."""
+    clusters: list[str] = []
+    for character in text:
+        if clusters and unicodedata.category(character).startswith("M"):
+            clusters[-1] += character
+        elif not _ignorable(character):
+            clusters.append(character)
+    return clusters
+
+
+def _holds(characters: frozenset[int], cluster: str) -> bool:
+    return all(ord(character) in characters or _ignorable(character) for character in cluster)
+
+
 def choose_fonts(texts: Iterable[str], font_file: str | Path | None = None) -> tuple[list[str], set[str]]:
-    """Families, in order of fallback, that together hold the characters of `texts`; and the characters none holds.
+    """Families, in order of fallback, that together hold the characters of `texts`; and what none holds.
+
+    The second value has single characters, and characters with marks that no one font holds together.
 
     `font_file` is tried before the installed fonts. Raises ValueError when it is not a font.
     """
     from matplotlib import font_manager
 
-    needed = {character for text in texts for character in text if not _ignorable(character)}
+    needed = {form for text in texts for cluster in _clusters(text) for form in (cluster, cluster[0])}
     families: list[str] = []
     if font_file is not None:
         if not Path(font_file).is_file() or not _characters(str(font_file)):
             raise ValueError(f"font {str(font_file)!r}: not a readable TrueType or OpenType font file")
         font_manager.fontManager.addfont(str(font_file))
         families.append(font_manager.FontProperties(fname=str(font_file)).get_name())
-        needed = {character for character in needed if ord(character) not in _characters(str(font_file))}
+        needed = {form for form in needed if not _holds(_characters(str(font_file)), form)}
     main = font_manager.findfont(MAIN_FONT)
     families.append(MAIN_FONT)
-    needed = {character for character in needed if ord(character) not in _characters(str(main))}
+    needed = {form for form in needed if not _holds(_characters(str(main)), form)}
     while needed:
         hint = _han_hint(needed)
         fonts = sorted(_candidates(), key=lambda font: hint not in font[0])
-        counts = [sum(ord(character) in _characters(path, face) for character in needed) for _, path, face in fonts]
+        counts = [sum(_holds(_characters(path, face), form) for form in needed) for _, path, face in fonts]
         best = max(range(len(fonts)), key=counts.__getitem__, default=None)
         if best is None or not counts[best]:
             break
         name, path, face = fonts[best]
         families.append(name)
-        needed = {character for character in needed if ord(character) not in _characters(path, face)}
+        needed = {form for form in needed if not _holds(_characters(path, face), form)}
     return families, needed
 
 
 def _han_hint(characters: Iterable[str]) -> str:
     """The regional form of Chinese characters that the other characters ask for."""
-    names = [unicodedata.name(character, "") for character in characters]
+    names = [unicodedata.name(character[0], "") for character in characters]
     if any(name.startswith("HANGUL") for name in names):
         return " KR"
     return " JP" if any(name.startswith(("HIRAGANA", "KATAKANA")) for name in names) else " SC"
+
+
+def _respell(text: str, missing: set[str]) -> str:
+    """`text` with what no font holds in other characters."""
+    for cluster in sorted(missing.intersection(_clusters(text)), key=len, reverse=True):
+        base = spell(cluster[0]) if cluster[0] in missing else cluster[0]
+        text = text.replace(cluster, base + "".join(map(spell, cluster[1:])))
+    return text
 
 
 def spell(character: str) -> str:
@@ -129,7 +154,8 @@ def printable_labels(tokens: Sequence[str], missing: set[str], longest: int = 24
     labels = []
     for token in tokens:
         text = " ".join(token.split()) or ("␣" if token else "·")
-        text = "".join(spell(character) if character in missing else character for character in text)
+        text = _respell(text, missing)
+        text = "".join(spell(mark) if unicodedata.category(mark) == "Cc" else mark for mark in text)
         text = "".join(character for character in text if not ("\ufe00" <= character <= "\ufe0f"))
         if len(text) > longest:
             text = text[: longest - 1] + "…"

@@ -6,6 +6,9 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 
+from .config_errors import ConfigError
+from .config_errors import plain_errors
+
 # Names of the scores a config may ask for. `register_attention` adds a user's own.
 ATTENTION_NAMES: set[str] = {
     "additive",
@@ -30,10 +33,7 @@ _INFRASTRUCTURE_KEYS = frozenset(
 )
 
 
-class ConfigError(ValueError):
-    """A config field holds a value that cannot work; the message names field, value and what is allowed."""
-
-
+@plain_errors
 @strict
 class RnnSeq2SeqConfig(PreTrainedConfig):
     r"""Describes a recurrent encoder-decoder with selectable attention.
@@ -264,10 +264,16 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ConfigError(f"{name}={value!r}: must lie in [0, 1)")
-        for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < self.vocab_size:
-                raise ConfigError(f"{name}={value!r}: must lie in [0, vocab_size={self.vocab_size})")
+            for token in value if isinstance(value, list) else [value]:
+                if token is not None and not 0 <= token < self.vocab_size:
+                    raise ConfigError(f"{name}={value!r}: must lie in [0, vocab_size={self.vocab_size})")
+        if self.pad_token_id is not None and self.pad_token_id >= self.source_vocab_size:
+            raise ConfigError(
+                f"pad_token_id={self.pad_token_id}: must lie in [0, source_vocab_size={self.source_vocab_size}), "
+                "both vocabularies share it"
+            )
 
     def validate_scheduled_sampling(self) -> None:
         """Ratio, schedule and its parameters go together."""
@@ -304,6 +310,11 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
             raise ConfigError(f"gru_reset='before': only cell_type='gru' has a reset gate, not {self.cell_type!r}")
         if self.residual_start is not None and self.residual_start < 2:
             raise ConfigError(f"residual_start={self.residual_start}: must be 2 or more; layer 1 reads word vectors")
+        if self.residual_start == 2 and self.bidirectional == "first" and self.encoder_layers > 1:
+            raise ConfigError(
+                "residual_start=2: with bidirectional='first' layer 2 reads two directions and writes one; must be 3 "
+                "or more"
+            )
 
     def validate_attention(self) -> None:
         """The score is known and fits sizes, window and heads."""

@@ -34,9 +34,9 @@ MODEL = {
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(
-        "learning_rate: 1e-3\nmax_steps: 7\nmixed_precision: no\nlowercase: true\nhidden_size: 32\nsource_lang: no\nreport_to: [tensorboard]\n"
-    )
+    lines = ["learning_rate: 1e-3", "max_steps: 7", "mixed_precision: no", "lowercase: true"]
+    lines += ["hidden_size: 32", "source_lang: no", "report_to: [tensorboard]"]
+    path.write_text("\n".join(lines))
     return str(path)
 
 

@@ -44,7 +44,7 @@ EXPORTS = {
 }
 # Who may import whom at the top of a file of model/: later rows import earlier rows, never the other way round.
 LAYERS = [
-    {"presets"},
+    {"config_errors", "presets"},
     {"configuration_rnn_seq2seq"},
     {"attention", "recurrence", "scan", "cache"},
     {"encoder"},

@@ -6,8 +6,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 
-from .config_errors import ConfigError
-from .config_errors import plain_errors
+from .config_errors import ConfigError, plain_errors
 
 # Names of the scores a config may ask for. `register_attention` adds a user's own.
 ATTENTION_NAMES: set[str] = {

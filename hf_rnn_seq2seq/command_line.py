@@ -1,6 +1,7 @@
 """What the scripts share: one clear line for bad input, and the options that mean the same everywhere."""
 
 import argparse
+import importlib
 import os
 import sys
 import warnings
@@ -49,6 +50,25 @@ def add_generation_options(parser: Parser) -> None:
     group.add_argument("--max_new_tokens", type=at_least(1), help="longest translation in tokens")
     group.add_argument("--length_penalty", type=float, help="beam scores are divided by length to this power")
     group.add_argument("--no_repeat_ngram_size", type=at_least(0), help="never write an n-gram of this size twice")
+
+
+def add_search_option(parser: Parser) -> None:
+    """What decodes in place of `generate()`."""
+    parser.add_argument(
+        "--search", help="a method of the model, or MODULE:FUNCTION, called as model.generate is (default: generate)"
+    )
+
+
+def find_search(name: str | None, model: Any) -> Callable[..., Any] | None:
+    """The callable behind --search; raises ValueError when there is none of that name."""
+    if name is None:
+        return None
+    module, colon, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function) if colon else getattr(model, name)
+    except (ImportError, AttributeError, ValueError) as error:
+        kind = type(model).__name__
+        raise ValueError(f"--search {name!r}: neither a method of {kind} nor MODULE:FUNCTION ({error})") from None
 
 
 def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
     parser.add_argument("--max_source_length", type=command_line.at_least(2), help="tokens a source is cut at")
+    command_line.add_search_option(parser)
     command_line.add_generation_options(parser)
     command_line.add_data_options(parser)
     command_line.add_model_options(parser)
@@ -79,6 +80,7 @@ def evaluate_all(arguments: argparse.Namespace) -> list[Any]:
             raise ValueError(f"{directory}: its test set is not that of {arguments.models[0]}; name one for both")
         options = command_line.generation_options(arguments)
         options |= {"batch_size": arguments.batch_size, "max_source_length": arguments.max_source_length}
+        options["search"] = command_line.find_search(arguments.search, model)
         name = directory.rstrip("/")
         name += " (again)" if name in [system.name for system in systems] else ""
         system = reporting.translate_test_set(name, directory, test_set, model, tokenizer, **options)

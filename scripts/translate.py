@@ -14,10 +14,9 @@ Columns are separated by tabs: translation, then the log-probability with --scor
 """
 
 import argparse
-import importlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -36,7 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n_best", type=command_line.at_least(1), default=1, help="hypotheses a line")
     parser.add_argument("--scores", action="store_true", help="add the log-probability of each sentence")
     parser.add_argument("--alignments", action="store_true", help="add the word each word attends to most")
-    parser.add_argument("--search", help="MODULE:FUNCTION called in place of model.generate, with its arguments")
+    command_line.add_search_option(parser)
     parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
     parser.add_argument("--max_tokens", type=command_line.at_least(1), default=16384, help="padded tokens of a batch")
     parser.add_argument("--max_source_length", type=command_line.at_least(2), help="tokens a line is cut at")
@@ -56,16 +55,6 @@ def windows(lines: Iterable[str], size: int) -> Iterator[list[str]]:
     iterator = iter(lines)
     while window := list(islice(iterator, size)):
         yield window
-
-
-def find_search(name: str | None) -> Callable[..., Any] | None:
-    if name is None:
-        return None
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--search {name!r}: expected MODULE:FUNCTION that can be imported ({error})") from None
 
 
 def word_alignment(tokenizer: Any, source: str, hypothesis: Any) -> list[tuple[int, int]]:
@@ -142,7 +131,7 @@ def translate_lines(arguments: argparse.Namespace, reader: Any, writer: Any, mod
         "max_source_length": arguments.max_source_length,
         "progress": False,
     }
-    search = find_search(arguments.search)
+    search = command_line.find_search(arguments.search, model)
     rich = arguments.output_format == "jsonl" or arguments.n_best > 1 or arguments.scores or arguments.alignments
     size = 1 if arguments.input is None and sys.stdin.isatty() else arguments.window
     total, cut = reader.count(), 0
@@ -165,7 +154,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.line_streams import LineReader, LineWriter
 
     reader = LineReader(arguments.input, arguments.source_column)
-    find_search(arguments.search)
     command_line.quiet_libraries()
     from hf_rnn_seq2seq.run_directory import load_checkpoint
 

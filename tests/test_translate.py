@@ -204,7 +204,7 @@ BAD = {
     "misspelt option": (("DIR", "--num_beam", "2"), "unrecognized arguments: --num_beam"),
     "out of range": (("DIR", "--num_beams", "0"), "'0' is not a whole number of at least 1"),
     "n_best above beams": (("DIR", "--n_best", "2"), "n_best is 2; allowed: 1 to the number of beams (1)"),
-    "unknown search": (("DIR", "--search", "nothing:here"), "--search 'nothing:here': expected MODULE:FUNCTION"),
+    "unknown search": (("DIR", "--search", "nothing:here"), "--search 'nothing:here': neither a method of"),
     "search with scores": (("DIR", "--search", "os:getcwd", "--scores"), "--search returns sequences alone"),
 }
 
@@ -227,6 +227,8 @@ def constant_search(input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: 
 def test_a_search_from_a_module_is_used(checkpoint: Path) -> None:
     result = run("translate.py", checkpoint, "--search", f"{__name__}:constant_search", stdin=b"a\n\nb\n")
     assert result.stdout == b"heure\n\nheure\n", result.stderr
+    method = run("translate.py", checkpoint, "--search", "generate", stdin=b"2 kg\n")
+    assert method.stdout == run("translate.py", checkpoint, stdin=b"2 kg\n").stdout != b"\n"
 
 
 def _pairs(path: Path) -> Path:

@@ -54,7 +54,9 @@ def _allowed(annotation: Any) -> str:
     parts = get_args(annotation)
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(map(repr, parts))
-    if parts and get_origin(annotation) is not list:
+    if get_origin(annotation) is list:
+        return str(annotation)
+    if parts:
         return " or ".join(_allowed(part) for part in parts)
     return "None" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 

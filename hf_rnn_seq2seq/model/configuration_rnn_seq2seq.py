@@ -205,6 +205,8 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
         if self.readout_embedding is None:
             self.readout_embedding = self.readout == "maxout"
         super().__post_init__(**kwargs)
+        # Before the other checks, which run by name and divide by some of the sizes.
+        self.validate_sizes()
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "RnnSeq2SeqConfig":

@@ -306,6 +306,9 @@ def test_runs_are_overlaid_under_their_names(tmp_path: Path) -> None:
     figure = plotting.plot_learning_curve([first, second], tmp_path / "a.pdf")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first", "second"]
     assert figure.axes[0].lines[2].get_ydata()[0] == pytest.approx(1.9)
+    script = importlib.import_module("plot_learning_curve")
+    assert script.main([str(first), str(second), "--output", str(tmp_path / "b.pdf")]) == 0
+    assert (tmp_path / "b.pdf").read_bytes() == (tmp_path / "a.pdf").read_bytes()
     with pytest.raises(plotting.PlotError, match="no such log"):
         plotting.plot_learning_curve([first, tmp_path / "missing"])
     (second / "train_log.jsonl").write_text('{"step"\n{"step": 1}\n')

@@ -10,8 +10,8 @@ from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 PAD, START, END = 0, 1, 2
 VOCABULARY, SOURCE_VOCABULARY = 11, 13
 
-# Rows of unequal length, the longest first, in the middle and last in turn.
-SOURCES = [[5, 7, 3, 2], [4, 6, 8, 9, 12, 2], [3, 2]]
+# Rows of unequal length; the longest source and the longest target stand in different rows.
+SOURCES = [[5, 7, 3, 2], [4, 6, 8, 9, 10, 2], [3, 2]]
 TARGETS = [[6, 4, 3, 2], [9, 2], [3, 3, 5, 10, 2]]
 
 

@@ -120,7 +120,7 @@ class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
             input_ids: (batch, source) or `inputs_embeds` (batch, source, embedding), or `encoder_outputs`.
             attention_mask: (batch, source), nonzero at real words; None means every word that is not the pad token.
             decoder_input_ids: (batch, target) or `decoder_inputs_embeds` (batch, target, embedding). None: the source
-                moved right by one, as denoising models do.
+                moved right by one, as denoising models do; needs vocabularies of one size.
             decoder_attention_mask: (batch, >= target), zero where a target position is padding; the last columns count.
             encoder_outputs: what `get_encoder()` returned, any ModelOutput or tuple of states (batch, source, states).
             past_key_values: the decoder's state from the positions before.
@@ -204,6 +204,11 @@ class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
         if ids is None:
             if source_ids is None:
                 raise ValueError("give decoder_input_ids, decoder_inputs_embeds or input_ids")
+            if self.config.source_vocab_size != self.config.vocab_size:
+                raise ValueError(
+                    "give decoder_input_ids or labels: the source is no target where the vocabularies have "
+                    f"{self.config.source_vocab_size} and {self.config.vocab_size} words"
+                )
             ids = shift_right(source_ids, self.config.pad_token_id, self.config.decoder_start_token_id)
         return self.decoder.embed(ids)
 

@@ -99,8 +99,10 @@ def one_line(error: BaseException) -> str:
 
 def quiet_libraries() -> None:
     """Keep standard error for what the user needs: our progress, warnings of one line, errors."""
+    import huggingface_hub
     import transformers
 
+    huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {one_line(message)}", file=sys.stderr)

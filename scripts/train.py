@@ -9,6 +9,7 @@ stopped by signal n with the state saved.
 
 import dataclasses
 import inspect
+import os
 import shlex
 import signal
 import sys
@@ -16,8 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_rnn_seq2seq import RnnSeq2SeqConfig, command_line
-from hf_rnn_seq2seq.arguments import (
+# A thread of OpenMP that waits by spinning takes the core from one that has work: with anything else running, training
+# on all cores was seen to become five times slower. Read once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from hf_rnn_seq2seq import RnnSeq2SeqConfig, command_line  # noqa: E402  after OMP_WAIT_POLICY
+from hf_rnn_seq2seq.arguments import (  # noqa: E402  after OMP_WAIT_POLICY
     ArgumentError,
     DataArguments,
     GenerationArguments,

@@ -4,6 +4,8 @@ Axes: batch, target (decoder positions), source (encoder positions), heads. Mask
 The modules hold parameters only; what is projected once per sentence is handed in and out.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +22,14 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """
     weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
     return weights.masked_fill(~mask, 0.0)
+
+
+class ScanForm(NamedTuple):
+    """A score as the fused scan computes it: scale x keys . h, or energy . tanh(keys + query_weight h)."""
+
+    scale: float = 1.0
+    query_weight: Tensor | None = None
+    energy: Tensor | None = None
 
 
 class Attention(nn.Module):
@@ -89,6 +99,10 @@ class Attention(nn.Module):
             weights = self._local(scores, mask, query, source_positions, positions)
         return self.context(weights, values), weights, state
 
+    def scan_form(self) -> ScanForm | None:
+        """The score in the form the fused scan knows; None sends training through the time loop."""
+        return None
+
     @property
     def reads_positions(self) -> bool:
         """Whether source positions matter; they are not computed otherwise."""
@@ -121,6 +135,10 @@ class DotAttention(Attention):
 
     def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
         return torch.bmm(query * self.scale, keys.transpose(1, 2)).unsqueeze(1)
+
+    def scan_form(self) -> ScanForm | None:
+        # A subclass with a score of its own must not be taken for this one.
+        return ScanForm(self.scale) if type(self).score is DotAttention.score else None
 
 
 class ScaledDotAttention(DotAttention):
@@ -164,6 +182,11 @@ class AdditiveAttention(Attention):
     def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
         combined = torch.tanh(self.query(query).unsqueeze(2) + keys.unsqueeze(1))
         return F.linear(combined, self.energy_weight()).squeeze(-1).unsqueeze(1)
+
+    def scan_form(self) -> ScanForm | None:
+        if type(self).score is not AdditiveAttention.score:
+            return None
+        return ScanForm(query_weight=self.query.weight, energy=self.energy_weight()[0])
 
 
 class NormedAdditiveAttention(AdditiveAttention):

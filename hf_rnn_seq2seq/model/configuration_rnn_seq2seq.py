@@ -116,8 +116,8 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
         embedding_activation: `relu` applies ReLU to the decoder's word vectors (the tutorial model), `none` does not.
         initializer_range: Parameters start uniform in plus or minus this; None means one over the square root of
             the fan-in, and word vectors normal with standard deviation 0.1.
-        decode_recurrence: `auto` runs the fused training path where it covers the options, `loop` forces the plain
-            time loop that restates the equations.
+        decoder_recurrence: `auto` runs the fused scan over the target where it covers the options and the plain time
+            loop otherwise; `scan` and `loop` force one of them. `model.get_decoder().recurrence_path` says which runs.
 
     Raises:
         ConfigError: a field is out of range, misspelt, or does not go with another; also on later assignment for
@@ -178,7 +178,7 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
     share_encoder_decoder_embeddings: bool = False
     embedding_activation: Literal["none", "relu"] = "none"
     initializer_range: float | None = None
-    decode_recurrence: Literal["auto", "loop"] = "auto"
+    decoder_recurrence: Literal["auto", "scan", "loop"] = "auto"
     use_cache: bool = True
     is_encoder_decoder: bool = True
     pad_token_id: int | None = 0
@@ -364,6 +364,13 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
                 f"context enters the first layer's second cell, so attention_layer must be 'bottom', not 'top' of "
                 f"decoder_layers={self.decoder_layers}"
             )
+        if not self.readout_context and attention_after:
+            alone = self.attention_layer == "top" or self.decoder_layers == 1
+            fed = self.input_feeding and not (alone and self.readout == "tanh")
+            if not fed and (alone or self.context_layers == "first"):
+                raise ConfigError(
+                    "readout_context=False: with attention_order='after_cell' nothing would read the context"
+                )
         if self.readout_state == "previous" and attention_after:
             raise ConfigError("readout_state='previous': attention_order='after_cell' reads the current state")
         if self.readout_state == "previous" and self.residual_start and self.residual_start <= self.decoder_layers:

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from .attention import build_attention
 from .cache import DecoderState, Memory
-from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .configuration_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig
 from .encoder import drop, drop_words
 from .recurrence import RecurrentLayer, State, StepWeights
+from .scan import ScanInputs, attention_scan
 
 
 class DecoderTrace(NamedTuple):
@@ -121,6 +122,39 @@ class RnnDecoder(nn.Module):
         """Whether one position must wait for what the position before it read."""
         return self.attention is not None and (self.before_cell or self.config.input_feeding)
 
+    @property
+    def recurrence_path(self) -> str:
+        """How a pass over several target positions runs: `at once`, `scan`, or `loop` with the reason."""
+        if not self.needs_loop:
+            return "at once"
+        if self.config.decoder_recurrence == "loop":
+            return "loop: decoder_recurrence='loop'"
+        reason = self._scan_refusal()
+        return f"loop: {reason}" if reason else "scan"
+
+    def _scans(self) -> bool:
+        path = self.recurrence_path
+        if path != "scan" and self.config.decoder_recurrence == "scan":
+            raise ConfigError(f"decoder_recurrence='scan': the scan does not cover this model ({path})")
+        return path == "scan"
+
+    def _scan_refusal(self) -> str | None:
+        """Why the fused scan does not cover this model; None where it does."""
+        config, layer = self.config, self.layers[0]
+        if self.attended > 1:
+            return f"{self.attended} layers wait for the attention"
+        if config.cell_type not in ("lstm", "gru") or layer.reset_before:
+            return f"cell_type={config.cell_type!r}, gru_reset={config.gru_reset!r}"
+        if layer.norm_input is not None or len(layer.transitions):
+            return "layer normalisation or deep transition"
+        if self.training and config.recurrent_dropout:
+            return "recurrent_dropout"
+        if config.attention_window != "global" or self.attention.scan_form() is None:
+            return f"attention_type={config.attention_type!r}, attention_window={config.attention_window!r}"
+        if self.feeds_readout and self.readout.reads_embedding:
+            return "readout_embedding with input feeding"
+        return None
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens
 
@@ -220,7 +254,9 @@ class RnnDecoder(nn.Module):
         """
         if record and embedded.shape[1] > 1:
             return self._one_by_one(embedded, state, memory, mask)
-        if self.needs_loop:
+        if self.needs_loop and mask is None and embedded.shape[1] > 1 and self._scans():
+            trace = self._attended_scan(embedded, state, memory)
+        elif self.needs_loop:
             trace = self._attended_loop(embedded, state, memory, mask)
         else:
             trace = self._attended_at_once(embedded, state, memory, mask)
@@ -271,6 +307,46 @@ class RnnDecoder(nn.Module):
             state.attention,
             torch.stack(readouts, 1) if readouts else None,
             state.feed,
+        )
+
+    def _attended_scan(self, embedded: Tensor, state: DecoderState, memory: Memory) -> "_Attended":
+        """The same as `_attended_loop` as one autograd node, with everything that can be projected beforehand."""
+        weights = self.layers[0].step_weights(self._extra_size(0))
+        form = self.attention.scan_form()
+        values, output_weight = memory.values, None
+        if self.feeds_readout:
+            # W_c [h; c] = W_h h + sum a (W_v values): the context's part of the product is taken before the loop.
+            size = self.config.hidden_size
+            output_weight = self.readout.project.weight[:, :size]
+            values = F.linear(values, self.readout.project.weight[:, size:])
+        hidden = state.layers[0]
+        done = attention_scan(
+            ScanInputs(
+                projected=F.linear(embedded.transpose(0, 1), weights.below, weights.below_bias),
+                hidden=hidden[0],
+                cell=hidden[1] if len(hidden) == 2 else None,
+                feed=state.feed,
+                extra_weight=weights.extra,
+                recurrent_weight=weights.recurrent,
+                recurrent_bias=weights.recurrent_bias,
+                keys=memory.keys * form.scale if form.scale != 1 else memory.keys,
+                values=values,
+                query_weight=form.query_weight,
+                energy=form.energy,
+                output_weight=output_weight,
+            ),
+            memory.mask,
+            self.before_cell,
+        )
+        outputs, extra = done.hidden.transpose(0, 1), done.extra.transpose(0, 1)
+        return _Attended(
+            ((done.hidden[-1], done.cell)[: len(hidden)],),
+            (outputs,),
+            None if self.feeds_readout else extra,
+            done.weights.transpose(0, 1).unsqueeze(1),
+            None,
+            extra if self.feeds_readout else None,
+            done.extra[-1] if self.feed_size else None,
         )
 
     def _attended_at_once(

@@ -48,7 +48,7 @@ CHOICES = {
     "teacher_forcing_unit": ("token", "sentence"),
     "scheduled_sampling": ("none", "linear", "exponential", "inverse_sigmoid"),
     "scheduled_sampling_words": ("argmax", "sample"),
-    "decode_recurrence": ("auto", "loop"),
+    "decoder_recurrence": ("auto", "scan", "loop"),
 }
 # Options that do not go together, and all that the user is told.
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -46,7 +46,7 @@ EXPORTS = {
 LAYERS = [
     {"config_errors", "presets"},
     {"configuration_rnn_seq2seq"},
-    {"attention", "recurrence", "scan", "cache"},
+    {"attention", "recurrence", "scan", "cache", "scheduled_sampling"},
     {"encoder"},
     {"bridge", "decoder"},
     {"fast_step"},

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
+from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.model.presets import PRESETS
 from tests.models import SOURCES, TARGETS, batch, decoder_inputs, randomise
 from tests.paper_systems import EQUATIONS, SIZES
@@ -164,6 +164,7 @@ def test_one_vocabulary_size_stands_for_both() -> None:
         ("bahdanau2014", {"attention_order": "after_cell"}, "readout_state='previous': attention_order='after_cell'"),
         ("luong2015", {"attention_type": "location"}, "max_source_positions=None: attention_type='location'"),
         ("luong2015", {"encoder_hidden_size": 7}, "bridge='copy': the encoder's layers"),
+        ("luong2015", {"readout_context": False}, "readout_context=False: with attention_order='after_cell' nothing"),
         ("luong2015", {"num_attention_heads": 4}, "attention_type='general' has one head"),
         (
             "gnmt2016",
@@ -181,7 +182,7 @@ def test_one_vocabulary_size_stands_for_both() -> None:
     ],
 )
 def test_refusals_say_why(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(Exception, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         RnnSeq2SeqConfig.from_preset(name, **options)
 
 

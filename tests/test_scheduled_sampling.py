@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
+from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.model.scheduled_sampling import draw_truth, mix_inputs, truth_probability
 from tests.models import SOURCES, TARGETS, batch, decoder_inputs, pad, tiny_config, tiny_model
 
@@ -85,7 +85,7 @@ def test_inverse_sigmoid_survives_a_long_run() -> None:
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(Exception, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         tiny_config(**options)
 
 

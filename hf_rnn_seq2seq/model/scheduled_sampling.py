@@ -110,7 +110,7 @@ def mix_inputs(model, inputs: Tensor, truth: Tensor, mask: Tensor | None, encode
     finally:
         for module, training in flags:
             module.training = training
-        # Autocast keeps the weights it has cast; those cast here know no gradient.
+        # Autocast keeps the weights it has cast; in older torch also those that were cast without a gradient.
         torch.clear_autocast_cache()
     return mixed
 

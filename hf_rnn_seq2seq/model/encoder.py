@@ -4,6 +4,7 @@ Whatever the padding (left, right, or holes), each row's real words are first mo
 batch equals the row alone; the states are moved back to where their words stood.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,16 @@ class RnnEncoderOutput(ModelOutput):
     final_state: Tensor | None = None
     final_cell: Tensor | None = None
     source_mask: Tensor | None = None
+
+    @classmethod
+    def from_tuple(cls, parts: Sequence[object]) -> "RnnEncoderOutput":
+        """What a tuple holds, told by its shape: `to_tuple` leaves out what is None, and other encoders have other parts."""
+        states, *others = parts
+        tensors = [part for part in others if isinstance(part, Tensor)]
+        ends = [tensor for tensor in tensors if tensor.dim() == 4] + [None, None]
+        masks = [tensor for tensor in tensors if tensor.dtype == torch.bool] + [None]
+        hidden = [part for part in others if isinstance(part, tuple)] + [None]
+        return cls(states, hidden[0], ends[0], ends[1], masks[0])
 
 
 class ReadingOrder:

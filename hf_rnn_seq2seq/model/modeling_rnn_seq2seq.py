@@ -178,7 +178,7 @@ class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
         if source is None:
             return None
         if isinstance(source, (tuple, list)):
-            source = RnnEncoderOutput(**dict(zip(RnnEncoderOutput.__dataclass_fields__, source, strict=False)))
+            source = RnnEncoderOutput.from_tuple(source)
         states = source.last_hidden_state
         mask = getattr(source, "source_mask", None)
         if mask is None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqForConditionalGeneration
+from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.model.scheduled_sampling import draw_truth, mix_inputs, truth_probability
 from tests.models import SOURCES, TARGETS, batch, decoder_inputs, pad, tiny_config, tiny_model
 
@@ -251,3 +251,24 @@ def test_seq2seq_trainer_drives_a_schedule(tmp_path) -> None:
     trainer = transformers.Trainer(model, arguments, train_dataset=rows, callbacks=[Progress()])
     trainer.train()
     assert seen == [0, 1, 2]
+
+
+def test_training_loop_drives_a_schedule_and_a_resumed_run_goes_on_with_it(tmp_path) -> None:
+    from hf_rnn_seq2seq.arguments import TrainingArguments
+    from tests.training_runs import SPECIAL, VOCABULARY, build_loop
+
+    options = {"output_dir": str(tmp_path), "per_device_train_batch_size": 8, "predict_with_generate": False}
+    options |= {"save_steps": 2, "eval_steps": None, "report_to": ["none"], "cpu_threads": 1}
+    schedule = {"scheduled_sampling": "linear", "scheduled_sampling_decay": 0.3, "vocab_size": VOCABULARY}
+
+    def run(**more: Any) -> RnnSeq2SeqForConditionalGeneration:
+        model = RnnSeq2SeqForConditionalGeneration(
+            RnnSeq2SeqConfig(embedding_size=4, hidden_size=4, **schedule, **SPECIAL)
+        )
+        build_loop("", TrainingArguments(**options, **more), model=model).run()
+        return model
+
+    assert run(max_steps=4).training_progress == 3
+    resumed = run(max_steps=6, resume_from_checkpoint="latest")
+    assert resumed.training_progress == 5
+    assert truth_probability(resumed.config, resumed.training_progress) == 0.0

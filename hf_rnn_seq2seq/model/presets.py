@@ -8,6 +8,10 @@ What holds for every preset and is not repeated: papers of this line omit biases
 about them, and every product here has one unless said otherwise; the decoder starts from the vector of `<s>` where a
 paper starts from zeros or from the source's end mark, which is the same with one vector learnt; sentences end in
 `</s>` on both sides; weights named Gaussian or orthogonal in a paper start uniform (`initializer_range`).
+
+"Time loop" says which options keep a system off the fast paths. Measured on one thread of a CPU (64 pairs of 15 words,
+256 units, 4,000 words), a training step then takes, against the same system without the option: `gru_reset="before"`
+1.1 times as long, the conditional GRU 1.15, `layer_norm` 1.3. On a GPU a loop over small kernels costs far more.
 """
 
 from collections.abc import Callable

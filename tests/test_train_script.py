@@ -1,0 +1,186 @@
+"""`scripts/train.py`: recipe to run directory, as a user starts it, at toy size."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from hf_rnn_seq2seq.arguments import ArgumentError, parse_arguments
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
+TINY = {
+    "dataset_name": "cldr",
+    "source_lang": "en",
+    "target_lang": "fr",
+    "max_train_samples": 60,
+    "max_eval_samples": 9,
+    "vocab_size": 300,
+    "embedding_size": 12,
+    "hidden_size": 12,
+    "max_new_tokens": 12,
+    "max_steps": 4,
+    "eval_steps": 2,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 2,
+    "cpu_threads": 1,
+    "report_to": "none",
+}
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps one state per process; each test starts without."""
+    yield
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+def train(*words) -> int:
+    threads = torch.get_num_threads()
+    try:
+        return script.main([*map(str, words)])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def launch(*words, prefix=(), environment=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", *prefix, str(ROOT / "scripts" / "train.py"), *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_recipes_hold_only_options_and_fit_the_model():
+    assert {path.stem for path in RECIPES} >= {"cldr_en_fr", "cldr_en_ko", "tatoeba_fr_en", "multi30k_de_en"}
+    for path in RECIPES:
+        *groups, options = parse_arguments([str(path)], script.GROUPS, script.model_options())
+        fields = {name: value for name, value in options.items() if name != "preset"} | {"vocab_size": 300}
+        build = script.RnnSeq2SeqConfig
+        config = build.from_preset(options["preset"], **fields) if "preset" in options else build(**fields)
+        assert groups[3].best_metric in ("bleu", "chrf", "loss") and config.vocab_size == 300
+
+
+def test_every_field_of_the_model_is_an_option():
+    assert {"preset", "cell_type", "attention_type", "dropout", "label_smoothing"} <= script.model_options().keys()
+    with pytest.raises(ArgumentError, match="atention_type: no such option; the nearest is attention_type"):
+        train("--atention_type", "dot")
+
+
+def test_a_run_from_recipe_to_loadable_checkpoint(recipe, tmp_path):
+    run = tmp_path / "run"
+    assert train(recipe, "--output_dir", run, "--attention_type", "dot", "--num_beams", "2") == 0
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    assert (model.config.attention_type, model.config.vocab_size) == ("dot", len(tokenizer))
+    assert (model.generation_config.num_beams, model.generation_config.max_new_tokens) == (2, 12)
+    assert model.generation_config.decoder_start_token_id == tokenizer.bos_token_id == 1
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["steps"], summary["data"]["rows"]) == (4, {"train": 60, "validation": 9})
+    assert summary["skipped"] == {"train": {}, "validation": {}} and "eval_bleu" in summary
+    saved = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert (saved["attention_type"], saved["source_lang"], saved["max_steps"]) == ("dot", "en", 4)
+
+    before = (run / "model.safetensors").read_bytes()
+    with pytest.raises(ArgumentError, match="already holds a run"):
+        train(recipe, "--output_dir", run)
+    assert (run / "model.safetensors").read_bytes() == before
+    # The run's own recipe continues it: the tokenizer is the saved one, nothing has to be given again.
+    more = ["--output_dir", run, "--resume_from_checkpoint", "latest", "--max_steps", 6]
+    assert train(run / "recipe.yaml", *more) == 0
+    assert json.loads((run / "summary.json").read_text())["steps"] == 6
+    with pytest.raises(ArgumentError, match="was trained with data"):
+        train(run / "recipe.yaml", *more[:-1], 8, "--target_lang", "de")
+
+
+def test_separate_vocabularies_a_preset_and_a_second_training(recipe, tmp_path):
+    first = tmp_path / "first"
+    words = ["--joint_vocabulary", "false", "--source_vocab_size", 280, "--preset", "bahdanau2014"]
+    assert train(recipe, "--output_dir", first, *words) == 0
+    model = AutoModelForSeq2SeqLM.from_pretrained(first)
+    assert model.config.source_vocab_size == 280 and model.config.attention_type == "additive"
+    words = ["--model_name_or_path", first, "--max_steps", 1, "--learning_rate", 0]
+    assert train(recipe, "--output_dir", tmp_path / "second", *words) == 0
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "second")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+
+
+def test_files_with_rows_that_cannot_be_used(recipe, tmp_path, capsys):
+    lines = ["source\ttarget", *(f"a {n} b\tc {n} d" for n in range(30)), "lonely\t", f"{'very ' * 60}long\tx"]
+    (tmp_path / "train.tsv").write_text("\n".join(lines) + "\n")
+    words = [
+        "--dataset_name",
+        "none",
+        "--train_file",
+        tmp_path / "train.tsv",
+        "--validation_file",
+        tmp_path / "train.tsv",
+    ]
+    words += ["--source_column", "source", "--target_column", "target", "--max_source_length", 20]
+    assert train(recipe, "--output_dir", tmp_path / "run", *words, "--tokenizer_algorithm", "word") == 0
+    skipped = json.loads((tmp_path / "run" / "summary.json").read_text())["skipped"]["train"]
+    assert skipped == {"empty_target": 1, "too_long_source": 1}
+    assert "train: 30 rows; left out: 1 empty_target, 1 too_long_source" in capsys.readouterr().err
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(recipe, tmp_path, capsys):
+    before = set(tmp_path.iterdir())
+    assert train(recipe, "--dry_run") == 0
+    plan = capsys.readouterr().out
+    assert "updates per epoch  8" in plan and "4 at most" in plan
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_two_workers_as_the_readme_starts_them(recipe, tmp_path):
+    """Translations are gathered from both; bad input is one line and no traceback of ours."""
+    two = {"prefix": ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]}
+    result = launch(recipe, "--output_dir", tmp_path / "two", environment={"ACCELERATE_USE_CPU": "true"}, **two)
+    assert result.returncode == 0, result.stderr[-3000:]
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert (summary["processes"], summary["steps"], summary["threads"]) == (2, 4, 1)
+    words = ["--per_device_train_batch_size", 16, "--output_dir", tmp_path / "one"]
+    assert train(recipe, *words) == 0
+    one = json.loads((tmp_path / "one" / "summary.json").read_text())
+    for fact in ("eval_loss", "eval_bleu", "eval_chrf", "target_tokens"):
+        assert summary[fact] == pytest.approx(one[fact], abs=1e-4), fact
+
+
+@pytest.mark.slow
+def test_bad_input_ends_in_one_line(recipe, tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), recipe, "--output_dir", str(tmp_path / "run")]
+    result = subprocess.run(
+        [*command, "--mixed_precision", "fp16"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    assert result.returncode == 2 and not (tmp_path / "run").exists()
+    assert result.stderr.strip() == "error: mixed_precision='fp16': needs a GPU; on a CPU bf16 or no"

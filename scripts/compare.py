@@ -163,11 +163,11 @@ def write_results(runs: Sequence[Run], finished: Sequence[Run], systems: Sequenc
     rows = table_rows(results)
     first = summaries[finished[0].folder]
     recipe = TrainingArguments(**{k: v for k, v in recipe_of(directory, finished[0]).items() if k in budget_names()})
+    data = first["data"]
     budget = {name: getattr(recipe, name) for name in budget_names()}
     facts = {
-        "corpus": ", ".join(
-            f"{key} {first['data'][key]}" for key in ("name", "config", "rows") if first["data"].get(key)
-        ),
+        "corpus": f"{data.get('name') or 'local files'}, {data.get('source_lang')} to {data.get('target_lang')}, "
+        f"{data['rows']['train']:,} training pairs",
         "budget of each run": ", ".join(f"{name} {value}" for name, value in budget.items() if value not in (None, -1)),
         "seeds": ", ".join(map(str, sorted({run.seed for run in runs}))),
         "test": f"{first['test_sentences']} sentences, beam {first['num_beams']}, {first['signature']}",

@@ -1,0 +1,120 @@
+"""The decoder: padding holds the state, and the fused path is taken where it should be."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqForConditionalGeneration
+from tests.models import SOURCES, decoder_inputs, mask, pad, tiny_config, tiny_model
+
+Model = RnnSeq2SeqForConditionalGeneration
+BEFORE = {"attention_order": "before_cell", "attention_type": "additive"}
+KINDS: dict[str, dict[str, Any]] = {
+    "fed": {},
+    "fed, two layers": {"decoder_layers": 2},
+    "fed context": {"readout": "linear"},
+    "not fed": {"input_feeding": False, "decoder_layers": 2},
+    "before": BEFORE | {"decoder_layers": 2, "readout_state": "previous"},
+    "bottom": BEFORE | {"decoder_layers": 3, "attention_layer": "bottom", "context_layers": "all"},
+    "conditional": BEFORE | {"cell_type": "gru", "decoder_transition_depth": 2},
+    "every step, previous": {"context": "every_step", "readout_state": "previous"},
+    "initial state": {"context": "initial_state", "decoder_layers": 2},
+    "local_m": {"attention_window": "local_m", "attention_window_size": 1, "input_feeding": False},
+    "local_p, fed": {"attention_window": "local_p", "attention_window_size": 2},
+}
+
+
+def read(model: Model, words: Tensor, **rest: Any) -> Any:
+    inputs = {"input_ids": pad(SOURCES), "attention_mask": mask(SOURCES)}
+    return model(**inputs, decoder_input_ids=words, output_hidden_states=True, output_attentions=True, **rest)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_padded_position_holds_the_state(kind: str) -> None:
+    """Wherever it stands: the real words score, attend and end as in the sentence without it."""
+    model = tiny_model(**KINDS[kind])
+    words = torch.tensor([[1, 5, 6, 7], [1, 9, 3, 3], [1, 4, 4, 8]])
+    whole = read(model, words)
+    spread, allowed = torch.full((3, 7), 0), torch.zeros(3, 7, dtype=torch.long)
+    places = [[3, 4, 5, 6], [0, 2, 3, 6], [0, 1, 2, 3]]
+    for row, real in enumerate(places):
+        spread[row, real], allowed[row, real] = words[row], 1
+    told = read(model, spread, decoder_attention_mask=allowed)
+    for row, real in enumerate(places):
+        torch.testing.assert_close(told.logits[row, real], whole.logits[row])
+        if whole.cross_attentions:
+            torch.testing.assert_close(told.cross_attentions[0][row][:, real], whole.cross_attentions[0][row])
+        for here, there in zip(told.decoder_hidden_states, whole.decoder_hidden_states, strict=True):
+            torch.testing.assert_close(here[row, real], there[row])
+    torch.testing.assert_close(told.past_key_values.states, whole.past_key_values.states)
+    assert torch.equal(told.past_key_values.state.position, torch.full((3,), 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_last_columns_of_a_longer_mask_count(kind: str) -> None:
+    """`generate()` hands over the mask of the whole prompt with each new word."""
+    model = tiny_model(**KINDS[kind])
+    words = pad(decoder_inputs())
+    told = read(model, words, decoder_attention_mask=torch.ones(3, 5).long())
+    longer = torch.cat([torch.zeros(3, 4), torch.ones(3, 5)], 1).long()
+    torch.testing.assert_close(read(model, words, decoder_attention_mask=longer).logits, told.logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states_are_the_word_vectors_and_each_layer(kind: str) -> None:
+    model = tiny_model(**KINDS[kind])
+    told = read(model, pad(decoder_inputs()))
+    vectors, *layers = told.decoder_hidden_states
+    torch.testing.assert_close(vectors, model.get_decoder().embed_tokens(pad(decoder_inputs())))
+    assert [tuple(states.shape) for states in layers] == [(3, 5, 4)] * model.config.decoder_layers
+    for number, states in enumerate(layers):
+        torch.testing.assert_close(states[:, -1], told.past_key_values.state.layers[number][0])
+
+
+PATHS = {
+    "scan": [
+        {},
+        {"cell_type": "gru"},
+        BEFORE,
+        {"readout": "linear"},
+        {"decoder_layers": 3, "attention_layer": "bottom", "layer_norm": False},
+        {"attention_type": "scaled_dot"},
+        {"attention_type": "normed_additive"},
+    ],
+    "at once": [
+        {"input_feeding": False},
+        {"context": "initial_state", "decoder_layers": 4},
+        {"context": "every_step"},
+    ],
+    "loop": [
+        {"decoder_layers": 2},
+        {"cell_type": "rnn_tanh"},
+        {"cell_type": "gru", "gru_reset": "before"},
+        {"layer_norm": True},
+        {"decoder_transition_depth": 2},
+        {"attention_type": "multi_head"},
+        {"attention_window": "local_p"},
+        {"readout_embedding": True},
+        {"decoder_recurrence": "loop"},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "options"), [(path, options) for path, all_ in PATHS.items() for options in all_], ids=str
+)
+def test_which_path_runs(path: str, options: dict[str, Any]) -> None:
+    decoder = tiny_model(**options).get_decoder()
+    assert decoder.recurrence_path.split(":")[0] == path
+    if path == "loop" and "decoder_recurrence" not in options:
+        forced = Model(tiny_config(**options, decoder_recurrence="scan"))
+        with pytest.raises(ConfigError, match="decoder_recurrence='scan': the scan does not cover this model"):
+            forced(input_ids=pad(SOURCES), decoder_input_ids=pad(decoder_inputs()))
+
+
+def test_recurrent_dropout_sends_training_alone_through_the_loop() -> None:
+    decoder = tiny_model(recurrent_dropout=0.2).get_decoder()
+    assert decoder.eval().recurrence_path == "scan"
+    assert decoder.train().recurrence_path == "loop: recurrent_dropout"

@@ -3,7 +3,7 @@
 Importing the package registers the models, the configuration, the tokenizer and the pipeline with transformers.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_rnn_seq2seq.model.attention import Attention, register_attention
 from hf_rnn_seq2seq.model.cache import RnnSeq2SeqCache
@@ -13,6 +13,7 @@ from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import (
     RnnSeq2SeqModel,
     RnnSeq2SeqPreTrainedModel,
 )
+from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 
 __version__ = "0.1.0"
 
@@ -31,9 +32,12 @@ __all__ = [
 AutoConfig.register(RnnSeq2SeqConfig.model_type, RnnSeq2SeqConfig, exist_ok=True)
 AutoModel.register(RnnSeq2SeqConfig, RnnSeq2SeqModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration, exist_ok=True)
+# For two vocabularies; a joint one is a plain fast tokenizer, and its own files say so.
+AutoTokenizer.register(RnnSeq2SeqConfig, fast_tokenizer_class=RnnSeq2SeqTokenizer, exist_ok=True)
 
 # The classes write themselves into the `auto_map` of what they save, so that a checkpoint loads with
 # `trust_remote_code=True` where this package is not installed.
 RnnSeq2SeqConfig.register_for_auto_class()
 RnnSeq2SeqModel.register_for_auto_class("AutoModel")
 RnnSeq2SeqForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
+RnnSeq2SeqTokenizer.register_for_auto_class("AutoTokenizer")

@@ -23,7 +23,15 @@ _TOKENS = {
 }
 
 
+# What a tokenizer's files say about its last call, its place and its code, not about the ids it gives.
+_NOT_CONTENT = ("padding", "truncation", "name_or_path", "is_local", "local_files_only", "auto_map", "model_max_length")
+
 AnyDataset = Dataset | IterableDataset
+
+
+def _rounded(number: str) -> str:
+    """`tokenizers` may read the last digit of a piece's score back otherwise than it wrote it."""
+    return f"{float(number):.9g}"
 
 
 def tokenize_corpus(
@@ -106,8 +114,8 @@ def tokenizer_hash(tokenizer: Any) -> str:
         total = hashlib.sha256()
         for path in sorted(Path(folder).rglob("*")):
             if path.suffix == ".json":
-                content = json.loads(path.read_text(encoding="utf-8"))
-                content = {k: v for k, v in content.items() if k not in ("padding", "truncation", "name_or_path")}
+                content = json.loads(path.read_text(encoding="utf-8"), parse_float=_rounded)
+                content = {k: v for k, v in content.items() if k not in _NOT_CONTENT}
                 total.update(json.dumps([path.name, content], sort_keys=True).encode())
             elif path.is_file():
                 total.update(path.read_bytes())

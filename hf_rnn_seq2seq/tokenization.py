@@ -9,7 +9,7 @@
 | `word` | words between white space | spacing is normalised, unseen words become `<unk>` |
 
 With `word`, text that is already tokenised comes back word for word. With `lowercase=True` the case is lost in every
-one. Special tokens written out in a text (`"</s>"`) are read as text.
+one. A special token written out in a text (`"</s>"`) is text (to `word`, an unknown word).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char")
@@ -66,8 +66,12 @@ def train_tokenizer(
         tokenizer = _characters(texts, vocab_size, min_frequency, lowercase)
     else:
         tokenizer, trainer = _untrained(algorithm, vocab_size, min_frequency)
-        if lowercase:
-            tokenizer.normalizer = normalizers.Lowercase()
+        steps = [normalizers.Lowercase()] if lowercase else []
+        if algorithm == "word":
+            # Here alone a special token written out in a text is a word like any other, found in the vocabulary.
+            steps.append(normalizers.Replace(Regex(r"(?<!\S)<(pad|s|/s)>(?!\S)"), SPECIAL_TOKENS["unk_token"]))
+        if steps:
+            tokenizer.normalizer = normalizers.Sequence(steps)
         tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
     end = SPECIAL_TOKENS["eos_token"]

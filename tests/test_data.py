@@ -1,0 +1,370 @@
+"""Corpora of every kind in, token columns and batches out; nothing bad passes in silence."""
+
+import csv
+import gzip
+import json
+import os
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_rnn_seq2seq.data import Collator, DataError, load_corpus, plan_batches, tokenize_corpus
+from hf_rnn_seq2seq.tokenization import build_tokenizer
+
+# What the readers of others get wrong: a missing value, a time stamp, quotes, commas, a line separator inside a line.
+PAIRS = [
+    ("null", "NA"),
+    ("2026-03-12", "nan"),
+    ('he said "yes"', "il dit « oui »"),
+    ('"open', "a, b"),
+    ("a\u2028b\x85c", "d\u000be"),
+    ("日本", "😀"),
+]
+READ = {"source_column": "fra", "target_column": "eng"}
+
+
+def write_table(folder: Path, kind: str, pairs=PAIRS, names=("fra", "eng")) -> str:
+    path = folder / f"train.{kind}"
+    plain = kind.removesuffix(".gz")
+    records = [dict(zip(names, pair, strict=True)) for pair in pairs]
+    if plain == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    elif plain == "csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([names, *pairs])
+    elif plain == "tsv":
+        path.write_text("".join("\t".join(row) + "\n" for row in [names, *pairs]), encoding="utf-8", newline="")
+    elif plain == "json":
+        path.write_text(json.dumps({"data": records}), encoding="utf-8")
+    else:
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    if kind.endswith(".gz"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    return str(path)
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def pairs_of(split):
+    return list(zip(split["source"], split["target"], strict=True))
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl", "json", "parquet"])
+def test_a_table_is_read_to_the_letter(kind, packed, tmp_path):
+    corpus = load_corpus(train_file=write_table(tmp_path, kind + packed), **READ)
+    assert pairs_of(corpus.splits["train"]) == PAIRS
+    assert corpus.splits["train"]["id"][:] == list(range(len(PAIRS)))
+    assert corpus.skipped == {"train": {}}
+    assert corpus.description["rows"] == {"train": len(PAIRS)}
+    languages = {"source_lang": "fra", "target_lang": "eng"}
+    assert (
+        pairs_of(load_corpus(train_file=str(tmp_path / f"train.{kind}{packed}"), **languages).splits["train"]) == PAIRS
+    )
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_two_text_files_are_parallel_lines(packed, tmp_path):
+    names = [str(tmp_path / f"train.{side}{packed}") for side in ("fr", "en")]
+    for name, lines in zip(names, zip(*PAIRS, strict=True), strict=True):
+        content = "\ufeff" + "\r\n".join(lines) + "\n"
+        write(Path(name), gzip.compress(content.encode()) if packed else content)
+    for files in (",".join(names), names):
+        assert pairs_of(load_corpus(train_file=files).splits["train"]) == PAIRS
+
+
+def test_a_translation_column_is_opened(tmp_path):
+    lines = [json.dumps({"translation": {"fr": source, "en": target}}) for source, target in PAIRS]
+    path = write(tmp_path / "train.jsonl", "\n".join(lines))
+    assert pairs_of(load_corpus(train_file=path, source_lang="fr", target_lang="en").splits["train"]) == PAIRS
+    swapped = load_corpus(train_file=path, source_lang="en", target_lang="fr").splits["train"]
+    assert pairs_of(swapped) == [(target, source) for source, target in PAIRS]
+    with pytest.raises(DataError, match="column 'translation': no column 'de'; it has 'fr', 'en'"):
+        load_corpus(train_file=path, source_lang="de", target_lang="en")
+
+
+def test_columns_without_names_are_counted_from_nought(tmp_path):
+    path = write(tmp_path / "fra.tsv", "Go.\tVa !\tCC-BY\nHi.\tSalut !\tCC-BY\n")
+    corpus = load_corpus(train_file=path, source_column="1", target_column="0")
+    assert pairs_of(corpus.splits["train"]) == [("Va !", "Go."), ("Salut !", "Hi.")]
+    with pytest.raises(DataError, match="no column 3; the first row has 3 fields"):
+        load_corpus(train_file=path, source_column="3", target_column="0")
+
+
+def test_rows_that_cannot_be_used_are_counted_and_reported(tmp_path):
+    rows = "source\ttarget\na\tb\n\tb\na\t \na\nb\tc\td\n\ne\tf\n"
+    corpus = load_corpus(train_file=write(tmp_path / "x.tsv", rows))
+    assert pairs_of(corpus.splits["train"]) == [("a", "b"), ("e", "f")]
+    assert corpus.splits["train"]["id"][:] == [0, 1]
+    assert corpus.skipped == {"train": {"empty_source": 1, "empty_target": 1, "wrong_field_count": 3}}
+    again = load_corpus(train_file=str(tmp_path / "x.tsv"))
+    assert again.skipped == corpus.skipped  # also when the rows come from the cache
+    lines = '{"source": "a", "target": null}\n{"source": 3, "target": "b"}\n{"source": "a", "target": "b"}\n'
+    corpus = load_corpus(train_file=write(tmp_path / "x.jsonl", lines))
+    assert corpus.skipped == {"train": {"empty_target": 1, "not_text": 1}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("x.tsv", "", {}, r"file .*x\.tsv holds no rows"),
+        ("x.tsv", "source\ttarget\n", {}, r"file .*x\.tsv holds no rows"),
+        ("x.jsonl", "", {}, r"file .*x\.jsonl holds no rows"),
+        ("x.tsv", "source\ttarget\n\t\n", {}, "train: no usable row among 1 .1 empty_source"),
+        (
+            "x.tsv",
+            "fra\teng\na\tb\n",
+            {},
+            r"x\.tsv: no column 'source'; it has 'fra', 'eng' .choose with source_column",
+        ),
+        ("x.tsv", "fra\teng\na\tb\n", {"source_column": "fra"}, "no column 'target'; it has 'fra', 'eng'"),
+        ("x.csv", "fra\teng\na\tb\n", READ, r"no column 'fra'; it has 'fra\\teng'"),
+        ("x.tsv", b"source\ttarget\na\tb\nc\t\xe9t\xe9\n", {}, r"x\.tsv, line 3, byte 20: not UTF-8"),
+        ("x.tsv", "source\ttarget\n".encode("utf-16"), {}, r"x\.tsv, line 1, byte 0: not UTF-8"),
+        ("x.jsonl", '{"source": "a", "target": "b"}\n{"source"\n', {}, r"x\.jsonl, line 2: not JSON"),
+        ("x.jsonl", "[1, 2]\n", {}, r"x\.jsonl, line 1: an object is expected, got list"),
+        ("x.json", "3", {}, r"x\.json, line 1: an object is expected, got int"),
+        ("x.csv", 'source,target\n"a" b,c\n', {}, r"x\.csv: not a CSV table"),
+        ("x.parquet", "no", {}, r"x\.parquet: not a Parquet file"),
+        ("x.tsv.gz", "no", {}, r"x\.tsv\.gz: damaged gzip archive"),
+        ("x.tsv.gz", gzip.compress(b"source\ttarget\na\tb\n" * 99)[:-9], {}, r"x\.tsv\.gz: damaged gzip archive"),
+        ("x.txt", "a\n", {}, "kind '.txt' is not known; allowed: .tsv, .csv"),
+        ("x", "a\n", {}, "kind 'without suffix' is not known"),
+        ("x.tsv", "a\tb\n", {"source_column": "a", "target_column": "a"}, "source and target column are both 'a'"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(name, content, options, message, tmp_path):
+    path = write(tmp_path / name, content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_corpus(train_file=path, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_parallel_files_of_different_length_tell_both_counts(tmp_path):
+    left, right = write(tmp_path / "a.de", "x\n" * 100), write(tmp_path / "a.en", "y\n" * 103)
+    for files, counts in (
+        (f"{left},{right}", "a.de has 100 .*a.en has 103"),
+        ([right, left], "a.en has 103 .*a.de has 100"),
+    ):
+        with pytest.raises(DataError, match=f"differ in length: .*{counts}"):
+            load_corpus(train_file=files)
+
+
+def test_bad_options_are_named(tmp_path):
+    table = write_table(tmp_path, "tsv")
+    for options, message in (
+        ({}, "give either dataset_name"),
+        ({"dataset_name": "cldr", "train_file": table}, "give either dataset_name"),
+        ({"train_file": str(tmp_path / "no.tsv")}, r"no\.tsv does not exist"),
+        ({"train_file": f"{table},{tmp_path}/no.en"}, r"no\.en does not exist"),
+        ({"train_file": [table] * 3}, "got 3 files"),
+        ({"train_file": str(tmp_path)}, "is a folder"),
+        ({"dataset_name": str(tmp_path)}, "is a folder, but not one that datasets' save_to_disk wrote"),
+        ({"dataset_name": table}, "is a file; give it as train_file"),
+        ({"train_file": table, "max_train_samples": 0}, "max_train_samples=0: must be at least 1"),
+        (
+            {"train_file": table, "splits": ("dev",)},
+            "splits: 'dev' is not a split; allowed are train, validation, test",
+        ),
+        ({"train_file": table, "splits": ("test",)}, "none of the files given belongs to the splits"),
+        ({"dataset_name": "cldr"}, "cldr needs dataset_config_name, as 'en-fr', or source_lang and target_lang"),
+        ({"dataset_name": "cldr", "dataset_config_name": "en-xx"}, "locale 'xx' is not known"),
+        (
+            {"dataset_name": "cldr", "dataset_config_name": "en-fr", "target_lang": "de"},
+            "target_lang='de' contradicts dataset_config_name='en-fr'",
+        ),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_corpus(**options)
+
+
+def test_the_cache_knows_a_changed_file(tmp_path):
+    path = Path(write_table(tmp_path, "tsv", [("a", "b")]))
+    first = load_corpus(train_file=str(path), **READ)
+    stamp = path.stat()
+    write_table(tmp_path, "tsv", [("a", "c")])
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    second = load_corpus(train_file=str(path), **READ)
+    assert pairs_of(second.splits["train"]) == [("a", "c")]
+    assert first.description["fingerprint"] != second.description["fingerprint"]
+
+
+def test_a_saved_data_set_is_loaded_by_its_folder(tmp_path):
+    rows = {"translation": [{"fr": source, "en": target} for source, target in [*PAIRS, ("", "x")]]}
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows), "dev": datasets.Dataset.from_dict(rows)})
+    saved.save_to_disk(tmp_path / "both")
+    corpus = load_corpus(str(tmp_path / "both"), source_lang="fr", target_lang="en", max_eval_samples=2)
+    assert pairs_of(corpus.splits["train"]) == PAIRS
+    assert pairs_of(corpus.splits["validation"]) == PAIRS[:2]
+    assert corpus.skipped == {"train": {"empty_source": 1}, "validation": {"empty_source": 1}}
+    assert corpus.description["name"] == "both"
+    columns = {"src": [s for s, _ in PAIRS], "tgt": [t for _, t in PAIRS]}
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "one")
+    single = load_corpus(str(tmp_path / "one"), source_column="src", target_column="tgt")
+    assert {split: pairs_of(rows) for split, rows in single.splits.items()} == {"train": PAIRS}
+    with pytest.raises(DataError, match="no column 'source'; it has 'src', 'tgt'"):
+        load_corpus(str(tmp_path / "one"))
+    with pytest.raises(DataError, match="has none of the splits test; it has train, dev"):
+        load_corpus(str(tmp_path / "both"), source_lang="fr", target_lang="en", splits=("test",))
+
+
+def test_cldr_is_a_corpus_like_any_other():
+    corpus = load_corpus("cldr", "en-fr", max_train_samples=300, max_eval_samples=40, max_predict_samples=20)
+    assert corpus.description["rows"] == {"train": 300, "validation": 40, "test": 20}
+    assert corpus.description["licence"] == "Unicode-3.0"
+    other = load_corpus("cldr", source_lang="en", target_lang="fr", max_predict_samples=20, splits=("test",), seed=7)
+    assert pairs_of(other.splits["test"]) == pairs_of(corpus.splits["test"])
+    assert list(other.splits) == ["test"]
+
+
+def test_streaming_gives_the_same_rows(tmp_path):
+    path = write(tmp_path / "x.tsv", "source\ttarget\na\tb\n\tb\nc\td\n")
+    streamed = load_corpus(train_file=path, streaming=True)
+    assert [(row["source"], row["target"]) for row in streamed.splits["train"]] == [("a", "b"), ("c", "d")]
+    options = {"dataset_name": "cldr", "dataset_config_name": "en-fr", "max_train_samples": 50, "splits": ("train",)}
+    rows, stored = load_corpus(**options, streaming=True).splits["train"], load_corpus(**options).splits["train"]
+    assert list(rows) == list(stored)
+    tokenizer = build_tokenizer(stored["source"], stored["target"], vocab_size=400)
+    limits = {"max_source_length": 8, "max_target_length": 9}
+    kept, counts = tokenize_corpus(stored, tokenizer, **limits)
+    assert list(tokenize_corpus(rows, tokenizer, **limits)[0]) == list(kept)
+    assert 0 < len(kept) == 50 - sum(counts.values()) < 50
+
+
+def test_tokens_are_cached_by_content_and_memory_mapped(tmp_path):
+    split = load_corpus("cldr", "en-fr", max_train_samples=200, splits=("train",)).splits["train"]
+    tokenizer = build_tokenizer(split["source"], split["target"], vocab_size=400)
+    limits = {"max_source_length": 64, "max_target_length": 64, "cache_dir": tmp_path}
+    rows, counts = tokenize_corpus(split, tokenizer, **limits)
+    assert counts == {} and len(rows) == 200
+    assert [Path(file["filename"]).parent for file in rows.cache_files] == [tmp_path]
+    row = rows[3]
+    assert row["input_ids"] == tokenizer(split[3]["source"])["input_ids"] and row["input_ids"][-1] == 2
+    assert tokenizer.decode(row["labels"], skip_special_tokens=True) == split[3]["target"]
+    assert (row["id"], row["source_length"], row["target_length"]) == (3, len(row["input_ids"]), len(row["labels"]))
+    written = sorted(tmp_path.iterdir())
+    tokenizer(["padding", "changes the state of the back end"], padding=True, truncation=True, max_length=4)
+    again, _ = tokenize_corpus(split, tokenizer, **limits)
+    assert sorted(tmp_path.iterdir()) == written and again[:] == rows[:]
+    other = build_tokenizer(split["source"], split["target"], vocab_size=300)
+    assert tokenize_corpus(split, other, **limits)[0][3]["input_ids"] != row["input_ids"]
+    assert len(list(tmp_path.iterdir())) == 2 * len(written)
+    parallel, _ = tokenize_corpus(split, other, **{**limits, "cache_dir": tmp_path / "new"}, num_proc=2)
+    assert parallel[:] == tokenize_corpus(split, other, **limits)[0][:]
+
+
+def test_overlong_rows_are_left_out_and_counted():
+    split = datasets.Dataset.from_dict(
+        {"source": ["a", "a a a", "a", "a a a"], "target": ["b", "b", "b b b", "b b b"], "id": [0, 1, 2, 3]}
+    )
+    tokenizer = build_tokenizer(["a"] * 3, ["b"] * 3, algorithm="word")
+    rows, counts = tokenize_corpus(split, tokenizer, max_source_length=3, max_target_length=3)
+    assert rows["id"][:] == [0]
+    assert counts == {"too_long_source": 2, "too_long_target": 1}
+    with pytest.raises(DataError, match="no row within max_source_length=2, max_target_length=2"):
+        tokenize_corpus(split.select([1, 3]), tokenizer, max_source_length=2, max_target_length=2)
+    with pytest.raises(DataError, match="max_target_length=1: must be at least 2"):
+        tokenize_corpus(split, tokenizer, max_source_length=2, max_target_length=1)
+
+
+LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=120)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    lengths=LENGTHS,
+    batch_size=st.none() | st.integers(1, 20),
+    max_tokens=st.integers(1, 500),
+    shuffle=st.booleans(),
+    width=st.integers(1, 8),
+)
+def test_a_plan_holds_every_row_once_within_its_limits(lengths, batch_size, max_tokens, shuffle, width):
+    source, target = [s for s, _ in lengths], [t for _, t in lengths]
+    options = {"batch_size": batch_size, "max_tokens": max_tokens, "shuffle": shuffle, "bucket_width": width}
+    plan = plan_batches(source, target, **options, seed=3, epoch=1)
+    assert sorted(row for batch in plan for row in batch) == list(range(len(lengths)))
+    for batch in plan:
+        padded = len(batch) * (max(source[i] for i in batch) + max(target[i] for i in batch))
+        assert padded <= max_tokens or len(batch) == 1
+        assert batch and (batch_size is None or len(batch) <= batch_size)
+    assert plan == plan_batches(source, target, **options, seed=3, epoch=1)
+
+
+def test_a_plan_depends_on_seed_and_epoch_and_pads_little():
+    generator = np.random.default_rng(0)
+    target = generator.integers(2, 40, 3000)
+    source = np.clip(target + generator.integers(-3, 4, 3000), 1, None)
+    options = {"batch_size": 50, "seed": 1, "epoch": 0}
+    plan = plan_batches(source, target, **options)
+    assert len(plan) == 60
+    assert plan != plan_batches(source, target, **{**options, "epoch": 1})
+    assert plan != plan_batches(source, target, **{**options, "seed": 2})
+    together = {frozenset(batch) for batch in plan} & {
+        frozenset(batch) for batch in plan_batches(source, target, **{**options, "epoch": 1})
+    }
+    assert not together  # another epoch mixes the rows of a length anew
+    padded = sum(len(batch) * int(target[batch].max()) for batch in plan)
+    assert padded < 1.06 * target.sum()
+    ordered = plan_batches(source, target, batch_size=50, shuffle=False)
+    longest = [int(target[batch].max()) for batch in ordered]
+    assert longest == sorted(longest)
+
+
+def test_a_million_rows_are_planned_in_seconds():
+    lengths = np.random.default_rng(0).integers(2, 60, (2, 1_000_000))
+    start = time.process_time()
+    plan = plan_batches(*lengths, max_tokens=4096)
+    assert time.process_time() - start < 10  # about 1.5 on an idle machine
+    assert sum(map(len, plan)) == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "batch_size and max_tokens are both None"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"max_tokens": -1}, "max_tokens=-1: must be at least 1"),
+        ({"batch_size": 1, "bucket_width": 0}, "bucket_width=0: must be at least 1"),
+    ],
+)
+def test_a_plan_needs_limits(options, message):
+    with pytest.raises(ValueError, match=message):
+        plan_batches([1], [1], **options)
+    with pytest.raises(ValueError, match="source_lengths has 1 rows, target_lengths has 2"):
+        plan_batches([1], [1, 2], batch_size=1)
+
+
+def test_batches_are_padded_on_the_right():
+    rows = [{"input_ids": [5, 2], "labels": [7, 8, 2]}, {"input_ids": [5, 6, 9, 2], "labels": [2]}]
+    batch = Collator(pad_token_id=1)(rows)
+    assert {name: value.dtype for name, value in batch.items()} == dict.fromkeys(batch, torch.int64)
+    assert batch["input_ids"].tolist() == [[5, 2, 1, 1], [5, 6, 9, 2]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [[7, 8, 2], [2, -100, -100]]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    wide = Collator(pad_token_id=1, pad_to_multiple_of=8)(columns)
+    assert wide["input_ids"].shape == wide["labels"].shape == (2, 8)
+    assert "labels" not in Collator()([{"input_ids": [1]}])
+    with pytest.raises(ValueError, match="pad_to_multiple_of=0"):
+        Collator(pad_to_multiple_of=0)
+
+
+def test_the_real_corpora_are_read_whole(shared_data):
+    tatoeba, multi30k = shared_data / "tatoeba-fra-eng", shared_data / "multi30k"
+    sides = {"source_lang": "fra", "target_lang": "eng"}
+    corpus = load_corpus(validation_file=tatoeba / "dev.tsv.gz", test_file=tatoeba / "test.tsv.gz", **sides)
+    assert corpus.description["rows"] == {"validation": 1435, "test": 1458}
+    files = {side: multi30k / f"test_2016_flickr.{side}.gz" for side in ("de", "en")}
+    corpus = load_corpus(test_file=[files["de"], files["en"]])
+    assert corpus.description["rows"] == {"test": 1000} and corpus.skipped == {"test": {}}

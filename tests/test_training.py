@@ -52,6 +52,7 @@ def assert_same_weights(first: dict, second: dict, tolerance: float = 2e-5) -> N
 # --- how an update is split ---------------------------------------------------------------------------------------
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 5))
 def test_parts_of_an_update_are_a_partition(rows, processes, accumulation):
     update = Update(epoch=0, index=0, updates_in_epoch=1, rows=tuple(range(rows)), source_tokens=1, target_tokens=1)
@@ -533,7 +534,3 @@ def test_threads(environment, chosen, expected, monkeypatch):
         assert use_all_cores(chosen) == (len(os.sched_getaffinity(0)) if expected == "all" else expected)
     finally:
         torch.set_num_threads(before)
-
-
-settings.register_profile("quick", max_examples=60, deadline=None)
-settings.load_profile("quick")

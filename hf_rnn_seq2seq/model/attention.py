@@ -60,7 +60,8 @@ class Attention(nn.Module):
     def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
         """Scores (batch, heads, target, source) of queries (batch, target, hidden) against projected keys.
 
-        `source_positions` (batch, source) numbers each row's real words from 0, wherever the padding stands.
+        `source_positions` (batch, source) numbers each row's real words from 0, wherever the padding stands. A score
+        that uses them overrides `reads_positions`.
         """
         raise TypeError(f"{type(self).__name__} must define score(query, keys, source_positions)")
 
@@ -90,7 +91,7 @@ class Attention(nn.Module):
         Returns:
             context (batch, target, context), weights (batch, heads, target, source), the next state.
         """
-        source_positions = source_mask.long().cumsum(1) - 1 if self.reads_positions else positions
+        source_positions = source_mask.long().cumsum(1) - 1 if self.reads_positions else None
         scores = self.score(query, keys, source_positions)
         mask = source_mask[:, None, None, :]
         if self.window == "global":
@@ -105,7 +106,7 @@ class Attention(nn.Module):
 
     @property
     def reads_positions(self) -> bool:
-        """Whether source positions matter; they are not computed otherwise."""
+        """Whether source positions matter; `score` is handed None in their place otherwise."""
         return self.window != "global"
 
     def _local(
@@ -116,15 +117,19 @@ class Attention(nn.Module):
         local-m: p_t = t. local-p: p_t = S sigmoid(v_p tanh(W_p h_t)) (equation 9), and the weights are multiplied by
         a Gaussian around p_t with deviation D/2 after the softmax, not renormalised (equation 10).
         """
+        # The 16-bit types do not tell positions above 256 (bfloat16) or 2048 (float16) from their neighbours.
+        exact = torch.promote_types(scores.dtype, torch.float32)
         if self.window == "local_m":
-            centre = positions.to(scores.dtype)
+            centre = positions.to(exact)
         else:
-            length = mask[:, 0, 0].sum(-1, keepdim=True).to(scores.dtype)
-            centre = length * torch.sigmoid(self.position_score(torch.tanh(self.position_hidden(query)))).squeeze(-1)
+            length = mask[:, 0, 0].sum(-1, keepdim=True).to(exact)
+            share = torch.sigmoid(self.position_score(torch.tanh(self.position_hidden(query))).to(exact))
+            centre = length * share.squeeze(-1)
         distance = source_positions[:, None, None, :] - centre[:, None, :, None]
         weights = masked_softmax(scores, mask & (distance.abs() <= self.window_size))
         if self.window == "local_p":
-            weights = weights * torch.exp(-(distance**2) / (2 * (self.window_size / 2) ** 2))
+            gaussian = torch.exp(-(distance**2) / (2 * (self.window_size / 2) ** 2))
+            weights = weights * gaussian.to(weights.dtype)
         return weights
 
 

@@ -81,8 +81,9 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
         attention_window: `global`, `local_m` or `local_p` (Luong 2015, section 3.2).
         attention_window_size: D of Luong 2015, section 3.2: positions looked at on each side of the centre.
         max_source_positions: Longest source of the `location` score (Luong 2015, equation 8); required there.
-        input_feeding: The attentional vector enters the next step (Luong 2015, section 3.3). None: on for
-            `after_cell` attention, off otherwise. Off with `after_cell`, the decoder needs no time loop.
+        input_feeding: The attentional vector enters the next step (Luong 2015, section 3.3); the context does where
+            the readout is not `tanh` or the layer that asks is not the top one. None: on for `after_cell` attention,
+            off otherwise. Off with `after_cell`, the decoder needs no time loop.
         bridge: How the decoder state starts: `zero`, `copy` of the encoder's final states, `mean` (tanh of a
             projection of the mean state), `dense` (tanh of a projection of the final states) or `backward_tanh`
             (Bahdanau 2014, appendix A.2.2: tanh of a projection of the backward encoder's state at the first word).
@@ -235,11 +236,6 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
     def encoder_output_size(self) -> int:
         """Width of the encoder states that the decoder reads."""
         return self.encoder_hidden_size * self.encoder_directions(self.encoder_layers)
-
-    @property
-    def recurrence_gates(self) -> int:
-        """Blocks of `hidden_size` rows in a cell's weights."""
-        return {"lstm": 4, "gru": 3}.get(self.cell_type, 1)
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         generation = GenerationConfig._get_default_generation_params()

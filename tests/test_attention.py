@@ -114,6 +114,32 @@ def test_local_m_looks_around_its_own_position() -> None:
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_windows_stand_where_they_should_in_16_bits(dtype: torch.dtype) -> None:
+    """A 16-bit type cannot hold every position of a long source."""
+    attention = build_attention(tiny_config(**WINDOWS["local_m"])).to(dtype)
+    states, query = torch.ones(1, 3000, 4, dtype=dtype), torch.ones(1, 1, 4, dtype=dtype)
+    mask, place = torch.ones(1, 3000, dtype=torch.bool), torch.tensor([[2051]])
+    _, weights = ask(attention, query, states, place, mask)
+    assert weights.dtype == dtype and weights[0, 0, 0].nonzero().flatten().tolist() == [2050, 2051, 2052]
+
+
+def test_positions_are_handed_to_a_score_that_reads_them() -> None:
+    class Nearest(Attention):
+        def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
+            self.handed = source_positions
+            return keys.new_zeros(keys.shape[0], 1, query.shape[1], keys.shape[1])
+
+    class Reader(Nearest):
+        reads_positions = True
+
+    _, _, query, states, positions = build()
+    for kind, handed in ((Nearest, None), (Reader, MASK.long().cumsum(1) - 1)):
+        attention = kind(tiny_config())
+        ask(attention, query, states, positions, MASK)
+        assert attention.handed is handed or torch.equal(attention.handed, handed)
+
+
 def test_a_source_longer_than_the_location_score_knows_is_refused() -> None:
     _, attention, query, states, positions = build(attention_type="location", max_source_positions=5)
     with pytest.raises(ValueError, match="source of 6 positions: .*max_source_positions=5"):

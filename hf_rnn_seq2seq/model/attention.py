@@ -57,7 +57,7 @@ class Attention(nn.Module):
         """Encoder states (batch, source, states) as the context sums them; once per sentence."""
         return encoder_states
 
-    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
+    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
         """Scores (batch, heads, target, source) of queries (batch, target, hidden) against projected keys.
 
         `source_positions` (batch, source) numbers each row's real words from 0, wherever the padding stands. A score
@@ -138,7 +138,7 @@ class DotAttention(Attention):
 
     scale = 1.0
 
-    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
+    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
         return torch.bmm(query * self.scale, keys.transpose(1, 2)).unsqueeze(1)
 
     def scan_form(self) -> ScanForm | None:
@@ -184,7 +184,7 @@ class AdditiveAttention(Attention):
         """v as a row (1, attention)."""
         return self.energy.weight
 
-    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
+    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
         combined = torch.tanh(self.query(query).unsqueeze(2) + keys.unsqueeze(1))
         return F.linear(combined, self.energy_weight()).squeeze(-1).unsqueeze(1)
 
@@ -225,7 +225,7 @@ class LocationAttention(Attention):
             )
         return encoder_states
 
-    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
+    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
         scores = self.location(query)
         index = source_positions.clamp(min=0)[:, None, :].expand(-1, query.shape[1], -1)
         return scores.gather(2, index).unsqueeze(1)
@@ -252,7 +252,7 @@ class MultiHeadAttention(Attention):
     def project_values(self, encoder_states: Tensor) -> Tensor:
         return self._split(self.value(encoder_states))
 
-    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
+    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
         return (self._split(self.query(query)) * self.head_size**-0.5) @ keys.transpose(-1, -2)
 
     def context(self, weights: Tensor, values: Tensor) -> Tensor:
@@ -266,7 +266,7 @@ class MultiHeadAdditiveAttention(MultiHeadAttention):
         super().__init__(config)
         self.energy = nn.Linear(self.head_size, self.heads, bias=False)
 
-    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor) -> Tensor:
+    def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
         combined = torch.tanh(self._split(self.query(query)).unsqueeze(3) + keys.unsqueeze(2))
         return torch.einsum("nhtsd,hd->nhts", combined, self.energy.weight)
 

@@ -32,6 +32,9 @@ def owner(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> HfApi:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    # Built from the endpoint when the client is imported.
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("{repo_id}")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{template[1]}{template[2]}")
     monkeypatch.setenv("HF_TOKEN", OWNER_TOKEN)
     return HfApi(endpoint=hub.url, token=OWNER_TOKEN)
 

@@ -46,6 +46,8 @@ def test_ties_are_kept(ties: str, tmp_path: Path) -> None:
     options, stored = TIES[ties]
     model = tiny_model(**WIDE, **options, dtype=torch.float32)
     assert len(tables(model)) == len(stored)
+    named = model._tied_weights_keys or {}
+    assert not set(named) & set(named.values())  # each names the table that is stored, none another tied one
     model.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.bin"))
     with safe_open(tmp_path / "model.safetensors", "pt") as file:

@@ -13,6 +13,7 @@ from tests.models import SOURCES, mask, pad, tiny_model
 # What each model keeps: decoder states, the fed vector, positions, and the source as the decoder reads it.
 KINDS: dict[str, tuple[dict[str, Any], int]] = {
     "lstm, 2 layers, fed": ({"decoder_layers": 2, "encoder_layers": 2}, 2 * 2 + 1 + 1 + 3),
+    "lstm, fed, scanned": ({}, 2 + 1 + 1 + 3),
     "gru, not fed": ({"cell_type": "gru", "input_feeding": False}, 1 + 1 + 3),
     "every step": ({"context": "every_step"}, 2 + 1 + 1),
     "initial state": ({"context": "initial_state"}, 2 + 1),

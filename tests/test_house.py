@@ -50,7 +50,7 @@ LAYERS = [
     {"encoder"},
     {"bridge", "decoder"},
     {"fast_step"},
-    {"beam_search"},
+    {"beam_search", "search_options"},
     {"search", "tokenization_rnn_seq2seq"},
     {"modeling_rnn_seq2seq"},
 ]

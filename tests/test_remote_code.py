@@ -38,7 +38,7 @@ with torch.no_grad():
     model.save_pretrained(out + "/again")
     again = AutoModelForSeq2SeqLM.from_pretrained(out + "/again", trust_remote_code=True)
     told["again"] = again(**given).logits
-save_file(told, out + "/told.safetensors")
+save_file({name: tensor.contiguous() for name, tensor in told.items()}, out + "/told.safetensors")
 try:
     type(config)(hidden_sise=3)
 except ValueError as error:
@@ -49,7 +49,7 @@ base = AutoModel.from_pretrained(folder, trust_remote_code=True)
 base.save_pretrained(out + "/again")
 base = AutoModel.from_pretrained(out + "/again", trust_remote_code=True)
 with torch.no_grad():
-    save_file({"readout": base(**given).last_hidden_state}, out + "/told.safetensors")
+    save_file({"readout": base(**given).last_hidden_state.contiguous()}, out + "/told.safetensors")
 assert "hf_rnn_seq2seq" not in sys.modules
 """
 

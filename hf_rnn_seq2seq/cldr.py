@@ -40,7 +40,7 @@ from .cldr_phrases import (
     require_data,
     unit_name,
 )
-from .readers import DataError
+from .readers import DataError, content_hash, digest
 
 LICENCE = "Unicode-3.0"
 SPLITS = ("train", "validation", "test")
@@ -78,8 +78,9 @@ def parse_pair(name: str) -> tuple[str, str]:
 
 
 def generator_version() -> str:
-    """Hash of all that decides the rows: this file and Babel's release. Part of every cache key."""
-    return hashlib.sha256(Path(__file__).read_bytes() + babel.__version__.encode()).hexdigest()[:16]
+    """Hash of all that decides the rows, part of every cache key: the code that draws and renders, Babel's release."""
+    code = [Path(__file__), Path(__file__).with_name("cldr_phrases.py")]
+    return digest([content_hash(code), babel.__version__])[:16]
 
 
 def generate(

@@ -68,7 +68,7 @@ def _render(fact: Fact, locale: Locale) -> str:
         case ("time", time):
             return format_time(time, "short", locale=locale)
         case ("datetime", (_, form, _) as date, time):
-            pattern = get_datetime_format(form, locale=locale).replace("'", "")
+            pattern = str(get_datetime_format(form, locale=locale)).replace("'", "")
             return pattern.replace("{0}", render(time, locale)).replace("{1}", render(date, locale))
         case ("interval", first, last):
             return format_interval(first, last, "yMMMd", locale=locale)

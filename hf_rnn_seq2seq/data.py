@@ -152,7 +152,7 @@ def _load_cldr(
     for split in (split for split in SPLITS if split in splits):
         rows = limits[split] or CLDR_ROWS[split]
         step = CLDR_SHARD if split == "train" else rows  # only train rows can be drawn independently of each other
-        arguments = {
+        arguments: dict[str, Any] = {
             "source": source,
             "target": target,
             "split": split,

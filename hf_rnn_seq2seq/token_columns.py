@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
@@ -26,7 +26,7 @@ _TOKENS = {
 # What a tokenizer's files say about its last call, its place and its code, not about the ids it gives.
 _NOT_CONTENT = ("padding", "truncation", "name_or_path", "is_local", "local_files_only", "auto_map", "model_max_length")
 
-AnyDataset = Dataset | IterableDataset
+AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
 def _rounded(number: str) -> str:

@@ -66,7 +66,7 @@ def train_tokenizer(
         tokenizer = _characters(texts, vocab_size, min_frequency, lowercase)
     else:
         tokenizer, trainer = _untrained(algorithm, vocab_size, min_frequency)
-        steps = [normalizers.Lowercase()] if lowercase else []
+        steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
         if algorithm == "word":
             # Here alone a special token written out in a text is a word like any other, found in the vocabulary.
             steps.append(normalizers.Replace(Regex(r"(?<!\S)<(pad|s|/s)>(?!\S)"), SPECIAL_TOKENS["unk_token"]))

@@ -119,6 +119,7 @@ def test_a_failed_target_leaves_the_source_its_vocabulary():
     before = tokenizer("hello the")["input_ids"]
     with pytest.raises(ValueError):
         tokenizer("hello", text_target=[1, 2])
+    assert "hello" in tokenizer.get_vocab() and "chat" not in tokenizer.get_vocab()
     assert tokenizer("hello the")["input_ids"] == before
 
 

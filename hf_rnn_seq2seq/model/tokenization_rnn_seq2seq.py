@@ -44,7 +44,6 @@ class RnnSeq2SeqTokenizer(PreTrainedTokenizerFast):
             target = type(self._tokenizer).from_file(str(target_file))
         self._source_backend = self._tokenizer
         self._target_backend = target
-        target.encode_special_tokens = self.split_special_tokens
         for token in self.all_special_tokens:
             if target.token_to_id(token) != self._source_backend.token_to_id(token):
                 raise ValueError(
@@ -75,7 +74,7 @@ class RnnSeq2SeqTokenizer(PreTrainedTokenizerFast):
         try:
             return super().__call__(*args, **kwargs)
         finally:
-            # An error while the target was encoded must not leave the next source to the wrong vocabulary.
+            # An error while the target was encoded must not leave len() and the rest with the wrong vocabulary.
             self._switch_to_input_mode()
 
     def _decode(self, *args: Any, **kwargs: Any) -> str:

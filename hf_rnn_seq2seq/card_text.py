@@ -57,7 +57,7 @@ def data_sentence(corpus: Mapping[str, Any]) -> str:
 
 
 def data_rows(corpus: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    known = ("name", "config", "licence", "license", "source_lang", "target_lang")
+    known = ("name", "config", "licence", "license", "source_lang", "target_lang", "streaming")
     rows = [(key.replace("_", " "), shown(value)) for key, value in corpus.items() if key not in known]
     return rows + ([("skipped rows", shown(summary["skipped"]))] if summary.get("skipped") else [])
 
@@ -69,13 +69,16 @@ def training_sentence(summary: Mapping[str, Any]) -> str:
     machine = summary.get("hardware") or summary.get("device")
     if machine and summary.get("processes") and summary.get("threads"):
         counts = [(summary["processes"], "process", "processes"), (summary["threads"], "thread", "threads")]
-        machine = f"{machine}, {' of '.join(f'{n} {one if n == 1 else many}' for n, one, many in counts)},"
-    rate = summary.get("target_tokens_per_second")
-    parts = [f"{seconds / 60:.1f} minutes"]
-    parts += [f"on {shown(machine)}"] if machine else []
-    parts += [f"at {rate:,.0f} target tokens per second"] if rate else []
-    parts += [f"({summary['date']})"] if summary.get("date") else []
-    return f"{' '.join(parts)}, by Accelerate. All options stand in `recipe.yaml`."
+        machine = f"{machine} ({' of '.join(f'{n} {one if n == 1 else many}' for n, one, many in counts)})"
+    amounts = {
+        "steps": "{:,} updates",
+        "epochs": "{:.1f} epochs",
+        "target_tokens_per_second": "{:,.0f} target tokens/s",
+    }
+    details = [words.format(summary[name]) for name, words in amounts.items() if summary.get(name)]
+    where = f" on {shown(machine)}" if machine else ""
+    what = f": {', '.join(details)}" if details else ""
+    return f"{seconds / 60:.1f} minutes{where}{what}. All options stand in `recipe.yaml`."
 
 
 def samples(summary: Mapping[str, Any]) -> list[dict[str, str]]:

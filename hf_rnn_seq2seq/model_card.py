@@ -29,7 +29,6 @@ TRAINING_OPTIONS = (
     "per_device_train_batch_size",
     "train_batch_tokens",
     "gradient_accumulation_steps",
-    "max_steps",
     "num_train_epochs",
     "optim",
     "learning_rate",

@@ -17,6 +17,7 @@ from .decoder import RnnDecoder
 from .encoder import RnnEncoder, RnnEncoderOutput, drop
 from .recurrence import TransitionCell
 from .scheduled_sampling import scheduled_inputs
+from .search import SearchMixin
 
 IGNORED_LABEL = -100
 
@@ -213,7 +214,7 @@ class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
         return self.decoder.embed(ids)
 
 
-class RnnSeq2SeqForConditionalGeneration(RnnSeq2SeqPreTrainedModel, GenerationMixin):
+class RnnSeq2SeqForConditionalGeneration(SearchMixin, RnnSeq2SeqPreTrainedModel, GenerationMixin):
     """The recurrent encoder-decoder with an output layer over the target vocabulary.
 
     `generate()` keeps the decoder's state in an `RnnSeq2SeqCache`; taking tokens back (assisted decoding) is exact,

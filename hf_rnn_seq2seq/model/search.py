@@ -1,0 +1,284 @@
+"""Decoding beside `generate()`: the same hypotheses sooner, and what `generate()` has no option for.
+
+`search(model, ...)` takes what `model.generate(...)` takes. Greedy and beam search run here, everything else is handed
+to `generate()` with a warning that names the option. Its own options are those of `OwnOptions`.
+"""
+
+import functools
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationConfig
+from transformers.utils import ModelOutput
+
+from .beam_search import Found, SearchPlan, beam_search, greedy_search
+from .fast_step import GeneralStep, build_step
+from .search_options import OwnOptions, SearchError, Settings
+
+logger = logging.getLogger(__name__)
+
+# The arguments of generate() after its first two, in order.
+_CALL = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model")
+_CALL += ("streamer", "negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate")
+_INPUTS = ("attention_mask", "decoder_input_ids", "encoder_outputs", "input_ids", "inputs_embeds")
+
+# What a checkpoint carries as custom_generate/generate.py: transformers runs it in place of generate().
+CUSTOM_GENERATE = '''"""Decoding that travels with the checkpoint: `model.search`, which hands to `generate()` what it does not cover."""
+
+
+def generate(inputs=None, generation_config=None, *positional, model, **options):
+    """Takes what `model.generate` takes, and the options of `model.search`."""
+    return model.search(inputs, generation_config, *positional, **options)
+'''
+
+
+@dataclass
+class SearchOutput(ModelOutput):
+    """What a search found; hypotheses of a sentence stand together, best first.
+
+    Args:
+        sequences: (hypotheses, prompt + target), padded.
+        sequences_scores: (hypotheses,), what the hypotheses are ranked by.
+        log_probabilities: (hypotheses,), natural logarithms, summed over the produced tokens.
+        lengths: (hypotheses,), produced tokens, end of sentence included.
+        alignments: (hypotheses, target, source), attention averaged over heads; zero past each length.
+    """
+
+    sequences: Tensor | None = None
+    sequences_scores: Tensor | None = None
+    log_probabilities: Tensor | None = None
+    lengths: Tensor | None = None
+    alignments: Tensor | None = None
+
+
+class SearchMixin:
+    """What the search gives a model: `model.search(...)`, and the strategy that its checkpoints carry."""
+
+    def search(
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor | ModelOutput:
+        """As the function `search` of this file."""
+        return search(self, inputs, generation_config, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, *args, **kwargs)
+        self._write_strategy(save_directory, kwargs.get("is_main_process", True))
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        # save_pretrained(push_to_hub=True) uploads before it returns.
+        self._write_strategy(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _write_strategy(self, directory: str | os.PathLike, is_main_process: bool = True) -> None:
+        path = Path(directory) / "custom_generate" / "generate.py"
+        if self._auto_class is None or not is_main_process or not Path(directory).is_dir():
+            return
+        if path.is_file() and path.read_text(encoding="utf-8") == CUSTOM_GENERATE:
+            return
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(CUSTOM_GENERATE, encoding="utf-8")
+        os.replace(part, path)
+
+
+@torch.no_grad()
+def search(
+    model: nn.Module,
+    inputs: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    *positional: Any,
+    **options: Any,
+) -> Tensor | ModelOutput:
+    """What `model.generate` returns for the same arguments, found faster where greedy or beam search is asked for.
+
+    Args:
+        model: an `RnnSeq2SeqForConditionalGeneration`.
+        inputs: (batch, source) token ids; `input_ids` is the same.
+        generation_config: as for `generate()`.
+        positional: further arguments of `generate()` in its order.
+        options: those of `generate()`, and those of `OwnOptions`.
+
+    Returns:
+        (hypotheses, prompt + target) token ids, or a `SearchOutput` with `return_dict_in_generate` or
+        `return_alignments`; what `generate()` returns where it decodes instead.
+
+    Raises:
+        SearchError: an option of `OwnOptions` is out of range, or is given with one that only `generate()` follows.
+    """
+    options = {**dict(zip(_CALL, positional, strict=False)), **options}
+    own = OwnOptions.take(options)
+    settings = Settings(model.generation_config, generation_config, options)
+    if inputs is not None:
+        options["input_ids"] = inputs
+    reason = _not_covered(model, settings, options)
+    if reason is None:
+        return _run(model, settings, own, {name: options.get(name) for name in _INPUTS})
+    if own.changed():
+        raise SearchError(f"{', '.join(own.changed())}: cannot go with {reason}, which only generate() covers")
+    _say_once(type(model).__name__, reason)
+    return type(model).generate(model, generation_config=generation_config, **options)
+
+
+@functools.lru_cache(maxsize=256)
+def _say_once(name: str, reason: str) -> None:
+    logger.warning("%s.search: generate() decodes instead, at its own speed, because of %s", name, reason)
+
+
+def _not_covered(model: nn.Module, settings: Settings, options: dict[str, Any]) -> str | None:
+    """What sends a call to `generate()`, or None."""
+    if model.training:
+        return "model.train()"
+    missing = settings.not_followed()
+    if settings["do_sample"]:
+        missing.append("do_sample=True")
+    for name, value in options.items():
+        known = name in _INPUTS or name in settings.values or name in ("tokenizer", "trust_remote_code")
+        if not known and value is not None and value is not False and value != []:
+            missing.append(name)
+    if missing:
+        return ", ".join(missing)
+    beams, returned = settings["num_beams"] or 1, settings["num_return_sequences"] or 1
+    if returned > beams or beams < 1:
+        return f"num_return_sequences={returned} with num_beams={beams}"
+    if beams > 1 and max(2, 1 + len(settings.eos_token_ids())) * beams > model.config.vocab_size:
+        return f"num_beams={beams} with a vocabulary of {model.config.vocab_size}"
+    if settings.eos_token_ids() and settings["pad_token_id"] is None and beams == 1:
+        return "pad_token_id=None"
+    return None
+
+
+class _Batch(NamedTuple):
+    """What one pass of the search reads; the first axis is sentences."""
+
+    inputs: dict[str, Any]  # for the encoder
+    prompt: Tensor  # (sentences, prompt)
+
+
+def _run(model: nn.Module, settings: Settings, own: OwnOptions, inputs: dict[str, Any]) -> Tensor | SearchOutput:
+    step = build_step(model, own.weight_type)
+    if own.return_alignments or own.coverage_penalty:
+        _require_attention(step, own)
+    prompt = _prompt(settings, inputs, model.device)
+    plan = _plan(settings, own, prompt.shape[1])
+    words = _words(own, plan, step, model.device)
+    count = plan.num_return_sequences
+    batches = _batches(inputs, own.rows_per_batch)
+    parts = [(rows, _search_batch(step, _Batch(part, prompt[rows]), plan, words)) for rows, part in batches]
+    found = parts[0][1] if len(parts) == 1 else _in_order(parts, plan, len(prompt))
+    sequences = torch.cat([prompt.repeat_interleave(count, 0), found.tokens], 1)
+    if not (settings["return_dict_in_generate"] or own.return_alignments):
+        return sequences
+    alignments = found.weights if own.return_alignments else None
+    return SearchOutput(sequences, found.scores, found.log_probabilities, found.lengths, alignments)
+
+
+def _search_batch(step: GeneralStep, batch: _Batch, plan: SearchPlan, words: Tensor | None) -> Found:
+    source = step.read(**batch.inputs)
+    state = step.start(source, plan.num_beams)
+    prompt = batch.prompt.repeat_interleave(plan.num_beams, 0)
+    for column in prompt[:, :-1].unbind(1):
+        state = step(column, state).state
+    if plan.num_beams > 1:
+        return beam_search(step, state, prompt[:, -1], plan, words, step.source_mask(source))
+    return greedy_search(step, state, prompt[:, -1], plan, words)
+
+
+def _require_attention(step: GeneralStep, own: OwnOptions) -> None:
+    if not step.has_weights:
+        name = "return_alignments" if own.return_alignments else "coverage_penalty"
+        raise SearchError(f"{name}={getattr(own, name)}: the model has no attention (context={step.config.context!r})")
+
+
+def _prompt(settings: Settings, inputs: dict[str, Any], device: torch.device) -> Tensor:
+    """(sentences, prompt): the start token, and the target words given, as `generate()` joins them."""
+    given = next(inputs[name] for name in ("input_ids", "inputs_embeds", "encoder_outputs") if inputs[name] is not None)
+    sentences = len(given if isinstance(given, Tensor) else given[0])
+    start = settings["decoder_start_token_id"]
+    start = settings["bos_token_id"] if start is None else start
+    if start is None:
+        raise SearchError("decoder_start_token_id=None: the model's generation config must name a start token")
+    start = torch.as_tensor(start, device=device).view(-1, 1).expand(sentences, 1)
+    words = inputs["decoder_input_ids"]
+    if words is None:
+        return start
+    return torch.cat([start, words], 1) if bool((words[:, 0] != start[:, 0]).all()) else words
+
+
+def _plan(settings: Settings, own: OwnOptions, prompt: int) -> SearchPlan:
+    limit, eos = settings.new_tokens(prompt), settings.eos_token_ids()
+    if limit < 1:
+        raise SearchError(f"max_length={settings['max_length']}: the prompt alone has {prompt} tokens")
+    pad = settings["pad_token_id"]
+    return SearchPlan(
+        max_new_tokens=limit,
+        eos_token_ids=eos,
+        pad_token_id=pad if pad is not None else (eos[0] if eos else 0),
+        num_beams=settings["num_beams"] or 1,
+        num_return_sequences=settings["num_return_sequences"] or 1,
+        early_stopping=settings["early_stopping"],
+        length_penalty=settings["length_penalty"],
+        gnmt_alpha=own.gnmt_alpha,
+        coverage_penalty=own.coverage_penalty,
+        need_weights=own.return_alignments or own.coverage_penalty > 0,
+    )
+
+
+def _words(own: OwnOptions, plan: SearchPlan, step: GeneralStep, device: torch.device) -> Tensor | None:
+    if own.shortlist is None:
+        return None
+    given = torch.as_tensor(own.shortlist, dtype=torch.long).flatten()
+    words = torch.cat([given, torch.tensor(plan.eos_token_ids, dtype=torch.long)]).unique()
+    if len(words) < plan.candidates or int(words[0]) < 0 or int(words[-1]) >= step.vocab_size:
+        raise SearchError(
+            f"shortlist of {len(words)} words from {int(words[0])} to {int(words[-1])}: needs at least "
+            f"{plan.candidates} of the target ids 0 to {step.vocab_size - 1}"
+        )
+    return words.to(device)
+
+
+def _batches(inputs: dict[str, Any], rows: int | None) -> list[tuple[Tensor | slice, dict[str, Any]]]:
+    """The input in parts of sentences of similar length, longest first, without columns that are all padding."""
+    inputs = {name: value for name, value in inputs.items() if name != "decoder_input_ids" and value is not None}
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if rows is None or ids is None or mask is None or len(inputs) > 2:
+        return [(slice(None), inputs)]
+    order = mask.sum(1).argsort(descending=True, stable=True)
+    parts = []
+    for chosen in order.split(rows):
+        columns = mask[chosen].bool().any(0)
+        parts.append((chosen, {"input_ids": ids[chosen][:, columns], "attention_mask": mask[chosen][:, columns]}))
+    return parts
+
+
+def _in_order(parts: list[tuple[Tensor, Found]], plan: SearchPlan, sentences: int) -> Found:
+    """The hypotheses of all parts in the order of the input."""
+    count = plan.num_return_sequences
+    order = torch.cat([rows for rows, _ in parts])
+    back = order.argsort()
+    width = max(found.tokens.shape[1] for _, found in parts)
+    fill = plan.fill_token_id
+
+    def join(tensors: list[Tensor]) -> Tensor:
+        return torch.cat(tensors).unflatten(0, (sentences, count))[back].flatten(0, 1)
+
+    weights = None
+    if plan.need_weights:
+        source = max(found.weights.shape[2] for _, found in parts)
+        padded = [F.pad(f.weights, (0, source - f.weights.shape[2], 0, width - f.weights.shape[1])) for _, f in parts]
+        weights = join(padded)
+    return Found(
+        join([F.pad(found.tokens, (0, width - found.tokens.shape[1]), value=fill) for _, found in parts]),
+        join([found.scores for _, found in parts]),
+        join([found.log_probabilities for _, found in parts]),
+        join([found.lengths for _, found in parts]),
+        weights,
+    )
+
+
+__all__ = ["CUSTOM_GENERATE", "SearchError", "SearchMixin", "SearchOutput", "search"]

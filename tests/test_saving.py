@@ -172,7 +172,7 @@ def test_parameters_missing_in_a_checkpoint_are_initialised(kind: str, tmp_path:
     for (name, parameter), wanted in zip(loaded.named_parameters(), fresh.parameters(), strict=True):
         if name == "lm_head.bias":
             continue
-        assert parameter.isfinite().all() and parameter.abs().max() < 1.1, name
+        assert parameter.isfinite().all() and parameter.abs().max() < 6, name
         if name.endswith("gain") or "norm_" in name or re.search(r"transitions\.\d+\.bias$", name):
             assert torch.equal(parameter, wanted), name
         else:

@@ -361,7 +361,10 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, RnnSeq2SeqPreTrainedModel,
         logits = self.lm_head(readout[real])
         smoothing = self.config.label_smoothing if self.training else 0.0
         total = F.cross_entropy(
-            logits.float(), labels[real].to(logits.device), reduction="sum", label_smoothing=smoothing
+            logits.to(torch.promote_types(logits.dtype, torch.float32)),
+            labels[real].to(logits.device),
+            reduction="sum",
+            label_smoothing=smoothing,
         )
         return total / (real.sum().clamp(min=1) if items is None else items)
 

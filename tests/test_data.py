@@ -47,7 +47,7 @@ def write_table(folder: Path, kind: str, pairs=PAIRS, names=("fra", "eng")) -> s
     else:
         path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     if kind.endswith(".gz"):
-        path.write_bytes(gzip.compress(path.read_bytes()))
+        path.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
     return str(path)
 
 
@@ -79,7 +79,7 @@ def test_two_text_files_are_parallel_lines(packed, tmp_path):
     names = [str(tmp_path / f"train.{side}{packed}") for side in ("fr", "en")]
     for name, lines in zip(names, zip(*PAIRS, strict=True), strict=True):
         content = "\ufeff" + "\r\n".join(lines) + "\n"
-        write(Path(name), gzip.compress(content.encode()) if packed else content)
+        write(Path(name), gzip.compress(content.encode(), mtime=0) if packed else content)
     for files in (",".join(names), names):
         assert pairs_of(load_corpus(train_file=files).splits["train"]) == PAIRS
 
@@ -138,7 +138,12 @@ def test_rows_that_cannot_be_used_are_counted_and_reported(tmp_path):
         ("x.csv", 'source,target\n"a" b,c\n', {}, r"x\.csv: not a CSV table"),
         ("x.parquet", "no", {}, r"x\.parquet: not a Parquet file"),
         ("x.tsv.gz", "no", {}, r"x\.tsv\.gz: damaged gzip archive"),
-        ("x.tsv.gz", gzip.compress(b"source\ttarget\na\tb\n" * 99)[:-9], {}, r"x\.tsv\.gz: damaged gzip archive"),
+        (
+            "x.tsv.gz",
+            gzip.compress(b"source\ttarget\na\tb\n" * 99, mtime=0)[:-9],
+            {},
+            r"x\.tsv\.gz: damaged gzip archive",
+        ),
         ("x.txt", "a\n", {}, "kind '.txt' is not known; allowed: .tsv, .csv"),
         ("x", "a\n", {}, "kind 'without suffix' is not known"),
         ("x.tsv", "a\tb\n", {"source_column": "a", "target_column": "a"}, "source and target column are both 'a'"),

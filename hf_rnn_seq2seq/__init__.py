@@ -13,7 +13,10 @@ from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import (
     RnnSeq2SeqModel,
     RnnSeq2SeqPreTrainedModel,
 )
+from hf_rnn_seq2seq.model.search import SearchOutput
+from hf_rnn_seq2seq.model.search_options import SearchError
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
+from hf_rnn_seq2seq.translation_pipeline import register as register_pipeline
 
 __version__ = "0.1.0"
 
@@ -25,6 +28,8 @@ __all__ = [
     "RnnSeq2SeqForConditionalGeneration",
     "RnnSeq2SeqModel",
     "RnnSeq2SeqPreTrainedModel",
+    "SearchError",
+    "SearchOutput",
     "__version__",
     "register_attention",
 ]
@@ -34,6 +39,7 @@ AutoModel.register(RnnSeq2SeqConfig, RnnSeq2SeqModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration, exist_ok=True)
 # For two vocabularies; a joint one is a plain fast tokenizer, and its own files say so.
 AutoTokenizer.register(RnnSeq2SeqConfig, fast_tokenizer_class=RnnSeq2SeqTokenizer, exist_ok=True)
+register_pipeline()
 
 # The classes write themselves into the `auto_map` of what they save, so that a checkpoint loads with
 # `trust_remote_code=True` where this package is not installed.

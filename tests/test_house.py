@@ -39,6 +39,8 @@ EXPORTS = {
     "RnnSeq2SeqForConditionalGeneration",
     "RnnSeq2SeqModel",
     "RnnSeq2SeqPreTrainedModel",
+    "SearchError",
+    "SearchOutput",
     "__version__",
     "register_attention",
 }
@@ -49,8 +51,10 @@ LAYERS = [
     {"attention", "recurrence", "scan", "cache", "scheduled_sampling"},
     {"encoder"},
     {"bridge", "decoder"},
+    {"search_step", "search_plan"},
     {"fast_step"},
-    {"beam_search", "search_options"},
+    {"beam_search", "constrained_search", "search_options"},
+    {"ensemble", "search_batches"},
     {"search", "tokenization_rnn_seq2seq"},
     {"modeling_rnn_seq2seq"},
 ]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rnn_seq2seq.model.fast_step import FusedStep, GeneralStep, build_step, can_fuse
+from hf_rnn_seq2seq.model.fast_step import FusedStep, build_step, can_fuse
+from hf_rnn_seq2seq.model.search_step import GeneralStep
 from tests.models import START, mask, pad, tiny_model
 from tests.test_model import CASES, TWO_LAYERS
 

@@ -8,72 +8,17 @@ Axes: sentences (still searched), beams, source, vocab; `candidates` are the con
 selection. Rows are sentences times beams.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from .fast_step import GeneralStep, SearchState
+from .search_plan import NO_LIMITS, Found, Limits, SearchPlan, is_end, top_words
+from .search_step import GeneralStep, SearchState
 
 NEVER = -1.0e9  # transformers' score of what must not be chosen; added, not assigned, as there
-BLOCK = 64  # words a block of the two-stage selection
-
-
-class SearchPlan(NamedTuple):
-    """What a search is asked for."""
-
-    max_new_tokens: int
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
-    num_beams: int = 1
-    num_return_sequences: int = 1
-    early_stopping: bool | str = False
-    length_penalty: float = 1.0  # transformers': the sum of log-probabilities is divided by length ** this
-    gnmt_alpha: float | None = None  # GNMT's: divided by ((5 + length) / 6) ** alpha instead
-    coverage_penalty: float = 0.0  # GNMT's beta
-    need_weights: bool = False
-
-    @property
-    def candidates(self) -> int:
-        """Continuations kept per sentence before the finished ones are set aside."""
-        return max(2, 1 + len(self.eos_token_ids)) * self.num_beams
-
-    @property
-    def fill_token_id(self) -> int:
-        """What stands behind the end of a shorter hypothesis.
-
-        After beam search transformers fills with the end of sentence where the pad token's id is 0, and with -1 where
-        nothing ends a sentence.
-        """
-        if self.num_beams == 1:
-            return self.pad_token_id
-        return (self.pad_token_id or self.eos_token_ids[0]) if self.eos_token_ids else -1
-
-    def norm(self, length: int) -> float:
-        """What a sum of log-probabilities over `length` tokens is divided by."""
-        if self.gnmt_alpha is not None:
-            return ((5 + length) / 6) ** self.gnmt_alpha
-        return length**self.length_penalty
-
-    def hopeful_length(self, length: int) -> int:
-        """The length at which a running hypothesis of `length` tokens is judged when stopping is considered."""
-        grows = self.length_penalty if self.gnmt_alpha is None else self.gnmt_alpha
-        return self.max_new_tokens if self.early_stopping == "never" and grows > 0 else length
-
-
-class Found(NamedTuple):
-    """Hypotheses, best first within a sentence; the first axis is sentences times `num_return_sequences`."""
-
-    tokens: Tensor  # (hypotheses, target), padded; without the prompt
-    scores: Tensor  # (hypotheses,), normalised as the plan says
-    log_probabilities: Tensor  # (hypotheses,), sums over the tokens
-    lengths: Tensor  # (hypotheses,), end of sentence included
-    weights: Tensor | None  # (hypotheses, target, source), zero past each length
 
 
 def greedy_search(
-    step: GeneralStep, state: SearchState, tokens: Tensor, plan: SearchPlan, words: Tensor | None = None
+    step: GeneralStep, state: SearchState, tokens: Tensor, plan: SearchPlan, limits: Limits = NO_LIMITS
 ) -> Found:
     """The likeliest word at each position.
 
@@ -82,7 +27,7 @@ def greedy_search(
         state: before `tokens`; one row a sentence.
         tokens: (sentences,), the last token of the prompt.
         plan: `num_beams` is 1.
-        words: ids of the shortlist, or None.
+        limits: words that may not, or must, be produced.
     """
     count, device = len(tokens), tokens.device
     produced = torch.full((count, plan.max_new_tokens), plan.pad_token_id, dtype=torch.long, device=device)
@@ -91,10 +36,10 @@ def greedy_search(
     live, weights = torch.arange(count, device=device), []
     for time in range(plan.max_new_tokens):
         readout, shown, state = step(tokens, state, plan.need_weights)
-        logits = step.scores(readout, words)
-        best, tokens = logits.max(-1)
-        total[live] += best - logits.logsumexp(-1)
-        tokens = tokens if words is None else words[tokens]
+        logits = limits.scores(step.scores(readout, limits.words), live)
+        best, places = limits.force(logits, live, time).max(-1)
+        total[live] += best - step.total(logits).squeeze(1)
+        tokens = limits.tokens(places)
         produced[live, time] = tokens
         if plan.need_weights:
             weights.append(_spread(shown, live, count))
@@ -110,34 +55,6 @@ def greedy_search(
     stacked = torch.stack(weights, 1) if weights else None
     norms = total.new_tensor([plan.norm(length) for length in lengths.tolist()])
     return Found(produced[:, :longest], total / norms, total, lengths, stacked)
-
-
-def is_end(tokens: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
-    """Where a token ends its sentence."""
-    ended = torch.zeros_like(tokens, dtype=torch.bool)
-    for token in eos_token_ids:
-        ended |= tokens == token
-    return ended
-
-
-def top_words(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Exact top-k over the last axis of (rows, vocab).
-
-    On a CPU in two stages: the `count` largest words lie in the `count` blocks with the largest maxima.
-    """
-    rows, vocab = logits.shape
-    blocks = vocab // BLOCK
-    if logits.device.type != "cpu" or blocks <= 2 * count:
-        return logits.topk(count, -1)
-    body = logits[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
-    chosen = body.amax(-1).topk(count, -1, sorted=False).indices
-    values = body.gather(1, chosen.unsqueeze(-1).expand(-1, -1, BLOCK)).flatten(1)
-    words = (chosen.unsqueeze(-1) * BLOCK + torch.arange(BLOCK)).flatten(1)
-    if vocab > blocks * BLOCK:
-        rest = torch.arange(blocks * BLOCK, vocab).expand(rows, -1)
-        values, words = torch.cat([values, logits[:, blocks * BLOCK :]], 1), torch.cat([words, rest], 1)
-    values, places = values.topk(count, -1)
-    return values, words.gather(1, places)
 
 
 def _spread(values: Tensor, live: Tensor, count: int) -> Tensor:
@@ -184,7 +101,7 @@ def beam_search(
     state: SearchState,
     tokens: Tensor,
     plan: SearchPlan,
-    words: Tensor | None = None,
+    limits: Limits = NO_LIMITS,
     source_mask: Tensor | None = None,
 ) -> Found:
     """The best hypotheses of each sentence.
@@ -194,7 +111,7 @@ def beam_search(
         state: before `tokens`; `num_beams` rows a sentence, one source a sentence.
         tokens: (rows,), the last token of the prompt.
         plan: what is asked for.
-        words: ids of the shortlist, or None.
+        limits: words that may not, or must, be produced.
         source_mask: bool (sentences, source), True at real words; the coverage penalty reads it.
     """
     beams, device = plan.num_beams, tokens.device
@@ -210,15 +127,17 @@ def beam_search(
     first = torch.arange(plan.candidates, device=device) < beams
     for time in range(plan.max_new_tokens):
         readout, shown, state = step(tokens, state, plan.need_weights)
-        sums, beam, word = _candidates(step.scores(readout, words), running, plan)
-        word = word if words is None else words[word]
+        logits = limits.scores(step.scores(readout, limits.words), live)
+        total = step.total(logits)
+        sums, beam, places = _candidates(limits.force(logits, live, time), total, running, plan)
+        word = limits.tokens(places)
         if plan.need_weights:
             shown = shown.unflatten(0, (len(live), beams))
             history.append((live, shown))
             coverage = shown if coverage is None else coverage + shown
         length = time + 1
         hit = is_end(word, plan.eos_token_ids) if length < plan.max_new_tokens else torch.ones_like(word).bool()
-        ended = hit & first
+        ended = hit & first & (sums > -torch.inf)
         if ended.any():
             scores = sums / plan.norm(length)
             if plan.coverage_penalty:
@@ -257,14 +176,15 @@ def _pick(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
 
-def _candidates(logits: Tensor, running: Tensor, plan: SearchPlan) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(logits: Tensor, total: Tensor, running: Tensor, plan: SearchPlan) -> tuple[Tensor, Tensor, Tensor]:
     """The best continuations of each sentence: sums of log-probabilities, beams and words, (live, candidates).
 
-    Only `candidates` words of a beam can be among them, so the rest of the vocabulary is never normalised.
+    Only `candidates` words of a beam can be among them, so the rest of the vocabulary is never normalised. `total`
+    (rows, 1) is what normalises: the logarithm of the sum of exponentials over the words allowed.
     """
     live, beams = running.shape
     values, words = top_words(logits, min(plan.candidates, logits.shape[1]))
-    values = (values - logits.logsumexp(-1, keepdim=True)).view(live, beams, -1) + running.unsqueeze(-1)
+    values = (values - total).view(live, beams, -1) + running.unsqueeze(-1)
     kept = values.shape[2]
     sums, places = values.flatten(1).topk(min(plan.candidates, beams * kept), 1)
     return sums, places // kept, words.view(live, -1).gather(1, places)
@@ -311,4 +231,4 @@ def _follow(finished: _Finished, history: list[tuple[Tensor, Tensor]], count: in
     return weights.flatten(0, 1)
 
 
-__all__ = ["Found", "SearchPlan", "beam_search", "greedy_search"]
+__all__ = ["beam_search", "greedy_search"]

@@ -7,19 +7,24 @@ to `generate()` with a warning that names the option. Its own options are those 
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
-from .beam_search import Found, SearchPlan, beam_search, greedy_search
-from .fast_step import GeneralStep, build_step
+from .beam_search import beam_search, greedy_search
+from .constrained_search import constrained_search
+from .ensemble import EnsembleStep
+from .fast_step import build_step
+from .search_batches import join_parts, make_limits, map_inputs, split_inputs
 from .search_options import OwnOptions, SearchError, Settings
+from .search_plan import Found, Limits, SearchPlan
+from .search_step import GeneralStep
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +123,8 @@ def search(
         options["input_ids"] = inputs
     reason = _not_covered(model, settings, options)
     if reason is None:
-        return _run(model, settings, own, {name: options.get(name) for name in _INPUTS})
+        step = _step(model, own)
+        return _run(step, settings, own, {name: options.get(name) for name in _INPUTS}, model.device)
     if own.changed():
         raise SearchError(f"{', '.join(own.changed())}: cannot go with {reason}, which only generate() covers")
     _say_once(type(model).__name__, reason)
@@ -141,6 +147,8 @@ def _not_covered(model: nn.Module, settings: Settings, options: dict[str, Any]) 
         known = name in _INPUTS or name in settings.values or name in ("tokenizer", "trust_remote_code")
         if not known and value is not None and value is not False and value != []:
             missing.append(name)
+    if all(options.get(name) is None for name in ("input_ids", "inputs_embeds", "encoder_outputs")):
+        missing.append("a source that is not given")
     if missing:
         return ", ".join(missing)
     beams, returned = settings["num_beams"] or 1, settings["num_return_sequences"] or 1
@@ -153,40 +161,62 @@ def _not_covered(model: nn.Module, settings: Settings, options: dict[str, Any]) 
     return None
 
 
-class _Batch(NamedTuple):
-    """What one pass of the search reads; the first axis is sentences."""
+def _step(model: nn.Module, own: OwnOptions) -> GeneralStep:
+    if training := [other for other in own.ensemble if other.training]:
+        raise SearchError(f"ensemble: {len(training)} member(s) in training mode; call eval() on them")
+    steps = [build_step(member, own.weight_type) for member in (model, *own.ensemble)]
+    return EnsembleStep(steps) if own.ensemble else steps[0]
 
-    inputs: dict[str, Any]  # for the encoder
-    prompt: Tensor  # (sentences, prompt)
 
-
-def _run(model: nn.Module, settings: Settings, own: OwnOptions, inputs: dict[str, Any]) -> Tensor | SearchOutput:
-    step = build_step(model, own.weight_type)
+def _run(
+    step: GeneralStep, settings: Settings, own: OwnOptions, inputs: dict[str, Any], device: torch.device
+) -> Tensor | SearchOutput:
+    """The search itself, over any step; `inputs` holds what the encoder and the prompt are made of."""
     if own.return_alignments or own.coverage_penalty:
         _require_attention(step, own)
-    prompt = _prompt(settings, inputs, model.device)
+    prompt = _prompt(settings, inputs, device)
     plan = _plan(settings, own, prompt.shape[1])
-    words = _words(own, plan, step, model.device)
-    count = plan.num_return_sequences
-    batches = _batches(inputs, own.rows_per_batch)
-    parts = [(rows, _search_batch(step, _Batch(part, prompt[rows]), plan, words)) for rows, part in batches]
-    found = parts[0][1] if len(parts) == 1 else _in_order(parts, plan, len(prompt))
-    sequences = torch.cat([prompt.repeat_interleave(count, 0), found.tokens], 1)
+    limits = make_limits(own, plan, step.vocab_size, len(prompt), device)
+    _check_phrases(own, plan, step.vocab_size, len(prompt))
+    parts = []
+    for rows, part in split_inputs(inputs, own.rows_per_batch):
+        if own.must_contain is None:
+            found = _search_batch(step, step.read(**part), prompt[rows], plan, limits.of(rows))
+        else:
+            chosen = range(len(prompt)) if isinstance(rows, slice) else rows.tolist()
+            found = _search_constrained(step, part, prompt[rows], plan, [own.must_contain[row] for row in chosen])
+        parts.append((rows, found))
+    found = parts[0][1] if isinstance(parts[0][0], slice) else join_parts(parts, plan, len(prompt))
+    sequences = torch.cat([prompt.repeat_interleave(plan.num_return_sequences, 0), found.tokens], 1)
     if not (settings["return_dict_in_generate"] or own.return_alignments):
         return sequences
     alignments = found.weights if own.return_alignments else None
     return SearchOutput(sequences, found.scores, found.log_probabilities, found.lengths, alignments)
 
 
-def _search_batch(step: GeneralStep, batch: _Batch, plan: SearchPlan, words: Tensor | None) -> Found:
-    source = step.read(**batch.inputs)
+def _search_batch(step: GeneralStep, source: Any, prompt: Tensor, plan: SearchPlan, limits: Limits) -> Found:
     state = step.start(source, plan.num_beams)
-    prompt = batch.prompt.repeat_interleave(plan.num_beams, 0)
+    prompt = prompt.repeat_interleave(plan.num_beams, 0)
     for column in prompt[:, :-1].unbind(1):
         state = step(column, state).state
     if plan.num_beams > 1:
-        return beam_search(step, state, prompt[:, -1], plan, words, step.source_mask(source))
-    return greedy_search(step, state, prompt[:, -1], plan, words)
+        return beam_search(step, state, prompt[:, -1], plan, limits, step.source_mask(source))
+    return greedy_search(step, state, prompt[:, -1], plan, limits)
+
+
+def _search_constrained(
+    step: GeneralStep, inputs: dict[str, Any], prompt: Tensor, plan: SearchPlan, phrases: Sequence[Any]
+) -> Found:
+    """Sentence by sentence: how many hypotheses run depends on each sentence's phrases."""
+    parts = []
+    for row in range(len(prompt)):
+        index = torch.tensor([row], device=prompt.device)
+        source = step.read(**map_inputs(inputs, lambda tensor, index=index: tensor.index_select(0, index)))
+        state = step.start(source, 1)
+        for column in prompt[index, :-1].unbind(1):
+            state = step(column, state).state
+        parts.append((index, constrained_search(step, state, prompt[index, -1], plan, phrases[row])))
+    return join_parts(parts, plan, len(prompt))
 
 
 def _require_attention(step: GeneralStep, own: OwnOptions) -> None:
@@ -229,56 +259,23 @@ def _plan(settings: Settings, own: OwnOptions, prompt: int) -> SearchPlan:
     )
 
 
-def _words(own: OwnOptions, plan: SearchPlan, step: GeneralStep, device: torch.device) -> Tensor | None:
-    if own.shortlist is None:
-        return None
-    given = torch.as_tensor(own.shortlist, dtype=torch.long).flatten()
-    words = torch.cat([given, torch.tensor(plan.eos_token_ids, dtype=torch.long)]).unique()
-    if len(words) < plan.candidates or int(words[0]) < 0 or int(words[-1]) >= step.vocab_size:
-        raise SearchError(
-            f"shortlist of {len(words)} words from {int(words[0])} to {int(words[-1])}: needs at least "
-            f"{plan.candidates} of the target ids 0 to {step.vocab_size - 1}"
-        )
-    return words.to(device)
-
-
-def _batches(inputs: dict[str, Any], rows: int | None) -> list[tuple[Tensor | slice, dict[str, Any]]]:
-    """The input in parts of sentences of similar length, longest first, without columns that are all padding."""
-    inputs = {name: value for name, value in inputs.items() if name != "decoder_input_ids" and value is not None}
-    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-    if rows is None or ids is None or mask is None or len(inputs) > 2:
-        return [(slice(None), inputs)]
-    order = mask.sum(1).argsort(descending=True, stable=True)
-    parts = []
-    for chosen in order.split(rows):
-        columns = mask[chosen].bool().any(0)
-        parts.append((chosen, {"input_ids": ids[chosen][:, columns], "attention_mask": mask[chosen][:, columns]}))
-    return parts
-
-
-def _in_order(parts: list[tuple[Tensor, Found]], plan: SearchPlan, sentences: int) -> Found:
-    """The hypotheses of all parts in the order of the input."""
-    count = plan.num_return_sequences
-    order = torch.cat([rows for rows, _ in parts])
-    back = order.argsort()
-    width = max(found.tokens.shape[1] for _, found in parts)
-    fill = plan.fill_token_id
-
-    def join(tensors: list[Tensor]) -> Tensor:
-        return torch.cat(tensors).unflatten(0, (sentences, count))[back].flatten(0, 1)
-
-    weights = None
-    if plan.need_weights:
-        source = max(found.weights.shape[2] for _, found in parts)
-        padded = [F.pad(f.weights, (0, source - f.weights.shape[2], 0, width - f.weights.shape[1])) for _, f in parts]
-        weights = join(padded)
-    return Found(
-        join([F.pad(found.tokens, (0, width - found.tokens.shape[1]), value=fill) for _, found in parts]),
-        join([found.scores for _, found in parts]),
-        join([found.log_probabilities for _, found in parts]),
-        join([found.lengths for _, found in parts]),
-        weights,
-    )
+def _check_phrases(own: OwnOptions, plan: SearchPlan, vocab_size: int, sentences: int) -> None:
+    if own.must_contain is None:
+        return
+    if not plan.eos_token_ids:
+        raise SearchError("must_contain: needs an end of sentence, eos_token_id is None")
+    if len(own.must_contain) != sentences:
+        raise SearchError(f"must_contain for {len(own.must_contain)} sentences: there are {sentences}")
+    for phrases in own.must_contain:
+        words = [word for phrase in phrases for word in phrase]
+        if not all(phrases) or any(not 0 <= word < vocab_size or word in plan.eos_token_ids for word in words):
+            raise SearchError(
+                f"must_contain={phrases!r}: phrases hold target ids, at least one, and no end of sentence"
+            )
+        if len(words) + 1 > plan.max_new_tokens:
+            raise SearchError(
+                f"must_contain: {len(words)} tokens and an end do not fit max_new_tokens={plan.max_new_tokens}"
+            )
 
 
 __all__ = ["CUSTOM_GENERATE", "SearchError", "SearchMixin", "SearchOutput", "search"]

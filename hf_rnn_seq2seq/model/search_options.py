@@ -84,9 +84,14 @@ class OwnOptions:
         gnmt_alpha: divide a hypothesis' log-probability by ((5 + length) / 6) ** alpha (Wu 2016, equation 14) instead
             of length ** length_penalty.
         coverage_penalty: beta of the same equation; needs a model with attention.
+        ensemble: models that decode together with this one, on its device and with its tokenizer; their
+            log-probabilities are averaged at each position.
         weight_type: `float32` (the model's own), `bfloat16` or `int8` weights.
         return_alignments: return attention with the hypotheses.
-        shortlist: target ids that may be produced; the end of sentence is always among them.
+        shortlist: target ids that may be produced: one sequence for all sentences, or one per sentence. The end of
+            sentence is always among them.
+        prefix: one sequence of target ids per sentence that its hypotheses begin with; it counts in the scores.
+        must_contain: one sequence of phrases (sequences of target ids) per sentence that every hypothesis contains.
         rows_per_batch: search so many sentences at a time, of similar length; results keep the input's order.
 
     Raises:
@@ -95,9 +100,12 @@ class OwnOptions:
 
     gnmt_alpha: float | None = None
     coverage_penalty: float = 0.0
+    ensemble: Sequence[Any] = ()
     weight_type: str = "float32"
     return_alignments: bool = False
-    shortlist: Sequence[int] | Tensor | None = None
+    shortlist: Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None
+    prefix: Sequence[Sequence[int]] | None = None
+    must_contain: Sequence[Sequence[Sequence[int]]] | None = None
     rows_per_batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -109,6 +117,10 @@ class OwnOptions:
             raise SearchError(f"weight_type={self.weight_type!r}: must be one of {', '.join(WEIGHT_TYPES)}")
         if self.rows_per_batch is not None and self.rows_per_batch < 1:
             raise SearchError(f"rows_per_batch={self.rows_per_batch}: must be at least 1, or None")
+        if self.must_contain is not None:
+            for name in ("shortlist", "prefix", "coverage_penalty"):
+                if getattr(self, name):
+                    raise SearchError(f"must_contain: does not go with {name}")
 
     def changed(self) -> list[str]:
         """Names of the options that differ from their defaults."""

@@ -1,0 +1,193 @@
+"""One position of decoding for all beams of all sentences, with one copy of each source.
+
+`rows` are sentences times beams; beams of a sentence stand together. `GeneralStep` runs the decoder itself for any
+configuration, and asks its attention with the beams on the target axis.
+
+Axes: rows, beams, source, hidden, vocab. Masks are True where attention is allowed.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import AdditiveAttention, DotAttention, LocationAttention, MultiHeadAttention
+
+
+class SearchState(NamedTuple):
+    """The decoder between two positions: (possibly nested) tuples of tensors."""
+
+    rows: Any  # first axis rows
+    source: Any  # first axis sentences: one copy for all beams
+
+
+class StepOutput(NamedTuple):
+    """What one position gives."""
+
+    readout: Any  # (rows, readout), what `scores` reads
+    weights: Tensor | None  # (rows, source), attention averaged over heads, where asked for
+    state: SearchState
+
+
+def map_tensors(structure: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """`function` applied to every tensor of nested tuples; None stays None."""
+    if structure is None:
+        return None
+    if isinstance(structure, Tensor):
+        return function(structure)
+    mapped = [map_tensors(part, function) for part in structure]
+    return type(structure)(*mapped) if hasattr(structure, "_fields") else tuple(mapped)
+
+
+def select(state: SearchState, rows: Tensor | None, sentences: Tensor | None) -> SearchState:
+    """Row i becomes row `rows[i]`, sentence i becomes sentence `sentences[i]`; None leaves them as they are."""
+    return SearchState(
+        state.rows if rows is None else map_tensors(state.rows, lambda tensor: tensor.index_select(0, rows)),
+        state.source
+        if sentences is None
+        else map_tensors(state.source, lambda tensor: tensor.index_select(0, sentences)),
+    )
+
+
+def repeat_rows(state: SearchState, beams: int) -> SearchState:
+    """Each sentence's row `beams` times; the sources stay single."""
+    if beams == 1:
+        return state
+    return state._replace(rows=map_tensors(state.rows, lambda tensor: tensor.repeat_interleave(beams, 0)))
+
+
+class Int8Product:
+    """x W^T + b with 8-bit weights (one scale per output) and 8-bit activations (one scale per call)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        weight = weight.detach().float().cpu()
+        scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
+        zero = torch.zeros(len(weight), dtype=torch.long)
+        with warnings.catch_warnings():
+            # torch 2.13 announces the end of its quantised tensors and has no other product of this speed on a CPU.
+            warnings.filterwarnings("ignore", message=".*quantize_per_channel.*")
+            quantised = torch.quantize_per_channel(weight, scale.double(), zero, 0, torch.qint8)
+        self.packed = torch.ops.quantized.linear_prepack(quantised, None if bias is None else bias.detach().float())
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic(states, self.packed)
+
+
+def product(weight: Tensor, bias: Tensor | None, int8: bool) -> Callable[[Tensor], Tensor]:
+    """x -> x W^T + b."""
+    if int8:
+        return Int8Product(weight, bias)
+    return partial(F.linear, weight=weight.detach().contiguous(), bias=None if bias is None else bias.detach())
+
+
+class BeamsAsTargets(nn.Module):
+    """An attention whose queries may have several rows a sentence: they stand on its target axis and share the keys."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, positions: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `Attention.forward` of one target position, for (rows, 1, hidden) queries and (sentences, ...) keys."""
+        beams = len(query) // len(mask)
+        if beams == 1:
+            return self.attention(query, keys, values, mask, positions, state)
+        query, positions = query.view(-1, beams, query.shape[-1]), positions.view(-1, beams)
+        context, weights, state = self.attention(query, keys, values, mask, positions, state)
+        return context.flatten(0, 1).unsqueeze(1), weights.transpose(1, 2).flatten(0, 1).unsqueeze(2), state
+
+
+class GeneralStep:
+    """One position of any model of the family: `RnnDecoder.forward` with the source shared by the beams.
+
+    Args:
+        model: an `RnnSeq2SeqForConditionalGeneration`.
+        int8: compute the output product with 8-bit weights.
+    """
+
+    def __init__(self, model: nn.Module, int8: bool = False) -> None:
+        self.base, self.head, self.config = model.model, model.lm_head, model.config
+        self.output = product(self.head.weight, self.head.bias, int8)
+        self.decoder = self.base.decoder
+        attention = self.decoder.attention
+        # The decoder's own parameters and layers behind another attention; the model's decoder stays as it is.
+        self.sharing = copy.copy(self.decoder)
+        self.sharing._modules = dict(self.decoder._modules)
+        if attention is not None:
+            self.sharing._modules["attention"] = BeamsAsTargets(attention)
+        # Only an attention of the user's may carry something from step to step; it then needs a row for each beam.
+        built_in = (AdditiveAttention, DotAttention, LocationAttention, MultiHeadAttention)
+        self.may_carry = attention is not None and not isinstance(attention, built_in)
+        self.carries = False
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of target words."""
+        return self.config.vocab_size
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are attention weights to return."""
+        return self.decoder.attention is not None
+
+    def read(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_outputs: Any = None,
+    ) -> Any:
+        """The encoder's output for a batch of sources, or `encoder_outputs` with a mask."""
+        if encoder_outputs is None:
+            encoder_outputs = self.base.encoder(input_ids, attention_mask, inputs_embeds)
+        return self.base._encoder_output(encoder_outputs, attention_mask)
+
+    def source_mask(self, source: Any) -> Tensor:
+        """bool (sentences, source) of an encoder's output."""
+        return source.source_mask
+
+    def start(self, source: Any, beams: int) -> SearchState:
+        """The state before the first position from an encoder's output, for `beams` rows a sentence."""
+        layers, summary = self.base.bridge(source)
+        memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, summary)
+        first = self.decoder.start_state(layers)
+        if self.may_carry:
+            query = layers[0][0].new_zeros(len(first.position), 1, self.config.hidden_size)
+            self.carries = self.decoder.attention(query, *memory[:3], first.position[:, None], None)[2] is not None
+        state = repeat_rows(SearchState((first, summary), memory._replace(summary=None)), beams)
+        if self.carries:
+            state = state._replace(source=map_tensors(state.source, lambda t: t.repeat_interleave(beams, 0)))
+        return state
+
+    def select(self, state: SearchState, rows: Tensor | None, sentences: Tensor | None) -> SearchState:
+        """As the function of this name; sources that each beam holds for itself move with their beam."""
+        return select(state, rows, rows if self.carries else sentences)
+
+    def scores(self, readout: Any, words: Tensor | None = None) -> Tensor:
+        """Logits (rows, vocab) in float32, or (rows, words) of the words asked for."""
+        if words is None:
+            return self.output(readout).float()
+        bias = None if self.head.bias is None else self.head.bias[words]
+        return F.linear(readout, self.head.weight[words], bias).float()
+
+    def total(self, scores: Tensor) -> Tensor:
+        """What is taken from `scores` to make log-probabilities, (rows, 1)."""
+        return scores.logsumexp(-1, keepdim=True)
+
+    def __call__(self, tokens: Tensor, state: SearchState, need_weights: bool = False) -> StepOutput:
+        """Reads one token a row: (rows,)."""
+        (before, summary), memory = state
+        embedded = self.decoder.embed(tokens.unsqueeze(1))
+        trace = self.sharing(embedded, before, memory._replace(summary=summary))
+        weights = trace.weights[:, :, -1].mean(1) if need_weights else None
+        return StepOutput(trace.readout[:, -1], weights, SearchState((trace.state, summary), memory))
+
+
+__all__ = ["GeneralStep", "SearchState", "StepOutput", "map_tensors", "product", "repeat_rows", "select"]

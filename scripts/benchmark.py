@@ -2,8 +2,8 @@
 
 `train` compares, in one process, the training step of the model with the form a tutorial writes (a cell called at each
 position, the output layer inside the loop, every padded position scored, the default Adam) on the same parameters;
-their losses are printed and must agree. `decode` reports sentences per second of `generate()`, greedy and with beam 5, on
-random weights that never end a sentence, so that every sentence takes --target_length steps.
+their losses are printed and must agree. `decode` reports sentences per second of `generate()`, greedy and with beam 5
+on random weights that never end a sentence, so that every sentence takes --target_length steps.
 
 The default is a bidirectional LSTM 2x256 and an LSTM 512 with general attention and input feeding, vocabulary 8000.
 Variants take turns, so that a slow moment of the machine falls on all of them; read the ratios, not the seconds.

@@ -55,7 +55,9 @@ def add_generation_options(parser: Parser) -> None:
 def add_search_option(parser: Parser) -> None:
     """What decodes in place of `generate()`."""
     parser.add_argument(
-        "--search", help="a method of the model, or MODULE:FUNCTION, called as model.generate is (default: generate)"
+        "--search",
+        help="a method of the model, or MODULE:FUNCTION, called as model.generate is (default: search, which finds "
+        "what generate finds)",
     )
 
 

@@ -107,13 +107,15 @@ def _batch_outputs(
     beams = generation.get("num_beams") or model.generation_config.num_beams or 1
     batches = length_batches([len(row) for row in sources], batch_size, max_tokens, beams)
     pad_token_id = model.config.pad_token_id or 0
+    # A model that has a search of its own finds what generate() finds, sooner.
+    search = search or getattr(model, "search", model.generate)
     was_training = model.training
     model.eval()
     try:
         with _progress(sum(map(len, batches)), progress) as bar, torch.no_grad():
             for batch in batches:
                 inputs = _pad([sources[index] for index in batch], pad_token_id, model.device)
-                yield batch, (search or model.generate)(**inputs, **generation)
+                yield batch, search(**inputs, **generation)
                 bar.update(len(batch))
     finally:
         model.train(was_training)
@@ -156,7 +158,8 @@ def translate(
 ) -> list[str]:
     """Translate texts; the result has the order of `sources`, and "" for a source without text.
 
-    Without `generation` options the result is `model.generate()`'s under the checkpoint's generation config.
+    Without `generation` options the result is `model.generate()`'s under the checkpoint's generation config. A model
+    that has a method `search` is asked through it; `search=model.generate` insists on the other.
     Sources longer than `max_source_length` tokens are cut (see `encode_sources`) and counted in a warning.
     """
     encoded, truncated = encode_sources(tokenizer, sources, max_source_length)
@@ -194,31 +197,65 @@ def translate_n_best(
         raise EvaluationError(f"n_best is {n_best}; allowed: 1 to the number of beams ({beams})")
     encoded, _ = encode_sources(tokenizer, sources, max_source_length)
     generation |= {"num_return_sequences": n_best, "return_dict_in_generate": True}
-    generation |= {"output_scores": True, "output_attentions": attention}
+    search, hypotheses = model.generate, _generated_hypotheses
+    if _searches(model, attention, layer, generation):
+        search, hypotheses = model.search, _searched_hypotheses
+        generation["return_alignments"] = attention
+    else:
+        generation |= {"output_scores": True, "output_attentions": attention}
     results: list[list[Hypothesis]] = [[Hypothesis("")] for _ in sources]
-    for batch, output in _batch_outputs(model, encoded, None, batch_size, max_tokens, progress, generation):
-        beam_indices = getattr(output, "beam_indices", None)
-        # Beam search may take steps after the last one that any returned hypothesis needed.
-        steps = len(output.scores) if beam_indices is None else beam_indices.shape[1]
-        prompt = output.sequences.shape[1] - steps
-        log_probabilities = _token_log_probabilities(model, output)
+    for batch, output in _batch_outputs(model, encoded, search, batch_size, max_tokens, progress, generation):
+        rows = hypotheses(model, output, [len(encoded[index]) for index in batch], layer)
         for row, index in enumerate(batch):
-            results[index] = []
-            for position in range(row * n_best, (row + 1) * n_best):
-                ids = _until_end(output.sequences[position, prompt:].tolist(), model.generation_config.eos_token_id)
-                weights = None
-                if attention:
-                    weights = hypothesis_attention(output, position, len(ids), len(encoded[index]), layer)
-                results[index].append(
-                    Hypothesis(
-                        text=tokenizer.decode(output.sequences[position], skip_special_tokens=True),
-                        token_ids=tuple(ids),
-                        source_ids=tuple(encoded[index]),
-                        log_probability=float(log_probabilities[position, : len(ids)].sum()),
-                        attention=weights,
-                    )
+            results[index] = [
+                Hypothesis(
+                    tokenizer.decode(ids, skip_special_tokens=True), tuple(ids), tuple(encoded[index]), total, weights
                 )
+                for ids, total, weights in rows[row * n_best : (row + 1) * n_best]
+            ]
     return results
+
+
+def _searches(model: PreTrainedModel, attention: bool, layer: int, generation: Mapping[str, Any]) -> bool:
+    """Whether the model's own search finds these hypotheses; it averages attention over heads, of its one layer."""
+    covers = getattr(model, "search_covers", None)
+    heads = getattr(model.config, "num_attention_heads", 1)
+    has_attention = getattr(model.config, "context", "attention") == "attention"
+    shows = heads == 1 and has_attention and layer in (0, -1)
+    return covers is not None and covers(**generation) and (shows or not attention)
+
+
+_Row = tuple[list[int], float, Tensor | None]  # tokens, log-probability, attention (heads, target, source)
+
+
+def _searched_hypotheses(model: PreTrainedModel, output: Any, source_lengths: Sequence[int], layer: int) -> list[_Row]:
+    prompt = output.sequences.shape[1] - int(output.lengths.max())
+    copies = len(output.sequences) // len(source_lengths)
+    rows: list[_Row] = []
+    for position, length in enumerate(output.lengths.tolist()):
+        weights = None
+        if output.alignments is not None:
+            weights = output.alignments[position, :length, : source_lengths[position // copies]].float().cpu()[None]
+        ids = output.sequences[position, prompt : prompt + length].tolist()
+        rows.append((ids, float(output.log_probabilities[position]), weights))
+    return rows
+
+
+def _generated_hypotheses(model: PreTrainedModel, output: Any, source_lengths: Sequence[int], layer: int) -> list[_Row]:
+    beam_indices = getattr(output, "beam_indices", None)
+    # Beam search may take steps after the last one that any returned hypothesis needed.
+    steps = len(output.scores) if beam_indices is None else beam_indices.shape[1]
+    prompt = output.sequences.shape[1] - steps
+    copies = len(output.sequences) // len(source_lengths)
+    log_probabilities = _token_log_probabilities(model, output)
+    rows: list[_Row] = []
+    for position, sequence in enumerate(output.sequences[:, prompt:].tolist()):
+        ids = _until_end(sequence, model.generation_config.eos_token_id)
+        weights = None
+        if output.cross_attentions is not None:
+            weights = hypothesis_attention(output, position, len(ids), source_lengths[position // copies], layer)
+        rows.append((ids, float(log_probabilities[position, : len(ids)].sum()), weights))
+    return rows
 
 
 @torch.no_grad()

@@ -2,8 +2,9 @@
 
 `train` compares, in one process, the training step of the model with the form a tutorial writes (a cell called at each
 position, the output layer inside the loop, every padded position scored, the default Adam) on the same parameters;
-their losses are printed and must agree. `decode` reports sentences per second of `generate()`, greedy and with beam 5
-on random weights that never end a sentence, so that every sentence takes --target_length steps.
+their losses are printed and must agree. `decode` compares `model.search` with `generate()`, greedy and with beams:
+on the sentences of --input with --model (sorted by length where that is what the search's callers do), or on random
+weights that never end a sentence, so that every sentence takes --target_length steps.
 
 The default is a bidirectional LSTM 2x256 and an LSTM 512 with general attention and input feeding, vocabulary 8000.
 Variants take turns, so that a slow moment of the machine falls on all of them; read the ratios, not the seconds.
@@ -30,10 +31,17 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--batch_size", type=count, default=64, help="sentences (default: 64)")
     parser.add_argument("--source_length", type=count, default=14, help="longest source in tokens (default: 14)")
     parser.add_argument("--target_length", type=count, default=15, help="longest target in tokens (default: 15)")
+    parser.add_argument("--model", metavar="DIR", help="decode: a trained model; needs --input")
+    parser.add_argument("--input", metavar="FILE", help="decode: source sentences, one a line; may be .gz")
+    parser.add_argument("--sentences", type=count, help="decode: only the first so many of --input")
+    parser.add_argument("--num_beams", type=command_line.at_least(2), default=5, help="decode: beams (default: 5)")
     parser.add_argument("--rounds", type=count, default=7, help="measurements of each variant (default: 7)")
     parser.add_argument("--threads", type=count, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--json", metavar="FILE", help="also write one object per variant")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if (arguments.model is None) != (arguments.input is None):
+        parser.error("--model and --input go together")
+    return arguments
 
 
 def build(arguments: Namespace, **fields: object):
@@ -120,22 +128,55 @@ def training_variants(arguments: Namespace) -> tuple[dict[str, Callable[[], floa
     return variants, int((labels != -100).sum())
 
 
-def decoding_variants(arguments: Namespace) -> tuple[dict[str, Callable[[], float]], int]:
-    """`generate()` on one batch, each returning the tokens of the longest hypothesis, and the sentences of a batch."""
+def decoding_batches(arguments: Namespace) -> tuple[object, list, list]:
+    """The model, and batches of (ids, mask): in the order of the input, and with sentences sorted by length."""
     import torch
 
-    model = build(arguments).eval()
-    source, _ = ragged_batch(arguments)
-    steps = {"min_new_tokens": arguments.target_length, "max_new_tokens": arguments.target_length}
+    if arguments.model is None:
+        source, _ = ragged_batch(arguments)
+        batches = [(source, (source != 0).long())]
+        return build(arguments).eval(), batches, batches
+    from hf_rnn_seq2seq.evaluation import encode_sources, length_batches
+    from hf_rnn_seq2seq.line_streams import LineReader
+    from hf_rnn_seq2seq.run_directory import load_checkpoint
 
-    def variant(**options: object) -> Callable[[], float]:
-        @torch.no_grad()
-        def decode() -> float:
-            return float(model.generate(source, do_sample=False, **steps, **options).shape[1] - 1)
+    model, tokenizer = load_checkpoint(arguments.model, device="cpu")
+    lines = [line for line in LineReader(arguments.input) if line.strip()][: arguments.sentences]
+    rows = encode_sources(tokenizer, lines)[0]
 
-        return decode
+    def padded(chosen: Sequence[int]) -> tuple:
+        ids = [torch.tensor(rows[index]) for index in chosen]
+        ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=model.config.pad_token_id)
+        return ids, (ids != model.config.pad_token_id).long()
 
-    return {"greedy": variant(), "beam 5": variant(num_beams=5)}, arguments.batch_size
+    size = arguments.batch_size
+    plain = [padded(range(start, min(start + size, len(rows)))) for start in range(0, len(rows), size)]
+    by_length = length_batches([len(row) for row in rows], size, max_tokens=10**9)
+    return model, plain, [padded(chosen) for chosen in by_length]
+
+
+def decoding_variants(arguments: Namespace) -> tuple[dict[str, Callable[[], float]], int]:
+    """Each decodes all sentences and returns the tokens of the longest hypothesis; and the number of sentences."""
+    model, plain, by_length = decoding_batches(arguments)
+    limits: dict[str, object] = {"max_new_tokens": arguments.target_length}
+    if arguments.model is None:  # random weights: no sentence may end, so that every variant takes as many steps
+        limits["eos_token_id"] = None
+
+    def variant(decode: Callable, batches: list, **options: object) -> Callable[[], float]:
+        def run() -> float:
+            found = [decode(input_ids=ids, attention_mask=mask, **limits, **options) for ids, mask in batches]
+            return float(max(sequences.shape[1] for sequences in found) - 1)
+
+        return run
+
+    variants = {}
+    for name, beams in (("greedy", 1), (f"beam {arguments.num_beams}", arguments.num_beams)):
+        variants[name] = variant(model.generate, plain, num_beams=beams)
+        if arguments.model is not None and arguments.batch_size > 1:
+            variants[f"{name} sorted"] = variant(model.generate, by_length, num_beams=beams)
+        for kind, suffix in (("float32", ""), ("bfloat16", " bf16"), ("int8", " int8")):
+            variants[f"{name} search{suffix}"] = variant(model.search, by_length, num_beams=beams, weight_type=kind)
+    return variants, sum(len(ids) for ids, _ in plain)
 
 
 def measure(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, float]]:
@@ -162,7 +203,7 @@ def measure(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures and prints a table; the first variant is the reference of the ratios, which compare CPU time."""
+    """Measures and prints a table; ratios compare CPU time with the first variant (of the same beams, in decoding)."""
     arguments = parse(argv)
     import torch
 
@@ -171,15 +212,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     variants, units = (training_variants if training else decoding_variants)(arguments)
     rows = measure(variants, arguments.rounds)
     rate = "tokens_per_s" if training else "sentences_per_s"
-    reference = next(iter(rows.values()))["cpu_s"]
-    report = [
-        {"variant": name, rate: units / row["wall_s"], "ratio_to_reference": reference / row["cpu_s"], **row}
-        for name, row in rows.items()
-    ]
-    print(f"{'variant':18}{rate:>18}{'CPU ms':>10}{'ratio':>8}{'first loss' if training else 'steps':>14}")
+    first = next(iter(rows))
+    report = []
+    for name, row in rows.items():
+        reference = next((other for other in rows if not training and name.startswith(other)), first)
+        ratio = rows[reference]["cpu_s"] / row["cpu_s"]
+        wall = rows[reference]["wall_s"] / row["wall_s"]
+        report.append(
+            {"variant": name, rate: units / row["wall_s"], "ratio_to_reference": ratio, "wall_ratio": wall, **row}
+        )
+    print(f"{'variant':20}{rate:>18}{'CPU ms':>10}{'ratio':>8}{'first loss' if training else 'steps':>14}")
     for row in report:
         ratio = f"{row['ratio_to_reference']:8.2f}{row['value']:14.6f}"
-        print(f"{row['variant']:18}{row[rate]:18.1f}{row['cpu_s'] * 1e3:10.1f}{ratio}")
+        print(f"{row['variant']:20}{row[rate]:18.1f}{row['cpu_s'] * 1e3:10.1f}{ratio}")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

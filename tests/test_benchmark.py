@@ -30,7 +30,10 @@ def test_decoding_takes_every_step_asked_for(tmp_path: Path) -> None:
     done = run("decode", *TOY, "--json", str(tmp_path / "a.json"))
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "a.json").read_text())
-    assert [(row["variant"], row["value"]) for row in rows] == [("greedy", 6), ("beam 5", 6)]
+    kinds = ("", " search", " search bf16", " search int8")
+    assert [row["variant"] for row in rows] == [name + kind for name in ("greedy", "beam 5") for kind in kinds]
+    assert {row["value"] for row in rows} == {6}
+    assert [row["ratio_to_reference"] == 1 for row in rows] == [True, False, False, False] * 2
     assert all(row["sentences_per_s"] > 0 and row["cpu_s"] > 0 for row in rows)
 
 

@@ -71,6 +71,11 @@ class SearchMixin:
         """As the function `search` of this file."""
         return search(self, inputs, generation_config, *args, **kwargs)
 
+    def search_covers(self, **options: Any) -> bool:
+        """Whether `search` follows these options itself; otherwise it hands them to `generate()`."""
+        settings = Settings(self.generation_config, None, options)
+        return _not_covered(self, settings, {"input_ids": True, **options}) is None
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, *args, **kwargs)
         self._write_strategy(save_directory, kwargs.get("is_main_process", True))

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 # A thread of OpenMP that waits by spinning takes the core from one that has work: with anything else running, training
-# on all cores was seen to become five times slower. Read once, when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# on all cores was seen to become five times slower. One that sleeps at once has to be woken for every product, which
+# costs a third of the speed of an idle machine. So: spin shortly, then sleep. Read once, when torch is imported.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "2000"
 
-from hf_rnn_seq2seq import RnnSeq2SeqConfig, command_line  # noqa: E402  after OMP_WAIT_POLICY
-from hf_rnn_seq2seq.arguments import (  # noqa: E402  after OMP_WAIT_POLICY
+from hf_rnn_seq2seq import RnnSeq2SeqConfig, command_line  # noqa: E402  after GOMP_SPINCOUNT
+from hf_rnn_seq2seq.arguments import (  # noqa: E402  after GOMP_SPINCOUNT
     ArgumentError,
     DataArguments,
     GenerationArguments,
@@ -114,7 +116,9 @@ def resumed_tokenizer(training: TrainingArguments) -> Path | None:
     return Path(training.resume_from_checkpoint)
 
 
-def build_loop(groups: Sequence[Any], options: dict[str, Any], accelerator: Any) -> tuple[Any, tuple[int, int]]:
+def build_loop(
+    groups: Sequence[Any], options: dict[str, Any], accelerator: Any, uploads: Any = None
+) -> tuple[Any, tuple[int, int]]:
     """Corpus, tokenizer, model and the loop that joins them; the second value is the sizes of the vocabularies."""
     from functools import partial
 
@@ -122,6 +126,7 @@ def build_loop(groups: Sequence[Any], options: dict[str, Any], accelerator: Any)
 
     from hf_rnn_seq2seq.data import Collator, load_corpus, tokenize_corpus
     from hf_rnn_seq2seq.evaluation import score, translate
+    from hf_rnn_seq2seq.hub_uploads import without_token
     from hf_rnn_seq2seq.tokenization import source_vocabulary_size, target_vocabulary_size
     from hf_rnn_seq2seq.training import TrainingLoop
     from hf_rnn_seq2seq.updates import BatchLoader
@@ -174,10 +179,11 @@ def build_loop(groups: Sequence[Any], options: dict[str, Any], accelerator: Any)
         collate=collate,
         validator=validator,
         save_beside=tokenizer.save_pretrained,
+        after_save=uploads.saved if uploads is not None else None,
         recipe=dump_recipe(groups, options),
         identity={"data": corpus.description.get("fingerprint"), "vocabulary": list(vocabulary)},
         facts={
-            "command": shlex.join(["scripts/train.py", *sys.argv[1:]]),
+            "command": shlex.join(["scripts/train.py", *without_token(sys.argv[1:])]),
             "data": corpus.description,
             "skipped": skipped,
             "source_vocab_size": vocabulary[0],
@@ -202,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     *groups, options = parse_arguments(words, GROUPS, model_options(), description=__doc__ or "")
     training = groups[-1]
 
+    from hf_rnn_seq2seq import hub_uploads
     from hf_rnn_seq2seq.dry_run import dry_run
     from hf_rnn_seq2seq.run_control import build_accelerator, use_all_cores
     from hf_rnn_seq2seq.training import TrainingError, check_output_dir
@@ -211,14 +218,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_output_dir(training)
     use_all_cores(training.cpu_threads)
     accelerator = build_accelerator(training, say=lambda message: print(message, file=sys.stderr))
+    uploads = hub_uploads.for_run(training) if accelerator.is_main_process else None
     try:
-        loop, vocabulary = build_loop(groups, options, accelerator)
+        loop, vocabulary = build_loop(groups, options, accelerator, uploads)
         if training.dry_run:
             plan = dry_run(loop, vocabulary)
             if accelerator.is_main_process:
                 print(plan)
             return 0
+        if uploads is not None:
+            uploads.begin(loop.screen.say)
         reason = loop.run()
+        if uploads is not None:
+            uploads.finish(loop.state.progress.step, interrupted=reason in signal.Signals.__members__)
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -87,6 +87,21 @@ def test_recipes_hold_only_options_and_fit_the_model():
         assert groups[3].best_metric in ("bleu", "chrf", "loss") and config.vocab_size == 300
 
 
+@pytest.mark.parametrize(
+    ("chosen", "expected"), [({}, "2000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_waiting_threads_spin_shortly_unless_the_user_says_otherwise(chosen, expected, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        # Set first, so that what the script sets is taken back after the test.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    load_script()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+    assert os.environ.get("OMP_WAIT_POLICY") == chosen.get("OMP_WAIT_POLICY")
+
+
 def test_every_field_of_the_model_is_an_option():
     assert {"preset", "cell_type", "attention_type", "dropout", "label_smoothing"} <= script.model_options().keys()
     with pytest.raises(ArgumentError, match="atention_type: no such option; the nearest is attention_type"):

@@ -38,11 +38,12 @@ def greedy_search(
         readout, shown, state = step(tokens, state, plan.need_weights)
         logits = limits.scores(step.scores(readout, limits.words), live)
         best, places = limits.force(logits, live, time).max(-1)
-        total[live] += best - step.total(logits).squeeze(1)
+        if plan.need_scores:
+            total[live] += best - step.total(logits).squeeze(1)
         tokens = limits.tokens(places)
         produced[live, time] = tokens
         if plan.need_weights:
-            weights.append(_spread(shown, live, count))
+            weights.append(_spread(shown.float(), live, count))
         ended = is_end(tokens, plan.eos_token_ids)
         if ended.any():
             lengths[live[ended]] = time + 1
@@ -132,7 +133,7 @@ def beam_search(
         sums, beam, places = _candidates(limits.force(logits, live, time), total, running, plan)
         word = limits.tokens(places)
         if plan.need_weights:
-            shown = shown.unflatten(0, (len(live), beams))
+            shown = shown.float().unflatten(0, (len(live), beams))
             history.append((live, shown))
             coverage = shown if coverage is None else coverage + shown
         length = time + 1

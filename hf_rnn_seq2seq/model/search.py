@@ -261,6 +261,7 @@ def _plan(settings: Settings, own: OwnOptions, prompt: int) -> SearchPlan:
         gnmt_alpha=own.gnmt_alpha,
         coverage_penalty=own.coverage_penalty,
         need_weights=own.return_alignments or own.coverage_penalty > 0,
+        need_scores=bool(settings["return_dict_in_generate"]) or own.return_alignments,
     )
 
 

@@ -119,7 +119,7 @@ class OwnOptions:
             raise SearchError(f"rows_per_batch={self.rows_per_batch}: must be at least 1, or None")
         if self.must_contain is not None:
             for name in ("shortlist", "prefix", "coverage_penalty"):
-                if getattr(self, name):
+                if getattr(self, name) not in (None, 0.0):
                     raise SearchError(f"must_contain: does not go with {name}")
 
     def changed(self) -> list[str]:

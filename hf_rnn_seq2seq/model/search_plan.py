@@ -25,6 +25,7 @@ class SearchPlan(NamedTuple):
     gnmt_alpha: float | None = None  # GNMT's: divided by ((5 + length) / 6) ** alpha instead
     coverage_penalty: float = 0.0  # GNMT's beta
     need_weights: bool = False
+    need_scores: bool = True  # greedy search chooses without them
 
     @property
     def candidates(self) -> int:

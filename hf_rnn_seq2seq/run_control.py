@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,9 +16,33 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 
 from .arguments import ArgumentError, TrainingArguments
-from .run_log import usable_trackers
+from .checkpointing import CHECKPOINTS, WEIGHTS
+from .finite_guard import TrainingError
+from .run_directory import RECIPE, SUMMARY
+from .run_log import LOG_FILE, usable_trackers
 
+RUN_FILES = ("config.json", WEIGHTS, RECIPE, LOG_FILE, SUMMARY, CHECKPOINTS)
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def check_output_dir(arguments: TrainingArguments) -> Path:
+    """The run directory.
+
+    Raises:
+        ArgumentError: none is given, or it holds a run that this one is not asked to continue.
+    """
+    if arguments.output_dir is None:
+        raise ArgumentError("output_dir=None: must name the run directory")
+    folder = Path(arguments.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError(f"output_dir={arguments.output_dir!r}: is a file; must be a directory")
+    held = [name for name in RUN_FILES if (folder / name).exists()]
+    if held and arguments.resume_from_checkpoint is None:
+        raise ArgumentError(
+            f"output_dir={arguments.output_dir!r}: already holds a run ({held[0]}); give another directory, or "
+            "continue with --resume_from_checkpoint latest"
+        )
+    return folder
 
 
 def use_all_cores(chosen: int | None = None) -> int:
@@ -119,3 +144,26 @@ def largest(values: list[float], accelerator: Accelerator) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64)
     torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
     return tensor.tolist()
+
+
+@contextlib.contextmanager
+def naming_lost_processes(accelerator: Accelerator) -> Iterator[None]:
+    """Turns the error of an exchange whose other side has died into a TrainingError that says so.
+
+    No process waits for one that is gone: its connections close with it, and whoever reads from one of them fails.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if accelerator.num_processes == 1 or not _is_broken_exchange(error):
+            raise
+        raise TrainingError(
+            f"process {accelerator.process_index} of {accelerator.num_processes}: another process of this run has "
+            "ended, so this one ends too; --resume_from_checkpoint latest continues from the last checkpoint "
+            f"({(str(error).splitlines() or [type(error).__name__])[0][:200]})"
+        ) from error
+
+
+def _is_broken_exchange(error: RuntimeError) -> bool:
+    words = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(w in words for w in ("gloo", "nccl", "by peer"))

@@ -22,36 +22,15 @@ from torch import Tensor
 from . import checkpointing
 from .arguments import ArgumentError, TrainingArguments
 from .finite_guard import FiniteGuard, TrainingError
-from .run_control import StopSignals, largest
-from .run_directory import RECIPE, SUMMARY, read_summary, update_summary, write_atomically
-from .run_log import LOG_FILE, RunLog, Screen, draw_learning_curve, peak_memory_mb, versions
+from .run_control import StopSignals, check_output_dir, largest, naming_lost_processes
+from .run_directory import RECIPE, read_summary, update_summary, write_atomically
+from .run_log import LOG_FILE, RunLog, Screen, draw_learning_curve, versions
+from .training_report import interval_facts, run_facts
 from .training_state import StateKeeper, TrainingState
 from .updates import BatchLoader, MicroBatch, Update, UpdatePlan, column
 from .validation import Validator
 
 __all__ = ["TrainingError", "TrainingLoop", "check_output_dir"]
-
-RUN_FILES = ("config.json", checkpointing.WEIGHTS, RECIPE, LOG_FILE, SUMMARY, checkpointing.CHECKPOINTS)
-
-
-def check_output_dir(arguments: TrainingArguments) -> Path:
-    """The run directory.
-
-    Raises:
-        ArgumentError: none is given, or it holds a run that this one is not asked to continue.
-    """
-    if arguments.output_dir is None:
-        raise ArgumentError("output_dir=None: must name the run directory")
-    folder = Path(arguments.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ArgumentError(f"output_dir={arguments.output_dir!r}: is a file; must be a directory")
-    held = [name for name in RUN_FILES if (folder / name).exists()]
-    if held and arguments.resume_from_checkpoint is None:
-        raise ArgumentError(
-            f"output_dir={arguments.output_dir!r}: already holds a run ({held[0]}); give another directory, or "
-            "continue with --resume_from_checkpoint latest"
-        )
-    return folder
 
 
 class TrainingLoop:
@@ -67,9 +46,10 @@ class TrainingLoop:
         collate: pads a dict of lists to tensors.
         validator: measures the model; None trains without evaluation.
         save_beside: writes what belongs beside the weights of every checkpoint (the tokenizer) into a folder.
+        after_save: told the step of every complete checkpoint, on the main process.
         recipe: text of the resolved options, kept in the run directory.
         identity: what must be the same for a resumed run (fingerprint of the data, ...), beside seed and batches.
-        facts: what the summary repeats.
+        facts: what the log and the summary repeat.
     """
 
     def __init__(
@@ -82,13 +62,14 @@ class TrainingLoop:
         collate: Callable[[Any], dict[str, Tensor]],
         validator: Validator | None = None,
         save_beside: Callable[[Path], Any] | None = None,
+        after_save: Callable[[int], Any] | None = None,
         recipe: str = "",
         identity: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.arguments, self.accelerator = model, arguments, accelerator
         self.dataset, self.validator, self.save_beside = train_dataset, validator, save_beside
-        self.recipe, self.facts = recipe, dict(facts or {})
+        self.after_save, self.recipe, self.facts = after_save, recipe, dict(facts or {})
         self.screen = Screen(accelerator.is_main_process)
         processes, accumulation = accelerator.num_processes, arguments.gradient_accumulation_steps
         self.plan = UpdatePlan(
@@ -139,12 +120,18 @@ class TrainingLoop:
             TrainingError: too many updates in a row were not finite.
             CheckpointError: a checkpoint cannot be written or read.
         """
-        self._start()
+        with naming_lost_processes(self.accelerator):
+            self._start()
+            reason = self._end_reason()
+            if reason is not None and read_summary(self.output_dir).get("steps") == self.state.progress.step:
+                step = self.state.progress.step
+                self.screen.say(f"{self.output_dir}: this run finished at step {step}; there is nothing left to do")
+                return "already finished"
+            return self._run_updates(reason)
+
+    def _run_updates(self, reason: str | None) -> str:
+        """From the state of `_start` to the end of the run."""
         a, p = self.arguments, self.state.progress
-        reason = self._end_reason()
-        if reason is not None and read_summary(self.output_dir).get("steps") == p.step:
-            self.screen.say(f"{a.output_dir}: this run finished at step {p.step}; there is nothing left to do")
-            return "already finished"
         self.screen.start(self.total_steps, a.max_train_seconds, p.step, p.elapsed_seconds)
         updates = self.plan.updates(p.epoch, p.index)
         self._mark = time.perf_counter()
@@ -194,7 +181,8 @@ class TrainingLoop:
             accelerator.init_trackers("training")
         self.log = RunLog(self.output_dir / LOG_FILE if main else None, step if a.resume_from_checkpoint else None)
         event = "start" if checkpoint is None else "resume"
-        self.log.write(event, step=step, processes=accelerator.num_processes, versions=versions())
+        # A run that is killed leaves this line behind, so it says what the summary will.
+        self.log.write(event, step=step, processes=accelerator.num_processes, versions=versions(), **self.facts)
 
     def prepare_state(self, nonfinite_folder: Path | None) -> None:
         """The state of step 0, wrapped by Accelerate, from which `run_update` can begin."""
@@ -218,8 +206,8 @@ class TrainingLoop:
             with contextlib.nullcontext() if last else accelerator.no_sync(state.step_module):
                 self._backward(state.step_module(**batch.inputs), batch.target_tokens, update.target_tokens)
         limit = self.arguments.max_grad_norm or math.inf
-        self._norm = accelerator.clip_grad_norm_(self.model.parameters(), limit).detach()
-        self.guard.step(self._norm, update.rows)
+        self.norm = accelerator.clip_grad_norm_(self.model.parameters(), limit).detach()
+        self.guard.step(self.norm, update.rows)
         state.optimizer.zero_grad()
         if state.average is not None:
             state.average.update(p.step)
@@ -285,23 +273,10 @@ class TrainingLoop:
         self._loss_sum.zero_()
 
     def _log(self) -> None:
-        a, p = self.arguments, self.state.progress
+        p = self.state.progress
         self.guard.inspect()
         self._gather_loss()
-        loss, seconds = p.interval_loss / max(p.interval_target_tokens, 1), max(p.interval_seconds, 1e-9)
-        facts = {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
-            "learning_rate": self.state.optimizer.param_groups[0]["lr"],
-            "grad_norm": float(self._norm),
-            "target_tokens_per_second": p.interval_target_tokens / seconds,
-            "source_tokens_per_second": p.interval_source_tokens / seconds,
-            "memory_mb": peak_memory_mb(self.accelerator.device),
-        }
-        left = [(self.total_steps - p.step) * p.elapsed_seconds / p.step]
-        if a.max_train_seconds:
-            left.append(a.max_train_seconds - p.elapsed_seconds)
-        times = {"elapsed_seconds": p.elapsed_seconds, "eta_seconds": max(0.0, min(left))}
+        facts, times = interval_facts(self)
         self.log.write("train", step=p.step, epoch=p.epochs, **facts, **times)
         self.accelerator.log({f"train/{name}": value for name, value in facts.items()}, step=p.step)
         self.screen.show_update(p.step, p.epochs, facts, times["eta_seconds"])
@@ -335,6 +310,8 @@ class TrainingLoop:
             self.keeper.save(self.state)
         p = self.state.progress
         self.log.write("save", step=p.step, seconds=p.saving_seconds)
+        if self.after_save is not None and self.accelerator.is_main_process:
+            self.after_save(p.step)
 
     def _finish(self, reason: str) -> None:
         """Last evaluation, last checkpoint, and the files that tell about the run."""
@@ -349,7 +326,7 @@ class TrainingLoop:
         self.screen.close()
         if self.accelerator.is_main_process:
             if not interrupted:
-                update_summary(self.output_dir, self.summary(reason))
+                update_summary(self.output_dir, run_facts(self, reason))
             curve = self.output_dir / "learning_curve.png"
             self.screen.say(draw_learning_curve(self.output_dir / LOG_FILE, curve) or f"learning curve in {curve}")
         if interrupted:
@@ -358,32 +335,3 @@ class TrainingLoop:
                 "--resume_from_checkpoint latest"
             )
         self.accelerator.wait_for_everyone()
-
-    def summary(self, reason: str) -> dict[str, Any]:
-        """The facts of the run. Rates are per second of updating, evaluation and saving not counted."""
-        p, device = self.state.progress, self.accelerator.device
-        seconds = max(p.update_seconds, 1e-9)
-        return {
-            **self.facts,
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "steps": p.step,
-            "epochs": p.epochs,
-            "stop_reason": reason,
-            "train_seconds": p.elapsed_seconds,
-            "update_seconds": p.update_seconds,
-            "source_tokens": p.source_tokens,
-            "target_tokens": p.target_tokens,
-            "source_tokens_per_second": p.source_tokens / seconds,
-            "target_tokens_per_second": p.target_tokens / seconds,
-            "skipped_updates": p.skipped_updates,
-            "best_step": p.best_step,
-            "best_metric_name": self.arguments.best_metric if p.best_step is not None else None,
-            "best_metric": p.best_value,
-            **{f"eval_{name}": value for name, value in p.evaluation.items()},
-            "mixed_precision": self.arguments.mixed_precision,
-            "processes": self.accelerator.num_processes,
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-            "peak_memory_mb": peak_memory_mb(device),
-            "versions": versions(),
-        }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ class DataArguments(OptionGroup):
     preprocessing_num_workers: int | None = option(
         None, "processes that tokenise (default: decided by size)", at_least=1
     )
+    streaming: bool = option(False, "read the training split as it comes instead of writing it to the cache first")
+    streaming_buffer: int = option(10_000, "streaming: rows held at a time, shuffled and put in batches", at_least=1)
 
     def validate(self) -> None:
         if self.dataset_name and self.train_file:
@@ -147,6 +150,12 @@ class TrainingArguments(OptionGroup):
     save_total_limit: int | None = option(2, "checkpoints kept, beside the best one; none: all", at_least=1)
     logging_steps: int = option(50, "updates between log lines", at_least=1)
     report_to: list[str] = option(["tensorboard"], "trackers of Accelerate, or none")
+    # The Hub
+    push_to_hub: bool = option(False, "push the run to the Hub in the background; a Hub that fails stops nothing")
+    hub_model_id: str | None = option(None, "the repository, `user/name`; created where it does not exist")
+    hub_strategy: str = option("every_save", "with each checkpoint, or once", choices=("every_save", "end"))
+    hub_token: str | None = option(None, "default: HF_TOKEN, or what `hf auth login` stored; never written down")
+    hub_private_repo: bool = option(False, "create the repository as a private one")
 
     def validate(self) -> None:
         if self.max_steps == 0:
@@ -156,6 +165,8 @@ class TrainingArguments(OptionGroup):
                 f"metric_for_best_model={self.metric_for_best_model!r}: needs predict_with_generate, "
                 "without it loss or perplexity"
             )
+        if self.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_model_id or ""):
+            raise ArgumentError(f"hub_model_id={self.hub_model_id!r}: push_to_hub needs a repository, user/name")
         self.report_to = [name for name in self.report_to if name != "none"]
 
     @property
@@ -164,7 +175,8 @@ class TrainingArguments(OptionGroup):
         return self.metric_for_best_model or ("bleu" if self.predict_with_generate else "loss")
 
 
-_OF_ONE_START = ("output_dir", "resume_from_checkpoint", "dry_run")
+_OF_ONE_START = ("output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub", "hub_model_id", "hub_strategy")
+_OF_ONE_START += ("hub_token", "hub_private_repo")
 _PATHS = ("train_file", "validation_file", "test_file", "dataset_name", "tokenizer_name_or_path", "model_name_or_path")
 
 

@@ -36,7 +36,16 @@ UPLOADED = (
     "recipe.yaml",
     "train_log.jsonl",
 )
-KEPT_HERE = ("checkpoints/*", "tensorboard/*", "__pycache__/*", "*/__pycache__/*", ".*", "*/.*", "command.txt")
+KEPT_HERE = (
+    "checkpoints/*",
+    "tensorboard/*",
+    "nonfinite/*",
+    "__pycache__/*",
+    "*/__pycache__/*",
+    ".*",
+    "*/.*",
+    "command.txt",
+)
 SECRETS = {
     "a Hugging Face token": re.compile(rb"hf_[A-Za-z0-9]{30,}"),
     "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
@@ -64,8 +73,10 @@ class Upload:
         }
 
 
-def plan_upload(directory: str | os.PathLike[str], repo_id: str) -> Upload:
+def plan_upload(directory: str | os.PathLike[str], repo_id: str, *, keep_strays: bool = False) -> Upload:
     """Decide what of DIRECTORY is published as `repo_id`; nothing is sent and nothing is written.
+
+    With `keep_strays` a file that belongs to no checkpoint stays here instead of stopping the upload.
 
     A README.md in the directory is the card; without one the card is rendered from the run's facts. Absolute paths in
     the recipe, the summary and the log are shortened to names: the folders of this machine are nobody's business.
@@ -89,7 +100,9 @@ def plan_upload(directory: str | os.PathLike[str], repo_id: str) -> Upload:
             files[name] = path
         else:
             strays.append(name)
-    if strays:
+    if keep_strays:
+        kept_here += strays
+    elif strays:
         raise PublishError(f"{directory}: not part of a checkpoint: {', '.join(strays)}; move them elsewhere")
     _check_checkpoint(root, files)
     for name in ("recipe.yaml", "summary.json", "train_log.jsonl"):
@@ -104,8 +117,18 @@ def plan_upload(directory: str | os.PathLike[str], repo_id: str) -> Upload:
     return Upload(files, kept_here)
 
 
-def push(upload: Upload, repo_id: str, *, private: bool = False, revision: str | None = None, message: str = "") -> str:
+def push(
+    upload: Upload,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "",
+    token: str | None = None,
+) -> str:
     """Create the repository (and branch) where needed, have the card checked, upload everything in one commit.
+
+    `token` stands in for the one that `hf auth login` or HF_TOKEN gave.
 
     Returns:
         The address of the commit. Content that is already there makes no commit.
@@ -122,7 +145,7 @@ def push(upload: Upload, repo_id: str, *, private: bool = False, revision: str |
         ModelCard(text.decode("utf-8")).validate(repo_type="model")
     except ValueError as error:
         raise PublishError(f"README.md: {' '.join(str(error).split())}") from None
-    api = HfApi()
+    api = HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)

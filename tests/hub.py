@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+from huggingface_hub import HfApi, constants
+
 
 @dataclass(frozen=True)
 class Hub:
@@ -40,10 +43,25 @@ class Hub:
         with urllib.request.urlopen(f"{self.url}/_test/log") as response:
             return json.load(response)
 
-    def fail(self, pattern: str, status: int = 503, times: int = 1) -> None:
-        """Answer the next `times` requests whose path matches `pattern` with `status`; times=0 ends that."""
-        rules = json.dumps([{"pattern": pattern, "status": status, "times": times}]).encode()
+    def fail(self, pattern: str, status: int = 503, times: int = 1, seconds: float = 0.0) -> None:
+        """Answer the next `times` requests whose path matches `pattern` with `status`; times=0 ends that.
+
+        `seconds` pass first; status 0 then answers as ever.
+        """
+        rules = json.dumps([{"pattern": pattern, "status": status, "times": times, "seconds": seconds}]).encode()
         urllib.request.urlopen(urllib.request.Request(f"{self.url}/_test/fail", data=rules)).close()
+
+
+def act_as(token: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> HfApi:
+    """Lets the client in this process talk to `endpoint` as the holder of `token`."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    # Built from the endpoint when the client is imported.
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("{repo_id}")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{endpoint}/{template[1]}{template[2]}")
+    monkeypatch.setenv("HF_TOKEN", token)
+    return HfApi(endpoint=endpoint, token=token)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -72,6 +73,9 @@ class Handler(BaseHTTPRequestHandler):
         for rule in self.server.failures:
             if rule["times"] > 0 and not path.startswith("/_test/") and re.search(rule["pattern"], path):
                 rule["times"] -= 1
+                time.sleep(rule.get("seconds", 0.0))
+                if rule["status"] == 0:
+                    return None
                 return Answer({"error": "injected failure"}, rule["status"])
         return None
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
 from hf_rnn_seq2seq.publishing import PublishError, plan_upload, push
 from tests.checkpoints import tiny_rnn, tiny_tokenizer
-from tests.hub import Hub, running_hub
+from tests.hub import Hub, act_as, running_hub
 from tests.hub_store import OWNER_TOKEN, READER_TOKEN
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,14 +29,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def owner(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> HfApi:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    # Built from the endpoint when the client is imported.
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("{repo_id}")
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{template[1]}{template[2]}")
-    monkeypatch.setenv("HF_TOKEN", OWNER_TOKEN)
-    return HfApi(endpoint=hub.url, token=OWNER_TOKEN)
+    return act_as(OWNER_TOKEN, hub.url, monkeypatch)
 
 
 @pytest.fixture

@@ -62,7 +62,10 @@ def bridge(config: RnnSeq2SeqConfig, weights: Weights, source: Source) -> tuple[
             summary = torch.tanh(affine(weights, "summary", summary))
     starts = []
     for number in range(config.decoder_layers):
-        ends = source.ends[min(number, config.encoder_layers - 1)]
+        if config.encoder_layers > config.decoder_layers:
+            ends = source.ends[number - config.decoder_layers]  # counted from the top
+        else:
+            ends = source.ends[min(number, config.encoder_layers - 1)]
         state = []
         for part in range(tensors):
             final = torch.cat([end[part] for end in ends])

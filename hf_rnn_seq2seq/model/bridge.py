@@ -11,7 +11,8 @@ from .recurrence import State
 class Bridge(nn.Module):
     """From what an encoder leaves to the decoder's starting states.
 
-    With fewer encoder than decoder layers, decoder layer l reads encoder layer min(l, encoder_layers).
+    Decoder layer l reads encoder layer l. Where the encoder is deeper, both tops meet: layer l reads layer
+    l + encoder_layers - decoder_layers. Where it is shallower, its top layer starts every decoder layer above.
 
     * `zero`: s_0 = 0.
     * `copy`: s_0 = the final state, both directions side by side.
@@ -36,7 +37,8 @@ class Bridge(nn.Module):
             )
 
     def _encoder_layer(self, layer: int) -> int:
-        return min(layer, self.config.encoder_layers - 1)
+        deeper = max(0, self.config.encoder_layers - self.config.decoder_layers)
+        return min(layer + deeper, self.config.encoder_layers - 1)
 
     def _width(self, layer: int) -> int:
         config = self.config

@@ -1,0 +1,98 @@
+"""Draw how gradients vanish, with gates and without: `python scripts/plot_gradients.py --output vanish.png`.
+
+Without models: fresh recurrent layers (tanh, GRU, LSTM) as this package starts them, |d loss / d state| by distance,
+and the same with the gate that keeps the old state opened, as training opens it where memory pays (--gate_bias).
+With models, `python scripts/plot_gradients.py runs/demo [runs/other ...] --output vanish.png`: |d loss / d word vector|
+by distance from the end of the source, of the loss on the first word, on sentences of the test set.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from hf_rnn_seq2seq import command_line
+
+# name -> cell, and whether the gate that keeps the old state starts open
+CELLS = {
+    "tanh, no gates": ("rnn_tanh", False),
+    "GRU": ("gru", False),
+    "LSTM": ("lstm", False),
+    "GRU, gate open": ("gru", True),
+    "LSTM, gate open": ("lstm", True),
+}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("models", nargs="*", metavar="DIR", help="directories that training wrote (default: none)")
+    parser.add_argument("--output", required=True, help="picture to write: .png, .svg or .pdf")
+    parser.add_argument("--steps", type=command_line.at_least(2), default=60, help="positions (default: 60)")
+    parser.add_argument("--hidden_size", type=command_line.at_least(1), default=256, help="of fresh layers")
+    parser.add_argument("--gate_bias", type=float, default=4.0, help="how far the open gates are (default: 4)")
+    parser.add_argument("--seed", type=command_line.at_least(0), default=0, help="of fresh layers and their input")
+    parser.add_argument("--title", default="", help="text above the chart")
+    command_line.add_data_options(parser)
+    command_line.add_model_options(parser)
+    return parser.parse_args(argv)
+
+
+def fresh_curves(arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Layers of this package at their first step of training, on random words."""
+    import torch
+
+    from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqModel
+    from hf_rnn_seq2seq.gradients import open_gates, recurrent_kernel, state_gradients
+
+    curves = {}
+    for name, (cell, is_open) in CELLS.items():
+        torch.manual_seed(arguments.seed)
+        size = arguments.hidden_size
+        config = RnnSeq2SeqConfig(
+            vocab_size=1000, cell_type=cell, embedding_size=size, hidden_size=size, bidirectional="none"
+        )
+        encoder = RnnSeq2SeqModel(config).get_encoder()
+        if is_open:
+            open_gates(recurrent_kernel(encoder), arguments.gate_bias)
+        words = torch.randint(4, config.vocab_size, (32, arguments.steps))
+        norms = state_gradients(recurrent_kernel(encoder), encoder.embed_tokens(words).detach(), seed=arguments.seed)
+        curves[name] = norms.flip(0).tolist()
+    return curves
+
+
+def model_curves(arguments: argparse.Namespace) -> dict[str, list[float]]:
+    from hf_rnn_seq2seq.gradients import word_gradients
+    from hf_rnn_seq2seq.reporting import read_test_set
+    from hf_rnn_seq2seq.run_directory import load_checkpoint
+
+    names = ("dataset_name", "dataset_config_name", "test_file", "source_lang", "target_lang", "source_column")
+    names += ("target_column", "max_predict_samples", "data_seed")
+    chosen: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    curves = {}
+    for directory in arguments.models:
+        test_set = read_test_set(directory, chosen, arguments.split)
+        model, tokenizer = load_checkpoint(directory, device=arguments.device, dtype=arguments.dtype)
+        pairs = (test_set.sources[:200], test_set.references[:200])
+        curves[directory.rstrip("/")] = word_gradients(model, tokenizer, *pairs, longest=arguments.steps)
+    return curves
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    from hf_rnn_seq2seq.figures import check_output
+
+    check_output(arguments.output)
+    command_line.quiet_libraries()
+    from hf_rnn_seq2seq.gradients import plot_gradients
+
+    if arguments.models:
+        curves, backwards = model_curves(arguments), "words before the end of the source"
+    else:
+        curves, backwards = fresh_curves(arguments), "positions back in time"
+    plot_gradients(curves, arguments.output, title=arguments.title, backwards=backwards)
+    for name, curve in curves.items():
+        print(f"{name}: {curve[-1] / curve[0]:.2e} of the gradient is left after {len(curve) - 1} positions")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

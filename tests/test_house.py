@@ -46,15 +46,18 @@ EXPORTS = {
 }
 # Who may import whom at the top of a file of model/: later rows import earlier rows, never the other way round.
 LAYERS = [
-    {"config_errors", "presets"},
+    {"config_errors", "precision", "presets"},
     {"configuration_rnn_seq2seq"},
-    {"attention", "recurrence", "scan", "cache", "scheduled_sampling"},
-    {"encoder"},
+    {"attention", "recurrence", "scan_cells", "cache", "loss", "scheduled_sampling"},
+    {"scan_scores"},
+    {"scan"},
+    {"encoder", "decoder_parts"},
+    {"decoder_scan"},
     {"bridge", "decoder"},
     {"search_step", "search_plan"},
     {"fast_step"},
     {"beam_search", "constrained_search", "search_options"},
-    {"ensemble", "search_batches"},
+    {"ensemble", "group_search", "search_batches"},
     {"search", "tokenization_rnn_seq2seq"},
     {"modeling_rnn_seq2seq"},
 ]

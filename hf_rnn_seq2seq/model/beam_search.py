@@ -63,7 +63,7 @@ def _spread(values: Tensor, live: Tensor, count: int) -> Tensor:
     return values.new_zeros(count, *values.shape[1:]).index_copy(0, live, values)
 
 
-class _Finished:
+class Finished:
     """The best finished hypotheses of every sentence, as transformers keeps them."""
 
     def __init__(self, sentences: int, plan: SearchPlan, device: torch.device) -> None:
@@ -117,7 +117,7 @@ def beam_search(
     """
     beams, device = plan.num_beams, tokens.device
     sentences = len(tokens) // beams
-    finished = _Finished(sentences, plan, device)
+    finished = Finished(sentences, plan, device)
     live = torch.arange(sentences, device=device)
     running = torch.full((sentences, beams), NEVER, device=device)
     running[:, 0] = 0.0
@@ -149,14 +149,14 @@ def beam_search(
                 scores,
                 sums,
                 ended,
-                torch.cat([_pick(produced, beam), word.unsqueeze(-1)], 2),
-                torch.cat([_pick(parents, beam), chosen], 2),
+                torch.cat([pick(produced, beam), word.unsqueeze(-1)], 2),
+                torch.cat([pick(parents, beam), chosen], 2),
             )
         running, order = (sums + hit * NEVER).topk(beams, 1)
         beam, word = beam.gather(1, order), word.gather(1, order)
-        produced = torch.cat([_pick(produced, beam), word.unsqueeze(-1)], 2)
-        parents = torch.cat([_pick(parents, beam), beam.unsqueeze(-1)], 2)
-        done = _done(finished, live, running, length, plan)
+        produced = torch.cat([pick(produced, beam), word.unsqueeze(-1)], 2)
+        parents = torch.cat([pick(parents, beam), beam.unsqueeze(-1)], 2)
+        done = done_sentences(finished, live, running, length, plan)
         rows = torch.arange(len(live), device=device).unsqueeze(1) * beams + beam
         stay = None
         if done.any():
@@ -166,12 +166,12 @@ def beam_search(
             live, running, produced, parents = live[stay], running[stay], produced[stay], parents[stay]
             rows, word, beam = rows[stay], word[stay], beam[stay]
             coverage = None if coverage is None else coverage[stay]
-        coverage = None if coverage is None else _pick(coverage, beam)
+        coverage = None if coverage is None else pick(coverage, beam)
         state, tokens = step.select(state, rows.flatten(), stay), word.flatten()
     return _best(finished, plan, history)
 
 
-def _pick(values: Tensor, index: Tensor) -> Tensor:
+def pick(values: Tensor, index: Tensor) -> Tensor:
     """values (live, beams, ...) at index (live, chosen) -> (live, chosen, ...)."""
     index = index.view(*index.shape, *[1] * (values.dim() - 2))
     return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
@@ -197,7 +197,7 @@ def _covered(coverage: Tensor, source_mask: Tensor, beam: Tensor) -> Tensor:
     return received.sum(-1).gather(1, beam)
 
 
-def _done(finished: _Finished, live: Tensor, running: Tensor, length: int, plan: SearchPlan) -> Tensor:
+def done_sentences(finished: Finished, live: Tensor, running: Tensor, length: int, plan: SearchPlan) -> Tensor:
     """bool (live,): nothing that still runs can change what is kept, by transformers' rule."""
     filled = finished.filled[live]
     hope = running[:, :1] / plan.norm(plan.hopeful_length(length))
@@ -206,12 +206,12 @@ def _done(finished: _Finished, live: Tensor, running: Tensor, length: int, plan:
     return hopeless | filled.all(1) if plan.early_stopping is True else hopeless
 
 
-def _best(finished: _Finished, plan: SearchPlan, history: list[tuple[Tensor, Tensor]]) -> Found:
+def _best(finished: Finished, plan: SearchPlan, history: list[tuple[Tensor, Tensor]]) -> Found:
     """The first `num_return_sequences` of each sentence."""
     count = plan.num_return_sequences
     lengths = finished.lengths[:, :count]
     longest = int(lengths.max())
-    weights = _follow(finished, history, count, longest) if plan.need_weights else None
+    weights = follow(finished, history, count, longest) if plan.need_weights else None
     return Found(
         finished.tokens[:, :count, :longest].flatten(0, 1),
         finished.scores[:, :count].flatten(),
@@ -221,15 +221,15 @@ def _best(finished: _Finished, plan: SearchPlan, history: list[tuple[Tensor, Ten
     )
 
 
-def _follow(finished: _Finished, history: list[tuple[Tensor, Tensor]], count: int, longest: int) -> Tensor:
+def follow(finished: Finished, history: list[tuple[Tensor, Tensor]], count: int, longest: int) -> Tensor:
     """Attention (hypotheses, longest, source) along each hypothesis: step by step from the beam it then was in."""
     beams, lengths = finished.beams[:, :count], finished.lengths[:, :count]
     sentences, source = len(beams), history[0][1].shape[2]
     weights = history[0][1].new_zeros(sentences, count, longest, source)
     for time, (live, shown) in enumerate(history[:longest]):
-        taken = _pick(shown, beams[live, :, time])
+        taken = pick(shown, beams[live, :, time])
         weights[live, :, time] = taken * (lengths[live] > time).unsqueeze(-1)
     return weights.flatten(0, 1)
 
 
-__all__ = ["beam_search", "greedy_search"]
+__all__ = ["NEVER", "Finished", "beam_search", "done_sentences", "follow", "greedy_search", "pick"]

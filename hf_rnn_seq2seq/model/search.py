@@ -1,6 +1,6 @@
 """Decoding beside `generate()`: the same hypotheses sooner, and what `generate()` has no option for.
 
-`search(model, ...)` takes what `model.generate(...)` takes. Greedy and beam search run here, everything else is handed
+`search(model, ...)` takes what `model.generate(...)` takes. Greedy, beam and group beam search run here, the rest is handed
 to `generate()` with a warning that names the option. Its own options are those of `OwnOptions`.
 """
 
@@ -21,6 +21,7 @@ from .beam_search import beam_search, greedy_search
 from .constrained_search import constrained_search
 from .ensemble import EnsembleStep
 from .fast_step import build_step
+from .group_search import group_search
 from .search_batches import join_parts, make_limits, map_inputs, split_inputs
 from .search_options import OwnOptions, SearchError, Settings
 from .search_plan import Found, Limits, SearchPlan
@@ -73,8 +74,25 @@ class SearchMixin:
 
     def search_covers(self, **options: Any) -> bool:
         """Whether `search` follows these options itself; otherwise it hands them to `generate()`."""
+        OwnOptions.take(options)
         settings = Settings(self.generation_config, None, options)
         return _not_covered(self, settings, {"input_ids": True, **options}) is None
+
+    def _validate_generation_mode(self, generation_mode: Any, generation_config: GenerationConfig, *args: Any) -> None:
+        super()._validate_generation_mode(generation_mode, generation_config, *args)
+        # transformers' processor for it calls the model with target words in the place of the source.
+        if getattr(generation_config, "guidance_scale", None) not in (None, 1):
+            raise ValueError(
+                f"guidance_scale={generation_config.guidance_scale}: transformers guides decoders without an encoder only"
+            )
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: continuous batching pages keys and values, and this model's cache holds one state instead.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("generate_batch: needs a paged key-value cache; use search(rows_per_batch=...)")
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -159,7 +177,8 @@ def _not_covered(model: nn.Module, settings: Settings, options: dict[str, Any]) 
     beams, returned = settings["num_beams"] or 1, settings["num_return_sequences"] or 1
     if returned > beams or beams < 1:
         return f"num_return_sequences={returned} with num_beams={beams}"
-    if beams > 1 and max(2, 1 + len(settings.eos_token_ids())) * beams > model.config.vocab_size:
+    together = beams // max(1, settings["num_beam_groups"] or 1)
+    if beams > 1 and max(2, 1 + len(settings.eos_token_ids())) * together > model.config.vocab_size:
         return f"num_beams={beams} with a vocabulary of {model.config.vocab_size}"
     if settings.eos_token_ids() and settings["pad_token_id"] is None and beams == 1:
         return "pad_token_id=None"
@@ -204,6 +223,8 @@ def _search_batch(step: GeneralStep, source: Any, prompt: Tensor, plan: SearchPl
     prompt = prompt.repeat_interleave(plan.num_beams, 0)
     for column in prompt[:, :-1].unbind(1):
         state = step(column, state).state
+    if plan.num_beam_groups > 1:
+        return group_search(step, state, prompt[:, -1], plan, limits)
     if plan.num_beams > 1:
         return beam_search(step, state, prompt[:, -1], plan, limits, step.source_mask(source))
     return greedy_search(step, state, prompt[:, -1], plan, limits)
@@ -249,6 +270,7 @@ def _plan(settings: Settings, own: OwnOptions, prompt: int) -> SearchPlan:
     limit, eos = settings.new_tokens(prompt), settings.eos_token_ids()
     if limit < 1:
         raise SearchError(f"max_length={settings['max_length']}: the prompt alone has {prompt} tokens")
+    _check_groups(settings, own)
     pad = settings["pad_token_id"]
     return SearchPlan(
         max_new_tokens=limit,
@@ -260,9 +282,23 @@ def _plan(settings: Settings, own: OwnOptions, prompt: int) -> SearchPlan:
         length_penalty=settings["length_penalty"],
         gnmt_alpha=own.gnmt_alpha,
         coverage_penalty=own.coverage_penalty,
+        num_beam_groups=settings["num_beam_groups"] or 1,
+        diversity_penalty=settings["diversity_penalty"] or 0.0,
         need_weights=own.return_alignments or own.coverage_penalty > 0,
         need_scores=bool(settings["return_dict_in_generate"]) or own.return_alignments,
     )
+
+
+def _check_groups(settings: Settings, own: OwnOptions) -> None:
+    groups, beams = settings["num_beam_groups"] or 1, settings["num_beams"] or 1
+    if groups < 1 or beams % groups:
+        raise SearchError(f"num_beam_groups={groups}: must divide num_beams={beams}")
+    if (penalty := settings["diversity_penalty"] or 0.0) < 0 or (penalty and groups == 1):
+        raise SearchError(f"diversity_penalty={penalty}: must be 0 or more, and needs num_beam_groups of at least 2")
+    if groups > 1:
+        for name in ("coverage_penalty", "must_contain"):
+            if getattr(own, name) not in (None, 0.0):
+                raise SearchError(f"num_beam_groups={groups}: does not go with {name}")
 
 
 def _check_phrases(own: OwnOptions, plan: SearchPlan, vocab_size: int, sentences: int) -> None:

@@ -11,9 +11,9 @@ from .fast_step import WEIGHT_TYPES
 
 # Options of generate() that the search here follows; any other that is set sends the call to generate().
 FOLLOWED = frozenset(
-    {"bos_token_id", "decoder_start_token_id", "do_sample", "early_stopping", "eos_token_id", "length_penalty"}
-    | {"max_length", "max_new_tokens", "num_beams", "num_return_sequences", "pad_token_id", "return_dict_in_generate"}
-    | {"use_cache"}
+    {"bos_token_id", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping", "eos_token_id"}
+    | {"length_penalty", "max_length", "max_new_tokens", "num_beam_groups", "num_beams", "num_return_sequences"}
+    | {"pad_token_id", "return_dict_in_generate", "use_cache"}
 )
 
 # Options of generate() that say nothing where nothing is drawn.

@@ -31,6 +31,7 @@ POSITIVE = (
     "max_source_positions",
     "residual_start",
     "readout_size",
+    "logits_memory_mb",
 )
 CHOICES = {
     "cell_type": ("lstm", "gru", "rnn_tanh", "rnn_relu"),

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqForConditionalGeneration
+from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
+from hf_rnn_seq2seq.model.presets import PRESETS
 from tests.models import SOURCES, decoder_inputs, mask, pad, tiny_config, tiny_model
+from tests.paper_systems import SIZES
 
 Model = RnnSeq2SeqForConditionalGeneration
 BEFORE = {"attention_order": "before_cell", "attention_type": "additive"}
@@ -77,11 +79,16 @@ PATHS = {
     "scan": [
         {},
         {"cell_type": "gru"},
+        {"cell_type": "gru", "gru_reset": "before"},
         BEFORE,
         {"readout": "linear"},
+        {"readout_embedding": True},
+        {"decoder_layers": 2},
         {"decoder_layers": 3, "attention_layer": "bottom", "layer_norm": False},
         {"attention_type": "scaled_dot"},
         {"attention_type": "normed_additive"},
+        {"attention_type": "multi_head", "num_attention_heads": 2},
+        {"recurrent_dropout": 0.2, "dropout": 0.1, "variational_dropout": True},
     ],
     "at once": [
         {"input_feeding": False},
@@ -89,14 +96,11 @@ PATHS = {
         {"context": "every_step"},
     ],
     "loop": [
-        {"decoder_layers": 2},
         {"cell_type": "rnn_tanh"},
-        {"cell_type": "gru", "gru_reset": "before"},
         {"layer_norm": True},
         {"decoder_transition_depth": 2},
-        {"attention_type": "multi_head"},
+        {"attention_type": "multi_head_additive"},
         {"attention_window": "local_p"},
-        {"readout_embedding": True},
         {"decoder_recurrence": "loop"},
     ],
 }
@@ -106,15 +110,25 @@ PATHS = {
     ("path", "options"), [(path, options) for path, all_ in PATHS.items() for options in all_], ids=str
 )
 def test_which_path_runs(path: str, options: dict[str, Any]) -> None:
+    """And what falls back to the loop says why."""
     decoder = tiny_model(**options).get_decoder()
+    assert decoder.train().recurrence_path == decoder.eval().recurrence_path
     assert decoder.recurrence_path.split(":")[0] == path
+    if path == "loop":
+        assert len(decoder.recurrence_path) > len("loop: ")
     if path == "loop" and "decoder_recurrence" not in options:
         forced = Model(tiny_config(**options, decoder_recurrence="scan"))
         with pytest.raises(ConfigError, match="decoder_recurrence='scan': the scan does not cover this model"):
             forced(input_ids=pad(SOURCES), decoder_input_ids=pad(decoder_inputs()))
 
 
-def test_recurrent_dropout_sends_training_alone_through_the_loop() -> None:
-    decoder = tiny_model(recurrent_dropout=0.2).get_decoder()
-    assert decoder.eval().recurrence_path == "scan"
-    assert decoder.train().recurrence_path == "loop: recurrent_dropout"
+SLOW = {"rnmt_plus2018", "bideep2017"}
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_take_the_fast_paths(name: str) -> None:
+    """Only layer normalisation and deep transitions keep a published decoder in the time loop."""
+    sizes = {"vocab_size": 11, "embedding_size": 5, "hidden_size": 4, **SIZES[name]}
+    config = RnnSeq2SeqConfig.from_preset(name, **sizes)
+    path = RnnSeq2SeqForConditionalGeneration(config).get_decoder().recurrence_path
+    assert path.startswith("loop") == (name in SLOW), path

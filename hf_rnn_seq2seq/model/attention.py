@@ -25,11 +25,13 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 class ScanForm(NamedTuple):
-    """A score as the fused scan computes it: scale x keys . h, or energy . tanh(keys + query_weight h)."""
+    """A score as the fused scan computes it: scale x keys . h, energy . tanh(keys + query_weight h), or several heads of
+    keys . query_weight h, whose contexts `read_weight` mixes."""
 
     scale: float = 1.0
     query_weight: Tensor | None = None
     energy: Tensor | None = None
+    read_weight: Tensor | None = None
 
 
 class Attention(nn.Module):
@@ -257,6 +259,11 @@ class MultiHeadAttention(Attention):
 
     def context(self, weights: Tensor, values: Tensor) -> Tensor:
         return self.output((weights @ values).transpose(1, 2).flatten(2))
+
+    def scan_form(self) -> ScanForm | None:
+        if type(self).score is not MultiHeadAttention.score or type(self).context is not MultiHeadAttention.context:
+            return None
+        return ScanForm(query_weight=self.query.weight * self.head_size**-0.5, read_weight=self.output.weight)
 
 
 class MultiHeadAdditiveAttention(MultiHeadAttention):

@@ -50,7 +50,8 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
         decoder_layers: Number of decoder layers.
         cell_type: `lstm` (Hochreiter and Schmidhuber 1997), `gru` (Cho 2014), `rnn_tanh` or `rnn_relu` (Elman 1990).
         gru_reset: Where the GRU's reset gate acts: `after` the recurrent product (cuDNN, `nn.GRU`) or `before` it
-            (Cho 2014, Bahdanau 2014). `before` is another function and has no fused kernel: it costs a time loop.
+            (Cho 2014, Bahdanau 2014). `before` is another function and has no fused kernel: it costs a time loop, but
+            for the layers of the fused scan.
         layer_norm: Layer-normalised cells (Ba 2016, equations 20 to 29). Costs a time loop.
         encoder_transition_depth: Cells a layer applies one after the other within one position (Pascanu 2014;
             Miceli Barone 2017, section 2.3.1). More than 1 costs a time loop.
@@ -96,7 +97,7 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
         output_bias: The output layer has a bias.
         dropout: On word vectors, between layers and on the readout.
         recurrent_dropout: On the recurrent input of each cell, one mask for a whole sentence (Gal and Ghahramani
-            2016). Costs a time loop.
+            2016). Costs a time loop in training, but for the layers of the fused scan.
         variational_dropout: `dropout` uses one mask for all positions of a sentence (Gal and Ghahramani 2016).
         word_dropout: Probability that a word's vector is dropped as a whole (Gal and Ghahramani 2016).
         label_smoothing: Share of the probability spread over the vocabulary in the training loss (Szegedy 2015).
@@ -120,6 +121,8 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
             square root of their width, so that the first logits are of order 1).
         decoder_recurrence: `auto` runs the fused scan over the target where it covers the options and the plain time
             loop otherwise; `scan` and `loop` force one of them. `model.get_decoder().recurrence_path` says which runs.
+        logits_memory_mb: Where the logits of all positions would take more than so many MiB, the loss makes them in chunks
+            of positions: the same value and gradients, in bounded memory.
 
     Raises:
         ConfigError: a field is out of range, misspelt, or does not go with another; also on later assignment for
@@ -181,6 +184,7 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
     embedding_activation: Literal["none", "relu"] = "none"
     initializer_range: float | None = None
     decoder_recurrence: Literal["auto", "scan", "loop"] = "auto"
+    logits_memory_mb: int = 512
     use_cache: bool = True
     is_encoder_decoder: bool = True
     pad_token_id: int | None = 0
@@ -253,7 +257,7 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
         positive += ("encoder_layers", "decoder_layers", "encoder_transition_depth", "decoder_transition_depth")
         positive += ("decoder_upper_transition_depth", "context_size", "attention_size", "num_attention_heads")
         positive += ("attention_window_size", "max_source_positions", "residual_start", "readout_size")
-        positive += ("initializer_range",)
+        positive += ("initializer_range", "logits_memory_mb")
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:

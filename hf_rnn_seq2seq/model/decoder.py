@@ -1,15 +1,13 @@
 """The recurrent decoder: `step` is the equation of one target position, `forward` is `step` over time.
 
-Reading order: `Readout`, then `RnnDecoder.step`, then `RnnDecoder.forward`. The decoder takes encoder states, a mask
-and a starting state, and knows nothing of who made them.
+Reading order: `Readout` in decoder_parts.py, then `RnnDecoder.step`, then `RnnDecoder.forward`. The decoder takes encoder
+states, a mask and a starting state, and knows nothing of who made them.
 
 Layers are split in two. The attended layers stand at or below the layer that asks, so position t needs what was read
 at t-1 or t: they are in the time loop. The upper layers only read what is below them: they run over the whole target
 at once. With `attention_layer="bottom"` (GNMT) one layer is in the loop; with `after_cell` attention without input
 feeding, and without attention, none is.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,53 +16,10 @@ from torch.nn import functional as F
 from .attention import build_attention
 from .cache import DecoderState, Memory
 from .configuration_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig
+from .decoder_parts import Attended, DecoderTrace, Loop, Readout, Step, hold
+from .decoder_scan import attended_scan, scan_refusal
 from .encoder import drop, drop_words
-from .recurrence import RecurrentLayer, State, StepWeights
-from .scan import ScanInputs, attention_scan
-
-
-class DecoderTrace(NamedTuple):
-    """What a pass over target positions leaves; every tensor is (batch, target, ...) unless said otherwise."""
-
-    readout: Tensor  # (batch, target, readout), what the output layer reads
-    state: DecoderState  # after the last position
-    hidden_states: tuple[Tensor, ...]  # word vectors, then each layer's states
-    weights: Tensor | None  # (batch, heads, target, source)
-    snapshots: list[DecoderState] | None  # the state before each position, when recorded
-
-
-class Readout(nn.Module):
-    """What stands between the state and the vocabulary: reads state, context and, for deep output, the word vector.
-
-    `linear` joins them (and projects with `readout_size`); `tanh` is the attentional vector of Luong 2015, equation 5;
-    `maxout` is the deep output of Bahdanau 2014, appendix A.2.2 (pairs of units, the larger of each).
-    """
-
-    def __init__(self, config: RnnSeq2SeqConfig) -> None:
-        super().__init__()
-        self.kind = config.readout
-        self.reads_embedding = config.readout_embedding
-        self.reads_context = config.readout_context and config.context_width > 0
-        width = config.readout_input_width
-        units = (config.readout_size or 0) * (2 if self.kind == "maxout" else 1)
-        self.project = nn.Linear(width, units, bias=self.kind == "maxout") if units else None
-
-    def forward(self, state: Tensor, context: Tensor | None, embedding: Tensor) -> Tensor:
-        """(batch, ..., width) each -> (batch, ..., readout)."""
-        parts = [state]
-        if self.reads_context:
-            parts.append(context)
-        if self.reads_embedding:
-            parts.append(embedding)
-        joined = torch.cat(parts, -1) if len(parts) > 1 else state
-        if self.project is None:
-            return joined
-        units = self.project(joined)
-        if self.kind == "tanh":
-            return torch.tanh(units)
-        if self.kind == "maxout":
-            return units.unflatten(-1, (-1, 2)).amax(-1)
-        return units
+from .recurrence import RecurrentLayer, State
 
 
 class RnnDecoder(nn.Module):
@@ -95,7 +50,7 @@ class RnnDecoder(nn.Module):
         below = config.hidden_size if number else config.embedding_size
         return RecurrentLayer(
             cell_type=config.cell_type,
-            input_size=below + self._extra_size(number),
+            input_size=below + self.extra_size(number),
             hidden_size=config.hidden_size,
             gru_reset=config.gru_reset,
             layer_norm=config.layer_norm,
@@ -104,7 +59,7 @@ class RnnDecoder(nn.Module):
             transition_input_size=config.context_width if self.between_cells and number == 0 else 0,
         )
 
-    def _extra_size(self, number: int) -> int:
+    def extra_size(self, number: int) -> int:
         """Width of what layer `number` (from 0) reads beside the layer below: the context, or the fed vector."""
         config = self.config
         if config.context == "every_step":
@@ -129,7 +84,7 @@ class RnnDecoder(nn.Module):
             return "at once"
         if self.config.decoder_recurrence == "loop":
             return "loop: decoder_recurrence='loop'"
-        reason = self._scan_refusal()
+        reason = scan_refusal(self)
         return f"loop: {reason}" if reason else "scan"
 
     def _scans(self) -> bool:
@@ -137,23 +92,6 @@ class RnnDecoder(nn.Module):
         if path != "scan" and self.config.decoder_recurrence == "scan":
             raise ConfigError(f"decoder_recurrence='scan': the scan does not cover this model ({path})")
         return path == "scan"
-
-    def _scan_refusal(self) -> str | None:
-        """Why the fused scan does not cover this model; None where it does."""
-        config, layer = self.config, self.layers[0]
-        if self.attended > 1:
-            return f"{self.attended} layers wait for the attention"
-        if config.cell_type not in ("lstm", "gru") or layer.reset_before:
-            return f"cell_type={config.cell_type!r}, gru_reset={config.gru_reset!r}"
-        if layer.norm_input is not None or len(layer.transitions):
-            return "layer normalisation or deep transition"
-        if self.training and config.recurrent_dropout:
-            return "recurrent_dropout"
-        if config.attention_window != "global" or self.attention.scan_form() is None:
-            return f"attention_type={config.attention_type!r}, attention_window={config.attention_window!r}"
-        if self.feeds_readout and self.readout.reads_embedding:
-            return "readout_embedding with input feeding"
-        return None
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens
@@ -185,7 +123,7 @@ class RnnDecoder(nn.Module):
 
     # ---------------------------------------------------------------- the equation
 
-    def step(self, projected: Tensor, state: DecoderState, memory: Memory, loop: "_Loop") -> "_Step":
+    def step(self, projected: Tensor, state: DecoderState, memory: Memory, loop: Loop) -> Step:
         """One target position of the attended layers.
 
         before_cell (Bahdanau 2014, appendix A.2.2):  c_t = attend(s_{t-1});  s_t = cell(e_t, c_t, s_{t-1})
@@ -198,7 +136,7 @@ class RnnDecoder(nn.Module):
             projected: (batch, gates), the first layer's input product at this position.
             state: before the position.
             memory: the source.
-            loop: what was cut and drawn once for the whole pass.
+            loop: what was cut and drawn once for the whole pass, at this position.
         """
         context = weights = None
         carried = state.attention
@@ -210,18 +148,18 @@ class RnnDecoder(nn.Module):
         for number in range(self.attended):
             layer = self.layers[number]
             if number:
-                below = drop_step(outputs[-1], loop.between[number], self.config.dropout, self.training)
+                below = outputs[-1] if loop.drop[number] is None else outputs[-1] * loop.drop[number]
                 projected = F.linear(below, loop.weights[number].below, loop.weights[number].below_bias)
-                extra = context if self._extra_size(number) else None
+                extra = context if self.extra_size(number) else None
             after = layer.first_cell(projected, state.layers[number], loop.weights[number], extra, loop.keep[number])
             if self.between_cells:
                 context, weights, carried = self._attend(after[0], state, memory)
             after = layer.transit(after, context if self.between_cells else None)
             states.append(after)
-            outputs.append(after[0] + below if self._residual(number) else after[0])
+            outputs.append(after[0] + below if self.residual(number) else after[0])
         if not self.before_cell:
             context, weights, carried = self._attend(outputs[-1], state, memory)
-        return _Step(tuple(states), tuple(outputs), context, weights, carried)
+        return Step(tuple(states), tuple(outputs), context, weights, carried)
 
     def _attend(self, query: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, Tensor | None]:
         context, weights, carried = self.attention(
@@ -229,7 +167,7 @@ class RnnDecoder(nn.Module):
         )
         return context.squeeze(1), weights, carried
 
-    def _residual(self, number: int) -> bool:
+    def residual(self, number: int) -> bool:
         """Whether layer `number` (from 0) adds its input to its output (GNMT, section 3.1)."""
         return self.config.residual_start is not None and number + 1 >= self.config.residual_start
 
@@ -255,7 +193,7 @@ class RnnDecoder(nn.Module):
         if record and embedded.shape[1] > 1:
             return self._one_by_one(embedded, state, memory, mask)
         if self.needs_loop and mask is None and embedded.shape[1] > 1 and self._scans():
-            trace = self._attended_scan(embedded, state, memory)
+            trace = attended_scan(self, embedded, state, memory, self._prepare(embedded))
         elif self.needs_loop:
             trace = self._attended_loop(embedded, state, memory, mask)
         else:
@@ -265,9 +203,9 @@ class RnnDecoder(nn.Module):
         layer_states = list(states)
         for number in range(len(outputs), len(self.layers)):
             below = self._between(outputs[-1])
-            inputs = torch.cat([below, context], -1) if self._extra_size(number) else below
+            inputs = torch.cat([below, context], -1) if self.extra_size(number) else below
             after, end = self.layers[number](inputs, state.layers[number], None, None if mask is None else ~mask)
-            outputs.append(after + below if self._residual(number) else after)
+            outputs.append(after + below if self.residual(number) else after)
             layer_states.append(end)
         if readout is None:
             read = outputs[-1]
@@ -278,14 +216,14 @@ class RnnDecoder(nn.Module):
         after = DecoderState(tuple(layer_states), feed, state.position + steps, carried)
         return DecoderTrace(readout, after, (embedded, *outputs), weights, [state] if record else None)
 
-    def _attended_loop(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> "_Attended":
+    def _attended_loop(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> Attended:
         """The reference: `step` at each position in turn."""
         loop = self._prepare(embedded)
         projected = F.linear(embedded, loop.weights[0].below, loop.weights[0].below_bias)
         held = None if mask is None else (~mask).unsqueeze(-1).unbind(1)
         steps, readouts = [], []
         for time in range(embedded.shape[1]):
-            done = self.step(projected[:, time], state, memory, loop)
+            done = self.step(projected[:, time], state, memory, loop.at(time))
             feed = None
             if self.feed_size:
                 feed = done.context
@@ -295,63 +233,24 @@ class RnnDecoder(nn.Module):
             layers = done.states + state.layers[self.attended :]
             after = DecoderState(layers, feed, state.position + 1, done.carried)
             if held is not None:
-                after = _hold(held[time], state, after)
+                after = hold(held[time], state, after)
             state = after
             steps.append(done)
-        outputs = tuple(torch.stack(tensors, 1) for tensors in zip(*(s.outputs for s in steps), strict=True))
-        return _Attended(
+        # Time-major in memory, like the scan's, so that the dropout above draws the same masks for both.
+        outputs = tuple(
+            torch.stack(tensors).transpose(0, 1) for tensors in zip(*(s.outputs for s in steps), strict=True)
+        )
+        return Attended(
             state.layers[: self.attended],
             outputs,
-            torch.stack([s.context for s in steps], 1),
+            torch.stack([s.context for s in steps]).transpose(0, 1),
             torch.cat([s.weights for s in steps], 2),
             state.attention,
-            torch.stack(readouts, 1) if readouts else None,
+            torch.stack(readouts).transpose(0, 1) if readouts else None,
             state.feed,
         )
 
-    def _attended_scan(self, embedded: Tensor, state: DecoderState, memory: Memory) -> "_Attended":
-        """The same as `_attended_loop` as one autograd node, with everything that can be projected beforehand."""
-        weights = self.layers[0].step_weights(self._extra_size(0))
-        form = self.attention.scan_form()
-        values, output_weight = memory.values, None
-        if self.feeds_readout:
-            # W_c [h; c] = W_h h + sum a (W_v values): the context's part of the product is taken before the loop.
-            size = self.config.hidden_size
-            output_weight = self.readout.project.weight[:, :size]
-            values = F.linear(values, self.readout.project.weight[:, size:])
-        hidden = state.layers[0]
-        done = attention_scan(
-            ScanInputs(
-                projected=F.linear(embedded.transpose(0, 1), weights.below, weights.below_bias),
-                hidden=hidden[0],
-                cell=hidden[1] if len(hidden) == 2 else None,
-                feed=state.feed,
-                extra_weight=weights.extra,
-                recurrent_weight=weights.recurrent,
-                recurrent_bias=weights.recurrent_bias,
-                keys=memory.keys * form.scale if form.scale != 1 else memory.keys,
-                values=values,
-                query_weight=form.query_weight,
-                energy=form.energy,
-                output_weight=output_weight,
-            ),
-            memory.mask,
-            self.before_cell,
-        )
-        outputs, extra = done.hidden.transpose(0, 1), done.extra.transpose(0, 1)
-        return _Attended(
-            ((done.hidden[-1], done.cell)[: len(hidden)],),
-            (outputs,),
-            None if self.feeds_readout else extra,
-            done.weights.transpose(0, 1).unsqueeze(1),
-            None,
-            extra if self.feeds_readout else None,
-            done.extra[-1] if self.feed_size else None,
-        )
-
-    def _attended_at_once(
-        self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None
-    ) -> "_Attended":
+    def _attended_at_once(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> Attended:
         """No position waits: each layer over the whole target, then attention for all positions together."""
         hold = None if mask is None else ~mask
         context = weights = carried = None
@@ -361,9 +260,9 @@ class RnnDecoder(nn.Module):
         outputs, states = [], []
         for number in range(self.attended or len(self.layers)):
             below = self._between(outputs[-1]) if number else embedded
-            inputs = torch.cat([below, context], -1) if self._extra_size(number) else below
+            inputs = torch.cat([below, context], -1) if self.extra_size(number) else below
             after, end = self.layers[number](inputs, state.layers[number], None, hold)
-            outputs.append(after + below if self._residual(number) else after)
+            outputs.append(after + below if self.residual(number) else after)
             states.append(end)
         if self.attention is not None:
             steps = torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device) if mask is None else mask
@@ -371,7 +270,7 @@ class RnnDecoder(nn.Module):
             context, weights, carried = self.attention(
                 outputs[-1], memory.keys, memory.values, memory.mask, positions, state.attention
             )
-        return _Attended(tuple(states), tuple(outputs), context, weights, carried, None, None)
+        return Attended(tuple(states), tuple(outputs), context, weights, carried, None, None)
 
     def _one_by_one(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> DecoderTrace:
         """Position by position, keeping the state before each: what assisted decoding needs to take tokens back."""
@@ -401,63 +300,17 @@ class RnnDecoder(nn.Module):
     def _between(self, states: Tensor) -> Tensor:
         return drop(states, self.config.dropout, self.training, self.config.variational_dropout)
 
-    def _prepare(self, embedded: Tensor) -> "_Loop":
+    def _prepare(self, embedded: Tensor) -> Loop:
         """Cuts weights and draws masks once for a whole pass."""
         attended = self.layers[: self.attended]
-        weights = [layer.step_weights(self._extra_size(number)) for number, layer in enumerate(attended)]
-        between = [None] * len(attended)
-        if self.config.variational_dropout and self.training and self.config.dropout:
-            ones = embedded.new_ones(embedded.shape[0], self.config.hidden_size)
-            between = [F.dropout(ones, self.config.dropout) for _ in attended]
-        return _Loop(weights, [layer.recurrent_mask(embedded) for layer in attended], between)
+        weights = [layer.step_weights(self.extra_size(number)) for number, layer in enumerate(attended)]
+        drop: list[Tensor | None] = [None] * len(attended)
+        if self.training and self.config.dropout:
+            batch, target = embedded.shape[:2]
+            masks = 1 if self.config.variational_dropout else target
+            ones = embedded.new_ones(masks, batch, self.config.hidden_size)
+            drop[1:] = [F.dropout(ones, self.config.dropout) for _ in attended[1:]]
+        return Loop(weights, [layer.recurrent_mask(embedded) for layer in attended], drop)
 
 
-class _Loop(NamedTuple):
-    """What a pass over time cuts and draws once, per attended layer."""
-
-    weights: list[StepWeights]
-    keep: list[Tensor | None]  # recurrent dropout masks
-    between: list[Tensor | None]  # variational dropout masks on each layer's input
-
-
-class _Step(NamedTuple):
-    """One position of the attended layers; tensors are (batch, ...)."""
-
-    states: tuple[State, ...]
-    outputs: tuple[Tensor, ...]
-    context: Tensor
-    weights: Tensor
-    carried: Tensor | None
-
-
-class _Attended(NamedTuple):
-    """All positions of the attended layers (of every layer where there is no attention)."""
-
-    states: tuple[State, ...]  # after the last position
-    outputs: tuple[Tensor, ...]  # (batch, target, hidden) per layer
-    context: Tensor | None  # (batch, target, context)
-    weights: Tensor | None  # (batch, heads, target, source)
-    carried: Tensor | None
-    readout: Tensor | None  # (batch, target, readout) where the loop computes it
-    feed: Tensor | None  # (batch, feed)
-
-
-def drop_step(states: Tensor, mask: Tensor | None, probability: float, training: bool) -> Tensor:
-    """Dropout of one position (batch, width): by the sentence's mask where there is one, else drawn anew."""
-    if mask is not None:
-        return states * mask
-    return F.dropout(states, probability, training)
-
-
-def _hold(held: Tensor, before: DecoderState, after: DecoderState) -> DecoderState:
-    """`after` where a row's position is real, `before` where it is padding; `held` is bool (batch, 1)."""
-    pairs = iter(zip(before.tensors(), after.tensors(), strict=True))
-
-    def choose(_: Tensor) -> Tensor:
-        old, new = next(pairs)
-        return torch.where(held.view(-1, *[1] * (new.dim() - 1)), old, new)
-
-    return after.map(choose)
-
-
-__all__ = ["DecoderTrace", "Readout", "RnnDecoder"]
+__all__ = ["RnnDecoder"]

@@ -4,7 +4,6 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
@@ -15,11 +14,10 @@ from .cache import RnnSeq2SeqCache
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .decoder import RnnDecoder
 from .encoder import RnnEncoder, RnnEncoderOutput, drop
+from .loss import IGNORED_LABEL, output_loss
 from .recurrence import TransitionCell
 from .scheduled_sampling import scheduled_inputs
 from .search import SearchMixin
-
-IGNORED_LABEL = -100
 
 
 class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
@@ -297,8 +295,8 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, RnnSeq2SeqPreTrainedModel,
             num_items_in_batch: the loss is the sum over label words divided by this; None: by their number here.
             logits_to_keep: score only the last so many positions; 0 scores all.
             skip_logits: do not materialise the logits of every position (None: in training with labels). The loss
-                then projects only the positions that have a label: about twice as fast on ragged batches, and
-                smaller by (batch, target, vocab).
+                then projects only the positions that have a label (on a CPU; on a device their number would have to be
+                read back): about twice as fast on ragged batches, and smaller by (batch, target, vocab).
 
         Returns:
             `loss` (with labels: cross entropy in nats per word, smoothed by `label_smoothing` in training), `logits`
@@ -357,16 +355,9 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, RnnSeq2SeqPreTrainedModel,
             raise ValueError(
                 f"labels of shape {tuple(labels.shape)}: must be (batch, target) = {tuple(readout.shape[:2])}"
             )
-        real = labels != IGNORED_LABEL
-        logits = self.lm_head(readout[real])
         smoothing = self.config.label_smoothing if self.training else 0.0
-        total = F.cross_entropy(
-            logits.to(torch.promote_types(logits.dtype, torch.float32)),
-            labels[real].to(logits.device),
-            reduction="sum",
-            label_smoothing=smoothing,
-        )
-        return total / (real.sum().clamp(min=1) if items is None else items)
+        total = output_loss(readout, self.lm_head, labels, smoothing, self.config.logits_memory_mb * 2**20)
+        return total / ((labels != IGNORED_LABEL).sum().clamp(min=1) if items is None else items)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Labels (batch, target) moved right by one behind `decoder_start_token_id`; -100 becomes the pad token."""

@@ -105,7 +105,7 @@ def bahdanau2014() -> dict[str, Any]:
 
     Departs: nothing that an equation of the paper shows.
 
-    Time loop: yes, for `gru_reset="before"`; with `after` the fused training scan covers the decoder.
+    Time loop: in the encoder, for `gru_reset="before"`; the fused scan covers the decoder in training.
     """
     return dict(
         vocab_size=30000,
@@ -143,7 +143,7 @@ def luong2015() -> dict[str, Any]:
     Departs: `concat` is v . tanh(W_q h + W_k s + b), the same function as v . tanh(W [h; s]) but for b. `location`
     refuses a source longer than `max_source_positions`, which the paper cuts.
 
-    Time loop: yes, for input feeding; with one decoder layer the fused training scan covers it. `input_feeding=False`
+    Time loop: yes, for input feeding; the fused scan covers it in training, at any depth. `input_feeding=False`
     needs none at any depth.
     """
     return dict(
@@ -358,7 +358,7 @@ def multi_head() -> dict[str, Any]:
     and label smoothing of 0.1 are the Transformer base's (table 3), the decoder is Luong's with the new state asking.
     Two layers of LSTM on both sides, the encoder bidirectional; `dense` takes the encoder's final states over.
 
-    Departs: no input feeding, so that no time loop is needed: with it (`input_feeding=True`) training takes the loop.
+    Departs: no input feeding, so that no time loop is needed: with it (`input_feeding=True`) the fused scan covers it.
 
     Time loop: none.
     """

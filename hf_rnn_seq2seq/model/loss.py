@@ -1,0 +1,153 @@
+"""Cross entropy of the output layer, over the positions that have a label, in bounded memory.
+
+Where the logits of all positions would take more than a budget, they are made a chunk of positions at a time and turned
+into their own gradient in place: then one chunk of them is alive, instead of the logits, their log-softmax and their
+gradient for every position. Value and gradients are the same.
+
+N counts positions, D the readout, V the vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from .precision import compute_dtype, without_autocast
+
+IGNORED_LABEL = -100
+
+
+def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: float, budget: int) -> Tensor:
+    """Sum over the labelled positions of the smoothed cross entropy, in nats; a scalar of float32 at least.
+
+    Args:
+        readout: (batch, target, D).
+        head: the output layer, D to V.
+        labels: (batch, target), -100 where there is none.
+        smoothing: share of the probability spread over the vocabulary.
+        budget: bytes that the logits may take, in float32, before they are made in chunks.
+    """
+    labels = labels.to(readout.device)
+    if readout.device.type == "cpu":
+        # Elsewhere the number of labelled positions would have to be read back, which stops the device's queue.
+        real = labels != IGNORED_LABEL
+        rows, labels = readout[real], labels[real]
+    else:
+        rows, labels = readout.flatten(0, 1), labels.flatten()
+    row_bytes = head.weight.shape[0] * torch.promote_types(rows.dtype, torch.float32).itemsize
+    plain = type(head) is nn.Linear and not (head._forward_hooks or head._forward_pre_hooks)
+    if plain and len(rows) * row_bytes > budget:
+        return chunked_cross_entropy(rows, head.weight, head.bias, labels, smoothing, max(1, budget // row_bytes))
+    logits = head(rows)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+
+
+def chunked_cross_entropy(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, size: int
+) -> Tensor:
+    """Sum of the smoothed cross entropy of `rows @ weight.T + bias`, `size` rows at a time.
+
+    Under autocast the products are computed in its type, the softmax in float32.
+
+    Args:
+        rows: (N, D).
+        weight: (V, D).
+        bias: (V,) or None.
+        labels: (N,), -100 where a row does not count.
+        smoothing: share of the probability spread over the vocabulary.
+        size: rows of a chunk.
+    """
+    rows = rows.to(compute_dtype(rows))
+    with without_autocast(rows):
+        return _ChunkedCrossEntropy.apply(rows, weight, bias, labels, smoothing, size)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, size: int
+    ) -> Tensor:
+        ctx.smoothing, ctx.size = smoothing, size
+        ctx.save_for_backward(rows, weight, bias, labels)
+        differentiate = any(ctx.needs_input_grad)
+        total, *ctx.gradients = _loss_and_gradients(rows, weight, bias, labels, smoothing, size, differentiate)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:  # a second backward pass: the first one gave them away
+            gradients = _loss_and_gradients(*ctx.saved_tensors, ctx.smoothing, ctx.size, True)[1:]
+        # In place: a copy of the weight's gradient would be the largest tensor of a step with a large vocabulary.
+        return *(None if gradient is None else gradient.mul_(d_total) for gradient in gradients), None, None, None
+
+
+def _loss_and_gradients(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    smoothing: float,
+    size: int,
+    differentiate: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The sum of the loss, and the gradients of rows, weight and bias."""
+    exact = torch.promote_types(rows.dtype, torch.float32)
+    used = weight.to(rows.dtype)
+    total = torch.zeros((), dtype=exact, device=rows.device)
+    d_rows = d_weight = d_bias = None
+    if differentiate:
+        d_rows, d_weight = torch.empty_like(rows), torch.zeros_like(weight, dtype=exact)
+        d_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
+    for start in range(0, len(rows), size):
+        part, here = rows[start : start + size], labels[start : start + size]
+        logits = F.linear(part, used, None if bias is None else bias.to(rows.dtype)).to(exact)
+        loss, d_logits = _softmax_loss(logits, here, smoothing)
+        total += loss
+        if differentiate:
+            if bias is not None:
+                d_bias += d_logits.sum(0)
+            d_logits = d_logits.to(rows.dtype)
+            torch.mm(d_logits, used, out=d_rows[start : start + size])
+            _add_outer(d_weight, d_logits, part)
+    if differentiate:
+        d_weight, d_bias = d_weight.to(weight.dtype), None if bias is None else d_bias.to(bias.dtype)
+    return total, d_rows, d_weight, d_bias
+
+
+def _softmax_loss(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The summed loss of logits (n, V), and its gradient, which overwrites them.
+
+    With e the smoothing: loss = logsumexp(z) - (1 - e) z_label - e mean(z); gradient = softmax(z) - (1 - e) at the
+    label - e / V everywhere.
+    """
+    counts = (labels != IGNORED_LABEL).to(logits.dtype)
+    index, spread = labels.clamp(min=0).unsqueeze(1), smoothing / logits.shape[1]
+    wanted = (1 - smoothing) * logits.gather(1, index).squeeze(1)
+    if smoothing:
+        wanted += spread * logits.sum(1)
+    largest = logits.amax(1, keepdim=True)
+    sums = logits.sub_(largest).exp_().sum(1)
+    loss = ((sums.log() + largest.squeeze(1) - wanted) * counts).sum()
+    logits.mul_((counts / sums).unsqueeze(1))
+    if smoothing:
+        logits.sub_((spread * counts).unsqueeze(1))
+    return loss, logits.scatter_add_(1, index, ((smoothing - 1) * counts).unsqueeze(1))
+
+
+def _add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total (V, D) += left (n, V)^T right (n, D); a block of the vocabulary at a time where the types differ, so that
+    the product in the narrower type stays small."""
+    if total.dtype == left.dtype:
+        total.addmm_(left.t(), right)
+        return
+    block = 8192
+    for start in range(0, len(total), block):
+        total[start : start + block] += left[:, start : start + block].t() @ right
+
+
+__all__ = ["IGNORED_LABEL", "chunked_cross_entropy", "output_loss"]

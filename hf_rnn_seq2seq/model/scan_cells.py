@@ -1,0 +1,215 @@
+"""The cells of the fused scan: one position forward, one backward, and weight gradients over all positions at once.
+
+Tensors are (batch, ...) at one position and (target, batch, ...) over all of them. `ScanLayer.weight` holds the columns
+that read the cell's inputs, then those that read its own state. Names starting with d_ are gradients.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+
+
+class ScanLayer(NamedTuple):
+    """What one layer of the recurrence reads; T target, B batch, H hidden, G gates, I inputs known in the loop only."""
+
+    hidden: Tensor  # (B, H): the state before the first position
+    cell: Tensor | None  # (B, H): the LSTM's cell
+    weight: Tensor  # (G, I + H)
+    bias: Tensor | None  # (G,): layers above the first
+    recurrent_bias: Tensor | None  # (G,): of the product that the GRU's reset gate multiplies
+    projected: Tensor | None  # (T, B, G): first layer, the product of the word vectors and the bias
+    keep: Tensor | None  # (B, H): recurrent dropout
+    drop: Tensor | None  # (T or 1, B, H): dropout of the layer below's output; layers above the first
+
+
+class ScanCell:
+    """What the cells share: buffers over all positions, and the gradients of weights and biases."""
+
+    saved: tuple[str, ...] = ("gates",)
+
+    def __init__(self, layer: ScanLayer, steps: int, kept: Sequence[Tensor] | None = None) -> None:
+        self.layer, self.steps, self.size = layer, steps, layer.hidden.shape[1]
+        self.weight, self.keep = layer.weight, layer.keep
+        self.inputs = self.weight.shape[1] - self.size
+        if kept is None:
+            self.allocate()
+        else:
+            for name, tensor in zip(self.saved, kept, strict=True):
+                setattr(self, name, tensor)
+            self.d_gates = torch.empty_like(self.gates)
+
+    def allocate(self) -> None:
+        batch = self.layer.hidden.shape[0]
+        self.gates = self.layer.hidden.new_empty(self.steps, batch, self.weight.shape[0])
+
+    def kept(self, hidden: Tensor) -> Tensor:
+        """A state as the recurrent product reads it."""
+        return hidden if self.keep is None else hidden * self.keep
+
+    def addend(self, t: int) -> Tensor:
+        """What is known of the gates before the loop."""
+        return self.layer.bias if self.layer.projected is None else self.layer.projected[t]
+
+    def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
+        """Writes the state `after` (batch, hidden) from the inputs' `parts` and the state `before`."""
+        raise TypeError("a subclass defines forward")
+
+    def backward(self, t: int, d_hidden: Tensor, d_cell: Tensor | None, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the inputs (batch, inputs) and of the state before; `d_cell` is updated in place."""
+        raise TypeError("a subclass defines backward")
+
+    def finish(self, parts: list[Tensor], before: Tensor) -> ScanLayer:
+        """Gradients of the weights from all positions' inputs and states before, without those of the states."""
+        d_weight = torch.empty_like(self.weight)
+        start = 0
+        for part in parts:
+            outer(self.d_gates, part, d_weight[:, start : start + part.shape[2]])
+            start += part.shape[2]
+        self.recurrent_gradient(before if self.keep is None else before * self.keep, d_weight[:, start:])
+        return ScanLayer(
+            hidden=None,
+            cell=None,
+            weight=d_weight,
+            bias=None if self.layer.bias is None else total(self.d_gates),
+            recurrent_bias=None,
+            projected=None if self.layer.projected is None else self.d_gates,
+            keep=None,
+            drop=None,
+        )
+
+    def recurrent_gradient(self, before: Tensor, out: Tensor) -> None:
+        outer(self.d_gates, before, out)
+
+
+class LstmCell(ScanCell):
+    """i, f, o = sigmoid; n = tanh; c_t = f c_{t-1} + i n; h_t = o tanh(c_t)."""
+
+    saved = ("gates", "cells")
+
+    def allocate(self) -> None:
+        super().allocate()
+        self.cells = self.layer.hidden.new_empty(self.steps + 1, *self.layer.hidden.shape)
+        self.cells[0] = self.layer.cell
+
+    def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
+        gates, size = self.gates[t], self.size
+        # One product for everything the cell reads.
+        torch.addmm(self.addend(t), torch.cat([*parts, self.kept(before)], 1), self.weight.t(), out=gates)
+        gates[:, : 2 * size].sigmoid_()
+        gates[:, 2 * size : 3 * size].tanh_()
+        gates[:, 3 * size :].sigmoid_()
+        update, forget, new, output = gates.chunk(4, 1)
+        torch.mul(forget, self.cells[t], out=self.cells[t + 1]).addcmul_(update, new)
+        torch.tanh(self.cells[t + 1], out=after).mul_(output)
+
+    def backward(self, t: int, d_hidden: Tensor, d_cell: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        update, forget, new, output = self.gates[t].chunk(4, 1)
+        d_update, d_forget, d_new, d_output = self.d_gates[t].chunk(4, 1)
+        shown = torch.tanh(self.cells[t + 1])
+        _sigmoid_backward.grad_input(d_hidden * shown, output, grad_input=d_output)
+        d_cell += _tanh_backward(d_hidden * output, shown)
+        _sigmoid_backward.grad_input(d_cell * new, update, grad_input=d_update)
+        _sigmoid_backward.grad_input(d_cell * self.cells[t], forget, grad_input=d_forget)
+        _tanh_backward.grad_input(d_cell * update, new, grad_input=d_new)
+        d_cell *= forget
+        d_inputs, d_before = torch.mm(self.d_gates[t], self.weight).split((self.inputs, self.size), 1)
+        return d_inputs, self.kept(d_before)
+
+
+class GruCell(ScanCell):
+    """r, z = sigmoid; n = tanh(x_n + r (W_n h + b_n)); h_t = (1 - z) n + z h_{t-1}."""
+
+    saved = ("gates", "inner")
+
+    def __init__(self, layer: ScanLayer, steps: int, kept: Sequence[Tensor] | None = None) -> None:
+        super().__init__(layer, steps, kept)
+        if kept is not None:
+            self.d_recurrent = torch.empty_like(self.gates)
+
+    def allocate(self) -> None:
+        super().allocate()
+        self.inner = self.layer.hidden.new_empty(self.steps, *self.layer.hidden.shape)  # W_n h + b_n
+
+    def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
+        gates, size = self.gates[t], self.size
+        torch.addmm(self.addend(t), _join(parts), self.weight[:, : self.inputs].t(), out=gates)
+        recurrent = torch.addmm(self.layer.recurrent_bias, self.kept(before), self.weight[:, self.inputs :].t())
+        gates[:, : 2 * size].add_(recurrent[:, : 2 * size]).sigmoid_()
+        self.inner[t] = recurrent[:, 2 * size :]
+        reset, update, new = gates.chunk(3, 1)
+        new.addcmul_(reset, self.inner[t]).tanh_()
+        torch.lerp(new, before, update, out=after)
+
+    def backward(self, t: int, d_hidden: Tensor, d_cell: None, before: Tensor) -> tuple[Tensor, Tensor]:
+        size = self.size
+        reset, update, new = self.gates[t].chunk(3, 1)
+        d_reset, d_update, d_new = self.d_gates[t].chunk(3, 1)
+        _tanh_backward.grad_input(d_hidden * (1 - update), new, grad_input=d_new)
+        _sigmoid_backward.grad_input(d_hidden * (before - new), update, grad_input=d_update)
+        _sigmoid_backward.grad_input(d_new * self.inner[t], reset, grad_input=d_reset)
+        d_recurrent = self.d_recurrent[t]
+        d_recurrent[:, : 2 * size] = self.d_gates[t, :, : 2 * size]
+        torch.mul(d_new, reset, out=d_recurrent[:, 2 * size :])
+        d_before = self.kept(torch.mm(d_recurrent, self.weight[:, self.inputs :])).addcmul_(d_hidden, update)
+        return torch.mm(self.d_gates[t], self.weight[:, : self.inputs]), d_before
+
+    def finish(self, parts: list[Tensor], before: Tensor) -> ScanLayer:
+        return super().finish(parts, before)._replace(recurrent_bias=total(self.d_recurrent))
+
+    def recurrent_gradient(self, before: Tensor, out: Tensor) -> None:
+        outer(self.d_recurrent, before, out)
+
+
+class GruResetBeforeCell(ScanCell):
+    """r, z = sigmoid; n = tanh(x_n + W_n (r h)); h_t = (1 - z) n + z h_{t-1} (Cho 2014, equations 5 to 8)."""
+
+    def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
+        gates, size, hidden = self.gates[t], self.size, self.kept(before)
+        torch.addmm(self.addend(t), _join(parts), self.weight[:, : self.inputs].t(), out=gates)
+        recurrent = self.weight[:, self.inputs :]
+        gates[:, : 2 * size].addmm_(hidden, recurrent[: 2 * size].t()).sigmoid_()
+        reset, update, new = gates.chunk(3, 1)
+        new.addmm_(reset * hidden, recurrent[2 * size :].t()).tanh_()
+        torch.lerp(new, before, update, out=after)
+
+    def backward(self, t: int, d_hidden: Tensor, d_cell: None, before: Tensor) -> tuple[Tensor, Tensor]:
+        size, recurrent = self.size, self.weight[:, self.inputs :]
+        reset, update, new = self.gates[t].chunk(3, 1)
+        d_reset, d_update, d_new = self.d_gates[t].chunk(3, 1)
+        _tanh_backward.grad_input(d_hidden * (1 - update), new, grad_input=d_new)
+        _sigmoid_backward.grad_input(d_hidden * (before - new), update, grad_input=d_update)
+        d_shown = torch.mm(d_new, recurrent[2 * size :])
+        _sigmoid_backward.grad_input(d_shown * self.kept(before), reset, grad_input=d_reset)
+        d_before = torch.addmm(d_shown * reset, self.d_gates[t, :, : 2 * size], recurrent[: 2 * size])
+        d_before = self.kept(d_before).addcmul_(d_hidden, update)
+        return torch.mm(self.d_gates[t], self.weight[:, : self.inputs]), d_before
+
+    def recurrent_gradient(self, before: Tensor, out: Tensor) -> None:
+        size = self.size
+        outer(self.d_gates[..., : 2 * size], before, out[: 2 * size])
+        outer(self.d_gates[..., 2 * size :], self.gates[..., :size] * before, out[2 * size :])
+
+
+CELLS: dict[str, type[ScanCell]] = {"lstm": LstmCell, "gru": GruCell, "gru_reset_before": GruResetBeforeCell}
+
+
+def outer(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """Sum over positions and rows of left x right: (T, B, L), (T, B, R) -> (L, R), one product."""
+    return torch.mm(left.flatten(0, 1).t(), right.flatten(0, 1), out=out)
+
+
+def total(gradients: Tensor) -> Tensor:
+    """(T, B, width) summed over positions and rows, in float32 at least: there are many."""
+    wide = torch.promote_types(gradients.dtype, torch.float32)
+    return gradients.sum((0, 1), dtype=wide).to(gradients.dtype)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+__all__ = ["CELLS", "ScanCell", "ScanLayer", "outer", "total"]

@@ -1,0 +1,125 @@
+"""The loss in chunks: torch's cross entropy in value and gradients, and never all logits at once."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+
+from hf_rnn_seq2seq.model.loss import chunked_cross_entropy, output_loss
+from tests.models import batch, tiny_model
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Seven rows of which two have no label, four units, nine words."""
+    generator = torch.Generator().manual_seed(0)
+    rows, weight, bias = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in ((7, 4), (9, 4), (9,))
+    )
+    return rows, weight, bias, torch.tensor([3, -100, 8, 0, 0, -100, 5])
+
+
+@pytest.mark.parametrize(
+    ("size", "smoothing", "biased"), list(itertools.product([1, 3, 7, 100], [0.0, 0.2], [True, False])), ids=str
+)
+def test_chunks_change_neither_value_nor_gradients(size: int, smoothing: float, biased: bool) -> None:
+    rows, weight, bias, labels = inputs()
+    leaves = [rows, weight, *([bias] * biased)]
+    found = chunked_cross_entropy(rows, weight, bias if biased else None, labels, smoothing, size)
+    logits = F.linear(rows, weight, bias if biased else None)
+    wanted = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    torch.testing.assert_close(found, wanted)
+    known = torch.autograd.grad(3 * wanted, leaves)
+    torch.testing.assert_close(torch.autograd.grad(3 * found, leaves), known)
+
+
+def test_gradcheck() -> None:
+    rows, weight, bias, labels = inputs()
+    assert torch.autograd.gradcheck(lambda *x: chunked_cross_entropy(*x, labels, 0.1, 3), (rows, weight, bias))
+
+
+def test_a_second_backward_pass_gives_the_same() -> None:
+    rows, weight, bias, labels = inputs()
+    total = chunked_cross_entropy(rows, weight, bias, labels, 0.1, 3) * 0.5
+    first = [grad.clone() for grad in torch.autograd.grad(total, [rows, weight, bias], retain_graph=True)]
+    torch.testing.assert_close(list(torch.autograd.grad(total, [rows, weight, bias])), first)
+
+
+def test_without_labels_there_is_nothing_to_learn() -> None:
+    rows, weight, bias, _ = inputs()
+    total = chunked_cross_entropy(rows, weight, bias, torch.full((7,), -100), 0.1, 3)
+    total.backward()
+    assert total == 0 and not rows.grad.any() and not weight.grad.any() and not bias.grad.any()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_weights_sum_their_gradient_in_thirty_two(kind: torch.dtype) -> None:
+    rows, weight, bias, labels = inputs(kind)
+    total = chunked_cross_entropy(rows, weight, bias, labels, 0.0, 1)
+    total.backward()
+    assert total.dtype == torch.float32 and weight.grad.dtype == kind
+    exact = [part.detach().double().requires_grad_() for part in (rows, weight, bias)]
+    F.cross_entropy(F.linear(*exact), labels, reduction="sum").backward()
+    for part, wide in zip((rows, weight, bias), exact, strict=True):
+        torch.testing.assert_close(part.grad.double(), wide.grad, rtol=0.02, atol=0.02)
+
+
+def test_autocast_gives_gradients_of_the_weights_own_type() -> None:
+    rows, weight, bias, labels = inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        total = chunked_cross_entropy(rows, weight, bias, labels, 0.1, 3)
+    total.backward()
+    wanted = F.cross_entropy(F.linear(rows, weight, bias), labels, reduction="sum", label_smoothing=0.1)
+    assert total.dtype == torch.float32 and weight.grad.dtype == torch.float32
+    torch.testing.assert_close(total, wanted, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_model_takes_chunks_where_the_budget_asks_for_them(smoothing: float) -> None:
+    """40,000 words are 160 kB of logits a position: more than a mebibyte for eleven labels, six positions a chunk."""
+    known = None
+    for megabytes in (512, 1):
+        model = tiny_model(vocab_size=40_000, label_smoothing=smoothing, logits_memory_mb=megabytes).float().train()
+        kept: list[int] = []
+
+        def note(tensor: Tensor, kept: list[int] = kept) -> Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = model(**batch()).loss
+        loss.backward()
+        found = loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
+        assert (max(kept) >= 11 * 40_000) == (megabytes == 512)
+        known = known or found
+        torch.testing.assert_close(found, known)
+
+
+def test_a_wrapped_output_layer_is_called_as_it_is() -> None:
+    """Adapters replace the layer, hooks watch it: its weight alone is not what it computes."""
+
+    class Doubled(nn.Linear):
+        def forward(self, rows: Tensor) -> Tensor:
+            return 2 * super().forward(rows)
+
+    rows, weight, bias, labels = inputs()
+    for kind, factor in ((Doubled, 2), (nn.Linear, 1)):
+        head = kind(4, 9).double()
+        head.weight, head.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+        found = output_loss(rows[None], head, labels[None], 0.0, budget=1)
+        logits = factor * F.linear(rows, weight, bias)
+        torch.testing.assert_close(found, F.cross_entropy(logits, labels, reduction="sum"))
+
+
+@pytest.mark.parametrize("options", [{}, {"attention_order": "before_cell", "attention_type": "additive"}])
+@pytest.mark.parametrize("megabytes", [1, 512])
+def test_a_training_step_reads_nothing_back_from_its_device(options: dict, megabytes: int) -> None:
+    """Meta tensors have no values: whatever would wait for one (item, nonzero, a test of a tensor) raises there."""
+    sizes = {"vocab_size": 40_000, "decoder_layers": 2, "dropout": 0.1, "label_smoothing": 0.1}
+    model = tiny_model(**options, **sizes, logits_memory_mb=megabytes).float().train().to("meta")
+    given = {name: tensor.to("meta") for name, tensor in batch().items()}
+    model(**given, num_items_in_batch=11).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .run_log import peak_memory_mb
-from .updates import Update
 
 if TYPE_CHECKING:
     from .training import TrainingLoop
 
 TIMED_UPDATES = 20
+STREAMED_UPDATES = 100
 
 
 def dry_run(loop: TrainingLoop, vocabulary: tuple[int, int]) -> str:
@@ -25,11 +26,13 @@ def dry_run(loop: TrainingLoop, vocabulary: tuple[int, int]) -> str:
         vocabulary: entries of the source and of the target vocabulary.
     """
     a, plan, accelerator = loop.arguments, loop.plan, loop.accelerator
-    batches = plan.epoch(0)
     loop.prepare_state(None)
-    updates = list(itertools.islice(plan.updates(), len(batches)))
-    largest = max(updates, key=lambda update: _positions(loop, update))
+    # Of a stream, whose length is not known, so many updates stand for all.
+    updates = list(itertools.islice(plan.updates(), int(min(plan.updates_per_epoch, STREAMED_UPDATES))))
+    largest: Any = max(updates, key=plan.positions)
     loop.run_update(largest, loop.loader.load(largest))
+    progress = loop.state.progress
+    before = progress.target_tokens
     # Evenly over the epoch, whose order is random: as many short and long sentences as the whole has.
     chosen = [updates[number] for number in np.linspace(0, len(updates) - 1, TIMED_UPDATES).astype(int)]
     started = time.perf_counter()
@@ -38,14 +41,16 @@ def dry_run(loop: TrainingLoop, vocabulary: tuple[int, int]) -> str:
     loop.guard.inspect()  # waits for the last update of a GPU
     seconds = (time.perf_counter() - started) / len(chosen)
     parameters = sum(parameter.numel() for parameter in loop.model.parameters())
-    target_tokens = float(np.mean([update.target_tokens for update in updates]))
+    known = [update.target_tokens for update in updates if update.target_tokens is not None]
+    target_tokens = float(np.mean(known)) if known else (progress.target_tokens - before) / len(chosen)
+    known_length = math.isfinite(plan.updates_per_epoch)
+    epochs = f" ({loop.total_steps / plan.updates_per_epoch:.2f} epochs)" if known_length else ""
     total = seconds * loop.total_steps
     lines = {
         "parameters": f"{parameters:,}",
         "vocabulary": f"{vocabulary[0]:,} source, {vocabulary[1]:,} target",
-        "training rows": f"{len(plan.source_lengths):,}",
-        "updates per epoch": f"{len(batches):,}",
-        "updates": f"{loop.total_steps:,} at most ({loop.total_steps / len(batches):.2f} epochs)",
+        **plan.facts,
+        "updates": f"{loop.total_steps:,} at most{epochs}",
         "an update": f"{target_tokens:.0f} target tokens on average, over {accelerator.num_processes} process(es) x "
         f"{a.gradient_accumulation_steps} micro-batch(es)",
         "memory": f"{peak_memory_mb(accelerator.device):.0f} MiB in each process at most, in the largest update",
@@ -55,10 +60,3 @@ def dry_run(loop: TrainingLoop, vocabulary: tuple[int, int]) -> str:
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
-
-
-def _positions(loop: TrainingLoop, update: Update) -> int:
-    """Padded positions of an update."""
-    rows = list(update.rows)
-    longest = loop.plan.source_lengths[rows].max() + loop.plan.target_lengths[rows].max()
-    return int(len(rows) * longest)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .training_state import TrainingState
+from .updates import BatchLoader, Update
 
 
 class TrainingError(RuntimeError):
@@ -24,11 +24,13 @@ class FiniteGuard:
     counting happens when `inspect` reads the flags of all updates since the last time.
     """
 
-    def __init__(self, state: TrainingState, dataset: Any, folder: Path | None, say: Callable[[str], None]) -> None:
-        self.state, self.dataset, self.folder, self.say = state, dataset, folder, say
-        self._pending: list[tuple[int, tuple[int, ...], Tensor]] = []
+    def __init__(
+        self, state: TrainingState, loader: BatchLoader, folder: Path | None, say: Callable[[str], None]
+    ) -> None:
+        self.state, self.loader, self.folder, self.say = state, loader, folder, say
+        self._pending: list[tuple[int, Update, Tensor]] = []
 
-    def step(self, norm: Tensor, rows: tuple[int, ...]) -> None:
+    def step(self, norm: Tensor, update: Update) -> None:
         """One optimizer step, if the gradient's norm () is finite."""
         state = self.state
         bad = ~torch.isfinite(norm)
@@ -41,7 +43,7 @@ class FiniteGuard:
             state.optimizer.step()
         elif not bool(bad):
             state.optimizer.step()
-        self._pending.append((state.progress.step + 1, rows, bad))
+        self._pending.append((state.progress.step + 1, update, bad))
         if norm.device.type == "cpu":
             self.inspect()
 
@@ -58,12 +60,12 @@ class FiniteGuard:
         progress, scaled = self.state.progress, self.state.accelerator.scaler is not None
         # While fp16 looks for its scale it comes down from 2**16 by halving, which skips up to 16 updates.
         limit = self.state.arguments.max_skipped_updates + (16 if scaled else 0)
-        for (step, rows, _), bad in zip(pending, flags, strict=True):
+        for (step, update, _), bad in zip(pending, flags, strict=True):
             progress.skipped_in_row = progress.skipped_in_row + 1 if bad else 0
             progress.skipped_updates += bad
             if bad and not scaled:
                 self.say(f"step {step}: loss or gradient is not finite, the update is skipped")
-                self._keep_batch(step, rows)
+                self._keep_batch(step, update)
             if progress.skipped_in_row >= limit:
                 raise TrainingError(
                     f"step {step}: loss or gradient was not finite {limit} times in a row; the batches are in "
@@ -72,11 +74,11 @@ class FiniteGuard:
                     "from the last checkpoint"
                 )
 
-    def _keep_batch(self, step: int, rows: tuple[int, ...]) -> None:
+    def _keep_batch(self, step: int, update: Update) -> None:
         if self.folder is None or not self.state.accelerator.is_main_process:
             return
-        columns = self.dataset[list(rows)]
+        columns = self.loader.columns(update, update.rows)
         kept = {name: columns[name] for name in ("id", "input_ids", "labels") if name in columns}
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"step-{step:08d}.json"
-        path.write_text(json.dumps({"step": step, "rows": list(rows), **kept}), encoding="utf-8")
+        path.write_text(json.dumps({"step": step, "rows": list(update.rows), **kept}), encoding="utf-8")

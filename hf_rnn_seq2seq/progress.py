@@ -18,6 +18,8 @@ class Progress:
     epoch: int = 0  # of the next update
     index: int = 0  # of the next update within its epoch
     updates_in_epoch: int = 0
+    stream: dict[str, Any] | None = None  # where a streamed corpus stands; None at the start of an epoch
+    left_out_rows: int = 0  # of a stream, because they were too long
     elapsed_seconds: float = 0.0  # everything
     update_seconds: float = 0.0  # without evaluation and saving
     source_tokens: int = 0
@@ -45,10 +47,10 @@ class Progress:
         """Passes over the data so far, fractions included."""
         return self.epoch + (self.index / self.updates_in_epoch if self.updates_in_epoch else 0.0)
 
-    def advance(self, epoch: int, index: int, updates_in_epoch: int) -> None:
-        """Moves behind an update of the plan."""
+    def advance(self, epoch: int, index: int, updates_in_epoch: int, stream: dict[str, Any] | None = None) -> None:
+        """Moves behind an update of the plan; 0 updates in an epoch say that their number is not known yet."""
         self.step += 1
-        self.updates_in_epoch = updates_in_epoch
+        self.updates_in_epoch, self.stream = updates_in_epoch, stream
         at_end = index + 1 == updates_in_epoch
         self.epoch, self.index = (epoch + 1, 0) if at_end else (epoch, index + 1)
 

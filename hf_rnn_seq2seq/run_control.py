@@ -135,14 +135,21 @@ class StopSignals:
 
 
 def largest(values: list[float], accelerator: Accelerator) -> list[float]:
-    """The largest of each value over all processes, so that all decide alike.
+    """The largest of each value over all processes, so that all decide alike."""
+    return _over_processes(values, accelerator, torch.distributed.ReduceOp.MAX)
 
-    It travels between the hosts (gloo also beside nccl), so no process waits for its GPU.
-    """
+
+def summed(values: list[float], accelerator: Accelerator) -> list[float]:
+    """The sum of each value over all processes."""
+    return _over_processes(values, accelerator, torch.distributed.ReduceOp.SUM)
+
+
+def _over_processes(values: list[float], accelerator: Accelerator, operation: Any) -> list[float]:
+    # It travels between the hosts (gloo also beside nccl), so no process waits for its GPU.
     if accelerator.num_processes == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.float64)
-    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+    torch.distributed.all_reduce(tensor, op=operation)
     return tensor.tolist()
 
 

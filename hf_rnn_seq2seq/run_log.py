@@ -70,7 +70,7 @@ class Screen:
         self.shown = shown
         self.bar: tqdm | None = None
 
-    def start(self, total_steps: int | None, seconds: float | None, step: int, elapsed: float) -> None:
+    def start(self, total_steps: float | None, seconds: float | None, step: int, elapsed: float) -> None:
         """Opens the bar: over seconds where a time budget ends the run, else over steps."""
         if not self.shown:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -68,14 +69,14 @@ def tokenize_corpus(
         "fn_kwargs": {"tokenizer": tokenizer},
     }
     if isinstance(split, IterableDataset):
-        rows = split.map(_encode, **options)
+        rows = split.map(encode, **options)
         limits = {"source": max_source_length, "target": max_target_length}
         return rows.filter(_short_enough, input_columns=["source_length", "target_length"], fn_kwargs=limits), {}
     key = digest([split._fingerprint, tokenizer_hash(tokenizer), content_hash([Path(__file__)])])[:32]
     folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hf_rnn_seq2seq")
     folder.mkdir(parents=True, exist_ok=True)
     rows = split.map(
-        _encode,
+        encode,
         num_proc=num_proc if num_proc and num_proc > 1 and len(split) >= 2 * num_proc else None,
         new_fingerprint=key,
         cache_file_name=str(folder / f"tokens-{key}.arrow"),
@@ -96,7 +97,8 @@ def tokenize_corpus(
     return rows, counts
 
 
-def _encode(batch: dict[str, list[str]], tokenizer: Any) -> dict[str, list[Any]]:
+def encode(batch: Mapping[str, list[Any]], tokenizer: Any) -> dict[str, list[Any]]:
+    """The token columns of text columns `id`, `source` and `target`; no row is cut or left out."""
     # Without a limit here: a sentence is left out rather than cut, so its whole length must be known.
     tokens = tokenizer(batch["source"], text_target=batch["target"], return_attention_mask=False, verbose=False)
     lengths = {"source_length": list(map(len, tokens["input_ids"])), "target_length": list(map(len, tokens["labels"]))}

@@ -22,12 +22,13 @@ from torch import Tensor
 from . import checkpointing
 from .arguments import ArgumentError, TrainingArguments
 from .finite_guard import FiniteGuard, TrainingError
-from .run_control import StopSignals, check_output_dir, largest, naming_lost_processes
+from .run_control import StopSignals, check_output_dir, largest, naming_lost_processes, summed
 from .run_directory import RECIPE, read_summary, update_summary, write_atomically
 from .run_log import LOG_FILE, RunLog, Screen, draw_learning_curve, versions
+from .streamed_corpus import plan_and_loader
 from .training_report import interval_facts, run_facts
 from .training_state import StateKeeper, TrainingState
-from .updates import BatchLoader, MicroBatch, Update, UpdatePlan, column
+from .updates import MicroBatch, Update
 from .validation import Validator
 
 __all__ = ["TrainingError", "TrainingLoop", "check_output_dir"]
@@ -40,7 +41,7 @@ class TrainingLoop:
         model: any `PreTrainedModel` whose forward takes `input_ids`, `attention_mask`, `labels` (-100 is ignored) and
             returns the mean loss over the label tokens.
         train_dataset: rows with `input_ids`, `labels`, `source_length`, `target_length`, and optionally `id`;
-            `dataset[list_of_rows]` gives a dict of lists.
+            `dataset[list_of_rows]` gives a dict of lists. Or a TextStream.
         arguments: options.
         accelerator: from `run_control.build_accelerator`.
         collate: pads a dict of lists to tensors.
@@ -68,45 +69,29 @@ class TrainingLoop:
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.arguments, self.accelerator = model, arguments, accelerator
-        self.dataset, self.validator, self.save_beside = train_dataset, validator, save_beside
+        self.validator, self.save_beside = validator, save_beside
         self.after_save, self.recipe, self.facts = after_save, recipe, dict(facts or {})
         self.screen = Screen(accelerator.is_main_process)
-        processes, accumulation = accelerator.num_processes, arguments.gradient_accumulation_steps
-        self.plan = UpdatePlan(
-            column(train_dataset, "source_length"),
-            column(train_dataset, "target_length"),
-            batch_size=arguments.per_device_train_batch_size * processes * accumulation,
-            max_tokens=arguments.train_batch_tokens,
-            seed=arguments.seed,
-        )
-        self.loader = BatchLoader(
-            train_dataset,
-            collate,
-            rank=accelerator.process_index,
-            processes=processes,
-            accumulation=accumulation,
-            device=accelerator.device,
-        )
+        self.plan, self.loader = plan_and_loader(train_dataset, arguments, accelerator, collate)
         self.identity = {
             **(identity or {}),
             "seed": arguments.seed,
             "optim": arguments.optim,
             "averaged weights (ema_decay)": bool(arguments.ema_decay),
-            "training rows": len(self.plan.source_lengths),
-            "sentences per update": self.plan.batch_size,
-            "train_batch_tokens": self.plan.max_tokens,
+            **self.plan.identity,
         }
         self.total_steps = self._count_steps()
         kind = torch.float32 if accelerator.device.type == "mps" else torch.float64
         self._loss_sum = torch.zeros((), dtype=kind, device=accelerator.device)
         self._signal = 0
 
-    def _count_steps(self) -> int:
+    def _count_steps(self) -> float:
         if self.arguments.max_steps > 0:
             return self.arguments.max_steps
         # With a token budget the number of batches may differ a little from epoch to epoch: the course of the
-        # learning rate uses this estimate, the end of the run is exact.
-        return max(1, math.ceil(self.arguments.num_train_epochs * len(self.plan.epoch(0))))
+        # learning rate uses this estimate, the end of the run is exact. Infinite for a stream.
+        steps = self.arguments.num_train_epochs * self.plan.updates_per_epoch
+        return max(1, math.ceil(steps)) if math.isfinite(steps) else steps
 
     def run(self) -> str:
         """Trains until something ends it, and returns the reason.
@@ -133,13 +118,13 @@ class TrainingLoop:
         """From the state of `_start` to the end of the run."""
         a, p = self.arguments, self.state.progress
         self.screen.start(self.total_steps, a.max_train_seconds, p.step, p.elapsed_seconds)
-        updates = self.plan.updates(p.epoch, p.index)
+        updates = self.plan.updates(p.epoch, p.index, p.stream)
         self._mark = time.perf_counter()
         with StopSignals(self.screen.say) as signals, contextlib.closing(self.loader.stream(updates)) as stream:
             while reason is None:
                 update, micro_batches = next(stream)
                 self.run_update(update, micro_batches)
-                p.advance(update.epoch, update.index, update.updates_in_epoch)
+                p.advance(update.epoch, update.index, update.updates_in_epoch, update.after)
                 self._count_time(signals)
                 self.screen.advance(p.step, p.elapsed_seconds)
                 if p.step % a.logging_steps == 0:
@@ -187,7 +172,7 @@ class TrainingLoop:
     def prepare_state(self, nonfinite_folder: Path | None) -> None:
         """The state of step 0, wrapped by Accelerate, from which `run_update` can begin."""
         self.state = TrainingState(self.model, self.arguments, self.accelerator)
-        self.guard = FiniteGuard(self.state, self.dataset, nonfinite_folder, self.screen.say)
+        self.guard = FiniteGuard(self.state, self.loader, nonfinite_folder, self.screen.say)
 
     # --- one update -----------------------------------------------------------------------------------------------
 
@@ -200,21 +185,31 @@ class TrainingLoop:
         # A model may have a schedule of its own, such as that of scheduled sampling.
         if hasattr(self.model, "set_training_progress"):
             self.model.set_training_progress(p.step)
+        source_tokens, target_tokens = self._count_tokens(update, micro_batches)
         for number, batch in enumerate(micro_batches, start=1):
             # Gradients are exchanged once per update, in the last backward pass.
             last = number == len(micro_batches)
             with contextlib.nullcontext() if last else accelerator.no_sync(state.step_module):
-                self._backward(state.step_module(**batch.inputs), batch.target_tokens, update.target_tokens)
+                self._backward(state.step_module(**batch.inputs), batch.target_tokens, target_tokens)
         limit = self.arguments.max_grad_norm or math.inf
         self.norm = accelerator.clip_grad_norm_(self.model.parameters(), limit).detach()
-        self.guard.step(self.norm, update.rows)
+        self.guard.step(self.norm, update)
         state.optimizer.zero_grad()
         if state.average is not None:
             state.average.update(p.step)
-        p.source_tokens += update.source_tokens
-        p.target_tokens += update.target_tokens
-        p.interval_source_tokens += update.source_tokens
-        p.interval_target_tokens += update.target_tokens
+        p.source_tokens += source_tokens
+        p.target_tokens += target_tokens
+        p.interval_source_tokens += source_tokens
+        p.interval_target_tokens += target_tokens
+
+    def _count_tokens(self, update: Update, micro_batches: list[MicroBatch]) -> tuple[int, int]:
+        """Source and target tokens of an update over all processes."""
+        if update.source_tokens is not None and update.target_tokens is not None:
+            return update.source_tokens, update.target_tokens
+        counts = [[batch.source_tokens, batch.target_tokens, batch.left_out] for batch in micro_batches]
+        totals = summed([float(sum(column)) for column in zip(*counts, strict=True)], self.accelerator)
+        self.state.progress.left_out_rows += int(totals[2])
+        return int(totals[0]), max(int(totals[1]), 1)
 
     def _backward(self, mean_loss: Tensor, tokens: int, update_tokens: int) -> None:
         """Adds the gradient of one micro-batch of `tokens` target tokens, out of `update_tokens` in the update."""

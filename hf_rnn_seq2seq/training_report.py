@@ -49,6 +49,7 @@ def run_facts(loop: TrainingLoop, reason: str) -> dict[str, Any]:
         "source_tokens_per_second": p.source_tokens / seconds,
         "target_tokens_per_second": p.target_tokens / seconds,
         "skipped_updates": p.skipped_updates,
+        **({"left_out_rows": p.left_out_rows} if p.left_out_rows else {}),
         "best_step": p.best_step,
         "best_metric_name": loop.arguments.best_metric if p.best_step is not None else None,
         "best_metric": p.best_value,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +26,15 @@ def column(dataset: Any, name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Update:
-    """The rows of one optimizer step, over all processes."""
+    """The rows of one optimizer step, over all processes; their tokens are None where nobody has counted them yet."""
 
     epoch: int
     index: int  # within the epoch
     updates_in_epoch: int
     rows: tuple[int, ...]
-    source_tokens: int
-    target_tokens: int
+    source_tokens: int | None
+    target_tokens: int | None
+    after: dict[str, Any] | None = None  # where a stream stands behind it
 
     def parts(self, rank: int, processes: int, accumulation: int) -> list[tuple[int, ...]]:
         """This rank's micro-batches, as many on every rank; () where the rank is short of rows.
@@ -79,6 +80,21 @@ class UpdatePlan:
         self.max_tokens = max_tokens
         self.seed = seed
         self._planned: tuple[int, list[list[int]]] | None = None
+        self.identity = {
+            "training rows": len(self.source_lengths),
+            "sentences per update": self.batch_size,
+            "train_batch_tokens": self.max_tokens,
+        }
+
+    @property
+    def updates_per_epoch(self) -> float:
+        """Of the first epoch; with a token budget the number may differ a little from epoch to epoch."""
+        return len(self.epoch(0))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a plan of the run says about it."""
+        return {"training rows": f"{len(self.source_lengths):,}", "updates per epoch": f"{self.updates_per_epoch:,}"}
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """The global batches of an epoch: every row exactly once."""
@@ -94,8 +110,8 @@ class UpdatePlan:
             self._planned = (epoch, batches)
         return self._planned[1]
 
-    def updates(self, epoch: int = 0, index: int = 0) -> Iterator[Update]:
-        """Updates from a position on, without end."""
+    def updates(self, epoch: int = 0, index: int = 0, position: Any = None) -> Iterator[Update]:
+        """Updates from a place on, without end; `position` is for streams."""
         while True:
             batches = self.epoch(epoch)
             for position in range(index, len(batches)):
@@ -110,6 +126,11 @@ class UpdatePlan:
                 )
             epoch, index = epoch + 1, 0
 
+    def positions(self, update: Update) -> int:
+        """Padded positions of an update."""
+        rows = list(update.rows)
+        return int(len(rows) * (self.source_lengths[rows].max() + self.target_lengths[rows].max()))
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -117,6 +138,8 @@ class MicroBatch:
 
     inputs: dict[str, torch.Tensor]
     target_tokens: int
+    source_tokens: int = 0  # counted where the update's are not known
+    left_out: int = 0  # rows that turned out too long when they were read
 
 
 class BatchLoader:
@@ -149,15 +172,18 @@ class BatchLoader:
         micro_batches = []
         for part in update.parts(self.rank, self.processes, self.accumulation):
             # Every rank runs every pass, since gradients are exchanged in it: the filler is one real row, weighing 0.
-            inputs = self.read(part or update.rows[:1])
+            inputs = self.collate(self.columns(update, part or update.rows[:1]))
             tokens = int((inputs["labels"] != -100).sum()) if part else 0
             micro_batches.append(MicroBatch(self.to_device(inputs), tokens))
         return micro_batches
 
+    def columns(self, update: Update, rows: Sequence[int]) -> dict[str, list[Any]]:
+        """The columns of some rows of an update."""
+        return self.dataset[list(rows)]
+
     def read(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """The padded tensors of some rows, on the CPU."""
-        columns = self.dataset[list(rows)]
-        return self.collate({"input_ids": columns["input_ids"], "labels": columns["labels"]})
+        return self.collate(self.dataset[list(rows)])
 
     def to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors on the model's device; the copy to a GPU runs beside its computation."""
@@ -165,7 +191,7 @@ class BatchLoader:
             inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
 
-    def stream(self, updates: Iterator[Update], depth: int = 2) -> Iterator[tuple[Update, list[MicroBatch]]]:
+    def stream(self, updates: Iterator[Update], depth: int = 2) -> Generator[tuple[Update, list[MicroBatch]]]:
         """Updates with their micro-batches, read ahead by `depth`; an error of the thread is raised here."""
         ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
         stopped = threading.Event()

@@ -36,6 +36,7 @@ from hf_rnn_seq2seq.arguments import (  # noqa: E402  after GOMP_SPINCOUNT
 
 # The tokenizer decides the sizes of the vocabularies and its special tokens, the loop about the cache.
 NOT_OPTIONS = {"vocab_size", "source_vocab_size", "use_cache", "is_encoder_decoder", "transformers_version"}
+STREAMED_TOKENIZER_ROWS = 200_000
 GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingArguments)
 
 
@@ -56,6 +57,8 @@ def build_tokenizer(options: TokenizerArguments, data: DataArguments, corpus: An
     if saved is not None:
         return AutoTokenizer.from_pretrained(saved)
     train = corpus.splits["train"]
+    if data.streaming:
+        train = train.take(STREAMED_TOKENIZER_ROWS)
     return build_tokenizer(
         train["source"],
         train["target"],
@@ -127,6 +130,7 @@ def build_loop(
     from hf_rnn_seq2seq.data import Collator, load_corpus, tokenize_corpus
     from hf_rnn_seq2seq.evaluation import score, translate
     from hf_rnn_seq2seq.hub_uploads import without_token
+    from hf_rnn_seq2seq.streamed_corpus import TextStream, in_memory
     from hf_rnn_seq2seq.tokenization import source_vocabulary_size, target_vocabulary_size
     from hf_rnn_seq2seq.training import TrainingLoop
     from hf_rnn_seq2seq.updates import BatchLoader
@@ -137,6 +141,8 @@ def build_loop(
     # One process of each machine fills the cache, the others read it.
     with accelerator.local_main_process_first():
         corpus = load_corpus(**corpus_options(data), splits=("train", "validation"))
+    if data.streaming and "validation" in corpus.splits:
+        corpus.splits["validation"] = in_memory(corpus.splits["validation"])
     if "train" not in corpus.splits:
         raise ArgumentError("train_file=None: there is no training split to train on")
     saved = resumed_tokenizer(training) or tokenizer_options.tokenizer_name_or_path or training.model_name_or_path
@@ -148,6 +154,9 @@ def build_loop(
     tokenized, skipped = {}, {split: dict(counts) for split, counts in corpus.skipped.items()}
     with accelerator.local_main_process_first():
         for split, rows in corpus.splits.items():
+            if data.streaming and split == "train":
+                tokenized[split] = TextStream(rows, tokenizer, **limits, buffer=data.streaming_buffer)
+                continue
             tokenized[split], counts = tokenize_corpus(
                 rows, tokenizer, **limits, num_proc=data.preprocessing_num_workers
             )
@@ -155,7 +164,8 @@ def build_loop(
     if accelerator.is_main_process:
         for split, counts in skipped.items():
             reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-            print(f"{split}: {len(tokenized[split])} rows; left out: {reasons or 'none'}", file=sys.stderr)
+            rows = "streamed" if isinstance(tokenized[split], TextStream) else f"{len(tokenized[split])} rows"
+            print(f"{split}: {rows}; left out: {reasons or 'none'}", file=sys.stderr)
     collate = Collator(tokenizer.pad_token_id)
     validator = None
     if "validation" in tokenized:
@@ -197,7 +207,7 @@ def build_loop(
 def corpus_options(data: DataArguments) -> dict[str, Any]:
     """The data options as `load_corpus` takes them."""
     options = dataclasses.asdict(data)
-    for name in ("max_source_length", "max_target_length", "preprocessing_num_workers"):
+    for name in ("max_source_length", "max_target_length", "preprocessing_num_workers", "streaming_buffer"):
         del options[name]
     options["seed"] = options.pop("data_seed")
     return options

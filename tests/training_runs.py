@@ -8,6 +8,7 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from transformers import BartConfig, BartForConditionalGeneration
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.arguments import TrainingArguments
 from hf_rnn_seq2seq.batching import Collator
+from hf_rnn_seq2seq.finite_guard import TrainingError
 from hf_rnn_seq2seq.run_control import build_accelerator
+from hf_rnn_seq2seq.streamed_corpus import TextStream
+from hf_rnn_seq2seq.tokenization import build_tokenizer
 from hf_rnn_seq2seq.training import TrainingLoop
-from hf_rnn_seq2seq.updates import BatchLoader
+from hf_rnn_seq2seq.updates import BatchLoader, MicroBatch, Update
 from hf_rnn_seq2seq.validation import Validator
 
 VOCABULARY = 24
@@ -38,6 +42,34 @@ def corpus(rows: int, seed: int = 0, longest: int = 9) -> datasets.Dataset:
         lengths = {"source_length": len(source), "target_length": len(target)}
         table.append({"id": number, "input_ids": source, "labels": target, **lengths})
     return datasets.Dataset.from_list(table)
+
+
+def text_stream(rows: int, buffer: int, longest: int = 128) -> TextStream:
+    """The same task as text of letters, one word a letter, as a stream of two shards."""
+    letters = "abcdefghijklmnopqrst"
+
+    def read(numbers: list[int]) -> Iterator[dict[str, Any]]:
+        for number in numbers:
+            draw = random.Random(number)
+            words = [draw.choice(letters) for _ in range(draw.randrange(1, 9))]
+            yield {"id": number, "source": " ".join(words), "target": " ".join(reversed(words[: len(words) // 2 + 1]))}
+
+    shards = {"numbers": [list(range(rows // 2)), list(range(rows // 2, rows))]}
+    features = datasets.Features({name: datasets.Value("string") for name in ("source", "target")})
+    features["id"] = datasets.Value("int64")
+    stream = datasets.IterableDataset.from_generator(_each(read), gen_kwargs=shards, features=features)
+    tokenizer = build_tokenizer([" ".join(letters)], [], algorithm="word", vocab_size=VOCABULARY, min_frequency=1)
+    return TextStream(stream, tokenizer, max_source_length=longest, max_target_length=longest, buffer=buffer)
+
+
+def _each(read: Callable[[Any], Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """`datasets` hands a shard over as a list of one."""
+
+    def read_all(numbers: list[list[int]]) -> Iterator[Any]:
+        for shard in numbers:
+            yield from read(shard)
+
+    return read_all
 
 
 def build_model(kind: str) -> Any:
@@ -82,6 +114,7 @@ def build_loop(
     rows: int = 70,
     model: Any = None,
     validator: Validator | None = None,
+    train: Any = None,
     **more: Any,
 ) -> TrainingLoop:
     """A loop over the synthetic corpus; by default it measures the loss of 15 other rows."""
@@ -90,7 +123,7 @@ def build_loop(
         validator = Validator(BatchLoader(corpus(15, seed=1), Collator(), device=accelerator.device), batch_size=4)
     return TrainingLoop(
         model or build_model(kind),
-        corpus(rows),
+        corpus(rows) if train is None else train,
         options,
         accelerator=accelerator,
         collate=Collator(),
@@ -105,6 +138,22 @@ def log_lines(output_dir: Path, event: str) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, text.splitlines()) if line["event"] == event]
 
 
+def record(loop: TrainingLoop) -> list[Any]:
+    """What this process trains on, filled while it runs: ids of the source and the labels of every row that counts."""
+    seen: list[Any] = []
+    run_update = loop.run_update
+
+    def recorded(update: Update, micro_batches: list[MicroBatch]) -> None:
+        for batch in (batch for batch in micro_batches if batch.target_tokens):
+            columns = (batch.inputs["input_ids"].tolist(), batch.inputs["labels"].tolist())
+            for source, labels in zip(*columns, strict=True):
+                seen.append([[i for i in source if i != 0], [i for i in labels if i != -100]])
+        run_update(update, micro_batches)
+
+    loop.run_update = recorded  # type: ignore[method-assign]
+    return seen
+
+
 def main() -> int:
     torch.set_num_threads(1)
     runs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -113,7 +162,16 @@ def main() -> int:
     for run in runs:
         options = arguments(**run["options"])
         accelerator = accelerator or build_accelerator(options)
-        reason = build_loop(run["model"], options, accelerator, rows=run.get("rows", 70)).run()
+        train = text_stream(70, run["buffer"]) if "buffer" in run else None
+        loop = build_loop(run["model"], options, accelerator, rows=run.get("rows", 70), train=train)
+        seen = record(loop)
+        try:
+            reason = loop.run()
+        except TrainingError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+        file = Path(options.output_dir or ".") / f"seen{accelerator.process_index}of{accelerator.num_processes}.json"
+        file.write_text(json.dumps(seen), encoding="utf-8")
         accelerator.free_memory()
     assert accelerator is not None
     accelerator.end_training()

@@ -132,10 +132,19 @@ def merge_words(weights: Tensor, source: Sequence[str], target: Sequence[str]) -
     one still do (Clark et al. 2019, section 4.1).
     """
     columns, rows = word_groups(source), word_groups(target)
-    weights = torch.stack([weights[..., group].sum(-1) for group in columns], dim=-1)
-    weights = torch.stack([weights[..., group, :].mean(-2) for group in rows], dim=-2)
+    weights = _sums(_sums(weights, columns, -1), rows, -2)
+    weights = weights / torch.tensor([len(group) for group in rows], device=weights.device).unsqueeze(-1)
     source_words = ["".join(source[position] for position in group) for group in columns]
     return weights, source_words, ["".join(target[position] for position in group) for group in rows]
+
+
+def _sums(weights: Tensor, groups: Sequence[Sequence[int]], axis: int) -> Tensor:
+    """Sums along an axis over groups of neighbours, which together hold every position."""
+    shape = list(weights.shape)
+    shape[axis] = len(groups)
+    group_of = [number for number, group in enumerate(groups) for _ in group]
+    index = torch.tensor(group_of, dtype=torch.long, device=weights.device)
+    return weights.new_zeros(shape).index_add_(axis, index, weights)
 
 
 def hard_alignment(weights: Tensor) -> list[tuple[int, int]]:

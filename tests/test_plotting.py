@@ -20,6 +20,7 @@ from hf_rnn_seq2seq import alignment, evaluation, fonts, plotting
 from hf_rnn_seq2seq.comparison import LengthBin
 
 ROOT = Path(__file__).parents[1]
+HEADS = {"attention_type": "multi_head", "num_attention_heads": 2}
 sys.path.insert(0, str(ROOT / "scripts"))
 
 
@@ -195,6 +196,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, tokenizer = tmp_path_factory.mktemp("runs"), tiny_tokenizer()
     return {
         "rnn": save_checkpoint(folder / "rnn", tiny_rnn(tokenizer), tokenizer),
+        "heads": save_checkpoint(folder / "heads", tiny_rnn(tokenizer, **HEADS), tokenizer),
         "bart": save_checkpoint(folder / "bart", tiny_bart(tokenizer), tokenizer),
         "plain": save_checkpoint(folder / "plain", tiny_rnn(tokenizer, context="initial_state"), tokenizer),
     }
@@ -210,7 +212,7 @@ def plot_attention(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Any:
     return figures[-1]
 
 
-@pytest.mark.parametrize("kind", ["rnn", "bart"])
+@pytest.mark.parametrize("kind", ["rnn", "heads", "bart"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_the_picture_holds_the_models_cross_attentions(
     kind: str, beams: int, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -220,11 +222,12 @@ def test_the_picture_holds_the_models_cross_attentions(
     options = ("--num_beams", beams, "--n_best", beams, "--heads")
     figure = plot_attention(monkeypatch, directory, SOURCES[1], "--output", output, *options)
     tokenizer = tiny_tokenizer()
-    model = tiny_rnn(tokenizer) if kind == "rnn" else tiny_bart(tokenizer)
+    model = tiny_bart(tokenizer) if kind == "bart" else tiny_rnn(tokenizer, **(HEADS if kind == "heads" else {}))
     inputs = tokenizer([SOURCES[1]], return_tensors="pt")
     sequences = model.generate(**inputs, num_beams=beams, num_return_sequences=beams)
     drawn = maps(figure)
     heads = len(drawn) // beams
+    assert heads == {"rnn": 1, "heads": 2, "bart": 4}[kind]
     for row, sequence in enumerate(sequences):
         ids = evaluation._until_end(sequence[1:].tolist(), 2)
         with torch.no_grad():

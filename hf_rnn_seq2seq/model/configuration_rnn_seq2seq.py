@@ -117,8 +117,8 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
         share_encoder_decoder_embeddings: One table of word vectors for both sides; needs one vocabulary size.
         embedding_activation: `relu` applies ReLU to the decoder's word vectors (the tutorial model), `none` does not.
         initializer_range: Parameters start uniform in plus or minus this; None means one over the square root of
-            the fan-in, and word vectors normal with standard deviation 0.3 (tied to the output layer: one over the
-            square root of their width, so that the first logits are of order 1).
+            the fan-in, and word vectors normal with standard deviation 0.3 (0.2 where they are tied to the
+            output layer).
         decoder_recurrence: `auto` runs the fused scan over the target where it covers the options and the plain time
             loop otherwise; `scan` and `loop` force one of them. `model.get_decoder().recurrence_path` says which runs.
         logits_memory_mb: Where the logits of all positions would take more than so many MiB, the loss makes them in chunks

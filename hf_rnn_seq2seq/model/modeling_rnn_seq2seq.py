@@ -41,7 +41,7 @@ class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             # Small word vectors leave a recurrence almost blind at first: with a deviation of 0.1 the attention takes
             # twice the updates to form. With one of 1, the rare words keep the noise they started with.
-            deviation = module.embedding_dim**-0.5 if self.config.tie_word_embeddings else 0.3
+            deviation = 0.2 if self.config.tie_word_embeddings else 0.3
             init.uniform_(module.weight, -width, width) if width else init.normal_(module.weight, 0.0, deviation)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])

@@ -23,6 +23,10 @@ from .run_log import LOG_FILE, usable_trackers
 
 RUN_FILES = ("config.json", WEIGHTS, RECIPE, LOG_FILE, SUMMARY, CHECKPOINTS)
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_ONLY_WHOLE_MODELS = (
+    "must be one process, several CPUs or several GPUs (MULTI_CPU, MULTI_GPU), each with the whole model: checkpoints "
+    "and the exact resume hold whole models, and the models of this package fit on one GPU"
+)
 
 
 def check_output_dir(arguments: TrainingArguments) -> Path:
@@ -73,6 +77,10 @@ def build_accelerator(arguments: TrainingArguments, say: Callable[[str], None] =
     """
     if arguments.mixed_precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise ArgumentError("mixed_precision='fp16': needs a GPU; on a CPU bf16 or no")
+    for sharding in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        # Asked for by the launcher; on some devices Accelerate would pass over it in silence.
+        if os.environ.get(f"ACCELERATE_USE_{sharding}", "false").lower() in ("true", "1"):
+            raise ArgumentError(f"distributed_type={sharding}: {_ONLY_WHOLE_MODELS}")
     options: dict[str, Any] = {}
     if arguments.output_dir is not None and not arguments.dry_run:
         output_dir = Path(arguments.output_dir)
@@ -86,10 +94,7 @@ def build_accelerator(arguments: TrainingArguments, say: Callable[[str], None] =
         **options,
     )
     if accelerator.distributed_type not in SUPPORTED:
-        raise ArgumentError(
-            f"distributed_type={accelerator.distributed_type.value}: must be one process, several CPUs or several "
-            "GPUs (MULTI_CPU, MULTI_GPU); checkpoints hold whole models, so sharded ones are refused"
-        )
+        raise ArgumentError(f"distributed_type={accelerator.distributed_type.value}: {_ONLY_WHOLE_MODELS}")
     if arguments.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ArgumentError("mixed_precision='fp16': needs a GPU; on a CPU bf16 or no")
     return accelerator

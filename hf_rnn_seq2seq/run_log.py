@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import LoggerType
 from tqdm import tqdm
 
+from .arguments import ArgumentError
 from .run_directory import write_atomically
 
 LOG_FILE = "train_log.jsonl"
@@ -109,11 +111,18 @@ class Screen:
 
 
 def usable_trackers(names: list[str], say: Callable[[str], None]) -> list[str]:
-    """The trackers that can be imported; the others are named in a message."""
-    packages = {"tensorboard": ("tensorboard", "tensorboardX"), "comet_ml": ("comet_ml",), "clearml": ("clearml",)}
+    """The trackers that can be imported; the others are named in a message.
+
+    Raises:
+        ArgumentError: a name that Accelerate does not know.
+    """
+    known = {str(kind.value): (str(kind.value),) for kind in LoggerType if kind != LoggerType.ALL}
+    known["tensorboard"] = ("tensorboard", "tensorboardX")
     usable = []
     for name in names:
-        if any(importlib.util.find_spec(package) for package in packages.get(name, (name,))):
+        if name not in known:
+            raise ArgumentError(f"report_to={name!r}: must be one of {', '.join(sorted(known))}, or none")
+        if any(importlib.util.find_spec(package) for package in known[name]):
             usable.append(name)
         else:
             say(f"report_to={name!r}: not installed, so nothing is sent there; {LOG_FILE} holds everything")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .batching import plan_batches
+from .batching import BatchPlan
 
 
 def column(dataset: Any, name: str) -> np.ndarray:
@@ -72,14 +72,14 @@ class UpdatePlan:
         max_tokens: int | None,
         seed: int,
     ) -> None:
-        self.source_lengths = np.asarray(source_lengths, dtype=np.int64)
-        self.target_lengths = np.asarray(target_lengths, dtype=np.int64)
+        self.source_lengths = np.asarray(source_lengths, dtype=np.int32)
+        self.target_lengths = np.asarray(target_lengths, dtype=np.int32)
         if not len(self.source_lengths):
             raise ValueError("the training split has no usable row")
         self.batch_size = None if max_tokens else batch_size
         self.max_tokens = max_tokens
         self.seed = seed
-        self._planned: tuple[int, list[list[int]]] | None = None
+        self._planned: tuple[int, BatchPlan] | None = None
         self.identity = {
             "training rows": len(self.source_lengths),
             "sentences per update": self.batch_size,
@@ -96,10 +96,10 @@ class UpdatePlan:
         """What a plan of the run says about it."""
         return {"training rows": f"{len(self.source_lengths):,}", "updates per epoch": f"{self.updates_per_epoch:,}"}
 
-    def epoch(self, epoch: int) -> list[list[int]]:
+    def epoch(self, epoch: int) -> BatchPlan:
         """The global batches of an epoch: every row exactly once."""
         if self._planned is None or self._planned[0] != epoch:
-            batches = plan_batches(
+            batches = BatchPlan.of(
                 self.source_lengths,
                 self.target_lengths,
                 batch_size=self.batch_size,

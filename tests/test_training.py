@@ -4,8 +4,7 @@ import itertools
 import json
 import math
 import os
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
@@ -131,47 +130,6 @@ def test_the_loop_equals_plain_training_however_it_accumulates(kind, tmp_path):
         assert_same_weights(kept, {key: expected[key] for key in kept})
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one_and_resume_exactly(tmp_path):
-    """Through the launch command of the README: two gloo workers on the CPU."""
-    runs = [
-        {"model": kind, "options": {"output_dir": str(tmp_path / f"{kind}_2x4"), "per_device_train_batch_size": 4, **o}}
-        for kind, o in (
-            ("bart", {"save_steps": 5, "eval_steps": 5}),
-            ("rnn_tied", {}),
-            ("rnn_dropout", {"save_steps": 5}),
-        )
-    ]
-    launch(runs, tmp_path)
-    for kind in ("bart", "rnn_tied"):
-        options = arguments(tmp_path / f"{kind}_1x8", eval_steps=5 if kind == "bart" else None)
-        build_loop(kind, options).run()
-        one, two = tmp_path / f"{kind}_1x8", tmp_path / f"{kind}_2x4"
-        for event, number in (("train", "loss"), ("eval", "eval_loss")):
-            values = [[line[number] for line in log_lines(run, event)] for run in (one, two)]
-            assert values[0] == pytest.approx(values[1], abs=2e-5) and len(values[0]) >= 1
-        last = "checkpoints/step-00000012"
-        assert_same_weights(weights(one / last), weights(two / last))
-    # Two processes, stopped at step 5 of 12 (in the middle of an epoch of 9 updates) and continued by two others.
-    # With dropout, the random generators of both must come back.
-    resumed = tmp_path / "resumed"
-    copy_until(tmp_path / "rnn_dropout_2x4", resumed, step=5)
-    again = {"output_dir": str(resumed), "per_device_train_batch_size": 4, "resume_from_checkpoint": "latest"}
-    launch([{"model": "rnn_dropout", "options": again}], tmp_path)
-    assert_identical_states(tmp_path / "rnn_dropout_2x4", resumed, step=12)
-
-
-def launch(runs: list[dict], folder: Path) -> None:
-    file = folder / "runs.json"
-    file.write_text(json.dumps(runs))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command += ["--main_process_port", "0", str(ROOT / "tests" / "training_runs.py"), str(file)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-
-
 def copy_until(run: Path, target: Path, step: int) -> None:
     """The run directory as it stood after a checkpoint."""
     import shutil
@@ -218,6 +176,38 @@ def test_a_resumed_run_is_bit_identical(options, tmp_path):
     assert [(line["step"], line["loss"]) for line in lines[0]] == [(line["step"], line["loss"]) for line in lines[1]]
 
 
+def test_a_stop_in_the_middle_of_an_accumulation_is_taken_up_behind_it(tmp_path):
+    """The signal comes in the second of the three passes of update 5: the update is finished, then saved."""
+    options = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 3, "ema_decay": 0.9}
+    build_loop("rnn_dropout", arguments(tmp_path / "whole", **options)).run()
+    model = build_model("rnn_dropout")
+    passes = itertools.count(1)
+
+    def hook(module, inputs, output):
+        if module.training and next(passes) == 4 * 3 + 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    model.register_forward_hook(hook)
+    stopped = build_loop("rnn_dropout", arguments(tmp_path / "stopped", **options), model=model)
+    assert stopped.run() == "SIGTERM" and stopped.state.progress.step == 5
+    again = arguments(tmp_path / "stopped", resume_from_checkpoint="latest", **options)
+    assert build_loop("rnn_dropout", again).run() == "max_steps"
+    assert_identical_states(tmp_path / "whole", tmp_path / "stopped", step=12)
+
+
+def test_a_truncated_newest_checkpoint_costs_only_its_own_steps(tmp_path, capsys):
+    options = {"save_steps": 4}
+    build_loop("rnn_dropout", arguments(tmp_path / "whole", **options)).run()
+    for step in (4, 8):
+        copy_until(tmp_path / "whole", tmp_path / "damaged", step=step)
+    os.truncate(tmp_path / "damaged/checkpoints/step-00000008/optimizer.safetensors", 100)
+    again = arguments(tmp_path / "damaged", resume_from_checkpoint="latest", **options)
+    assert build_loop("rnn_dropout", again).run() == "max_steps"
+    said = capsys.readouterr().err
+    assert "step-00000008 is not used: optimizer.safetensors has 100 bytes" in said and "at step 4" in said
+    assert_identical_states(tmp_path / "whole", tmp_path / "damaged", step=12)
+
+
 def test_rows_are_neither_repeated_nor_left_out_by_a_stop(tmp_path):
     seen: list[int] = []
 
@@ -253,6 +243,18 @@ def test_bf16_changes_the_arithmetic_and_not_the_weights_kind(tmp_path):
 def test_fp16_is_refused_on_a_cpu():
     with pytest.raises(ArgumentError, match="mixed_precision='fp16': needs a GPU"):
         build_accelerator(arguments(None, mixed_precision="fp16"))
+
+
+@pytest.mark.parametrize("sharding", ["FSDP", "DEEPSPEED"])
+def test_sharded_models_are_refused_with_the_reason(sharding, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{sharding}", "true")
+    with pytest.raises(ArgumentError, match=f"distributed_type={sharding}: .* hold whole models"):
+        build_accelerator(arguments(None))
+
+
+def test_a_tracker_that_nobody_knows_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="report_to='tensorbord': must be one of .*tensorboard.*wandb"):
+        build_accelerator(arguments(tmp_path, report_to=["tensorbord"]))
 
 
 # --- updates that are not finite ----------------------------------------------------------------------------------
@@ -329,6 +331,41 @@ def test_plateau_cuts_after_evaluations_without_gain():
         schedule.observe(gained)
         rates.append(schedule.at(100, 0.5))
     assert rates == [1, 1, 1, 1, 0.5, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # Two steps of rate 0.1 from 1.0 with gradients 0.5 and -0.25, by the formulas of the papers.
+        ({"optim": "sgd"}, 1 - 0.1 * 0.5 + 0.1 * 0.25),
+        # Kingma and Ba 2015: m/(1 - b1^t) over the root of v/(1 - b2^t); the first step is the rate itself.
+        ({"optim": "adam", "adam_epsilon": 1e-12}, 0.9 - 0.1 * (0.02 / 0.19) / math.sqrt(0.00031225 / 0.001999)),
+        # Loshchilov and Hutter 2019: each step first takes rate * decay of the weight away.
+        (
+            {"optim": "adamw", "adam_epsilon": 1e-12, "weight_decay": 0.5},
+            (0.95 - 0.1) * 0.95 - 0.1 * (0.02 / 0.19) / math.sqrt(0.00031225 / 0.001999),
+        ),
+        # Zeiler 2012, with the rate as a factor: the root of (mean squared update + e) over that of (mean squared
+        # gradient + e), e = 1e-6 and rho = 0.95 as in Bahdanau 2014.
+        ({"optim": "adadelta", "adam_epsilon": 1e-6}, None),
+    ],
+    ids=lambda value: value["optim"] if isinstance(value, dict) else "",
+)
+def test_two_steps_of_an_optimizer_by_hand(options, expected):
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    optimizer = build_optimizer(model, TrainingArguments(learning_rate=0.1, **options))
+    if expected is None:
+        expected, squares, updates = 1.0, 0.0, 0.0
+        for gradient in (0.5, -0.25):
+            squares = 0.95 * squares + 0.05 * gradient**2
+            update = math.sqrt(updates + 1e-6) / math.sqrt(squares + 1e-6) * gradient
+            updates = 0.95 * updates + 0.05 * update**2
+            expected -= 0.1 * update
+    for gradient in (0.5, -0.25):
+        model.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+    assert model.weight.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_weight_decay_spares_vectors_and_adam_is_fused():

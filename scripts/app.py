@@ -1,0 +1,51 @@
+"""Translate in the browser: `python scripts/app.py runs/demo [runs/other ...]`, then open the address it prints.
+
+The translation streams, the attention map fills step by step, and several models go side by side. Served on loopback
+only, unless --host says otherwise. `--space DIR` writes the files of a Hugging Face Space instead: create one on the
+Hub, copy the files into its repository, push.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from hf_rnn_seq2seq import command_line
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="directories that training wrote, or user/name")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: loopback)")
+    parser.add_argument("--port", type=command_line.at_least(1), help="(default: the first free one from 7860 on)")
+    parser.add_argument("--title", default="", help="heading of the page")
+    parser.add_argument("--example", action="append", help="a sentence to offer; may be repeated (default: the run's)")
+    parser.add_argument("--space", metavar="DIR", help="write the files of a Space there and end")
+    command_line.add_model_options(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    command_line.quiet_libraries()
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            "gradio is not installed; it comes with the extra: pip install 'hf_rnn_seq2seq[app]'"
+        ) from None
+    from hf_rnn_seq2seq.demo_app import build_app, example_sentences, launch, load_systems
+
+    examples = arguments.example if arguments.example is not None else example_sentences(arguments.models)
+    if arguments.space:
+        from hf_rnn_seq2seq.space import write_space
+
+        folder = write_space(arguments.space, arguments.models, title=arguments.title, examples=examples)
+        print("\n".join(str(path) for path in sorted(folder.iterdir())))
+        return 0
+    systems = load_systems(arguments.models, device=arguments.device, dtype=arguments.dtype)
+    app = build_app(systems, examples=examples, title=arguments.title)
+    launch(app, server_name=arguments.host, server_port=arguments.port)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

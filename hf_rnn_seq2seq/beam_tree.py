@@ -148,7 +148,8 @@ def plot_beam_tree(root: Node, output: str | os.PathLike[str] | None = None, *, 
     ax.set(xlim=(-0.4, depth + 2.2), ylim=(rows - 0.4, -0.6))
     ax.axis("off")
     if title:
-        ax.set_title(title, loc="left", fontsize=9, color=QUIET, fontfamily=families, parse_math=False)
+        shown = printable_labels([title], missing, 200)[0]
+        ax.set_title(shown, loc="left", fontsize=9, color=QUIET, fontfamily=families, parse_math=False)
     warn_about(missing)
     if output is not None:
         save_figure(figure, output)

@@ -70,7 +70,7 @@ def attention_heatmap(
         raise PlotError(f"ax takes the weights of one head, (target, source); got {len(array)} heads")
     families, missing = choose_fonts([*source_tokens, *target_tokens, title], font_file)
     labels = printable_labels(source_tokens, missing), printable_labels(target_tokens, missing)
-    _draw(ax, array[0], *labels, families=families, title=title, limit=_upper_limit([array]))
+    _draw(ax, array[0], *labels, families=families, title=_title(title, missing), limit=_upper_limit([array]))
     warn_about(missing)
     if output is not None:
         save_figure(ax.figure, output)
@@ -107,7 +107,7 @@ def attention_panels(
         target_labels = printable_labels(panel.target_tokens, missing)
         for head, ax in enumerate(grid[row]):
             name = f"head {head + 1}" if heads > 1 else ""
-            title = "    ".join(filter(None, (panel.title if head == 0 else "", name)))
+            title = "    ".join(filter(None, (_title(panel.title, missing) if head == 0 else "", name)))
             shown = target_labels if head == 0 else None
             image = _draw(ax, array[head], source_labels, shown, families=families, title=title, limit=limit)
     figure.subplots_adjust(wspace=0.08, hspace=0.55)
@@ -116,6 +116,11 @@ def attention_panels(
     if output is not None:
         save_figure(figure, output)
     return figure
+
+
+def _title(text: str, missing: set[str]) -> str:
+    """A title as it is drawn: it may be a translation, with whatever characters a model says."""
+    return printable_labels([text], missing, longest=200)[0] if text.strip() else ""
 
 
 def cell_size(tokens: int) -> float:

@@ -186,6 +186,11 @@ def test_right_to_left_sources_run_from_right_to_left() -> None:
     assert unicodedata.bidirectional(labels(ax)[1][0][0]) == "AL"
 
 
+def test_a_title_may_hold_what_no_font_has(tmp_path: Path) -> None:
+    figure = plotting.attention_heatmap(weights_of(1, 1), "a", "b", title="il\x11 y\na", output=tmp_path / "a.png")
+    assert maps(figure)[0].get_xlabel() == "ilU+0011 y a"
+
+
 def test_labels_of_white_space_and_of_long_tokens() -> None:
     tokens = [" a", " ", "", "x" * 40, "a\nb", "a\x17"]
     assert fonts.printable_labels(tokens, set()) == ["a", "␣", "·", "x" * 23 + "…", "a b", "aU+0017"]

@@ -184,12 +184,13 @@ def translate_n_best(
     max_tokens: int = MAX_TOKENS,
     max_source_length: int | None = None,
     progress: bool = True,
+    search: Callable[..., Any] | None = None,
     **generation: Any,
 ) -> list[list[Hypothesis]]:
     """The `n_best` hypotheses of each source with log-probability and, on request, attention; best first.
 
-    A source without text has one empty hypothesis. Raises EvaluationError when `n_best` exceeds the number of beams and
-    the search does not sample.
+    A source without text has one empty hypothesis. `search` stands in for the model's own and returns what that does.
+    Raises EvaluationError when `n_best` exceeds the number of beams and the search does not sample.
     """
     beams = generation.get("num_beams") or model.generation_config.num_beams or 1
     samples = generation.get("do_sample", model.generation_config.do_sample)
@@ -197,11 +198,12 @@ def translate_n_best(
         raise EvaluationError(f"n_best is {n_best}; allowed: 1 to the number of beams ({beams})")
     encoded, _ = encode_sources(tokenizer, sources, max_source_length)
     generation |= {"num_return_sequences": n_best, "return_dict_in_generate": True}
-    search, hypotheses = model.generate, _generated_hypotheses
-    if _searches(model, attention, layer, generation):
-        search, hypotheses = model.search, _searched_hypotheses
+    own, hypotheses = search, _generated_hypotheses
+    if own is not None or _searches(model, attention, layer, generation):
+        search, hypotheses = own or model.search, _searched_hypotheses
         generation["return_alignments"] = attention
     else:
+        search = model.generate
         generation |= {"output_scores": True, "output_attentions": attention}
     results: list[list[Hypothesis]] = [[Hypothesis("")] for _ in sources]
     for batch, output in _batch_outputs(model, encoded, search, batch_size, max_tokens, progress, generation):

@@ -88,6 +88,80 @@ class LineReader:
             self.damaged.append(number)
 
 
+class DatasetReader:
+    """The source texts of a data set, row by row: memory-mapped, so that memory stays flat.
+
+    A row that holds no text reads as an empty line; `damaged_count` counts those and `damaged` has the first hundred
+    row numbers, as in `LineReader`.
+
+    Args:
+        name: `cldr`, a folder that `save_to_disk` wrote, or a data set of the Hub.
+        config: its configuration; for `cldr` a pair of locales such as en-fr.
+        split: which of its splits.
+        column: column of the source texts (default: `source`, or the `translation` column).
+        language: key of the `translation` column.
+
+    Raises:
+        StreamError: there is no such data set, split, column or language.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        split: str = "test",
+        column: str | None = None,
+        language: str | None = None,
+    ) -> None:
+        self.path = self.name = name
+        self.damaged: list[int] = []
+        self.damaged_count = 0
+        self.language = language
+        self._rows = self._load(name, config, split)
+        names = self._rows.column_names
+        self.column = column or next((known for known in ("source", "translation") if known in names), "source")
+        if self.column not in names:
+            raise StreamError(f"data set {name!r} has no column {self.column!r}; it has {', '.join(names)}")
+        if self.column == "translation" and column is None and language not in (keys := self._languages()):
+            raise StreamError(f"source_lang {language!r}: the data set {name!r} has {', '.join(keys)}")
+
+    @staticmethod
+    def _load(name: str, config: str | None, split: str) -> Any:
+        import datasets
+
+        if name == "cldr":
+            from hf_rnn_seq2seq.data import load_corpus
+
+            return load_corpus(name, config, splits=(split,)).splits[split]
+        try:
+            if not Path(name).is_dir():
+                return datasets.load_dataset(name, config, split=split)
+            loaded = datasets.load_from_disk(name)
+            return loaded if isinstance(loaded, datasets.Dataset) else loaded[split]
+        except KeyError:
+            raise StreamError(f"split {split!r}: the data set {name!r} has {', '.join(loaded)}") from None
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise StreamError(f"data set {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+
+    def _languages(self) -> list[str]:
+        return sorted(next(iter(self._rows))["translation"]) if len(self._rows) else []
+
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        number = 0
+        for batch in self._rows.select_columns([self.column]).iter(1000):
+            for value in batch[self.column]:
+                number += 1
+                text = value.get(self.language) if isinstance(value, Mapping) else value
+                if not isinstance(text, str):
+                    self.damaged_count += 1
+                    self.damaged += [number] if len(self.damaged) < 100 else []
+                yield text if isinstance(text, str) else ""
+
+
 class LineWriter:
     """Standard output, or a file that appears under its name when it is complete.
 

@@ -8,9 +8,15 @@ checkpoint's generation config.
   A line that is not UTF-8 is translated with U+FFFD in place of the bytes that cannot be read; a warning counts them.
   In JSON lines a row without the text field gives an empty line; a warning counts them.
 
+  A row of a data set (--dataset NAME --split SPLIT) is a line; one without text gives an empty line, and is counted.
+
 Columns are separated by tabs: translation, then the log-probability with --scores, then the word alignment with
 --alignments (`source-target` pairs counted from 0); --n_best N repeats them for N hypotheses, best first.
 --output_format jsonl writes an object a line instead.
+
+--window lines are held and sorted by length at a time, so memory does not grow with the input:
+`yes "3 days ago" | head -200000 > in.txt; python scripts/translate.py runs/demo --input in.txt --output_file out.txt`
+ends with the most memory it has used.
 """
 
 import argparse
@@ -27,7 +33,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
     parser.add_argument("model", help="directory that training wrote, or user/name on the Hub")
     parser.add_argument("--input", help="file in place of standard input: text or .jsonl, also .gz")
-    parser.add_argument("--source_column", default="source", help="field of .jsonl input (default: source)")
+    parser.add_argument("--dataset", metavar="NAME", help="data set in place of lines: cldr, a saved folder, the Hub's")
+    parser.add_argument("--dataset_config_name", help="its configuration; for cldr a pair of locales such as en-fr")
+    parser.add_argument("--split", default="test", help="of --dataset (default: test)")
+    parser.add_argument("--source_lang", help="key of the `translation` column of --dataset")
+    parser.add_argument("--source_column", help="field of .jsonl input, column of --dataset (default: source)")
     parser.add_argument("--output_file", help="file in place of standard output; it appears when it is complete")
     parser.add_argument("--resume", action="store_true", help="continue the interrupted OUTPUT_FILE.part")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT_FILE if it exists")
@@ -36,6 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scores", action="store_true", help="add the log-probability of each sentence")
     parser.add_argument("--alignments", action="store_true", help="add the word each word attends to most")
     command_line.add_search_option(parser)
+    add_decoding_options(parser)
     parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
     parser.add_argument("--max_tokens", type=command_line.at_least(1), default=16384, help="padded tokens of a batch")
     parser.add_argument("--max_source_length", type=command_line.at_least(2), help="tokens a line is cut at")
@@ -46,9 +57,60 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.search and (arguments.n_best > 1 or arguments.scores or arguments.alignments):
         parser.error("--search returns sequences alone; it does not go with --n_best, --scores or --alignments")
+    if arguments.search and (chosen := [name for name in DECODING if getattr(arguments, name) is not None]):
+        parser.error(f"--search: does not go with --{chosen[0]}, an option of the model's own search")
+    if arguments.dataset and arguments.input:
+        parser.error("--dataset and --input: give one of them")
     if (arguments.resume or arguments.overwrite) and not arguments.output_file:
         parser.error("--resume and --overwrite need --output_file")
     return arguments
+
+
+# Options of the model's own search.
+DECODING = ("gnmt_alpha", "coverage_penalty", "weight_type", "shortlist", "ensemble", "replace_unknown")
+
+
+def add_decoding_options(parser: command_line.Parser) -> None:
+    group = parser.add_argument_group("what the model's own search adds to generation")
+    group.add_argument("--gnmt_alpha", type=float, metavar="A", help="length normalisation of GNMT")
+    group.add_argument("--coverage_penalty", type=float, metavar="B", help="GNMT's reward for covering the source")
+    group.add_argument("--weight_type", choices=("float32", "bfloat16", "int8"), help="weights while decoding")
+    group.add_argument("--shortlist", metavar="FILE", help="target words by source words, from learn_shortlist.py")
+    group.add_argument("--ensemble", nargs="+", metavar="DIR", help="models that decode together with the first")
+    group.add_argument(
+        "--replace_unknown",
+        nargs="?",
+        const="",
+        metavar="DICTIONARY",
+        help="put the aligned source word, or its entry in the file, in place of unknown words",
+    )
+
+
+def decoding_options(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The options of the model's own search that were given, the models and the shortlist among them loaded.
+
+    Raises:
+        ValueError: the model has no such search, or a member of the ensemble another vocabulary.
+    """
+    names = ("gnmt_alpha", "coverage_penalty", "weight_type")
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    given = [name for name in DECODING if getattr(arguments, name) is not None and name != "replace_unknown"]
+    if given and not hasattr(model, "search"):
+        raise ValueError(f"--{given[0]}: a {type(model).__name__} has no search of its own")
+    if arguments.ensemble:
+        from hf_rnn_seq2seq.run_directory import load_checkpoint
+
+        options["ensemble"] = []
+        for directory in arguments.ensemble:
+            member, own = load_checkpoint(directory, device=arguments.device, dtype=arguments.dtype)
+            if own.get_vocab() != tokenizer.get_vocab():
+                raise ValueError(f"--ensemble {directory}: its vocabulary is not that of {arguments.model}")
+            options["ensemble"].append(member)
+    if arguments.shortlist:
+        from hf_rnn_seq2seq.shortlist import Shortlist
+
+        options["search"] = Shortlist.load(arguments.shortlist).search(model)
+    return options
 
 
 def windows(lines: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -77,15 +139,19 @@ def word_alignment(tokenizer: Any, source: str, hypothesis: Any) -> list[tuple[i
 def rich_lines(arguments: argparse.Namespace, model: Any, tokenizer: Any, window: list[str], options: Any) -> list[str]:
     """Output lines with more than the translation in them."""
     from hf_rnn_seq2seq.evaluation import translate_n_best
+    from hf_rnn_seq2seq.unknown_words import read_dictionary, replace_unknown
 
-    found = translate_n_best(
-        model, tokenizer, window, n_best=arguments.n_best, attention=arguments.alignments, **options
-    )
+    attention = arguments.alignments or arguments.replace_unknown is not None
+    found = translate_n_best(model, tokenizer, window, n_best=arguments.n_best, attention=attention, **options)
+    dictionary = read_dictionary(arguments.replace_unknown) if arguments.replace_unknown else None
     lines = []
     for source, hypotheses in zip(window, found, strict=True):
         rows: list[dict[str, Any]] = []
         for hypothesis in hypotheses:
             row: dict[str, Any] = {"text": hypothesis.text}
+            if arguments.replace_unknown is not None and hypothesis.attention is not None:
+                weights = hypothesis.attention.mean(0)
+                row["text"] = replace_unknown(tokenizer, source, hypothesis.token_ids, weights, dictionary)
             if arguments.scores:
                 row["log_probability"] = hypothesis.log_probability
             if arguments.alignments:
@@ -131,9 +197,12 @@ def translate_lines(arguments: argparse.Namespace, reader: Any, writer: Any, mod
         "max_source_length": arguments.max_source_length,
         "progress": False,
     }
-    search = command_line.find_search(arguments.search, model)
+    options |= decoding_options(arguments, model, tokenizer)
+    if arguments.search:
+        options["search"] = command_line.find_search(arguments.search, model)
     rich = arguments.output_format == "jsonl" or arguments.n_best > 1 or arguments.scores or arguments.alignments
-    size = 1 if arguments.input is None and sys.stdin.isatty() else arguments.window
+    rich = rich or arguments.replace_unknown is not None
+    size = 1 if reader.path is None and sys.stdin.isatty() else arguments.window
     total, cut = reader.count(), 0
     if total is not None and writer.done > total:
         raise ValueError(f"{arguments.output_file}.part has {writer.done} lines, the input {total}: not its output")
@@ -144,21 +213,41 @@ def translate_lines(arguments: argparse.Namespace, reader: Any, writer: Any, mod
             if rich:
                 writer.write(rich_lines(arguments, model, tokenizer, window, options))
             else:
-                writer.write(translate(model, tokenizer, window, search=search, **options))
+                writer.write(translate(model, tokenizer, window, **options))
             bar.update(len(window))
     return cut
 
 
+def open_reader(arguments: argparse.Namespace) -> Any:
+    from hf_rnn_seq2seq.line_streams import DatasetReader, LineReader
+
+    if arguments.dataset is None:
+        return LineReader(arguments.input, arguments.source_column or "source")
+    name, column = arguments.dataset, arguments.source_column
+    return DatasetReader(name, arguments.dataset_config_name, arguments.split, column, arguments.source_lang)
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has held at once."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    from hf_rnn_seq2seq.line_streams import LineReader, LineWriter
+    from hf_rnn_seq2seq.line_streams import LineWriter
 
-    reader = LineReader(arguments.input, arguments.source_column)
     command_line.quiet_libraries()
+    reader = open_reader(arguments)
     from hf_rnn_seq2seq.run_directory import load_checkpoint
 
     model, tokenizer = load_checkpoint(
-        arguments.model, device=arguments.device, dtype=arguments.dtype, attention=arguments.alignments
+        arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        attention=arguments.alignments or arguments.replace_unknown is not None,
     )
     with LineWriter(
         arguments.output_file, resume=arguments.resume, overwrite=arguments.overwrite, identity=identity(arguments)
@@ -169,6 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reader.damaged_count:
         first = ", ".join(map(str, reader.damaged[:5]))
         print(f"warning: {reader.damaged_count} line(s) could not be read whole (first: line {first})", file=sys.stderr)
+    if not arguments.no_progress:
+        print(f"memory: {peak_megabytes():.0f} MB at most", file=sys.stderr)
     return 0
 
 

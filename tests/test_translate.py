@@ -130,6 +130,96 @@ def test_files_plain_gzip_and_jsonl_give_the_same_lines(checkpoint: Path, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir() if "part" in path.name) == []
 
 
+def test_a_data_set_is_read_row_by_row(checkpoint: Path, tmp_path: Path) -> None:
+    import datasets
+
+    rows = [{"translation": {"en": source, "fr": "x"}, "text": source} for source in SOURCES[:3]]
+    rows.insert(1, {"translation": {"en": None, "fr": "x"}, "text": None})
+    datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "data")
+    text = "".join(f"{source}\n" for source in (SOURCES[0], "", *SOURCES[1:3]))
+    wanted = run("translate.py", checkpoint, stdin=text.encode()).stdout
+    for options in (("--source_lang", "en"), ("--source_column", "text")):
+        found = run("translate.py", checkpoint, "--dataset", tmp_path / "data", *options)
+        assert found.stdout == wanted, found.stderr
+        assert b"1 line(s) could not be read whole (first: line 2)" in found.stderr
+    for options, message in (
+        (("--source_column", "nothing"), b"has no column 'nothing'; it has translation, text"),
+        (("--source_lang", "de"), b"source_lang 'de': the data set"),
+        (("--split", "dev"), b"split 'dev': the data set"),
+        (("--input", tmp_path / "x"), b"--dataset and --input: give one of them"),
+    ):
+        refused = run("translate.py", checkpoint, "--dataset", tmp_path / "data", *options)
+        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+    corpus = ("--dataset", "cldr", "--dataset_config_name", "en-fr", "--max_new_tokens", 1)
+    assert run("translate.py", checkpoint, *corpus).stdout.count(b"\n") == 1000
+
+
+def test_options_of_the_models_own_search(checkpoint: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_checkpoint(checkpoint)
+    text = "".join(f"{source}\n" for source in SOURCES[:4]).encode()
+    plain = run("translate.py", checkpoint, "--num_beams", 3, stdin=text).stdout.decode()
+
+    def wanted(**options: object) -> str:
+        found = evaluation.translate(model, tokenizer, SOURCES[:4], num_beams=3, progress=False, **options)
+        return "".join(" ".join(line.splitlines() or [""]) + "\n" for line in found)
+
+    assert plain == wanted()
+    for chosen, options in (
+        (("--gnmt_alpha", 1.5, "--coverage_penalty", 2), {"gnmt_alpha": 1.5, "coverage_penalty": 2.0}),
+        (("--weight_type", "bfloat16"), {"weight_type": "bfloat16"}),
+        (("--ensemble", checkpoint), {"ensemble": [model]}),
+    ):
+        result = run("translate.py", checkpoint, "--num_beams", 3, *chosen, stdin=text)
+        assert result.stdout.decode() == wanted(**options), result.stderr
+    rich = run("translate.py", checkpoint, "--num_beams", 3, "--scores", "--gnmt_alpha", 1.5, stdin=text)
+    assert [line.split("\t")[0] for line in rich.stdout.decode().splitlines()] == wanted(gnmt_alpha=1.5).splitlines()
+    (tmp_path / "pairs.tsv").write_text("".join(f"{s}\t{t}\n" for s, t in zip(SOURCES, TARGETS, strict=False)))
+    learnt = run("learn_shortlist.py", checkpoint, tmp_path / "pairs.tsv", "--output", tmp_path / "words.json")
+    assert b"6 pairs" in learnt.stdout, learnt.stderr
+    for more in ((), ("--scores",)):
+        short = run("translate.py", checkpoint, "--shortlist", tmp_path / "words.json", *more, stdin=text)
+        assert short.returncode == 0 and short.stdout.count(b"\n") == 4, short.stderr
+        lines = [line.split("\t")[0] for line in short.stdout.decode().splitlines()]
+        assert lines != plain.splitlines()
+    for chosen, message in (
+        (("--gnmt_alpha", -1), b"gnmt_alpha=-1.0: must be 0 or more"),
+        (("--gnmt_alpha", 1, "--no_repeat_ngram_size", 2), b"gnmt_alpha: cannot go with no_repeat_ngram_size=2"),
+        (("--search", "generate", "--weight_type", "int8"), b"--search: does not go with --weight_type"),
+        (("--shortlist", tmp_path / "pairs.tsv"), b"not a shortlist"),
+    ):
+        refused = run("translate.py", checkpoint, *chosen, stdin=text)
+        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+
+
+def test_unknown_words_are_replaced(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer("word")
+    model = tiny_rnn(tokenizer)
+    with torch.no_grad():
+        model.lm_head.bias[tokenizer.unk_token_id] += 100
+    directory = save_checkpoint(tmp_path / "unknown", model, tokenizer)
+    (tmp_path / "words.tsv").write_text("three\ttrois\n", encoding="utf-8")
+    call = ("translate.py", directory, "--max_new_tokens", 1, "--replace_unknown")
+    assert run(*call, stdin=b"three\n").stdout == b"three\n"
+    assert run(*call, tmp_path / "words.tsv", stdin=b"three\n\n").stdout == b"trois\n\n"
+    assert run(*call[:-1], stdin=b"three\n").stdout != b"three\n"
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_input(checkpoint: Path, tmp_path: Path) -> None:
+    """As `translate.py --help` shows it with 200,000 lines; here ten times the lines cost less than a tenth more."""
+    peaks = []
+    for count in (2_000, 20_000):
+        (tmp_path / "in.txt").write_text("in an hour\n" * count)
+        result = run_alone(
+            "translate.py", checkpoint, "--input", tmp_path / "in.txt", "--output_file", tmp_path / f"{count}.txt",
+            "--max_new_tokens", 1, "--batch_size", 512, "--window", 1024,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / f"{count}.txt").read_bytes().count(b"\n") == count
+        peaks.append(int(result.stderr.decode().split("memory: ")[1].split(" MB")[0]))
+    assert peaks[1] < 1.1 * peaks[0]
+
+
 def test_an_interrupted_file_is_continued_and_never_mixed(checkpoint: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "in.txt", tmp_path / "out.txt"
     source.write_text("".join(f"{line}\n" for line in SOURCES * 2))

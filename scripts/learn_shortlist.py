@@ -1,0 +1,52 @@
+"""Learn a shortlist: `python scripts/learn_shortlist.py runs/demo pairs.tsv --output words.json`.
+
+It says which target words go with which source words. The pairs, source<TAB>target on each line (the training text
+serves best), are read with the checkpoint's tokenizer; `translate.py --shortlist words.json` then chooses among the
+listed words only. A word that is not listed cannot be said: measure what that costs with
+`benchmark.py decode --model runs/demo --input FILE --references FILE --shortlist words.json`.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from hf_rnn_seq2seq import command_line
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("model", help="directory that training wrote, or user/name on the Hub; its tokenizer is used")
+    parser.add_argument("pairs", metavar="FILE", help="source<TAB>target lines; may be .gz")
+    parser.add_argument("--output", required=True, metavar="FILE", help="JSON to write")
+    parser.add_argument("--per_word", type=command_line.at_least(1), default=30, help="words a source word brings")
+    parser.add_argument(
+        "--frequent", type=command_line.at_least(0), default=200, help="commonest words, always allowed"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    from hf_rnn_seq2seq.line_streams import LineReader
+
+    rows = [line.partition("\t") for line in LineReader(arguments.pairs)]
+    kept = [(source, target) for source, tab, target in rows if tab and source.strip() and target.strip()]
+    command_line.quiet_libraries()
+    from transformers import AutoTokenizer
+
+    import hf_rnn_seq2seq  # noqa: F401  (registers the tokenizer)
+    from hf_rnn_seq2seq.shortlist import Shortlist
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    sources, targets = ([], []) if not kept else map(list, zip(*kept, strict=True))
+    source_ids = tokenizer(sources, verbose=False)["input_ids"] if kept else []
+    encoded = tokenizer(text_target=targets, verbose=False) if kept else {"labels": []}
+    target_ids = encoded["labels"] if "labels" in encoded else encoded["input_ids"]
+    shortlist = Shortlist.learn(source_ids, target_ids, per_word=arguments.per_word, frequent=arguments.frequent)
+    shortlist.save(arguments.output)
+    words = sum(len(shortlist.words(row)) for row in source_ids) / len(source_ids)
+    print(f"{arguments.output}: {len(kept)} pairs, {words:.0f} words a sentence on average")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -58,9 +58,9 @@ def _system_data(test_set: TestSet, system: AnalysedSystem, words: bool) -> dict
     has_attention = any(hypothesis.attention is not None for hypothesis in system.hypotheses)
     data: dict[str, Any] = {"name": system.name, "source": sources, "target": targets}
     data["text"] = [hypothesis.text for hypothesis in system.hypotheses]
-    # A sentence without a translation has no rows, so the page finds every other one's place by counting.
+    # A sentence without rows takes no room, so the page finds every other one's place by counting.
     data["attention"] = base64.b64encode(gzip.compress(b"".join(weights), mtime=0)).decode() if has_attention else None
-    data["attended"] = [int(hypothesis.attention is not None) for hypothesis in system.hypotheses]
+    data["attended"] = [int(found.attention is not None and bool(found.token_ids)) for found in system.hypotheses]
     for name, digits in (("bleu", 1), ("chrf", 1), ("log_probability", 3), ("entropy", 3), ("coverage", 3)):
         data[name] = [_rounded(getattr(report, name), digits) for report in reports]
     for name in ("untranslated", "repeated", "unread"):

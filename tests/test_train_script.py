@@ -164,6 +164,24 @@ def test_files_with_rows_that_cannot_be_used(recipe, tmp_path, capsys):
     assert "train: 30 rows; left out: 1 empty_target, 1 too_long_source" in capsys.readouterr().err
 
 
+def test_a_streamed_run_goes_on_and_a_finished_one_says_so(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = [recipe, "--streaming", "--streaming_buffer", 20, "--max_eval_samples", 5, "--output_dir", run]
+    assert train(*words, "--max_steps", 2) == 0
+    assert "train: streamed; left out: none" in capsys.readouterr().err
+    again = [*words, "--resume_from_checkpoint", "latest", "--max_steps", 5]
+    assert train(*again) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["steps"], summary["data"]["streaming"]) == (5, True) and "eval_bleu" in summary
+    # Windows of 20 make updates of 8, 8 and 4 sentences: the fifth is the second of the second window.
+    state = json.loads((run / "checkpoints" / "step-00000005" / "state.json").read_text())
+    assert (state["progress"]["stream"]["window"], state["progress"]["stream"]["batch"]) == (1, 2)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    assert train(*again) == 0
+    assert "finished at step 5; there is nothing left to do" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == before
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(recipe, tmp_path, capsys):
     before = set(tmp_path.iterdir())
     assert train(recipe, "--dry_run") == 0

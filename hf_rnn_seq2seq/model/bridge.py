@@ -68,7 +68,7 @@ class Bridge(nn.Module):
     def _start(self, layer: int, source: RnnEncoderOutput, summary: Tensor | None) -> State:
         config = self.config
         if config.bridge == "zero":
-            zeros = source.last_hidden_state.new_zeros(len(source.last_hidden_state), config.hidden_size)
+            zeros = source.last_hidden_state.new_zeros(source.last_hidden_state.shape[0], config.hidden_size)
             return (zeros,) * self.tensors
         names = ("final_state", "final_cell")[: self.tensors]
         if config.bridge == "copy":

@@ -61,8 +61,9 @@ class ReadingOrder:
         self.read_lengths = self.lengths.clamp(min=1)
         steps = torch.arange(mask.shape[1], device=mask.device)
         self.front = steps < self.lengths[:, None]
-        # A stable sort of "not a word" brings the words to the front in their order; for right padding it is idle.
-        self.index = torch.sort(~mask, dim=1, stable=True).indices
+        # The words come to the front in their order, what is none behind them; for right padding nothing moves.
+        place = torch.where(mask, mask.cumsum(1), self.lengths[:, None] + (~mask).cumsum(1)) - 1
+        self.index = torch.zeros_like(place).scatter(1, place, steps.expand_as(place))
         self.reverse = torch.where(self.front, self.lengths[:, None] - 1 - steps, steps)
 
     def to_front(self, states: Tensor) -> Tensor:
@@ -176,7 +177,8 @@ class RnnEncoder(nn.Module):
         states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         states = drop_words(states, config.word_dropout, self.training)
         states = drop(states, config.dropout, self.training, config.variational_dropout)
-        ragged = not (mask.device.type == "cpu" and bool(mask.all()))
+        # A graph that is being exported serves every batch, so it must not look into this one.
+        ragged = torch.compiler.is_compiling() or not (mask.device.type == "cpu" and bool(mask.all()))
         if ragged:
             states = order.to_front(states)
         if config.reverse_source:

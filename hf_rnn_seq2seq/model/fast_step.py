@@ -126,6 +126,7 @@ def can_fuse(model: nn.Module) -> bool:
         and config.attention_order == "after_cell"
         and config.residual_start != 1
         and config.readout == "tanh"
+        and isinstance(decoder.readout.project, nn.Linear)  # an adapter in its place must be called
         and not config.readout_embedding
         and (decoder.feeds_readout or not config.input_feeding)
     )

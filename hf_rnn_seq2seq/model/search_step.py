@@ -114,7 +114,9 @@ class GeneralStep:
 
     def __init__(self, model: nn.Module, int8: bool = False) -> None:
         self.base, self.head, self.config = model.model, model.lm_head, model.config
-        self.output = product(self.head.weight, self.head.bias, int8)
+        # What stands in the place of the output layer (an adapter, say) is called; its weight alone is not all it does.
+        self.plain_head = isinstance(self.head, nn.Linear)
+        self.output = product(self.head.weight, self.head.bias, int8) if self.plain_head else self.head
         self.decoder = self.base.decoder
         attention = self.decoder.attention
         # The decoder's own parameters and layers behind another attention; the model's decoder stays as it is.
@@ -172,8 +174,9 @@ class GeneralStep:
 
     def scores(self, readout: Any, words: Tensor | None = None) -> Tensor:
         """Logits (rows, vocab) in float32, or (rows, words) of the words asked for."""
-        if words is None:
-            return self.output(readout).float()
+        if words is None or not self.plain_head:
+            scores = self.output(readout).float()
+            return scores if words is None else scores[:, words]
         bias = None if self.head.bias is None else self.head.bias[words]
         return F.linear(readout, self.head.weight[words], bias).float()
 

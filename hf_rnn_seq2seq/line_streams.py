@@ -22,9 +22,10 @@ class LineReader:
     A line ends at a line feed and nowhere else (a carriage return before it is dropped), so that no character inside a
     sentence changes the count. A line that is not UTF-8 is read with U+FFFD for what cannot be; a row of JSON that
     holds no text reads as an empty line. `damaged_count` counts both, `damaged` has the first hundred line numbers.
+    With `pairs` the caller splits lines at their tab: a .tsv file is then read line by line too.
     """
 
-    def __init__(self, path: str | None = None, column: str = "source") -> None:
+    def __init__(self, path: str | None = None, column: str = "source", *, pairs: bool = False) -> None:
         self.path, self.column = path, column
         self.damaged: list[int] = []
         self.damaged_count = 0
@@ -32,7 +33,8 @@ class LineReader:
             raise StreamError(f"input {path!r}: no such file")
         self.name = Path(path).name.removesuffix(".gz") if path else ""
         self.is_json = self.name.endswith(".jsonl")
-        if path and not self.is_json and Path(self.name).suffix in (".parquet", ".csv", ".tsv", ".json", ".arrow"):
+        tables = (".parquet", ".csv", ".json", ".arrow") + (() if pairs else (".tsv",))
+        if path and not self.is_json and Path(self.name).suffix in tables:
             raise StreamError(f"input {path!r}: tables are not read; allowed: plain text or .jsonl, also .gz")
 
     def _open(self) -> BinaryIO:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from hf_rnn_seq2seq.line_streams import LineReader
 
-    rows = [line.partition("\t") for line in LineReader(arguments.pairs)]
+    rows = [line.partition("\t") for line in LineReader(arguments.pairs, pairs=True)]
     kept = [(source, target) for source, tab, target in rows if tab and source.strip() and target.strip()]
     command_line.quiet_libraries()
     from transformers import AutoTokenizer

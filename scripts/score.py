@@ -32,7 +32,7 @@ def pairs(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """(source, translation) line by line."""
     from hf_rnn_seq2seq.line_streams import LineReader
 
-    reader = LineReader(None if arguments.sources == "-" else arguments.sources)
+    reader = LineReader(None if arguments.sources == "-" else arguments.sources, pairs=arguments.targets is None)
     if arguments.targets is None:
         for number, line in enumerate(reader, start=1):
             source, tab, target = line.partition("\t")
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.line_streams import LineReader
 
     for path in filter(None, (arguments.sources if arguments.sources != "-" else None, arguments.targets)):
-        LineReader(path)
+        LineReader(path, pairs=arguments.targets is None)
     command_line.quiet_libraries()
     from hf_rnn_seq2seq.run_directory import load_checkpoint
     from hf_rnn_seq2seq.scoring import Score, score_texts, summarise

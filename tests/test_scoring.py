@@ -107,7 +107,8 @@ def test_score_script_reads_one_file_or_two(loaded: tuple[Any, Any], checkpoint:
     assert [line.split("\t")[1] for line in two[1].splitlines()] == [line.split("\t")[1] for line in out.splitlines()]
     for line, score in zip(two[1].splitlines(), told, strict=True):
         assert float(line.split("\t")[0]) == pytest.approx(score.log_probability, abs=1e-4)
-    rows = run("score", checkpoint, "-", "--output_format", "jsonl", stdin=text)[1].splitlines()
+    (tmp_path / "pairs.tsv").write_text(text, encoding="utf-8")
+    rows = run("score", checkpoint, tmp_path / "pairs.tsv", "--output_format", "jsonl")[1].splitlines()
     assert [len(json.loads(row)["per_token"]) for row in rows] == [score.tokens for score in told]
 
 

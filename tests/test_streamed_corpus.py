@@ -30,6 +30,12 @@ def stream_of(kind, folder):
     if kind == "generator":
         return text_stream(53, 10).rows
     rows = [{"source": "x " * (n % 7 + 1), "target": f"y{n}"} for n in range(53)]
+    if kind == "hub":  # what a data set of the Hub streams from: several files of its own kind
+        files = [str(folder / f"part{number}.parquet") for number in range(2)]
+        for start, file in zip((0, 30), files, strict=True):
+            part = [{**row, "id": 0} for row in rows[start : start + 30]]
+            datasets.Dataset.from_list(part).to_parquet(file)
+        return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
     if kind == "saved":
         datasets.Dataset.from_list(rows).save_to_disk(folder / "saved")
         found = load_corpus(str(folder / "saved"), source_lang="source", target_lang="target", streaming=True)
@@ -45,7 +51,7 @@ def told(update):
     return (update.epoch, update.index, update.updates_in_epoch, [text["target"] for text in update.texts])
 
 
-@pytest.mark.parametrize("kind", ["generator", "saved", "parquet", "jsonl"])
+@pytest.mark.parametrize("kind", ["generator", "hub", "saved", "parquet", "jsonl"])
 def test_every_row_once_in_each_epoch_and_any_place_is_enough_to_continue(kind, tmp_path):
     """Windows of 10 rows, updates of 4, 53 rows: the last window and the last update of every window are short."""
     rows = stream_of(kind, tmp_path)

@@ -454,6 +454,15 @@ def test_translations_are_scored_and_the_best_weights_kept(tmp_path):
     assert [line["best"] for line in log_lines(tmp_path, "eval")] == [True, True, False]
 
 
+def test_without_evaluation_the_last_weights_are_kept(tmp_path):
+    loop = build_loop("rnn", arguments(tmp_path, max_steps=3, save_steps=1))
+    loop.validator = None
+    assert loop.run() == "max_steps"
+    last, before = (weights(tmp_path / "checkpoints" / f"step-{step:08d}") for step in (3, 2))
+    assert_same_weights(weights(tmp_path), last, 0)
+    assert any((before[name] != tensor).any() for name, tensor in last.items())
+
+
 def test_early_stopping(tmp_path):
     options = arguments(tmp_path, max_steps=100, eval_steps=1, predict_with_generate=True, early_stopping_patience=2)
     loop = build_loop("bart", options, validator=scripted_validator([5, 6, 4, 6, 9]))

@@ -147,6 +147,17 @@ def render(facts: Mapping[str, Any]) -> str:
     return str(card).rstrip() + "\n"
 
 
+def render_again(folder: str | os.PathLike[str]) -> list[Path]:
+    """Renders the card of every facts file NAME.json in FOLDER into NAME.md; returns the cards."""
+    from hf_rnn_seq2seq.run_directory import write_atomically
+
+    cards = []
+    for path in sorted(Path(folder).glob("*.json")):
+        cards.append(path.with_suffix(".md"))
+        write_atomically(cards[-1], render(_read(path, json.loads)))
+    return cards
+
+
 def without_folders(value: Any) -> Any:
     """A copy in which each absolute path, also one inside a command or a list, is shortened to its last name."""
     if isinstance(value, Mapping):

@@ -17,24 +17,34 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("directory", metavar="DIR", help="directory that training wrote")
-    parser.add_argument("repo_id", metavar="user/name", help="repository; created where it does not exist")
+    parser.add_argument("directory", metavar="DIR", nargs="?", help="directory that training wrote")
+    parser.add_argument("repo_id", metavar="user/name", nargs="?", help="repository; created where it does not exist")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     parser.add_argument("--revision", help="branch to push to; created from main where it does not exist")
     parser.add_argument("--message", default="Upload model", help="commit message")
     parser.add_argument("--card", metavar="FILE", help="write the model card to FILE, and its facts to FILE with .json")
     parser.add_argument("--dry_run", action="store_true", help="list files and sizes, send nothing")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--render_cards", action="store_true", help="render the cards of model_cards/ again from their facts, and end"
+    )
+    arguments = parser.parse_args(argv)
+    if not arguments.render_cards and arguments.repo_id is None:
+        parser.error("give DIR and user/name")
+    return arguments
 
 
 def main() -> int:
     arguments = parse()
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    from hf_rnn_seq2seq.model_card import read_facts
+    from hf_rnn_seq2seq.model_card import read_facts, render_again, template_path
     from hf_rnn_seq2seq.publishing import PublishError, plan_upload, push
     from hf_rnn_seq2seq.run_directory import write_atomically
 
+    if arguments.render_cards:
+        for path in render_again(template_path().parent):
+            print(path)
+        return 0
     try:
         upload = plan_upload(arguments.directory, arguments.repo_id)
         if arguments.card:

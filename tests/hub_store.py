@@ -11,8 +11,14 @@ from typing import Any
 OWNER_TOKEN = "hf_owner"
 READER_TOKEN = "hf_reader"
 USER_TOKEN = "hf_user"
+METRICS_TOKEN = "hf_metrics"
 # token -> its user and role; a `write` token writes to that user's own repositories
-TOKENS = {OWNER_TOKEN: ("owner", "write"), READER_TOKEN: ("reader", "read"), USER_TOKEN: ("user", "write")}
+TOKENS = {
+    OWNER_TOKEN: ("owner", "write"),
+    READER_TOKEN: ("reader", "read"),
+    USER_TOKEN: ("user", "write"),
+    METRICS_TOKEN: ("evaluate-metric", "write"),
+}
 
 # What the Hub's default .gitattributes sends to LFS, as far as the tests need it.
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".parquet", ".arrow", ".png", ".npz", ".gz")

@@ -14,7 +14,8 @@ from tests.models import batch, tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 NEWER_TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 9)
-needs_torch = pytest.mark.skipif(not NEWER_TORCH, reason="torch.onnx takes exported programs as needed from torch 2.9")
+OLD_TORCH = "torch.export leaves sizes free, and torch.onnx takes what it made, as needed here from torch 2.9 on"
+needs_torch = pytest.mark.skipif(not NEWER_TORCH, reason=OLD_TORCH)
 MODELS: dict[str, dict[str, Any]] = {
     "general, LSTM, feeding": {"attention_type": "general", "cell_type": "lstm", "input_feeding": True},
     "additive, GRU, before the cell": {
@@ -43,11 +44,13 @@ MODELS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module", params=MODELS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Programs, Any]:
     """A model, its exported programs and, where onnxruntime is there, its ONNX form."""
+    if not NEWER_TORCH:
+        pytest.skip(OLD_TORCH)
     model = tiny_model(dtype=torch.float32, **MODELS[request.param])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     programs = export_programs(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    if not NEWER_TORCH or any(importlib.util.find_spec(name) is None for name in ("onnxruntime", "onnxscript")):
+    if any(importlib.util.find_spec(name) is None for name in ("onnxruntime", "onnxscript")):
         return model, programs, None
     from hf_rnn_seq2seq.onnx_decoding import OnnxTranslator
     from hf_rnn_seq2seq.onnx_export import export_onnx
@@ -96,7 +99,7 @@ OPTIONS: list[dict[str, Any]] = [
 def test_onnx_decodes_what_generate_does(exported: tuple[Any, Programs, Any], options: dict[str, Any]) -> None:
     model, _, translator = exported
     if translator is None:
-        pytest.skip("onnxruntime or onnxscript is not installed, or torch is older than 2.9")
+        pytest.skip("onnxruntime or onnxscript is not installed")
     given = sources()
     lengths = set()
     for limit in (2, 9):
@@ -185,13 +188,12 @@ def test_settings_that_the_loop_does_not_know_are_refused(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
+@needs_torch
 def test_a_graph_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     from hf_rnn_seq2seq import onnx_export
 
     monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
-    if not NEWER_TORCH:
-        pytest.skip("torch.onnx takes exported programs as needed from torch 2.9")
     with pytest.raises(ExportError, match="ONNX and torch differ by .* in logits; nothing was written"):
         onnx_export.export_onnx(tiny_model(dtype=torch.float32, attention_type="dot"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard, constants
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
-from hf_rnn_seq2seq.model_card import CardError, read_facts, render
+from hf_rnn_seq2seq.model_card import CardError, read_facts, render, render_again
 from tests.hub import Hub, running_hub
 
 CARDS = Path(__file__).resolve().parent.parent / "model_cards"
@@ -144,6 +144,18 @@ def test_read_facts(tmp_path: Path) -> None:
 def test_rendered_cards_match_their_facts() -> None:
     cards = {path.stem for path in CARDS.glob("*.md")} - {"template"}
     assert cards == {path.stem for path in CARDS.glob("*.json")}
+    recipes = {path.stem for path in (CARDS.parent / "scripts" / "recipes").glob("*.yaml")}
+    assert cards <= recipes, "a card is named after the recipe of its run"
     for name in cards:
         recorded = json.loads((CARDS / f"{name}.json").read_text(encoding="utf-8"))
         assert (CARDS / f"{name}.md").read_text(encoding="utf-8") == render(recorded), f"render {name} again"
+
+
+def test_cards_are_rendered_again_from_their_facts(tmp_path: Path) -> None:
+    (tmp_path / "clock.json").write_text(json.dumps(facts()))
+    (tmp_path / "clock.md").write_text("old")
+    assert render_again(tmp_path) == [tmp_path / "clock.md"]
+    assert (tmp_path / "clock.md").read_text(encoding="utf-8") == render(facts())
+    (tmp_path / "clock.json").write_text("{")
+    with pytest.raises(CardError, match=r"clock\.json: not readable"):
+        render_again(tmp_path)

@@ -1,0 +1,119 @@
+"""Data sets and metrics by name, through the loopback Hub, each in a fresh process with an empty cache."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hub import Hub, running_hub
+from tests.hub_store import METRICS_TOKEN, OWNER_TOKEN
+from tests.test_hub import Child
+
+# A metric as the stock ones stand on the Hub: a space evaluate-metric/NAME with NAME.py.
+EXACT = """
+import datasets
+import evaluate
+
+
+class Exact(evaluate.Metric):
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features(predictions=text, references=text)
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"exact": sum(map(str.__eq__, predictions, references)) / len(references)}
+"""
+PUBLISH = """
+from huggingface_hub import HfApi
+api = HfApi()
+api.create_repo(arguments["repo"], repo_type="space", space_sdk="static")
+api.upload_file(
+    path_or_fileobj=arguments["text"].encode(), path_in_repo=arguments["file"], repo_id=arguments["repo"],
+    repo_type="space",
+)
+print("true")
+"""
+SCORE = """
+from hf_rnn_seq2seq.comparison import external_score
+print(json.dumps(external_score(arguments["name"], arguments["hypotheses"], arguments["references"])))
+"""
+HYPOTHESES = ["the cat sat on a mat", "good morning to you all"]
+REFERENCES = ["the cat sat on the mat", "good morning to you all"]
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with running_hub() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def child(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Child:
+    return Child(hub, tmp_path_factory.mktemp("children"))
+
+
+def publish_metric(child: Child, name: str, text: str) -> None:
+    child.run(PUBLISH, token=METRICS_TOKEN, repo=f"evaluate-metric/{name}", file=f"{name}.py", text=text)
+
+
+def score(child: Child, name: str) -> dict[str, Any]:
+    return child.run(SCORE, name=name, hypotheses=HYPOTHESES, references=REFERENCES)
+
+
+def test_a_metric_by_name(child: Child) -> None:
+    publish_metric(child, "exact", EXACT)
+    assert score(child, "exact") == {"exact": 0.5}
+
+
+def test_the_stock_sacrebleu(child: Child, shared_data: Path) -> None:
+    """Its script is not this project's: the test needs a copy of evaluate's metrics/sacrebleu/sacrebleu.py."""
+    from sacrebleu.metrics import BLEU
+
+    script = shared_data / "metrics" / "sacrebleu" / "sacrebleu.py"
+    if not script.is_file():
+        pytest.skip(f"the stock metric is not there: {script.relative_to(shared_data)} in the optional corpora")
+    publish_metric(child, "sacrebleu", script.read_text(encoding="utf-8"))
+    found = score(child, "sacrebleu")
+    assert found["score"] == pytest.approx(BLEU().corpus_score(HYPOTHESES, [REFERENCES]).score, abs=1e-9)
+
+
+def test_data_are_pushed_and_loaded_by_name(child: Child) -> None:
+    rows = {
+        "train": [{"en": f"{number} days ago", "fr": f"il y a {number} jours"} for number in range(2, 30)],
+        "validation": [{"en": "a day ago", "fr": "il y a un jour"}],
+    }
+    pushed = child.run(
+        """
+        import datasets
+        from huggingface_hub import HfApi
+        data = datasets.DatasetDict({
+            split: datasets.Dataset.from_dict({"translation": rows}) for split, rows in arguments["rows"].items()
+        })
+        counts = []
+        for _ in range(2):
+            data.push_to_hub("owner/pairs", private=True)
+            counts.append(len(HfApi().list_repo_commits("owner/pairs", repo_type="dataset")))
+        print(json.dumps(counts))
+        """,
+        token=OWNER_TOKEN,
+        rows=rows,
+    )
+    assert pushed[0] == pushed[1] > 1, "a second identical push made a commit"
+    code = """
+        from hf_rnn_seq2seq.data import DataError, load_corpus
+        try:
+            corpus = load_corpus("owner/pairs", source_lang="en", target_lang="fr", splits=("train", "validation"))
+            rows = {split: [list(pair) for pair in zip(part["source"], part["target"])]
+                    for split, part in corpus.splits.items()}
+            print(json.dumps({"rows": rows, "name": corpus.description["name"]}))
+        except DataError as error:
+            print(json.dumps(str(error)))
+        """
+    loaded = child.run(code, token=OWNER_TOKEN)
+    assert loaded["name"] == "owner/pairs"
+    assert loaded["rows"] == {split: [[row["en"], row["fr"]] for row in part] for split, part in rows.items()}
+    refused = child.run(code)
+    assert isinstance(refused, str) and "owner/pairs" in refused and "\n" not in refused, json.dumps(refused)

@@ -46,12 +46,12 @@ EXPORTS = {
 }
 # Who may import whom at the top of a file of model/: later rows import earlier rows, never the other way round.
 LAYERS = [
-    {"config_errors", "precision", "presets"},
+    {"config_errors", "precision", "presets", "products"},
     {"configuration_rnn_seq2seq"},
     {"attention", "recurrence", "scan_cells", "cache", "loss", "scheduled_sampling"},
     {"scan_scores"},
     {"scan"},
-    {"encoder", "decoder_parts"},
+    {"encoder", "decoder_parts", "pretrained", "vocabularies"},
     {"decoder_scan"},
     {"bridge", "decoder"},
     {"search_step", "search_plan"},
@@ -71,6 +71,9 @@ DECLARED = {
     "jinja2": "Jinja2",
     "jiwer": "jiwer",
     "matplotlib": "matplotlib",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "onnxscript",
     "sacrebleu": "sacrebleu",
     "tensorboard": "tensorboard",
     "tokenizers": "tokenizers",

@@ -211,8 +211,8 @@ def gradients_of_a_share(rank: int, folder: str) -> None:
     rows = slice(0, 2) if rank == 0 else slice(2, 3)
     share = {name: tensor[rows] for name, tensor in batch().items()}
     # The loss is the words' sum, over all words, times the processes that share the average.
-    loss = torch.nn.parallel.DistributedDataParallel(model)(**share, num_items_in_batch=11).loss * 2
-    loss.backward()
+    trained = torch.nn.parallel.DistributedDataParallel(model)
+    (trained(**share, num_items_in_batch=11).loss * 2).backward()
     torch.save({name: parameter.grad for name, parameter in model.named_parameters()}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .cache import DecoderState, Memory
 from .decoder_parts import Attended, Loop
+from .products import linear
 from .scan import ScanLayer, ScanMixer, ScanPlan, ScanSource, attention_scan
 
 
@@ -17,6 +17,10 @@ def scan_refusal(decoder: nn.Module) -> str | None:
     for layer in decoder.layers[: decoder.attended]:
         if layer.norm_input is not None or len(layer.transitions):
             return "layer normalisation or deep transition"
+    # The scan reads the weights of the projections, and what an adapter adds beside them would be left out.
+    parts = [*decoder.attention.children(), decoder.readout.project]
+    if any(part is not None and not isinstance(part, nn.Linear) for part in parts):
+        return "a projection was replaced (by an adapter, say)"
     if config.attention_window != "global" or decoder.attention.scan_form() is None:
         return f"attention_type={config.attention_type!r}, attention_window={config.attention_window!r}"
     return None
@@ -78,10 +82,10 @@ def _attentional_vector(
     weight = decoder.readout.project.weight
     state, context, word = weight.split([size, width, weight.shape[1] - size - width], 1)
     if mixer.read_weight is None:
-        values = F.linear(values, context)
+        values = linear(values, context)
     else:
         mixer = mixer._replace(read_weight=context @ mixer.read_weight)
-    projected = F.linear(words, word) if decoder.readout.reads_embedding else None
+    projected = linear(words, word) if decoder.readout.reads_embedding else None
     return values, mixer._replace(output_weight=state, projected=projected)
 
 
@@ -98,7 +102,7 @@ def _layer(number: int, words: Tensor, state: DecoderState, loop: Loop, separate
         weight=torch.cat(columns, 1),
         bias=bias if number else None,
         recurrent_bias=weights.recurrent_bias if separate_biases else None,
-        projected=None if number else F.linear(words, weights.below, bias),
+        projected=None if number else linear(words, weights.below, bias),
         keep=loop.keep[number],
         drop=loop.drop[number],
     )

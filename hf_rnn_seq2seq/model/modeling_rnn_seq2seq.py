@@ -4,74 +4,20 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
-from transformers import initialization as init
+from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
-from .attention import Attention, NormedAdditiveAttention
 from .bridge import Bridge
 from .cache import RnnSeq2SeqCache
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .decoder import RnnDecoder
 from .encoder import RnnEncoder, RnnEncoderOutput, drop
 from .loss import IGNORED_LABEL, output_loss
-from .recurrence import TransitionCell
+from .pretrained import RnnSeq2SeqPreTrainedModel
+from .products import Linear
 from .scheduled_sampling import scheduled_inputs
 from .search import SearchMixin
-
-
-class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
-    """What the recurrent models share with transformers: initialisation, tying, loading and device placement."""
-
-    config_class = RnnSeq2SeqConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["RnnEncoderLayer", "RnnDecoder"]
-    _skip_keys_device_placement = ["past_key_values"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Uniform in plus or minus one over the square root of the fan-in, or in plus or minus `initializer_range`."""
-        width = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            self._uniform(module, width or module.in_features**-0.5)
-        elif isinstance(module, nn.RNNBase):
-            self._uniform(module, width or module.hidden_size**-0.5)
-        elif isinstance(module, nn.Embedding):
-            # Small word vectors leave a recurrence almost blind at first: with a deviation of 0.1 the attention takes
-            # twice the updates to form. With one of 1, the rare words keep the noise they started with.
-            deviation = 0.2 if self.config.tie_word_embeddings else 0.3
-            init.uniform_(module.weight, -width, width) if width else init.normal_(module.weight, 0.0, deviation)
-            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
-                init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, TransitionCell):
-            init.zeros_(module.bias)
-        elif isinstance(module, NormedAdditiveAttention):
-            init.constant_(module.gain, self.config.attention_size**-0.5)
-        elif isinstance(module, Attention):
-            # A registered attention of the user's may hold bare parameters.
-            for parameter in module.parameters(recurse=False):
-                init.uniform_(parameter, -(width or 0.1), width or 0.1)
-
-    @staticmethod
-    def _uniform(module: nn.Module, width: float) -> None:
-        for parameter in module.parameters(recurse=False):
-            init.uniform_(parameter, -width, width)
-
-    def save_pretrained(self, save_directory: str, *args: object, **kwargs: object) -> None:
-        """As transformers does it; the checkpoint also says how `AutoModel` loads it with `trust_remote_code=True`."""
-        if self._auto_class is not None:
-            base = f"{type(self).__module__.rpartition('.')[2]}.{RnnSeq2SeqModel.__name__}"
-            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": base}
-        super().save_pretrained(save_directory, *args, **kwargs)
-
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """The tied names {target: source}; unlike the default it also ties the two embeddings of an untied output."""
-        return dict(self._tied_weights_keys or {})
+from .vocabularies import VocabularyMixin
 
 
 class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
@@ -215,7 +161,7 @@ class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
         return self.decoder.embed(ids)
 
 
-class RnnSeq2SeqForConditionalGeneration(SearchMixin, RnnSeq2SeqPreTrainedModel, GenerationMixin):
+class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2SeqPreTrainedModel, GenerationMixin):
     """The recurrent encoder-decoder with an output layer over the target vocabulary.
 
     `generate()` keeps the decoder's state in an `RnnSeq2SeqCache`; taking tokens back (assisted decoding) is exact,
@@ -228,7 +174,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, RnnSeq2SeqPreTrainedModel,
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__(config)
         self.model = RnnSeq2SeqModel(config)
-        self.lm_head = nn.Linear(config.readout_width, config.vocab_size, bias=config.output_bias)
+        self.lm_head = Linear(config.readout_width, config.vocab_size, bias=config.output_bias)
         self._tied_weights_keys = self._ties() or None
         self.post_init()
         # Without a length generate() stops at 20 tokens, in the middle of an ordinary sentence.
@@ -397,44 +343,6 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, RnnSeq2SeqPreTrainedModel,
         if inputs.get("encoder_outputs") is not None:
             inputs.pop("inputs_embeds", None)
         return {"decoder_input_ids": input_ids[:, read:], "past_key_values": past_key_values, **inputs}
-
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Embedding:
-        """Resizes the TARGET vocabulary (decoder embedding and output layer), and the source's where they are shared.
-
-        Returns:
-            the decoder's embedding.
-        """
-        decoder = self.model.decoder
-        old = decoder.embed_tokens
-        if new_num_tokens is None and pad_to_multiple_of is None:
-            return old
-        table = self._get_resized_embeddings(old, new_num_tokens, pad_to_multiple_of, mean_resizing)
-        size = table.weight.shape[0]
-        self.lm_head = self._get_resized_lm_head(self.lm_head, size, mean_resizing=mean_resizing)
-        decoder.embed_tokens = table
-        if self.config.share_encoder_decoder_embeddings:
-            self.model.encoder.embed_tokens = table
-            self.config.source_vocab_size = size
-        self.config.vocab_size = size
-        self.tie_weights()
-        return table
-
-    def resize_source_embeddings(self, new_num_tokens: int, mean_resizing: bool = True) -> nn.Embedding:
-        """Resizes the source vocabulary of a model with two.
-
-        Raises:
-            ValueError: the two vocabularies are shared.
-        """
-        if self.config.share_encoder_decoder_embeddings:
-            raise ValueError("share_encoder_decoder_embeddings=True: call resize_token_embeddings, there is one table")
-        encoder = self.model.encoder
-        encoder.embed_tokens = self._get_resized_embeddings(
-            encoder.embed_tokens, new_num_tokens, mean_resizing=mean_resizing
-        )
-        self.config.source_vocab_size = new_num_tokens
-        return encoder.embed_tokens
 
 
 def shift_right(ids: Tensor, pad_token_id: int | None, start_token_id: int | None) -> Tensor:

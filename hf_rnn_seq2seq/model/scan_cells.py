@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .products import affine, outer, product
+
 _sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
 
 
@@ -98,10 +100,10 @@ class LstmCell(ScanCell):
     def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
         gates, size = self.gates[t], self.size
         # One product for everything the cell reads.
-        torch.addmm(self.addend(t), torch.cat([*parts, self.kept(before)], 1), self.weight.t(), out=gates)
-        gates[:, : 2 * size].sigmoid_()
-        gates[:, 2 * size : 3 * size].tanh_()
-        gates[:, 3 * size :].sigmoid_()
+        sums = affine(self.addend(t), torch.cat([*parts, self.kept(before)], 1), self.weight)
+        torch.sigmoid(sums[:, : 2 * size], out=gates[:, : 2 * size])
+        torch.tanh(sums[:, 2 * size : 3 * size], out=gates[:, 2 * size : 3 * size])
+        torch.sigmoid(sums[:, 3 * size :], out=gates[:, 3 * size :])
         update, forget, new, output = gates.chunk(4, 1)
         torch.mul(forget, self.cells[t], out=self.cells[t + 1]).addcmul_(update, new)
         torch.tanh(self.cells[t + 1], out=after).mul_(output)
@@ -116,7 +118,7 @@ class LstmCell(ScanCell):
         _sigmoid_backward.grad_input(d_cell * self.cells[t], forget, grad_input=d_forget)
         _tanh_backward.grad_input(d_cell * update, new, grad_input=d_new)
         d_cell *= forget
-        d_inputs, d_before = torch.mm(self.d_gates[t], self.weight).split((self.inputs, self.size), 1)
+        d_inputs, d_before = product(self.d_gates[t], self.weight).split((self.inputs, self.size), 1)
         return d_inputs, self.kept(d_before)
 
 
@@ -136,12 +138,12 @@ class GruCell(ScanCell):
 
     def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
         gates, size = self.gates[t], self.size
-        torch.addmm(self.addend(t), _join(parts), self.weight[:, : self.inputs].t(), out=gates)
-        recurrent = torch.addmm(self.layer.recurrent_bias, self.kept(before), self.weight[:, self.inputs :].t())
-        gates[:, : 2 * size].add_(recurrent[:, : 2 * size]).sigmoid_()
+        sums = affine(self.addend(t), _join(parts), self.weight[:, : self.inputs])
+        recurrent = affine(self.layer.recurrent_bias, self.kept(before), self.weight[:, self.inputs :])
+        torch.sigmoid(sums[:, : 2 * size].add_(recurrent[:, : 2 * size]), out=gates[:, : 2 * size])
         self.inner[t] = recurrent[:, 2 * size :]
         reset, update, new = gates.chunk(3, 1)
-        new.addcmul_(reset, self.inner[t]).tanh_()
+        torch.tanh(sums[:, 2 * size :].addcmul_(reset, self.inner[t]), out=new)
         torch.lerp(new, before, update, out=after)
 
     def backward(self, t: int, d_hidden: Tensor, d_cell: None, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,8 +156,8 @@ class GruCell(ScanCell):
         d_recurrent = self.d_recurrent[t]
         d_recurrent[:, : 2 * size] = self.d_gates[t, :, : 2 * size]
         torch.mul(d_new, reset, out=d_recurrent[:, 2 * size :])
-        d_before = self.kept(torch.mm(d_recurrent, self.weight[:, self.inputs :])).addcmul_(d_hidden, update)
-        return torch.mm(self.d_gates[t], self.weight[:, : self.inputs]), d_before
+        d_before = self.kept(product(d_recurrent, self.weight[:, self.inputs :])).addcmul_(d_hidden, update)
+        return product(self.d_gates[t], self.weight[:, : self.inputs]), d_before
 
     def finish(self, parts: list[Tensor], before: Tensor) -> ScanLayer:
         return super().finish(parts, before)._replace(recurrent_bias=total(self.d_recurrent))
@@ -169,11 +171,11 @@ class GruResetBeforeCell(ScanCell):
 
     def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
         gates, size, hidden = self.gates[t], self.size, self.kept(before)
-        torch.addmm(self.addend(t), _join(parts), self.weight[:, : self.inputs].t(), out=gates)
+        sums = affine(self.addend(t), _join(parts), self.weight[:, : self.inputs])
         recurrent = self.weight[:, self.inputs :]
-        gates[:, : 2 * size].addmm_(hidden, recurrent[: 2 * size].t()).sigmoid_()
+        torch.sigmoid(affine(sums[:, : 2 * size], hidden, recurrent[: 2 * size]), out=gates[:, : 2 * size])
         reset, update, new = gates.chunk(3, 1)
-        new.addmm_(reset * hidden, recurrent[2 * size :].t()).tanh_()
+        torch.tanh(affine(sums[:, 2 * size :], reset * hidden, recurrent[2 * size :]), out=new)
         torch.lerp(new, before, update, out=after)
 
     def backward(self, t: int, d_hidden: Tensor, d_cell: None, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,11 +184,11 @@ class GruResetBeforeCell(ScanCell):
         d_reset, d_update, d_new = self.d_gates[t].chunk(3, 1)
         _tanh_backward.grad_input(d_hidden * (1 - update), new, grad_input=d_new)
         _sigmoid_backward.grad_input(d_hidden * (before - new), update, grad_input=d_update)
-        d_shown = torch.mm(d_new, recurrent[2 * size :])
+        d_shown = product(d_new, recurrent[2 * size :])
         _sigmoid_backward.grad_input(d_shown * self.kept(before), reset, grad_input=d_reset)
-        d_before = torch.addmm(d_shown * reset, self.d_gates[t, :, : 2 * size], recurrent[: 2 * size])
+        d_before = product(self.d_gates[t, :, : 2 * size], recurrent[: 2 * size]).addcmul_(d_shown, reset)
         d_before = self.kept(d_before).addcmul_(d_hidden, update)
-        return torch.mm(self.d_gates[t], self.weight[:, : self.inputs]), d_before
+        return product(self.d_gates[t], self.weight[:, : self.inputs]), d_before
 
     def recurrent_gradient(self, before: Tensor, out: Tensor) -> None:
         size = self.size
@@ -195,11 +197,6 @@ class GruResetBeforeCell(ScanCell):
 
 
 CELLS: dict[str, type[ScanCell]] = {"lstm": LstmCell, "gru": GruCell, "gru_reset_before": GruResetBeforeCell}
-
-
-def outer(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """Sum over positions and rows of left x right: (T, B, L), (T, B, R) -> (L, R), one product."""
-    return torch.mm(left.flatten(0, 1).t(), right.flatten(0, 1), out=out)
 
 
 def total(gradients: Tensor) -> Tensor:
@@ -212,4 +209,4 @@ def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-__all__ = ["CELLS", "ScanCell", "ScanLayer", "outer", "total"]
+__all__ = ["CELLS", "ScanCell", "ScanLayer", "total"]

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.hub import act_as, running_hub
+from tests.hub_store import OWNER_TOKEN
 from tests.models import PAD, SOURCES, tiny_model
 from tests.models import TARGETS as RAGGED
 
@@ -130,3 +132,17 @@ def test_label_smoothing_of_the_trainer_is_ours(tmp_path: Path) -> None:
     told = tiny_model(dtype=torch.float32).train()(**batch, skip_logits=False)
     theirs = transformers.trainer_pt_utils.LabelSmoother(epsilon=0.1)({"logits": told.logits}, batch["labels"])
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+def test_it_pushes_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_hub() as hub:
+        api = act_as(OWNER_TOKEN, hub.url, monkeypatch)
+        options = {"push_to_hub": True, "hub_model_id": "owner/trained", "hub_strategy": "end"}
+        run = trainer(tmp_path / "run", max_steps=1, **options)
+        run.train()
+        run.push_to_hub()
+        got = api.snapshot_download("owner/trained", cache_dir=tmp_path / "got")
+    loaded = transformers.AutoModelForSeq2SeqLM.from_pretrained(got)
+    torch.testing.assert_close(loaded.state_dict(), run.model.state_dict())
+    assert (Path(got) / "modeling_rnn_seq2seq.py").is_file(), "the code travels with it"

@@ -114,6 +114,15 @@ def test_every_command_is_accounted_for() -> None:
     assert fences == 2 * (len(blocks("bash")) + len(blocks("python")) + trees) and trees == 1
 
 
+def test_results_are_those_of_the_cards() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    shown = dict(reversed(rows))
+    for card in (ROOT / "model_cards").glob("*.json"):
+        facts = json.loads(card.read_text(encoding="utf-8"))["summary"]
+        assert f"{facts['bleu']:.2f}" in shown[card.stem]
+        assert f"{facts['parameters'] / 1e6:.1f} M" in shown[card.stem] or "the same" in shown[card.stem]
+
+
 def test_make_targets_exist() -> None:
     targets = [line.split()[1] for line in commands() if line.startswith("make ")]
     assert {"demo", "test"} <= set(targets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,10 @@ class TrainingState:
         self.plain_optimizer = build_optimizer(model, arguments)
         self.fused = bool(self.plain_optimizer.defaults.get("fused"))
         self.unwrapped_step = StepModule(model)
-        self.step_module, self.optimizer = accelerator.prepare(self.unwrapped_step, self.plain_optimizer)
+        with warnings.catch_warnings():
+            # The option's new name, forward_sync_buffers, is known neither to Accelerate nor to older torch.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self.step_module, self.optimizer = accelerator.prepare(self.unwrapped_step, self.plain_optimizer)
         self.average = WeightAverage(model, arguments.ema_decay) if arguments.ema_decay else None
         self.schedule = LearningRate(arguments)
         self.progress = Progress()

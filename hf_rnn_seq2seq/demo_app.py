@@ -96,7 +96,7 @@ class _Panel:
         self.system, self.text, self.words = system, text, words
         self.step: Step | None = None
         self.others: list[Any] = []
-        self.note = self.error = ""
+        self.note = self.error = self.how = ""
         _, cut = encode_sources(system.tokenizer, [text], LONGEST_SOURCE)
         if cut:
             self.text = text[: _end_of(system.tokenizer, text)]
@@ -117,7 +117,9 @@ class _Panel:
         if n_best < 2 or self.error:
             return
         options: dict[str, Any] = {"num_beams": max(num_beams, n_best), "do_sample": False}
+        self.how = f"the best of {options['num_beams']} beams"
         if temperature > 0:
+            self.how = f"drawn at temperature {temperature:g}"
             options = {"do_sample": True, "temperature": temperature, "top_k": 0, "num_beams": 1}
         try:
             (self.others,) = translate_n_best(
@@ -145,7 +147,7 @@ class _Panel:
                 f"<li><bdi>{escape(found.text)}</bdi> <span>{found.log_probability:.2f}</span></li>"
                 for found in self.others
             )
-            parts.append(f"<ol>{rows}</ol>")
+            parts.append(f'<p class="facts list">{self.how}, with log-probabilities</p><ol>{rows}</ol>')
         if self.error:
             parts.append(f'<p class="error">{escape(self.error)}</p>')
         return f"<section>{''.join(parts)}</section>"

@@ -92,6 +92,7 @@ def test_panels_hold_every_system_and_escape_what_is_typed(runs: Path) -> None:
     pages = list(translate_live(systems, "<b>3</b> & kg", 1, 0.0, 3, False))
     assert "<b>3" not in pages[-1] and pages[-1].count("<section>") == 2
     assert pages[-1].count("<li>") == 6 and pages[-1].count('<table class="map"') == 1
+    assert "the best of 3 beams" in pages[-1] and "drawn" in list(translate_live(systems, "a", 1, 0.7, 2, True))[-1]
     assert "going" in pages[0] and "going" not in pages[-1]
     (hypotheses,) = translate_n_best(
         systems[0].model, systems[0].tokenizer, ["<b>3</b> & kg"], n_best=3, num_beams=3, progress=False
@@ -238,7 +239,7 @@ def test_space_refuses_before_it_writes(runs: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_of_the_pictures_loads_with_the_package() -> None:
-    heavy = ["gradio", "matplotlib", "jinja2", "playwright", "sacrebleu", "datasets"]
+    heavy = ["gradio", "matplotlib", "playwright", "sacrebleu", "datasets"]
     code = f"import sys, hf_rnn_seq2seq; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

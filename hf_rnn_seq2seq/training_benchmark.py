@@ -41,7 +41,7 @@ Build = Callable[..., Any]
 
 
 def tutorial_loss(model: Any, source: Tensor, labels: Tensor) -> Tensor:
-    """The loss as a tutorial computes it, everything inside the loop over positions: LSTM or GRU with feeding."""
+    """The loss as a tutorial computes it, everything inside the loop over positions, by torch's own products."""
     inner, config = model.model, model.config
     encoded = inner.encoder(source)
     layers, _ = inner.bridge(encoded)
@@ -53,11 +53,12 @@ def tutorial_loss(model: Any, source: Tensor, labels: Tensor) -> Tensor:
     for time_step in range(labels.shape[1]):
         inputs = torch.cat([inner.decoder.embed(words[:, time_step]), fed], 1)
         state = torch.lstm_cell(inputs, state, *cell) if len(state) == 2 else (torch.gru_cell(inputs, state[0], *cell),)
-        keys = inner.decoder.attention.key(encoded.last_hidden_state)
+        keys = F.linear(encoded.last_hidden_state, inner.decoder.attention.key.weight)
         scores = torch.bmm(keys, state[0].unsqueeze(2)).squeeze(2).masked_fill(~encoded.source_mask, float("-inf"))
         context = torch.bmm(scores.softmax(1).unsqueeze(1), encoded.last_hidden_state).squeeze(1)
-        fed = torch.tanh(inner.decoder.readout.project(torch.cat([state[0], context], 1)))
-        total = total + F.cross_entropy(model.lm_head(fed), labels[:, time_step], ignore_index=-100, reduction="sum")
+        fed = torch.tanh(F.linear(torch.cat([state[0], context], 1), inner.decoder.readout.project.weight))
+        logits = F.linear(fed, model.lm_head.weight, model.lm_head.bias)
+        total = total + F.cross_entropy(logits, labels[:, time_step], ignore_index=-100, reduction="sum")
     return total / (labels != -100).sum()
 
 
@@ -97,8 +98,13 @@ def training_step(
     return step
 
 
-def training_forms(build: Build, source: Tensor, labels: Tensor) -> dict[str, Callable[[], Callable[[], float]]]:
-    """Makers of the training step of each variant; the first is the reference of the ratios."""
+def training_forms(
+    build: Build, source: Tensor, labels: Tensor, other_models: bool = True
+) -> dict[str, Callable[[], Callable[[], float]]]:
+    """Makers of the training step of each variant; the first is the reference of the ratios.
+
+    `other_models`: also the same model without input feeding, whose weights a checkpoint does not have.
+    """
     config = build().config
 
     def form(loss_of: Callable = model_loss, fused: bool = True, bf16: bool = False, **fields: Any) -> Callable:
@@ -111,7 +117,7 @@ def training_forms(build: Build, source: Tensor, labels: Tensor) -> dict[str, Ca
     for kind in ("loop", "scan") if path == "scan" else ("loop",):
         forms[kind] = form(decoder_recurrence=kind)
         forms[f"{kind} bf16"] = form(decoder_recurrence=kind, bf16=True)
-    if config.attention_order == "after_cell" and config.input_feeding:
+    if other_models and config.attention_order == "after_cell" and config.input_feeding:
         forms["no feeding"] = form(input_feeding=False)
         forms["no feeding bf16"] = form(input_feeding=False, bf16=True)
     return forms
@@ -124,9 +130,10 @@ def compare_training(build: Build, source: Tensor, labels: Tensor, arguments: Na
         build: makes a model, with fields of its config replaced by keyword arguments.
         source: ids (batch, source).
         labels: ids (batch, target).
-        arguments: `rounds`; `threads`; `memory`, whether peak memory is measured too, each variant in its own process.
+        arguments: `model`, a checkpoint or None; `rounds`; `threads`; `memory`, whether peak memory is measured too,
+            each variant in its own process.
     """
-    forms = training_forms(build, source, labels)
+    forms = training_forms(build, source, labels, other_models=arguments.model is None)
     peaks = {}
     for name, make in forms.items():
         peaks[name] = None

@@ -38,7 +38,9 @@ def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: flo
     else:
         rows, labels = readout.flatten(0, 1), labels.flatten()
     row_bytes = head.weight.shape[0] * torch.promote_types(rows.dtype, torch.float32).itemsize
-    plain = type(head) in (nn.Linear, Linear) and not (head._forward_hooks or head._forward_pre_hooks)
+    # Adapters replace the layer, and what offloads it wraps its forward: then its weight is not all there is to it.
+    wrapped = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
+    plain = type(head) in (nn.Linear, Linear) and not wrapped
     if plain and len(rows) * row_bytes > budget:
         return chunked_cross_entropy(rows, head.weight, head.bias, labels, smoothing, max(1, budget // row_bytes))
     logits = head(rows)

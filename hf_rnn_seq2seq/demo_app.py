@@ -10,12 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from hf_rnn_seq2seq.alignment import SPECIAL, merge_words, source_pieces, target_pieces
+from hf_rnn_seq2seq.error_analysis import short_names
 from hf_rnn_seq2seq.evaluation import EvaluationError, encode_sources, translate_n_best
 from hf_rnn_seq2seq.fonts import is_right_to_left
 from hf_rnn_seq2seq.run_directory import CheckpointError, load_checkpoint, read_summary
@@ -43,11 +43,9 @@ def load_systems(names: Sequence[str], *, device: str | None = None, dtype: str 
     cleaned = [str(name).rstrip("/") for name in names]
     if len(set(cleaned)) < len(cleaned):
         raise CheckpointError(f"{', '.join(cleaned)}: each model is named once")
-    short = [Path(name).name for name in cleaned]
-    shown = short if len(set(short)) == len(short) else cleaned
     return [
         LoadedSystem(label, *load_checkpoint(name, device=device, dtype=dtype, attention=True))
-        for label, name in zip(shown, cleaned, strict=True)
+        for label, name in zip(short_names(cleaned), cleaned, strict=True)
     ]
 
 

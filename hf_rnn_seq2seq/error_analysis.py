@@ -184,6 +184,13 @@ class AnalysedSystem:
     num_beams: int
 
 
+def short_names(directories: Sequence[str]) -> list[str]:
+    """The last part of each path where that tells them apart, else the paths as given."""
+    full = [str(directory).rstrip("/") for directory in directories]
+    short = [name.rpartition("/")[2] for name in full]
+    return short if len(set(short)) == len(set(full)) else full
+
+
 def analyse_systems(
     directories: Sequence[str],
     chosen: Mapping[str, Any],
@@ -200,14 +207,13 @@ def analyse_systems(
     """
     test_set: TestSet | None = None
     systems: list[AnalysedSystem] = []
-    for directory in directories:
+    for directory, name in zip(directories, short_names(directories), strict=True):
         own = read_test_set(directory, chosen, split)
         if test_set is not None and (own.sources, own.references) != (test_set.sources, test_set.references):
             raise EvaluationError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
         test_set = own
         model, tokenizer = load_checkpoint(directory, device=device, dtype=dtype, attention=True)
         hypotheses = translate_with_attention(model, tokenizer, own.sources, **options)
-        name = str(directory).rstrip("/")
         name += " (again)" * [system.directory for system in systems].count(directory)
         reports = analyse(own.sources, own.references, hypotheses, tokenizer)
         beams = options.get("num_beams") or model.generation_config.num_beams or 1

@@ -99,6 +99,12 @@ def test_analysis_counts_and_orders() -> None:
         analysis.analyse(["a"], [], [], tokenizer)
 
 
+def test_short_names_tell_apart() -> None:
+    assert analysis.short_names(["runs/a", "runs/b/"]) == ["a", "b"]
+    assert analysis.short_names(["one/a", "two/a"]) == ["one/a", "two/a"]
+    assert analysis.short_names(["runs/a", "runs/a"]) == ["a", "a"]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two checkpoints, with attention and without, and six sentence pairs."""

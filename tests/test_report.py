@@ -283,7 +283,7 @@ def test_five_thousand_sentences(browser: Any, tmp_path: Path) -> None:
     texts = [" ".join(draw.choices(words, k=draw.randint(5, 25))) for _ in range(2 * count)]
     sources, references = texts[:count], texts[count:]
     systems = []
-    for number in range(2):
+    for number in range(1):
         hypotheses = [
             Hypothesis(text, tuple(ids), tuple(ids), -1.0, torch.rand(1, len(ids), len(ids)).softmax(-1))
             for text, ids in zip(sources, cheap_ids(sources), strict=True)

@@ -1,11 +1,13 @@
 """Matrix products of the training step, each by the library that makes it fastest on this processor.
 
 torch multiplies float32 matrices on a CPU with MKL, which runs its AVX2 code on processors that are not Intel's. oneDNN,
-which torch carries too, generates AVX512 code for all: on one Zen 5 core it takes 0.45 to 0.55 of MKL's time for the products
-of a training step and of decoding, from 4 rows and a matrix of 128 x 256 on. In bfloat16 a product and a sum are faster
-as two operations (330 against 230 GFLOP/s). Everywhere else these functions are torch's own.
+which torch carries too, generates AVX512 code for all: on one Zen 5 core it takes 0.45 to 0.55 of MKL's time for most
+products of a training step. But some layouts, which input feeding meets, it computes by plain loops, a hundred times
+slower; so it is taken only where the environment says `RNN_SEQ2SEQ_ONEDNN=1`. In bfloat16 a product and a sum are
+faster as two operations (330 against 230 GFLOP/s). Everywhere else these functions are torch's own.
 """
 
+import os
 import platform
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +23,9 @@ _SMALLEST, _FEWEST_ROWS = 2**20, 4
 
 @lru_cache
 def onednn_is_faster() -> bool:
-    """Whether float32 products on the CPU go through oneDNN: an AVX512 processor of another maker than MKL's."""
+    """Whether float32 products on the CPU go through oneDNN: asked for, on an AVX512 processor of another maker than MKL's."""
+    if os.environ.get("RNN_SEQ2SEQ_ONEDNN") != "1":
+        return False
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):

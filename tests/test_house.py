@@ -47,6 +47,7 @@ EXPORTS = {
 # Who may import whom at the top of a file of model/: later rows import earlier rows, never the other way round.
 LAYERS = [
     {"config_errors", "precision", "presets", "products"},
+    {"config_checks"},
     {"configuration_rnn_seq2seq"},
     {"attention", "recurrence", "scan_cells", "cache", "loss", "scheduled_sampling"},
     {"scan_scores"},
@@ -54,6 +55,7 @@ LAYERS = [
     {"encoder", "decoder_parts", "pretrained", "vocabularies"},
     {"decoder_scan"},
     {"bridge", "decoder"},
+    {"encoder_decoder"},
     {"search_step", "search_plan"},
     {"fast_step"},
     {"beam_search", "constrained_search", "search_options"},

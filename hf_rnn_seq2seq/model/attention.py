@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_rnn_seq2seq import ATTENTION_NAMES, ConfigError, RnnSeq2SeqConfig
-from .products import Linear
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -49,8 +48,8 @@ class Attention(nn.Module):
         self.window = config.attention_window
         self.window_size = config.attention_window_size
         if self.window == "local_p":
-            self.position_hidden = Linear(config.hidden_size, config.hidden_size, bias=False)
-            self.position_score = Linear(config.hidden_size, 1, bias=False)
+            self.position_hidden = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+            self.position_score = nn.Linear(config.hidden_size, 1, bias=False)
 
     def project_keys(self, encoder_states: Tensor) -> Tensor:
         """Encoder states (batch, source, states) as the score reads them; once per sentence."""
@@ -162,7 +161,7 @@ class GeneralAttention(DotAttention):
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__(config)
-        self.key = Linear(config.encoder_output_size, config.hidden_size, bias=False)
+        self.key = nn.Linear(config.encoder_output_size, config.hidden_size, bias=False)
 
     def project_keys(self, encoder_states: Tensor) -> Tensor:
         return self.key(encoder_states)
@@ -176,9 +175,9 @@ class AdditiveAttention(Attention):
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__(config)
-        self.query = Linear(config.hidden_size, config.attention_size, bias=False)
-        self.key = Linear(config.encoder_output_size, config.attention_size, bias=True)
-        self.energy = Linear(config.attention_size, 1, bias=False)
+        self.query = nn.Linear(config.hidden_size, config.attention_size, bias=False)
+        self.key = nn.Linear(config.encoder_output_size, config.attention_size, bias=True)
+        self.energy = nn.Linear(config.attention_size, 1, bias=False)
 
     def project_keys(self, encoder_states: Tensor) -> Tensor:
         return self.key(encoder_states)
@@ -214,7 +213,7 @@ class LocationAttention(Attention):
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__(config)
         self.max_source_positions = config.max_source_positions
-        self.location = Linear(config.hidden_size, config.max_source_positions, bias=False)
+        self.location = nn.Linear(config.hidden_size, config.max_source_positions, bias=False)
 
     @property
     def reads_positions(self) -> bool:
@@ -241,10 +240,10 @@ class MultiHeadAttention(Attention):
         super().__init__(config)
         self.heads = config.num_attention_heads
         self.head_size = config.attention_size // self.heads
-        self.query = Linear(config.hidden_size, config.attention_size, bias=False)
-        self.key = Linear(config.encoder_output_size, config.attention_size, bias=False)
-        self.value = Linear(config.encoder_output_size, config.attention_size, bias=False)
-        self.output = Linear(config.attention_size, config.attention_size, bias=False)
+        self.query = nn.Linear(config.hidden_size, config.attention_size, bias=False)
+        self.key = nn.Linear(config.encoder_output_size, config.attention_size, bias=False)
+        self.value = nn.Linear(config.encoder_output_size, config.attention_size, bias=False)
+        self.output = nn.Linear(config.attention_size, config.attention_size, bias=False)
 
     def _split(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
@@ -272,7 +271,7 @@ class MultiHeadAdditiveAttention(MultiHeadAttention):
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__(config)
-        self.energy = Linear(self.head_size, self.heads, bias=False)
+        self.energy = nn.Linear(self.head_size, self.heads, bias=False)
 
     def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
         combined = torch.tanh(self._split(self.query(query)).unsqueeze(3) + keys.unsqueeze(2))

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from .cache import DecoderState
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
-from .products import Linear
 from .recurrence import State, StepWeights
 
 
@@ -25,7 +24,7 @@ class Readout(nn.Module):
         self.reads_context = config.readout_context and config.context_width > 0
         width = config.readout_input_width
         units = (config.readout_size or 0) * (2 if self.kind == "maxout" else 1)
-        self.project = Linear(width, units, bias=self.kind == "maxout") if units else None
+        self.project = nn.Linear(width, units, bias=self.kind == "maxout") if units else None
 
     def forward(self, state: Tensor, context: Tensor | None, embedding: Tensor) -> Tensor:
         """(batch, ..., width) each -> (batch, ..., readout)."""

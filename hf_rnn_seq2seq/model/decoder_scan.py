@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .cache import DecoderState, Memory
 from .decoder_parts import Attended, Loop
-from .products import linear
 from .scan import ScanLayer, ScanMixer, ScanPlan, ScanSource, attention_scan
 
 
@@ -82,10 +82,10 @@ def _attentional_vector(
     weight = decoder.readout.project.weight
     state, context, word = weight.split([size, width, weight.shape[1] - size - width], 1)
     if mixer.read_weight is None:
-        values = linear(values, context)
+        values = F.linear(values, context)
     else:
         mixer = mixer._replace(read_weight=context @ mixer.read_weight)
-    projected = linear(words, word) if decoder.readout.reads_embedding else None
+    projected = F.linear(words, word) if decoder.readout.reads_embedding else None
     return values, mixer._replace(output_weight=state, projected=projected)
 
 
@@ -102,7 +102,7 @@ def _layer(number: int, words: Tensor, state: DecoderState, loop: Loop, separate
         weight=torch.cat(columns, 1),
         bias=bias if number else None,
         recurrent_bias=weights.recurrent_bias if separate_biases else None,
-        projected=None if number else linear(words, weights.below, bias),
+        projected=None if number else F.linear(words, weights.below, bias),
         keep=loop.keep[number],
         drop=loop.drop[number],
     )

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .precision import compute_dtype, without_autocast
-from .products import Linear, affine, onednn_is_faster, outer, product
+from .products import affine
 
 IGNORED_LABEL = -100
 
@@ -40,7 +40,7 @@ def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: flo
     row_bytes = head.weight.shape[0] * torch.promote_types(rows.dtype, torch.float32).itemsize
     # Adapters replace the layer, and what offloads it wraps its forward: then its weight is not all there is to it.
     wrapped = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
-    plain = type(head) in (nn.Linear, Linear) and not wrapped
+    plain = type(head) is nn.Linear and not wrapped
     if plain and len(rows) * row_bytes > budget:
         return chunked_cross_entropy(rows, head.weight, head.bias, labels, smoothing, max(1, budget // row_bytes))
     logits = head(rows)
@@ -108,14 +108,14 @@ def _loss_and_gradients(
         d_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
     for start in range(0, len(rows), size):
         part, here = rows[start : start + size], labels[start : start + size]
-        logits = (product(part, used.t()) if bias is None else affine(bias.to(rows.dtype), part, used)).to(exact)
+        logits = (torch.mm(part, used.t()) if bias is None else affine(bias.to(rows.dtype), part, used)).to(exact)
         loss, d_logits = _softmax_loss(logits, here, smoothing)
         total += loss
         if differentiate:
             if bias is not None:
                 d_bias += d_logits.sum(0)
             d_logits = d_logits.to(rows.dtype)
-            d_rows[start : start + size] = product(d_logits, used)
+            d_rows[start : start + size] = torch.mm(d_logits, used)
             _add_outer(d_weight, d_logits, part)
     if differentiate:
         d_weight, d_bias = d_weight.to(weight.dtype), None if bias is None else d_bias.to(bias.dtype)
@@ -146,7 +146,7 @@ def _add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total (V, D) += left (n, V)^T right (n, D); a block of the vocabulary at a time where the types differ, so that
     the product in the narrower type stays small."""
     if total.dtype == left.dtype:
-        total.add_(outer(left, right)) if onednn_is_faster() else total.addmm_(left.t(), right)
+        total.addmm_(left.t(), right)
         return
     block = 8192
     for start in range(0, len(total), block):

@@ -1,164 +1,21 @@
-"""The models: a recurrent encoder-decoder, and the same with an output layer for `generate()`."""
+"""The recurrent encoder-decoder with an output layer, for `generate()`."""
 
 import copy
 
-import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from .bridge import Bridge
 from .cache import RnnSeq2SeqCache
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .decoder import RnnDecoder
-from .encoder import RnnEncoder, RnnEncoderOutput, drop
+from .encoder import drop
+from .encoder_decoder import RnnSeq2SeqModel, shift_right
 from .loss import IGNORED_LABEL, output_loss
 from .pretrained import RnnSeq2SeqPreTrainedModel
-from .products import Linear
 from .scheduled_sampling import scheduled_inputs
 from .search import SearchMixin
 from .vocabularies import VocabularyMixin
-
-
-class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
-    """Encoder, bridge and decoder without an output layer."""
-
-    def __init__(self, config: RnnSeq2SeqConfig) -> None:
-        super().__init__(config)
-        self.encoder = RnnEncoder(config)
-        self.bridge = Bridge(config)
-        self.decoder = RnnDecoder(config)
-        if config.share_encoder_decoder_embeddings:
-            self._tied_weights_keys = {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"}
-        self.post_init()
-
-    def get_encoder(self, modality: str | None = None) -> nn.Module:
-        return self.encoder
-
-    def get_decoder(self) -> RnnDecoder:
-        return self.decoder
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.encoder.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.encoder.embed_tokens = value
-        if self.config.share_encoder_decoder_embeddings:
-            self.decoder.embed_tokens = value
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: RnnSeq2SeqCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        decoder_inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs: object,
-    ) -> Seq2SeqModelOutput | tuple:
-        """Reads a source and the target words before each position.
-
-        Args:
-            input_ids: (batch, source) or `inputs_embeds` (batch, source, embedding), or `encoder_outputs`.
-            attention_mask: (batch, source), nonzero at real words; None means every word that is not the pad token.
-            decoder_input_ids: (batch, target) or `decoder_inputs_embeds` (batch, target, embedding). None: the source
-                moved right by one, as denoising models do; needs vocabularies of one size.
-            decoder_attention_mask: (batch, >= target), zero where a target position is padding; the last columns count.
-            encoder_outputs: what `get_encoder()` returned, any ModelOutput or tuple of states (batch, source, states).
-            past_key_values: the decoder's state from the positions before.
-            use_cache: return the state after the last position.
-            output_attentions: return the attention weights, (batch, heads, target, source).
-            output_hidden_states: return word vectors and each layer's states.
-
-        Returns:
-            `last_hidden_state` is the readout (batch, target, readout). `cross_attentions` holds one entry, for the
-            one attention of the model, and is None with another context.
-
-        Raises:
-            ValueError: inputs are missing, doubled, of other shapes, or a cache of another class is given.
-        """
-        config = self.config
-        use_cache = config.use_cache if use_cache is None else use_cache
-        output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return_dict = config.return_dict if return_dict is None else return_dict
-        if past_key_values is not None and not hasattr(past_key_values, "advance"):
-            raise ValueError(
-                f"past_key_values of type {type(past_key_values).__name__}: must be an RnnSeq2SeqCache or None"
-            )
-        cache = past_key_values if past_key_values is not None else RnnSeq2SeqCache()
-        source = encoder_outputs
-        if source is None and (input_ids is not None or inputs_embeds is not None or not cache.is_initialized):
-            source = self.encoder(input_ids, attention_mask, inputs_embeds, output_hidden_states)
-        source = self._encoder_output(source, attention_mask)
-        if not cache.is_initialized:
-            self._start(cache, source)
-        embedded = self._embed_target(decoder_input_ids, decoder_inputs_embeds, input_ids)
-        mask = None
-        if decoder_attention_mask is not None:
-            mask = decoder_attention_mask[:, -embedded.shape[1] :].bool()
-        trace = self.decoder(embedded, cache.state, cache.memory, mask, cache.is_recording)
-        cache.advance(trace.state, embedded.shape[1], trace.snapshots)
-        attentions = output_attentions and trace.weights is not None
-        output = Seq2SeqModelOutput(
-            last_hidden_state=trace.readout,
-            past_key_values=cache if use_cache else None,
-            decoder_hidden_states=trace.hidden_states if output_hidden_states else None,
-            cross_attentions=(trace.weights,) if attentions else None,
-            encoder_last_hidden_state=None if source is None else source.last_hidden_state,
-            encoder_hidden_states=None if source is None else source.hidden_states,
-        )
-        return output if return_dict else output.to_tuple()
-
-    def _start(self, cache: RnnSeq2SeqCache, source: RnnEncoderOutput) -> None:
-        layers, summary = self.bridge(source)
-        memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, summary)
-        cache.start(self.decoder.start_state(layers), memory)
-
-    def _encoder_output(self, source: object, attention_mask: Tensor | None) -> RnnEncoderOutput | None:
-        """Any encoder's output as ours: a mask is added where it carries none."""
-        if source is None:
-            return None
-        if isinstance(source, (tuple, list)):
-            source = RnnEncoderOutput.from_tuple(source)
-        states = source.last_hidden_state
-        mask = getattr(source, "source_mask", None)
-        if mask is None:
-            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-            mask = mask if attention_mask is None else attention_mask.bool()
-        if mask.shape != states.shape[:2]:
-            raise ValueError(
-                f"source mask of shape {tuple(mask.shape)}: must be (batch, source) = {tuple(states.shape[:2])}"
-            )
-        return RnnEncoderOutput(
-            last_hidden_state=states,
-            hidden_states=getattr(source, "hidden_states", None),
-            final_state=getattr(source, "final_state", None),
-            final_cell=getattr(source, "final_cell", None),
-            source_mask=mask,
-        )
-
-    def _embed_target(self, ids: Tensor | None, embeds: Tensor | None, source_ids: Tensor | None) -> Tensor:
-        if ids is not None and embeds is not None:
-            raise ValueError("give only one of decoder_input_ids and decoder_inputs_embeds")
-        if embeds is not None:
-            return embeds
-        if ids is None:
-            if source_ids is None:
-                raise ValueError("give decoder_input_ids, decoder_inputs_embeds or input_ids")
-            if self.config.source_vocab_size != self.config.vocab_size:
-                raise ValueError(
-                    "give decoder_input_ids or labels: the source is no target where the vocabularies have "
-                    f"{self.config.source_vocab_size} and {self.config.vocab_size} words"
-                )
-            ids = shift_right(source_ids, self.config.pad_token_id, self.config.decoder_start_token_id)
-        return self.decoder.embed(ids)
 
 
 class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2SeqPreTrainedModel, GenerationMixin):
@@ -174,7 +31,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__(config)
         self.model = RnnSeq2SeqModel(config)
-        self.lm_head = Linear(config.readout_width, config.vocab_size, bias=config.output_bias)
+        self.lm_head = nn.Linear(config.readout_width, config.vocab_size, bias=config.output_bias)
         self._tied_weights_keys = self._ties() or None
         self.post_init()
         # Without a length generate() stops at 20 tokens, in the middle of an ordinary sentence.
@@ -343,20 +200,6 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         if inputs.get("encoder_outputs") is not None:
             inputs.pop("inputs_embeds", None)
         return {"decoder_input_ids": input_ids[:, read:], "past_key_values": past_key_values, **inputs}
-
-
-def shift_right(ids: Tensor, pad_token_id: int | None, start_token_id: int | None) -> Tensor:
-    """(batch, target) moved right by one; the first column is the start token, ignored labels become padding.
-
-    Raises:
-        ValueError: the config names no start or pad token.
-    """
-    if start_token_id is None or pad_token_id is None:
-        raise ValueError(
-            f"decoder_start_token_id={start_token_id}, pad_token_id={pad_token_id}: both must be set to shift labels"
-        )
-    shifted = torch.cat([torch.full_like(ids[:, :1], start_token_id), ids[:, :-1]], 1)
-    return shifted.masked_fill(shifted == IGNORED_LABEL, pad_token_id)
 
 
 __all__ = ["RnnSeq2SeqForConditionalGeneration", "RnnSeq2SeqModel", "RnnSeq2SeqPreTrainedModel"]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .products import affine, outer, product
+from .products import affine, outer
 
 _sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
 
@@ -118,7 +118,7 @@ class LstmCell(ScanCell):
         _sigmoid_backward.grad_input(d_cell * self.cells[t], forget, grad_input=d_forget)
         _tanh_backward.grad_input(d_cell * update, new, grad_input=d_new)
         d_cell *= forget
-        d_inputs, d_before = product(self.d_gates[t], self.weight).split((self.inputs, self.size), 1)
+        d_inputs, d_before = torch.mm(self.d_gates[t], self.weight).split((self.inputs, self.size), 1)
         return d_inputs, self.kept(d_before)
 
 
@@ -156,8 +156,8 @@ class GruCell(ScanCell):
         d_recurrent = self.d_recurrent[t]
         d_recurrent[:, : 2 * size] = self.d_gates[t, :, : 2 * size]
         torch.mul(d_new, reset, out=d_recurrent[:, 2 * size :])
-        d_before = self.kept(product(d_recurrent, self.weight[:, self.inputs :])).addcmul_(d_hidden, update)
-        return product(self.d_gates[t], self.weight[:, : self.inputs]), d_before
+        d_before = self.kept(torch.mm(d_recurrent, self.weight[:, self.inputs :])).addcmul_(d_hidden, update)
+        return torch.mm(self.d_gates[t], self.weight[:, : self.inputs]), d_before
 
     def finish(self, parts: list[Tensor], before: Tensor) -> ScanLayer:
         return super().finish(parts, before)._replace(recurrent_bias=total(self.d_recurrent))
@@ -184,11 +184,11 @@ class GruResetBeforeCell(ScanCell):
         d_reset, d_update, d_new = self.d_gates[t].chunk(3, 1)
         _tanh_backward.grad_input(d_hidden * (1 - update), new, grad_input=d_new)
         _sigmoid_backward.grad_input(d_hidden * (before - new), update, grad_input=d_update)
-        d_shown = product(d_new, recurrent[2 * size :])
+        d_shown = torch.mm(d_new, recurrent[2 * size :])
         _sigmoid_backward.grad_input(d_shown * self.kept(before), reset, grad_input=d_reset)
-        d_before = product(self.d_gates[t, :, : 2 * size], recurrent[: 2 * size]).addcmul_(d_shown, reset)
+        d_before = torch.mm(self.d_gates[t, :, : 2 * size], recurrent[: 2 * size]).addcmul_(d_shown, reset)
         d_before = self.kept(d_before).addcmul_(d_hidden, update)
-        return product(self.d_gates[t], self.weight[:, : self.inputs]), d_before
+        return torch.mm(self.d_gates[t], self.weight[:, : self.inputs]), d_before
 
     def recurrent_gradient(self, before: Tensor, out: Tensor) -> None:
         size = self.size

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .products import outer, product
+from .products import outer
 
 
 class ScanSource(NamedTuple):
@@ -120,7 +120,7 @@ class ProjectedDotScore(ScanScore):
     saved = ("weights", "queries")
 
     def score(self, t: int, asked: Tensor) -> Tensor:
-        self.queries[t] = product(asked, self.source.query_weight.t())
+        self.queries[t] = torch.mm(asked, self.source.query_weight.t())
         return torch.baddbmm(self.bias, self.queries[t].view(len(self.keys), 1, -1), self.keys.transpose(1, 2))
 
     def start_backward(self) -> None:
@@ -129,7 +129,7 @@ class ProjectedDotScore(ScanScore):
     def score_backward(self, t: int, d_scores: Tensor, d_asked: Tensor) -> Tensor:
         d_query = self.d_queries[t]
         torch.bmm(d_scores.unsqueeze(1), self.keys, out=d_query.view(len(self.keys), 1, -1))
-        return product(d_query, self.source.query_weight).add_(d_asked)
+        return torch.mm(d_query, self.source.query_weight).add_(d_asked)
 
     def score_gradients(self, asked: Tensor) -> tuple[Tensor, Tensor, None]:
         return torch.bmm(self.d_scores.permute(1, 2, 0), self._rows(self.queries)), outer(self.d_queries, asked), None
@@ -145,7 +145,7 @@ class AdditiveScore(ScanScore):
         return torch.add(self.keys, self.queries[t].unsqueeze(1)).tanh_()
 
     def score(self, t: int, asked: Tensor) -> Tensor:
-        self.queries[t] = product(asked, self.source.query_weight.t())
+        self.queries[t] = torch.mm(asked, self.source.query_weight.t())
         return (self._combined(t) @ self.source.energy).unsqueeze(1) + self.bias
 
     def start_backward(self) -> None:
@@ -161,7 +161,7 @@ class AdditiveScore(ScanScore):
         d = combined.square_().neg_().add_(1).mul_(d_scores.unsqueeze(-1)).mul_(self.source.energy)
         self.d_keys += d
         torch.sum(d, 1, out=self.d_queries[t])
-        return product(self.d_queries[t], self.source.query_weight).add_(d_asked)
+        return torch.mm(self.d_queries[t], self.source.query_weight).add_(d_asked)
 
     def score_gradients(self, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dtype = self.keys.dtype

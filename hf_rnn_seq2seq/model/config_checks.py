@@ -1,0 +1,181 @@
+"""What the fields of a configuration must satisfy, each by itself and together."""
+
+from .config_errors import ConfigError
+
+# Names of the scores a config may ask for. `register_attention` adds a user's own.
+ATTENTION_NAMES: set[str] = {
+    "additive",
+    "concat",
+    "dot",
+    "general",
+    "location",
+    "multi_head",
+    "multi_head_additive",
+    "normed_additive",
+    "scaled_dot",
+}
+
+# Scores with parameters for several heads; every other score has one.
+MULTI_HEAD_NAMES = frozenset({"multi_head", "multi_head_additive"})
+
+
+class ConfigChecks:
+    """The checks of `RnnSeq2SeqConfig`: each method `validate_...` runs when a config is made, and raises `ConfigError`."""
+
+    def validate_sizes(self) -> None:
+        """Widths, depths and probabilities lie in their ranges."""
+        positive = ("vocab_size", "source_vocab_size", "embedding_size", "hidden_size", "encoder_hidden_size")
+        positive += ("encoder_layers", "decoder_layers", "encoder_transition_depth", "decoder_transition_depth")
+        positive += ("decoder_upper_transition_depth", "context_size", "attention_size", "num_attention_heads")
+        positive += ("attention_window_size", "max_source_positions", "residual_start", "readout_size")
+        positive += ("initializer_range", "logits_memory_mb")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name}={value!r}: must be greater than 0")
+        for name in ("dropout", "recurrent_dropout", "word_dropout", "label_smoothing"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ConfigError(f"{name}={value!r}: must lie in [0, 1)")
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
+            value = getattr(self, name)
+            for token in value if isinstance(value, list) else [value]:
+                if token is not None and not 0 <= token < self.vocab_size:
+                    raise ConfigError(f"{name}={value!r}: must lie in [0, vocab_size={self.vocab_size})")
+        if self.pad_token_id is not None and self.pad_token_id >= self.source_vocab_size:
+            raise ConfigError(
+                f"pad_token_id={self.pad_token_id}: must lie in [0, source_vocab_size={self.source_vocab_size}), "
+                "both vocabularies share it"
+            )
+
+    def validate_scheduled_sampling(self) -> None:
+        """Ratio, schedule and its parameters go together."""
+        for name in ("teacher_forcing_ratio", "scheduled_sampling_floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must lie in [0, 1]")
+        kind, decay = self.scheduled_sampling, self.scheduled_sampling_decay
+        if kind == "none":
+            for name, default in (("scheduled_sampling_decay", None), ("scheduled_sampling_floor", 0)):
+                if getattr(self, name) != default:
+                    raise ConfigError(f"{name}={getattr(self, name)!r}: needs a schedule, scheduled_sampling is 'none'")
+            return
+        fits = {"linear": "above 0", "exponential": "above 0 and below 1", "inverse_sigmoid": "1 or more"}[kind]
+        if (
+            decay is None
+            or decay <= 0
+            or (kind == "exponential" and decay >= 1)
+            or (kind == "inverse_sigmoid" and decay < 1)
+        ):
+            raise ConfigError(f"scheduled_sampling_decay={decay!r}: scheduled_sampling={kind!r} needs {fits}")
+        if kind != "linear" and self.teacher_forcing_ratio != 1:
+            raise ConfigError(
+                f"teacher_forcing_ratio={self.teacher_forcing_ratio!r}: scheduled_sampling={kind!r} decides the ratio "
+                "itself; leave it at 1.0"
+            )
+
+    def validate_encoder(self) -> None:
+        """Encoder fields go together."""
+        if self.reverse_source and self.bidirectional != "none":
+            raise ConfigError(
+                f"reverse_source=True: needs bidirectional='none', not {self.bidirectional!r}, which reads both ways"
+            )
+        if self.gru_reset == "before" and self.cell_type != "gru":
+            raise ConfigError(f"gru_reset='before': only cell_type='gru' has a reset gate, not {self.cell_type!r}")
+        if self.residual_start is not None and self.residual_start < 2:
+            raise ConfigError(f"residual_start={self.residual_start}: must be 2 or more; layer 1 reads word vectors")
+        if self.residual_start == 2 and self.bidirectional == "first" and self.encoder_layers > 1:
+            raise ConfigError(
+                "residual_start=2: with bidirectional='first' layer 2 reads two directions and writes one; must be 3 "
+                "or more"
+            )
+
+    def validate_attention(self) -> None:
+        """The score is known and fits sizes, window and heads."""
+        if self.attention_type not in ATTENTION_NAMES:
+            raise ConfigError(
+                f"attention_type={self.attention_type!r}: must be one of {sorted(ATTENTION_NAMES)}, "
+                "or be registered first with register_attention(name, cls)"
+            )
+        if self.context != "attention":
+            for name, default in (("attention_window", "global"), ("input_feeding", False)):
+                if getattr(self, name) != default:
+                    raise ConfigError(f"{name}={getattr(self, name)!r}: needs context='attention'")
+            if self.context_layers == "all" and self.context == "initial_state":
+                raise ConfigError("context_layers='all': context='initial_state' gives the layers no context")
+            return
+        if self.attention_type in ("dot", "scaled_dot") and self.encoder_output_size != self.hidden_size:
+            raise ConfigError(
+                f"attention_type={self.attention_type!r}: the encoder's states ({self.encoder_output_size} wide: "
+                f"encoder_hidden_size times directions) must be as wide as hidden_size={self.hidden_size}"
+            )
+        if self.attention_type == "location" and self.max_source_positions is None:
+            raise ConfigError("max_source_positions=None: attention_type='location' needs the longest source length")
+        if self.attention_type in MULTI_HEAD_NAMES:
+            if self.attention_size % self.num_attention_heads:
+                raise ConfigError(
+                    f"num_attention_heads={self.num_attention_heads}: must divide attention_size={self.attention_size}"
+                )
+        elif self.num_attention_heads != 1:
+            raise ConfigError(
+                f"num_attention_heads={self.num_attention_heads}: attention_type={self.attention_type!r} has one head; "
+                f"several need one of {sorted(MULTI_HEAD_NAMES)}"
+            )
+
+    def validate_decoder(self) -> None:
+        """Order, feeding, context and readout go together."""
+        if self.input_feeding and self.attention_order == "before_cell":
+            raise ConfigError(
+                "input_feeding=True: with attention_order='before_cell' the context enters the cell already"
+            )
+        attention_after = self.context == "attention" and self.attention_order == "after_cell"
+        if self.context_layers == "all" and attention_after and self.attention_layer == "top":
+            raise ConfigError("context_layers='all': attention after the top layer comes too late for the layers below")
+        if self.attends_between_cells and self.decoder_layers > 1 and self.attention_layer == "top":
+            raise ConfigError(
+                f"decoder_transition_depth={self.decoder_transition_depth}: with attention_order='before_cell' the "
+                f"context enters the first layer's second cell, so attention_layer must be 'bottom', not 'top' of "
+                f"decoder_layers={self.decoder_layers}"
+            )
+        if not self.readout_context and attention_after:
+            alone = self.attention_layer == "top" or self.decoder_layers == 1
+            fed = self.input_feeding and not (alone and self.readout == "tanh")
+            if not fed and (alone or self.context_layers == "first"):
+                raise ConfigError(
+                    "readout_context=False: with attention_order='after_cell' nothing would read the context"
+                )
+        if self.readout_state == "previous" and attention_after:
+            raise ConfigError("readout_state='previous': attention_order='after_cell' reads the current state")
+        if self.readout_state == "previous" and self.residual_start and self.residual_start <= self.decoder_layers:
+            raise ConfigError("readout_state='previous': the previous state is not kept with a residual top layer")
+        if self.context_size is not None and self.context != "every_step":
+            raise ConfigError(f"context_size={self.context_size}: only context='every_step' projects the final state")
+
+    def validate_bridge(self) -> None:
+        """The bridge has what it reads."""
+        if self.bridge == "backward_tanh" and self.encoder_directions(self.encoder_layers) != 2:
+            raise ConfigError(f"bridge='backward_tanh': needs a bidirectional top layer, not {self.bidirectional!r}")
+        if self.bridge == "backward_tanh" and self.bidirectional == "alternating":
+            raise ConfigError("bridge='backward_tanh': no stack of bidirectional='alternating' is the backward one")
+        if self.bridge == "copy":
+            widths = [self.encoder_hidden_size * self.encoder_directions(i + 1) for i in range(self.encoder_layers)]
+            if self.encoder_layers != self.decoder_layers or set(widths) != {self.hidden_size}:
+                raise ConfigError(
+                    f"bridge='copy': the encoder's layers (widths {widths}) must be those of the decoder "
+                    f"({self.decoder_layers} of width {self.hidden_size}); bridge='dense' projects them"
+                )
+
+    def validate_tying(self) -> None:
+        """Tables that are to be one have one shape."""
+        if self.share_encoder_decoder_embeddings and self.source_vocab_size != self.vocab_size:
+            raise ConfigError(
+                f"share_encoder_decoder_embeddings=True: source_vocab_size={self.source_vocab_size} "
+                f"must equal vocab_size={self.vocab_size}"
+            )
+        if self.tie_word_embeddings and self.readout_width != self.embedding_size:
+            raise ConfigError(
+                f"tie_word_embeddings=True: the readout ({self.readout_width} wide) must be as wide as "
+                f"embedding_size={self.embedding_size}; set readout_size={self.embedding_size}"
+            )
+
+
+__all__ = ["ATTENTION_NAMES", "MULTI_HEAD_NAMES", "ConfigChecks"]

@@ -13,7 +13,7 @@ from transformers import LogitsProcessor
 
 from hf_rnn_seq2seq.alignment import target_pieces
 from hf_rnn_seq2seq.evaluation import EvaluationError, encode_sources
-from hf_rnn_seq2seq.figures import INK, QUIET, SERIES, check_output, save_figure
+from hf_rnn_seq2seq.figures import INK, QUIET, SERIES, check_output, new_figure, save_figure
 from hf_rnn_seq2seq.fonts import choose_fonts, printable_labels, warn_about
 
 
@@ -117,8 +117,6 @@ def plot_beam_tree(root: Node, output: str | os.PathLike[str] | None = None, *, 
 
     Returns the matplotlib figure.
     """
-    from matplotlib.figure import Figure
-
     if output is not None:
         check_output(output)
     places = _places(root)
@@ -128,7 +126,7 @@ def plot_beam_tree(root: Node, output: str | os.PathLike[str] | None = None, *, 
     text = {"fontfamily": families, "va": "center", "parse_math": False}
     depth = max(len(node.token_ids) for node in nodes)
     rows = 1 + max(row for _, row in places.values())
-    figure = Figure(figsize=(1.0 + 0.82 * (depth + 1), 0.6 + 0.27 * rows), dpi=160)
+    figure = new_figure(figsize=(1.0 + 0.82 * (depth + 1), 0.6 + 0.27 * rows))
     ax = figure.subplots()
     for node in nodes:
         for child in node.children:

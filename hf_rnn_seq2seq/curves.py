@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_rnn_seq2seq.figures import INK, QUIET, SERIES, PlotError, check_output, dress, save_figure
+from hf_rnn_seq2seq.figures import INK, QUIET, SERIES, PlotError, check_output, dress, new_figure, save_figure
 from hf_rnn_seq2seq.fonts import choose_fonts, printable_labels, warn_about
 
 LOG_FILE = "train_log.jsonl"
@@ -83,8 +83,6 @@ def plot_learning_curve(
 
     Returns the matplotlib figure. Raises PlotError when a log is missing, unreadable or holds nothing to draw.
     """
-    from matplotlib.figure import Figure
-
     if output is not None:
         check_output(output)
     runs = _named(logs)
@@ -95,7 +93,7 @@ def plot_learning_curve(
         raise PlotError(f"the logs of {', '.join(runs)} hold no quantity to draw, such as loss or eval_bleu")
     columns = 1 if len(charts) == 1 else 2 if len(charts) <= 4 else 3
     height = -(-len(charts) // columns)
-    figure = Figure(figsize=(3.7 * columns, 2.6 * height + 0.3), dpi=160, layout="constrained")
+    figure = new_figure(figsize=(3.7 * columns, 2.6 * height + 0.3), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     axes = list(figure.subplots(height, columns, squeeze=False).flat)
     for ax, chart in zip(axes, charts, strict=False):
@@ -182,13 +180,11 @@ def plot_score_by_length(systems: Mapping[str, Sequence[Any]], output: Path_ | N
 
     Returns the matplotlib figure. The bars say how many sentences a point stands for.
     """
-    from matplotlib.figure import Figure
-
     if not systems or not all(systems.values()):
         raise PlotError("nothing to draw: every system needs at least one length bin")
     if output is not None:
         check_output(output)
-    figure = Figure(figsize=(7.4, 3.4), dpi=160, layout="constrained")
+    figure = new_figure(figsize=(7.4, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     counts = {one.low: one for bins in systems.values() for one in bins}
     shade = left.twinx()

@@ -1,5 +1,6 @@
 """What every picture shares: ink, the check of an output path, and a writer that leaves nothing half-written."""
 
+import functools
 import io
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from hf_rnn_seq2seq.run_directory import write_atomically
 
 SUFFIXES = (".png", ".svg", ".pdf")
+DPI = 160
 INK, QUIET, FAINT = "#1b2733", "#7a8794", "#e4e9ee"
 # Told apart under the common colour deficiencies and in print (after Okabe and Ito, darkened for thin lines).
 SERIES = ("#0f4a8f", "#d1600a", "#15806b", "#9c3f86", "#b8860b", "#4aa3d8", "#555f69")
@@ -27,18 +29,41 @@ def check_output(output: str | os.PathLike[str]) -> Path:
     return path
 
 
-def save_figure(figure: Any, output: str | os.PathLike[str], dpi: int = 160) -> Path:
+def new_figure(**options: Any) -> Any:
+    """An empty matplotlib figure, which a notebook shows without pyplot."""
+    return _figure_class()(**options, dpi=DPI)
+
+
+@functools.cache
+def _figure_class() -> type:
+    from matplotlib.figure import Figure
+
+    class Picture(Figure):
+        """A notebook asks a value for its picture; a figure made without pyplot has none to give."""
+
+        def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+            content = _rendered(self, "png", DPI)
+            width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))  # PNG, IHDR
+            return content, {"width": width * 100 // DPI, "height": height * 100 // DPI}  # sharp on a dense display
+
+    return Picture
+
+
+def save_figure(figure: Any, output: str | os.PathLike[str], dpi: int = DPI) -> Path:
     """Write a matplotlib figure as PNG, SVG or PDF: whole or not at all, the same bytes for the same picture."""
+    path = check_output(output)
+    write_atomically(path, _rendered(figure, path.suffix.lower()[1:], dpi))
+    return path
+
+
+def _rendered(figure: Any, kind: str, dpi: int) -> bytes:
     import matplotlib
 
-    path = check_output(output)
-    kind = path.suffix.lower()[1:]
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}[kind]
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "hf_rnn_seq2seq"}):
         figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", pad_inches=0.12, metadata=metadata)
-    write_atomically(path, buffer.getvalue())
-    return path
+    return buffer.getvalue()
 
 
 def dress(ax: Any, title: str) -> None:

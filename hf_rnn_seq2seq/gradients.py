@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_rnn_seq2seq.curves import _legend
 from hf_rnn_seq2seq.evaluation import EvaluationError, encode_sources
-from hf_rnn_seq2seq.figures import QUIET, SERIES, PlotError, check_output, dress, save_figure
+from hf_rnn_seq2seq.figures import QUIET, SERIES, PlotError, check_output, dress, new_figure, save_figure
 
 
 def recurrent_kernel(module: nn.Module) -> nn.RNNBase:
@@ -123,13 +123,11 @@ def plot_gradients(
 
     Returns the matplotlib figure. Raises PlotError when a curve is empty or starts from zero.
     """
-    from matplotlib.figure import Figure
-
     if not curves or not all(len(curve) and curve[0] > 0 for curve in curves.values()):
         raise PlotError("nothing to draw: every curve needs values, the first of them above 0")
     if output is not None:
         check_output(output)
-    figure = Figure(figsize=(6.2, 3.4), dpi=160, layout="constrained")
+    figure = new_figure(figsize=(6.2, 3.4), layout="constrained")
     ax = figure.subplots()
     for position, curve in enumerate(curves.values()):
         shares = [value / curve[0] for value in curve]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_rnn_seq2seq.curves import plot_learning_curve, plot_score_by_length, read_log
-from hf_rnn_seq2seq.figures import INK, QUIET, PlotError, check_output, save_figure
+from hf_rnn_seq2seq.figures import INK, QUIET, PlotError, check_output, new_figure, save_figure
 from hf_rnn_seq2seq.fonts import choose_fonts, is_right_to_left, printable_labels, warn_about
 
 __all__ = [
@@ -85,8 +85,6 @@ def attention_panels(
     font_file: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Several translations of one source in one picture: a row for each, a column for each head, one colour scale."""
-    from matplotlib.figure import Figure
-
     if not panels:
         raise PlotError("nothing to draw: no translation was given")
     if output is not None:
@@ -99,7 +97,7 @@ def attention_panels(
     families, missing = choose_fonts([*source_tokens, *texts, "␣…·"], font_file)
     cell = cell_size(max(len(source_tokens), *(array.shape[1] for array in arrays)))
     sizes = [array.shape[1] * cell for array in arrays]
-    figure = Figure(figsize=(heads * len(source_tokens) * cell + 2.2, sum(sizes) + 1.2 * len(panels)), dpi=160)
+    figure = new_figure(figsize=(heads * len(source_tokens) * cell + 2.2, sum(sizes) + 1.2 * len(panels)))
     grid = figure.subplots(len(panels), heads, squeeze=False, gridspec_kw={"height_ratios": sizes})
     limit = _upper_limit(arrays)
     source_labels = printable_labels(source_tokens, missing)

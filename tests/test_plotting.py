@@ -37,6 +37,12 @@ def labels(ax: Any) -> tuple[list[str], list[str]]:
     return [one.get_text() for one in ax.get_xticklabels()], [one.get_text() for one in ax.get_yticklabels()]
 
 
+def matplotlib_image(path: Path) -> Any:
+    from matplotlib.image import imread
+
+    return imread(path)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_values_and_labels_are_those_given_and_files_repeat(suffix: str, tmp_path: Path) -> None:
     weights = weights_of(3, 4)
@@ -74,6 +80,14 @@ def test_labels_stay_readable_and_apart(tokens: int, tmp_path: Path) -> None:
     boxes = [one.get_window_extent() for one in ax.get_yticklabels()]
     assert all(one.get_fontsize() >= 7 for one in (*ax.get_yticklabels(), *ax.get_xticklabels()))
     assert all(upper.y0 >= lower.y1 - 1 for upper, lower in zip(boxes, boxes[1:], strict=False))
+
+
+def test_a_notebook_shows_pictures_without_pyplot(tmp_path: Path) -> None:
+    figure = plotting.attention_heatmap(weights_of(3, 4), "abcd", "vwx", output=tmp_path / "a.png")
+    content, shown = figure._repr_png_()
+    assert content == (tmp_path / "a.png").read_bytes()
+    height, width, _ = matplotlib_image(tmp_path / "a.png").shape
+    assert shown == {"width": width * 100 // 160, "height": height * 100 // 160}
 
 
 def test_axes_of_the_callers_own() -> None:

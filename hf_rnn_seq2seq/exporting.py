@@ -92,7 +92,7 @@ class EncoderGraph(nn.Module):
         base = self.model.model
         source = base.encoder(input_ids, attention_mask)
         layers, summary = base.bridge(source)
-        memory = base.decoder.read_source(source.last_hidden_state, source.source_mask, summary)
+        memory = base.decoder.read_source(source.last_hidden_state, source.source_mask, summary, source.source_ids)
         return base.decoder.start_state(layers), memory
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
@@ -115,7 +115,7 @@ class DecoderGraph(nn.Module):
         state = self.state.map(lambda _: next(given))
         memory = type(self.memory)(*(None if tensor is None else next(given) for tensor in self.memory))
         trace = decoder(decoder.embed(words.unsqueeze(1)), state, memory)
-        logits = self.model.lm_head(trace.readout[:, 0])
+        logits = self.model.score_words(trace.readout, self.model.model.copying(trace, memory))[:, 0]
         weights = () if trace.weights is None else (trace.weights[:, :, 0],)
         return (logits, *weights, *(tensor.clone() for tensor in trace.state.tensors()))
 

@@ -94,6 +94,7 @@ class Target(NamedTuple):
     weights: list[list[list[Tensor]]]  # per position, per head
     ends: list[State]  # per layer
     feed: Tensor | None
+    contexts: list[Tensor | None]
 
 
 def read_out(config: RnnSeq2SeqConfig, weights: Weights, state: Tensor, context: Tensor | None, word: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ def decode(
     feed = None
     if config.input_feeding:
         feed = words[0].new_zeros(config.readout_size if feeds_readout else config.context_width)
-    readouts, hidden, attentions = [], [[] for _ in range(config.decoder_layers + 1)], []
+    readouts, hidden, attentions, contexts = [], [[] for _ in range(config.decoder_layers + 1)], [], []
     for time, word in enumerate(words):
         context = summary
         if attends and before and not between:
@@ -162,7 +163,33 @@ def decode(
             feed = readouts[-1] if feeds_readout else context
         if attends:
             attentions.append(shares)
-    return Target(readouts, hidden, attentions, states, feed)
+        contexts.append(context)
+    return Target(readouts, hidden, attentions, states, feed, contexts)
+
+
+def copy_words(
+    config: RnnSeq2SeqConfig, weights: Weights, target: Target, logits: list[Tensor], source: list[int]
+) -> list[Tensor]:
+    """log P(w) (See 2017, equations 8 and 9); weights that do not sum to 1 (a Gaussian window) are made to."""
+    written = []
+    for time, scores in enumerate(logits):
+        read = [target.contexts[time], target.hidden[-1][time], target.hidden[0][time]]
+        generates = torch.sigmoid(affine(weights, "model.decoder.copy_gate.project", torch.cat(read)))[0]
+        heads = [torch.stack(head) for head in target.weights[time]]
+        attention = sum(heads) / len(heads)
+        total = attention.sum()
+        if total == 0:
+            generates = generates * 0 + 1
+        powers = torch.exp(scores)
+        shares = []
+        for word in range(config.vocab_size):
+            share = generates * powers[word] / powers.sum()
+            for place, held in enumerate(source):
+                if held == word and total > 0:
+                    share = share + (1 - generates) * attention[place] / total
+            shares.append(torch.log(share))
+        written.append(torch.stack(shares))
+    return written
 
 
 class Sentence(NamedTuple):
@@ -182,4 +209,7 @@ def translate(config: RnnSeq2SeqConfig, weights: Weights, source: list[int], tar
     if config.embedding_activation == "relu":
         words = [torch.clamp(word, min=0) for word in words]
     written = decode(config, under(weights, "model.decoder"), read.states, starts, summary, words)
-    return Sentence(read, written, [affine(weights, "lm_head", readout) for readout in written.readouts])
+    logits = [affine(weights, "lm_head", readout) for readout in written.readouts]
+    if config.copy_mechanism:
+        logits = copy_words(config, weights, written, logits, source)
+    return Sentence(read, written, logits)

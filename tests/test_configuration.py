@@ -106,6 +106,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "['multi_head', 'multi_head_additive']",
     ),
     (
+        {"copy_mechanism": True, "source_vocab_size": 13},
+        "copy_mechanism=True: needs one vocabulary for both sides, source_vocab_size=13 must equal vocab_size=11",
+    ),
+    (
+        {"copy_mechanism": True, "source_vocab_size": 11, "context": "every_step"},
+        "copy_mechanism=True: needs context='attention', whose weights say what to copy, not 'every_step'",
+    ),
+    (
         BEFORE | {"input_feeding": True},
         "input_feeding=True: with attention_order='before_cell' the context enters the cell already",
     ),

@@ -52,7 +52,7 @@ LAYERS = [
     {"attention", "recurrence", "scan_cells", "cache", "loss", "scheduled_sampling"},
     {"scan_scores"},
     {"scan"},
-    {"encoder", "decoder_parts", "pretrained", "vocabularies"},
+    {"copying", "encoder", "decoder_parts", "pretrained", "vocabularies"},
     {"decoder_scan"},
     {"bridge", "decoder"},
     {"encoder_decoder"},

@@ -14,6 +14,7 @@ from tests.models import TARGETS as RAGGED
 
 MAXOUT = {"readout": "maxout", "readout_size": 3}
 BEFORE = {"attention_order": "before_cell", "attention_type": "additive"}
+COPY = {"copy_mechanism": True, "source_vocab_size": 11}
 
 # One option at a time on two layers a side, then the systems of the literature in which they meet.
 CASES: dict[str, dict[str, Any]] = {
@@ -182,6 +183,15 @@ CASES: dict[str, dict[str, Any]] = {
         "decoder_layers": 3,
         "readout": "linear",
     },
+    "copying": COPY,
+    "copying, two heads": COPY | {"attention_type": "multi_head", "num_attention_heads": 2},
+    "copying, no feeding": COPY | {"input_feeding": False},
+    "copying, before, all tied": COPY
+    | BEFORE
+    | {"share_encoder_decoder_embeddings": True, "tie_word_embeddings": True, "readout_size": 5},
+    "copying, bottom, fed context": COPY | {"attention_layer": "bottom", "residual_start": 2, "readout": "linear"},
+    "copying, local_p": COPY | {"attention_window": "local_p", "attention_window_size": 2},
+    "copying, no word in the window": COPY | {"attention_window": "local_m", "attention_window_size": 1},
 }
 TWO_LAYERS = {"encoder_layers": 2, "decoder_layers": 2}
 SOURCE_LENGTHS = list(map(len, SOURCES))

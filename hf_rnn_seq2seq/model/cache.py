@@ -14,6 +14,7 @@ class Memory(NamedTuple):
     values: Tensor | None  # as `Attention.project_values` returns them
     mask: Tensor | None  # bool (batch, source)
     summary: Tensor | None  # (batch, context), the fixed vector of `context="every_step"`
+    source_ids: Tensor | None = None  # (batch, source), what a copying output layer copies
 
 
 class DecoderState(NamedTuple):

@@ -121,6 +121,20 @@ class ConfigChecks:
                 f"several need one of {sorted(MULTI_HEAD_NAMES)}"
             )
 
+    def validate_copying(self) -> None:
+        """What is copied has a weight and a name on the target side."""
+        if not self.copy_mechanism:
+            return
+        if self.context != "attention":
+            raise ConfigError(
+                f"copy_mechanism=True: needs context='attention', whose weights say what to copy, not {self.context!r}"
+            )
+        if self.source_vocab_size != self.vocab_size:
+            raise ConfigError(
+                f"copy_mechanism=True: needs one vocabulary for both sides, source_vocab_size={self.source_vocab_size} "
+                f"must equal vocab_size={self.vocab_size}"
+            )
+
     def validate_decoder(self) -> None:
         """Order, feeding, context and readout go together."""
         if self.input_feeding and self.attention_order == "before_cell":

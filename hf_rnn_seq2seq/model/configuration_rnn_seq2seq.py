@@ -80,6 +80,9 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         readout_context: The readout reads the context, where there is one (GNMT's does not).
         readout_state: The readout reads the `current` state or the `previous` one (Bahdanau 2014).
         output_bias: The output layer has a bias.
+        copy_mechanism: The output layer also copies words of the source, as far as a gate lets it (the pointer-generator,
+            See 2017, section 2.2). Needs attention and one vocabulary for both sides. `logits` are then
+            log-probabilities.
         dropout: On word vectors, between layers and on the readout.
         recurrent_dropout: On the recurrent input of each cell, one mask for a whole sentence (Gal and Ghahramani
             2016). Costs a time loop in training, but for the layers of the fused scan.
@@ -153,6 +156,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     readout_context: bool = True
     readout_state: Literal["current", "previous"] = "current"
     output_bias: bool = True
+    copy_mechanism: bool = False
     dropout: float | int = 0.0
     recurrent_dropout: float | int = 0.0
     variational_dropout: bool = False

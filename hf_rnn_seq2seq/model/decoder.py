@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .attention import build_attention
 from .cache import DecoderState, Memory
 from .configuration_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig
+from .copying import CopyGate, missing_source
 from .decoder_parts import Attended, DecoderTrace, Loop, Readout, Step, hold
 from .decoder_scan import attended_scan, scan_refusal
 from .encoder import drop, drop_words
@@ -44,6 +45,7 @@ class RnnDecoder(nn.Module):
             self.feed_size = config.readout_size if self.feeds_readout else config.context_width
         self.layers = nn.ModuleList(self._build_layer(number) for number in range(config.decoder_layers))
         self.readout = Readout(config)
+        self.copy_gate = CopyGate(config) if config.copy_mechanism else None
 
     def _build_layer(self, number: int) -> RecurrentLayer:
         config = self.config
@@ -99,12 +101,22 @@ class RnnDecoder(nn.Module):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embed_tokens = value
 
-    def read_source(self, encoder_states: Tensor, source_mask: Tensor, summary: Tensor | None) -> Memory:
-        """Projects a source once per sentence: encoder states (batch, source, states) -> `Memory`."""
+    def read_source(
+        self, encoder_states: Tensor, source_mask: Tensor, summary: Tensor | None, source_ids: Tensor | None = None
+    ) -> Memory:
+        """Projects a source once per sentence: encoder states (batch, source, states) -> `Memory`.
+
+        Raises:
+            ValueError: the model copies, and `source_ids` (batch, source) are missing or of another shape.
+        """
         if self.attention is None:
             return Memory(None, None, None, summary)
+        if self.copy_gate is None:
+            source_ids = None
+        elif source_ids is None or source_ids.shape != source_mask.shape:
+            raise ValueError(missing_source(source_ids, source_mask))
         keys = self.attention.project_keys(encoder_states)
-        return Memory(keys, self.attention.project_values(encoder_states), source_mask, summary)
+        return Memory(keys, self.attention.project_values(encoder_states), source_mask, summary, source_ids)
 
     def start_state(self, layers: tuple[State, ...]) -> DecoderState:
         """The state before the first position, from each layer's starting state."""
@@ -212,9 +224,14 @@ class RnnDecoder(nn.Module):
             if self.config.readout_state == "previous":
                 read = self._previous(state.layers[-1][0], read, mask)
             readout = self.readout(read, context, embedded)
+        gate = None
+        if self.copy_gate is not None:
+            # The scan of a fed readout keeps the weights alone.
+            context = self.attention.context(weights, memory.values) if context is None else context
+            gate = self.copy_gate(context, outputs[-1], embedded)
         steps = embedded.shape[1] if mask is None else mask.sum(1)
         after = DecoderState(tuple(layer_states), feed, state.position + steps, carried)
-        return DecoderTrace(readout, after, (embedded, *outputs), weights, [state] if record else None)
+        return DecoderTrace(readout, after, (embedded, *outputs), weights, [state] if record else None, gate)
 
     def _attended_loop(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> Attended:
         """The reference: `step` at each position in turn."""
@@ -282,7 +299,8 @@ class RnnDecoder(nn.Module):
             state = traces[-1].state
         hidden = tuple(torch.cat(tensors, 1) for tensors in zip(*(t.hidden_states for t in traces), strict=True))
         weights = None if traces[0].weights is None else torch.cat([t.weights for t in traces], 2)
-        return DecoderTrace(torch.cat([t.readout for t in traces], 1), state, hidden, weights, snapshots)
+        gate = None if traces[0].gate is None else torch.cat([t.gate for t in traces], 1)
+        return DecoderTrace(torch.cat([t.readout for t in traces], 1), state, hidden, weights, snapshots, gate)
 
     @staticmethod
     def _previous(before: Tensor, outputs: Tensor, mask: Tensor | None) -> Tensor:

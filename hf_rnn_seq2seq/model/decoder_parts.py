@@ -52,6 +52,7 @@ class DecoderTrace(NamedTuple):
     hidden_states: tuple[Tensor, ...]  # word vectors, then each layer's states
     weights: Tensor | None  # (batch, heads, target, source)
     snapshots: list[DecoderState] | None  # the state before each position, when recorded
+    gate: Tensor | None  # (batch, target), log-odds of generating and not copying
 
 
 class Loop(NamedTuple):

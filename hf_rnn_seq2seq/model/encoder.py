@@ -28,6 +28,7 @@ class RnnEncoderOutput(ModelOutput):
             direction of a one-way layer is zero.
         final_cell: the same for the LSTM's cell, None for other cells.
         source_mask: bool (batch, source), True at real words.
+        source_ids: (batch, source), the words read, where `copy_mechanism` wants them.
     """
 
     last_hidden_state: Tensor | None = None
@@ -35,6 +36,7 @@ class RnnEncoderOutput(ModelOutput):
     final_state: Tensor | None = None
     final_cell: Tensor | None = None
     source_mask: Tensor | None = None
+    source_ids: Tensor | None = None
 
     @classmethod
     def from_tuple(cls, parts: Sequence[object]) -> "RnnEncoderOutput":
@@ -44,7 +46,8 @@ class RnnEncoderOutput(ModelOutput):
         ends = [tensor for tensor in tensors if tensor.dim() == 4] + [None, None]
         masks = [tensor for tensor in tensors if tensor.dtype == torch.bool] + [None]
         hidden = [part for part in others if isinstance(part, tuple)] + [None]
-        return cls(states, hidden[0], ends[0], ends[1], masks[0])
+        ids = [tensor for tensor in tensors if tensor.dtype == torch.long] + [None]
+        return cls(states, hidden[0], ends[0], ends[1], masks[0], ids[0])
 
 
 class ReadingOrder:
@@ -200,6 +203,7 @@ class RnnEncoder(nn.Module):
             final_state=torch.stack(finals, 1) * present,
             final_cell=torch.stack(cells, 1) * present if cells[0] is not None else None,
             source_mask=mask,
+            source_ids=input_ids if config.copy_mechanism else None,
         )
         return output if return_dict is not False else output.to_tuple()
 

@@ -1,16 +1,27 @@
 """The model without an output layer: encoder, bridge and decoder."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
 
 from .bridge import Bridge
-from .cache import RnnSeq2SeqCache
+from .cache import Memory, RnnSeq2SeqCache
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .copying import Copying
 from .decoder import RnnDecoder
+from .decoder_parts import DecoderTrace
 from .encoder import RnnEncoder, RnnEncoderOutput
 from .loss import IGNORED_LABEL
 from .pretrained import RnnSeq2SeqPreTrainedModel
+
+
+@dataclass
+class RnnSeq2SeqModelOutput(Seq2SeqModelOutput):
+    """As transformers' own, and `copying`: gate, attention and source words of a model with `copy_mechanism`."""
+
+    copying: Copying | None = None
 
 
 class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
@@ -89,7 +100,7 @@ class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
         source = encoder_outputs
         if source is None and (input_ids is not None or inputs_embeds is not None or not cache.is_initialized):
             source = self.encoder(input_ids, attention_mask, inputs_embeds, output_hidden_states)
-        source = self._encoder_output(source, attention_mask)
+        source = self._encoder_output(source, attention_mask, input_ids)
         if not cache.is_initialized:
             self._start(cache, source)
         embedded = self._embed_target(decoder_input_ids, decoder_inputs_embeds, input_ids)
@@ -99,23 +110,31 @@ class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
         trace = self.decoder(embedded, cache.state, cache.memory, mask, cache.is_recording)
         cache.advance(trace.state, embedded.shape[1], trace.snapshots)
         attentions = output_attentions and trace.weights is not None
-        output = Seq2SeqModelOutput(
+        output = RnnSeq2SeqModelOutput(
             last_hidden_state=trace.readout,
             past_key_values=cache if use_cache else None,
             decoder_hidden_states=trace.hidden_states if output_hidden_states else None,
             cross_attentions=(trace.weights,) if attentions else None,
             encoder_last_hidden_state=None if source is None else source.last_hidden_state,
             encoder_hidden_states=None if source is None else source.hidden_states,
+            copying=self.copying(trace, cache.memory),
         )
         return output if return_dict else output.to_tuple()
 
+    @staticmethod
+    def copying(trace: DecoderTrace, memory: Memory) -> Copying | None:
+        """What the output layer needs to copy; None where the model has no `copy_mechanism`."""
+        return None if trace.gate is None else Copying(trace.gate, trace.weights.mean(1), memory.source_ids)
+
     def _start(self, cache: RnnSeq2SeqCache, source: RnnEncoderOutput) -> None:
         layers, summary = self.bridge(source)
-        memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, summary)
+        memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, summary, source.source_ids)
         cache.start(self.decoder.start_state(layers), memory)
 
-    def _encoder_output(self, source: object, attention_mask: Tensor | None) -> RnnEncoderOutput | None:
-        """Any encoder's output as ours: a mask is added where it carries none."""
+    def _encoder_output(
+        self, source: object, attention_mask: Tensor | None, input_ids: Tensor | None = None
+    ) -> RnnEncoderOutput | None:
+        """Any encoder's output as ours: a mask, and the words to copy, are added where it carries none."""
         if source is None:
             return None
         if isinstance(source, (tuple, list)):
@@ -135,6 +154,7 @@ class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
             final_state=getattr(source, "final_state", None),
             final_cell=getattr(source, "final_cell", None),
             source_mask=mask,
+            source_ids=input_ids if getattr(source, "source_ids", None) is None else source.source_ids,
         )
 
     def _embed_target(self, ids: Tensor | None, embeds: Tensor | None, source_ids: Tensor | None) -> Tensor:

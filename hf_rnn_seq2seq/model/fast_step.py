@@ -122,6 +122,7 @@ def can_fuse(model: nn.Module) -> bool:
         and config.cell_type in ("lstm", "gru")
         and not (config.layer_norm or decoder.layers[0].reset_before or len(decoder.layers[0].transitions))
         and decoder.readout.reads_context
+        and not config.copy_mechanism
         and config.attention_window == "global"
         and config.attention_order == "after_cell"
         and config.residual_start != 1

@@ -8,6 +8,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from .cache import RnnSeq2SeqCache
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .copying import Copying, copy_loss, mixture
 from .decoder import RnnDecoder
 from .encoder import drop
 from .encoder_decoder import RnnSeq2SeqModel, shift_right
@@ -139,8 +140,12 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         config = self.config
         readout = drop(outputs.last_hidden_state, config.dropout, self.training, config.variational_dropout)
         skip = (self.training and labels is not None) if skip_logits is None else skip_logits and labels is not None
-        loss = None if labels is None else self._loss(readout, labels, num_items_in_batch)
-        logits = None if skip else self.lm_head(readout[:, -logits_to_keep:] if logits_to_keep else readout)
+        copying = outputs.copying
+        loss = None if labels is None else self._loss(readout, copying, labels, num_items_in_batch)
+        if logits_to_keep and not skip:
+            readout = readout[:, -logits_to_keep:]
+            copying = copying and copying.last(logits_to_keep)
+        logits = None if skip else self.score_words(readout, copying)
         output = Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
@@ -152,14 +157,23 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         )
         return output if return_dict else output.to_tuple()
 
-    def _loss(self, readout: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
+    def score_words(self, readout: Tensor, copying: Copying | None = None) -> Tensor:
+        """Logits (batch, target, vocab); of a model with `copy_mechanism` the log-probabilities, copies included."""
+        logits = self.lm_head(readout)
+        return logits if copying is None else mixture(logits, copying)
+
+    def _loss(self, readout: Tensor, copying: Copying | None, labels: Tensor, items: Tensor | int | None) -> Tensor:
         """Cross entropy over the positions that have a label; the default loss of transformers would shift them."""
         if labels.shape != readout.shape[:2]:
             raise ValueError(
                 f"labels of shape {tuple(labels.shape)}: must be (batch, target) = {tuple(readout.shape[:2])}"
             )
         smoothing = self.config.label_smoothing if self.training else 0.0
-        total = output_loss(readout, self.lm_head, labels, smoothing, self.config.logits_memory_mb * 2**20)
+        budget = self.config.logits_memory_mb * 2**20
+        if copying is None:
+            total = output_loss(readout, self.lm_head, labels, smoothing, budget)
+        else:
+            total = copy_loss(readout, self.lm_head, copying, labels, smoothing, budget)
         return total / ((labels != IGNORED_LABEL).sum().clamp(min=1) if items is None else items)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:

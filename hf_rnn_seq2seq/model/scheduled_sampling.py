@@ -107,7 +107,8 @@ def mix_inputs(model, inputs: Tensor, truth: Tensor, mask: Tensor | None, encode
                 return_dict=True,
             )
             cache = output.past_key_values
-            chosen = _choose(model.lm_head(output.last_hidden_state[:, 0]), model.config.scheduled_sampling_words)
+            logits = model.score_words(output.last_hidden_state, output.copying)[:, 0]
+            chosen = _choose(logits, model.config.scheduled_sampling_words)
             mixed[:, time + 1] = torch.where(wanted[:, time + 1], chosen, mixed[:, time + 1])
     finally:
         for module, training in flags:

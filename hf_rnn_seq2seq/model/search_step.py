@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import AdditiveAttention, DotAttention, LocationAttention, MultiHeadAttention
+from .copying import Copying, mixture
 
 
 class SearchState(NamedTuple):
@@ -128,6 +129,7 @@ class GeneralStep:
         built_in = (AdditiveAttention, DotAttention, LocationAttention, MultiHeadAttention)
         self.may_carry = attention is not None and not isinstance(attention, built_in)
         self.carries = False
+        self.copies = self.config.copy_mechanism
 
     @property
     def vocab_size(self) -> int:
@@ -149,7 +151,7 @@ class GeneralStep:
         """The encoder's output for a batch of sources, or `encoder_outputs` with a mask."""
         if encoder_outputs is None:
             encoder_outputs = self.base.encoder(input_ids, attention_mask, inputs_embeds)
-        return self.base._encoder_output(encoder_outputs, attention_mask)
+        return self.base._encoder_output(encoder_outputs, attention_mask, input_ids)
 
     def source_mask(self, source: Any) -> Tensor:
         """bool (sentences, source) of an encoder's output."""
@@ -158,7 +160,7 @@ class GeneralStep:
     def start(self, source: Any, beams: int) -> SearchState:
         """The state before the first position from an encoder's output, for `beams` rows a sentence."""
         layers, summary = self.base.bridge(source)
-        memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, summary)
+        memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, summary, source.source_ids)
         first = self.decoder.start_state(layers)
         if self.may_carry:
             query = layers[0][0].new_zeros(len(first.position), 1, self.config.hidden_size)
@@ -174,6 +176,10 @@ class GeneralStep:
 
     def scores(self, readout: Any, words: Tensor | None = None) -> Tensor:
         """Logits (rows, vocab) in float32, or (rows, words) of the words asked for."""
+        if self.copies:
+            readout, copying = readout
+            scores = mixture(self.output(readout).float().view(*copying.gate.shape, -1), copying).flatten(0, 1)
+            return scores if words is None else scores[:, words]
         if words is None or not self.plain_head:
             scores = self.output(readout).float()
             return scores if words is None else scores[:, words]
@@ -190,7 +196,13 @@ class GeneralStep:
         embedded = self.decoder.embed(tokens.unsqueeze(1))
         trace = self.sharing(embedded, before, memory._replace(summary=summary))
         weights = trace.weights[:, :, -1].mean(1) if need_weights else None
-        return StepOutput(trace.readout[:, -1], weights, SearchState((trace.state, summary), memory))
+        readout = trace.readout[:, -1]
+        if self.copies:
+            # The beams of a sentence share its words: they stand on the target axis.
+            ids = memory.source_ids
+            attended = trace.weights[:, :, -1].mean(1).view(len(ids), -1, ids.shape[1])
+            readout = readout, Copying(trace.gate.view(len(ids), -1), attended, ids)
+        return StepOutput(readout, weights, SearchState((trace.state, summary), memory))
 
 
 __all__ = ["GeneralStep", "SearchState", "StepOutput", "map_tensors", "product", "repeat_rows", "select"]

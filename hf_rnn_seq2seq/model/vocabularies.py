@@ -9,7 +9,8 @@ class VocabularyMixin:
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Resizes the TARGET vocabulary (decoder embedding and output layer), and the source's where they are shared.
+        """Resizes the TARGET vocabulary (decoder embedding and output layer), and the source's where they are shared
+        or `copy_mechanism` makes them one vocabulary.
 
         Returns:
             the decoder's embedding.
@@ -25,6 +26,10 @@ class VocabularyMixin:
         if self.config.share_encoder_decoder_embeddings:
             self.model.encoder.embed_tokens = table
             self.config.source_vocab_size = size
+        elif self.config.copy_mechanism:
+            encoder = self.model.encoder
+            encoder.embed_tokens = self._get_resized_embeddings(encoder.embed_tokens, size, None, mean_resizing)
+            self.config.source_vocab_size = size
         self.config.vocab_size = size
         self.tie_weights()
         return table
@@ -33,8 +38,10 @@ class VocabularyMixin:
         """Resizes the source vocabulary of a model with two.
 
         Raises:
-            ValueError: the two vocabularies are shared.
+            ValueError: the two vocabularies are shared, or `copy_mechanism` makes them one.
         """
+        if self.config.copy_mechanism:
+            raise ValueError("copy_mechanism=True: call resize_token_embeddings, both sides have one vocabulary")
         if self.config.share_encoder_decoder_embeddings:
             raise ValueError("share_encoder_decoder_embeddings=True: call resize_token_embeddings, there is one table")
         encoder = self.model.encoder

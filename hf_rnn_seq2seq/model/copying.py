@@ -1,0 +1,158 @@
+"""Copying words of the source: the pointer-generator (See 2017, section 2.2) over one vocabulary for both sides.
+
+    p_gen = sigmoid(w_c c_t + w_s s_t + w_x x_t + b)                                (equation 8)
+    P(w)  = p_gen P_vocab(w) + (1 - p_gen) sum over the i with source word w of a_i   (equation 9)
+
+with the context c, the decoder's state s, the word x it reads, and the attention a (of several heads: their mean). Where
+the attention sums to something else than 1 (a Gaussian window, 16 bits) it is divided by its sum; a row without any source
+word only generates. Padding has no weight, so it is never copied; the source's end of sentence is copied like any word.
+The vocabulary is not extended by a source's unknown words: they are copied as the unknown token.
+
+Everything is computed in logarithms, so that no probability is lost however small it is.
+
+Axes: batch, target, source, vocab.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .loss import IGNORED_LABEL
+
+
+class Copying(NamedTuple):
+    """What the output layer needs beside the readout to copy."""
+
+    gate: Tensor  # (batch, target), log-odds of p_gen
+    weights: Tensor  # (batch, target, source), attention averaged over heads; zero at padding
+    source_ids: Tensor  # (batch, source)
+
+    def last(self, positions: int) -> "Copying":
+        """The last target positions alone."""
+        return self._replace(gate=self.gate[:, -positions:], weights=self.weights[:, -positions:])
+
+
+class CopyGate(nn.Module):
+    """w_c c_t + w_s s_t + w_x x_t + b (See 2017, equation 8)."""
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__()
+        self.project = nn.Linear(config.context_width + config.hidden_size + config.embedding_size, 1)
+
+    def forward(self, context: Tensor, state: Tensor, word: Tensor) -> Tensor:
+        """(batch, target, width) each -> (batch, target)."""
+        return self.project(torch.cat([context, state, word], -1)).squeeze(-1)
+
+
+def missing_source(source_ids: Tensor | None, source_mask: Tensor) -> str:
+    """What is told where the words to copy are not there."""
+    if source_ids is None:
+        return (
+            "copy_mechanism=True: the words of the source are copied, and its states alone do not tell them; give "
+            "input_ids, or the encoder_outputs that get_encoder() made of input_ids"
+        )
+    return f"source ids of shape {tuple(source_ids.shape)}: must be (batch, source) = {tuple(source_mask.shape)}"
+
+
+def mixture(logits: Tensor, copying: Copying) -> Tensor:
+    """log P(w), (batch, target, vocab) in float32 at least, from the logits of P_vocab."""
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    log_generate, log_copy, weights = _parts(copying, exact)
+    generated = logits.to(exact).log_softmax(-1) + log_generate.unsqueeze(-1)
+    index = copying.source_ids.unsqueeze(1).expand_as(weights)
+    gain = _gain(generated.gather(-1, index), log_copy.unsqueeze(-1), _by_word(weights, copying.source_ids))
+    return generated.scatter_add(-1, index, gain)
+
+
+def copy_loss(
+    readout: Tensor, head: nn.Module, copying: Copying, labels: Tensor, smoothing: float, budget: int
+) -> Tensor:
+    """Sum over the labelled positions of the smoothed cross entropy of P, in nats; a scalar of float32 at least.
+
+    P itself is never made: the logits' logsumexp, the label's and those of the source's words are enough. Where the
+    logits would take more than `budget` bytes in float32, they are made a chunk of positions at a time, and again for
+    the gradient: bounded memory for one more product of the output layer.
+
+    Args:
+        readout: (batch, target, D).
+        head: the output layer, D to vocab.
+        copying: of the same positions.
+        labels: (batch, target), -100 where there is none.
+        smoothing: share of the probability spread over the vocabulary.
+        budget: bytes.
+    """
+    labels = labels.to(readout.device)
+    exact = torch.promote_types(readout.dtype, torch.float32)
+    log_generate, log_copy, weights = _parts(copying, exact)
+    ids = copying.source_ids.unsqueeze(1).expand_as(weights)
+    copied = (weights * (ids == labels.unsqueeze(-1))).sum(-1)
+    parts = [readout, labels, log_generate, log_copy, copied]
+    if smoothing:
+        parts += [ids, _by_word(weights, copying.source_ids)]
+    if readout.device.type == "cpu":
+        # Elsewhere the number of labelled positions would have to be read back, which stops the device's queue.
+        real = labels != IGNORED_LABEL
+        parts = [part[real] for part in parts]
+    else:
+        parts = [part.flatten(0, 1) for part in parts]
+    size = max(1, budget // (head.weight.shape[0] * exact.itemsize))
+    if len(parts[0]) <= size:
+        return _rows_loss(head, smoothing, *parts)
+    chunks = zip(*(part.split(size) for part in parts), strict=True)
+    return sum(checkpoint(_rows_loss, head, smoothing, *chunk, use_reentrant=False) for chunk in chunks)
+
+
+def _rows_loss(
+    head: nn.Module,
+    smoothing: float,
+    readout: Tensor,
+    labels: Tensor,
+    log_generate: Tensor,
+    log_copy: Tensor,
+    copied: Tensor,
+    ids: Tensor | None = None,
+    by_word: Tensor | None = None,
+) -> Tensor:
+    """The summed loss of n positions: tensors (n,), readout (n, D), and with smoothing ids and by_word (n, source).
+
+    With e the smoothing: -(1 - e) log P(label) - e / V sum over w of log P(w).
+    """
+    logits = head(readout).to(log_generate.dtype)
+    shift = log_generate - logits.logsumexp(-1)  # added to a logit: the logarithm of p_gen P_vocab
+    generated = logits.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1) + shift
+    score = generated + _gain(generated, log_copy, copied)
+    if smoothing:
+        gain = _gain(logits.gather(1, ids) + shift.unsqueeze(1), log_copy.unsqueeze(1), by_word)
+        everywhere = logits.mean(-1) + shift + gain.sum(-1) / logits.shape[-1]
+        score = (1 - smoothing) * score + smoothing * everywhere
+    return -(score * (labels != IGNORED_LABEL)).sum()
+
+
+def _parts(copying: Copying, exact: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """log p_gen, log (1 - p_gen), and weights that sum to 1, or to 0 where there is nothing to copy."""
+    gate, weights = copying.gate.to(exact), copying.weights.to(exact)
+    total = weights.sum(-1)
+    log_generate = F.logsigmoid(gate).masked_fill(total <= 0, 0.0)
+    return log_generate, F.logsigmoid(-gate), weights / total.clamp(min=torch.finfo(exact).tiny).unsqueeze(-1)
+
+
+def _by_word(weights: Tensor, source_ids: Tensor) -> Tensor:
+    """What all positions of a word receive together, at its first position; 0 at the others (batch, target, source)."""
+    same = source_ids.unsqueeze(1) == source_ids.unsqueeze(2)
+    numbers = torch.arange(source_ids.shape[1], device=source_ids.device)
+    repeated = (same & (numbers.unsqueeze(1) > numbers)).any(-1)
+    return (weights @ same.to(weights.dtype)).masked_fill(repeated.unsqueeze(1), 0.0)
+
+
+def _gain(generated: Tensor, log_copy: Tensor, copied: Tensor) -> Tensor:
+    """What copying adds to the logarithm `generated`: log(e^generated + e^log_copy copied) - generated; 0 for nothing."""
+    # The logarithm of zero would make the gradient NaN in the branch that is not taken too.
+    ratio = log_copy + copied.clamp(min=torch.finfo(copied.dtype).tiny).log() - generated
+    return torch.where(copied > 0, torch.logaddexp(ratio, torch.zeros_like(ratio)), 0.0)
+
+
+__all__ = ["CopyGate", "Copying", "copy_loss", "missing_source", "mixture"]

@@ -93,7 +93,7 @@ class EncoderGraph(nn.Module):
         source = base.encoder(input_ids, attention_mask)
         layers, summary = base.bridge(source)
         memory = base.decoder.read_source(source.last_hidden_state, source.source_mask, summary, source.source_ids)
-        return base.decoder.start_state(layers), memory
+        return base.decoder.start_state(layers, memory), memory
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         state, memory = self.start(input_ids, attention_mask)
@@ -158,13 +158,13 @@ def export_programs(model: Any) -> Programs:
     both = {0: rows, 1: source}
     with torch.no_grad(), _replaced_layers(model):
         state, memory = encoder.start(ids, mask)
-        longer = encoder.start(ids.repeat(1, 2), mask.repeat(1, 2))[1]
+        longer = encoder.start(ids.repeat(1, 2), mask.repeat(1, 2))
         try:
             first = torch.export.export(encoder, (ids, mask), dynamic_shapes=(both, both), strict=False)
             decoder = DecoderGraph(model, state, memory)
             tensors = tuple(tensor.clone() for tensor in (*state.tensors(), *present(memory)))
-            axes = [{0: rows} for _ in state.tensors()]
-            for short, long in zip(present(memory), present(longer), strict=True):
+            axes = []
+            for short, long in zip(tensors, (*longer[0].tensors(), *present(longer[1])), strict=True):
                 grown = [axis for axis in range(1, short.dim()) if short.shape[axis] != long.shape[axis]]
                 axes.append({0: rows, **dict.fromkeys(grown, source)})
             words = torch.full((ROWS,), model.config.decoder_start_token_id or 0)

@@ -29,6 +29,7 @@ POSITIVE = (
     "num_attention_heads",
     "attention_window_size",
     "max_source_positions",
+    "coverage_size",
     "residual_start",
     "readout_size",
     "logits_memory_mb",
@@ -42,6 +43,8 @@ CHOICES = {
     "attention_order": ("after_cell", "before_cell"),
     "attention_layer": ("top", "bottom"),
     "attention_window": ("global", "local_m", "local_p"),
+    "attention_normalization": ("softmax", "sparsemax", "entmax"),
+    "coverage": ("none", "sum", "gru"),
     "bridge": ("zero", "copy", "mean", "dense", "backward_tanh"),
     "readout": ("linear", "tanh", "maxout"),
     "readout_state": ("current", "previous"),
@@ -191,6 +194,29 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"scheduled_sampling": "exponential", "scheduled_sampling_decay": 0.9, "teacher_forcing_ratio": 0.5},
         "teacher_forcing_ratio=0.5: scheduled_sampling='exponential' decides the ratio itself; leave it at 1.0",
     ),
+    *(
+        ({"context": "initial_state", field: value}, f"{field}={value!r}: needs context='attention'")
+        for field, value in (("attention_normalization", "sparsemax"), ("coverage", "sum"))
+    ),
+    ({"entmax_alpha": 1.2}, "entmax_alpha=1.2: needs attention_normalization='entmax'"),
+    (
+        {"attention_normalization": "sparsemax", "entmax_learned": True},
+        "entmax_learned=True: needs attention_normalization='entmax'",
+    ),
+    (
+        {"attention_normalization": "entmax", "entmax_alpha": 1},
+        "entmax_alpha=1: must be greater than 1, which would be softmax",
+    ),
+    (
+        {"attention_normalization": "entmax", "entmax_alpha": 2.0, "entmax_learned": True},
+        "entmax_alpha=2.0: entmax_learned=True keeps it between 1 and 2",
+    ),
+    (
+        {"coverage": "sum"},
+        "coverage='sum': enters an additive score; attention_type must be one of 'additive', 'normed_additive', "
+        "not 'general'",
+    ),
+    ({"coverage_size": 3}, "coverage_size=3: needs coverage='gru'"),
     ({"initializer_range": 0.0}, "initializer_range=0.0: must be greater than 0"),
     # types
     ({"hidden_size": "512"}, "hidden_size='512': must be int"),

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_rnn_seq2seq import ATTENTION_NAMES, ConfigError, RnnSeq2SeqConfig
+from .coverage import build_coverage
+from .entmax import SparseWeights
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -47,6 +49,8 @@ class Attention(nn.Module):
         super().__init__()
         self.window = config.attention_window
         self.window_size = config.attention_window_size
+        self.sparse = None if config.attention_normalization == "softmax" else SparseWeights(config)
+        self.coverage = build_coverage(config)
         if self.window == "local_p":
             self.position_hidden = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
             self.position_score = nn.Linear(config.hidden_size, 1, bias=False)
@@ -71,6 +75,18 @@ class Attention(nn.Module):
         """Context (batch, target, context) from weights (batch, heads, target, source)."""
         return torch.bmm(weights[:, 0], values)
 
+    @property
+    def carries(self) -> bool:
+        """Whether it hands something on from step to step: every position then waits for the one before it."""
+        return self.coverage is not None
+
+    def start(self, keys: Tensor, source_mask: Tensor) -> Tensor | None:
+        """What it carries before the first position, batch first; None where it carries nothing.
+
+        An attention of the user's that carries something overrides `carries`, `start` and `forward`.
+        """
+        return None if self.coverage is None else self.coverage.start(keys)
+
     def forward(
         self,
         query: Tensor,
@@ -80,7 +96,7 @@ class Attention(nn.Module):
         positions: Tensor,
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Reads the source.
+        """Reads the source; one target position at a time where it carries something.
 
         Args:
             query: (batch, target, hidden).
@@ -88,19 +104,26 @@ class Attention(nn.Module):
             values: what `project_values` returned.
             source_mask: bool (batch, source), True at real words.
             positions: (batch, target), number of each target position from 0.
-            state: what this attention carries from step to step, batch first; None where it carries nothing.
+            state: what this attention carries from step to step, at first what `start` returned.
 
         Returns:
             context (batch, target, context), weights (batch, heads, target, source), the next state.
         """
         source_positions = source_mask.long().cumsum(1) - 1 if self.reads_positions else None
+        if self.coverage is not None:
+            keys = keys + self.coverage.project(state)
         scores = self.score(query, keys, source_positions)
         mask = source_mask[:, None, None, :]
         if self.window == "global":
-            weights = masked_softmax(scores, mask)
+            weights = self._align(scores, mask)
         else:
             weights = self._local(scores, mask, query, source_positions, positions)
+        if self.coverage is not None:
+            state = self.coverage(state, weights[:, 0, 0], query[:, 0], values)
         return self.context(weights, values), weights, state
+
+    def _align(self, scores: Tensor, mask: Tensor) -> Tensor:
+        return masked_softmax(scores, mask) if self.sparse is None else self.sparse(scores, mask)
 
     def scan_form(self) -> ScanForm | None:
         """The score in the form the fused scan knows; None sends training through the time loop."""
@@ -128,7 +151,7 @@ class Attention(nn.Module):
             share = torch.sigmoid(self.position_score(torch.tanh(self.position_hidden(query))).to(exact))
             centre = length * share.squeeze(-1)
         distance = source_positions[:, None, None, :] - centre[:, None, :, None]
-        weights = masked_softmax(scores, mask & (distance.abs() <= self.window_size))
+        weights = self._align(scores, mask & (distance.abs() <= self.window_size))
         if self.window == "local_p":
             gaussian = torch.exp(-(distance**2) / (2 * (self.window_size / 2) ** 2))
             weights = weights * gaussian.to(weights.dtype)

@@ -15,8 +15,19 @@ ATTENTION_NAMES: set[str] = {
     "scaled_dot",
 }
 
+# Scores v . tanh(W_q h + W_k s): coverage enters them beside the key.
+ADDITIVE_NAMES = ("additive", "normed_additive")
+
 # Scores with parameters for several heads; every other score has one.
 MULTI_HEAD_NAMES = frozenset({"multi_head", "multi_head_additive"})
+
+# Options that say something about an attention only, and what they hold where there is none.
+ATTENTION_DEFAULTS = {
+    "attention_window": "global",
+    "input_feeding": False,
+    "attention_normalization": "softmax",
+    "coverage": "none",
+}
 
 
 class ConfigChecks:
@@ -28,7 +39,7 @@ class ConfigChecks:
         positive += ("encoder_layers", "decoder_layers", "encoder_transition_depth", "decoder_transition_depth")
         positive += ("decoder_upper_transition_depth", "context_size", "attention_size", "num_attention_heads")
         positive += ("attention_window_size", "max_source_positions", "residual_start", "readout_size")
-        positive += ("initializer_range", "logits_memory_mb")
+        positive += ("initializer_range", "logits_memory_mb", "coverage_size")
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -97,7 +108,7 @@ class ConfigChecks:
                 "or be registered first with register_attention(name, cls)"
             )
         if self.context != "attention":
-            for name, default in (("attention_window", "global"), ("input_feeding", False)):
+            for name, default in ATTENTION_DEFAULTS.items():
                 if getattr(self, name) != default:
                     raise ConfigError(f"{name}={getattr(self, name)!r}: needs context='attention'")
             if self.context_layers == "all" and self.context == "initial_state":
@@ -134,6 +145,24 @@ class ConfigChecks:
                 f"copy_mechanism=True: needs one vocabulary for both sides, source_vocab_size={self.source_vocab_size} "
                 f"must equal vocab_size={self.vocab_size}"
             )
+
+    def validate_weights(self) -> None:
+        """How scores become weights, and what is remembered of them, go with the score."""
+        if self.attention_normalization != "entmax":
+            for name, default in (("entmax_alpha", 1.5), ("entmax_learned", False)):
+                if getattr(self, name) != default:
+                    raise ConfigError(f"{name}={getattr(self, name)!r}: needs attention_normalization='entmax'")
+        if not self.entmax_alpha > 1:
+            raise ConfigError(f"entmax_alpha={self.entmax_alpha!r}: must be greater than 1, which would be softmax")
+        if self.entmax_learned and self.entmax_alpha >= 2:
+            raise ConfigError(f"entmax_alpha={self.entmax_alpha!r}: entmax_learned=True keeps it between 1 and 2")
+        if self.coverage != "none" and self.attention_type not in ADDITIVE_NAMES:
+            raise ConfigError(
+                f"coverage={self.coverage!r}: enters an additive score; attention_type must be one of "
+                f"{', '.join(map(repr, ADDITIVE_NAMES))}, not {self.attention_type!r}"
+            )
+        if self.coverage != "gru" and self.coverage_size != 10:
+            raise ConfigError(f"coverage_size={self.coverage_size}: needs coverage='gru'")
 
     def validate_decoder(self) -> None:
         """Order, feeding, context and readout go together."""

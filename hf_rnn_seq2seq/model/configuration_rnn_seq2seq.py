@@ -66,6 +66,13 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         num_attention_heads: Heads of the multi-head scores; 1 for every other.
         attention_window: `global`, `local_m` or `local_p` (Luong 2015, section 3.2).
         attention_window_size: D of Luong 2015, section 3.2: positions looked at on each side of the centre.
+        attention_normalization: How scores become weights: `softmax`, or with exact zeros `sparsemax` (Martins and
+            Astudillo 2016) or `entmax` (Peters 2019). The latter two cost a time loop where there would be the scan.
+        entmax_alpha: Between softmax (1) and sparsemax (2); above 1.
+        entmax_learned: Each head learns its alpha, within (1, 2), from `entmax_alpha` on (Correia 2019).
+        coverage: What an additive score remembers of the source words it has looked at: `none`, the `sum` of their
+            weights (See 2017, section 2.3), or a `gru` for each word (Tu 2016, section 3.1.2). Costs a time loop.
+        coverage_size: Width of the `gru`'s memory of a word.
         max_source_positions: Longest source of the `location` score (Luong 2015, equation 8); required there.
         input_feeding: The attentional vector enters the next step (Luong 2015, section 3.3); the context does where
             the readout is not `tanh` or the layer that asks is not the top one. None: on for `after_cell` attention,
@@ -148,6 +155,11 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     attention_window: Literal["global", "local_m", "local_p"] = "global"
     attention_window_size: int = 10
     max_source_positions: int | None = None
+    attention_normalization: Literal["softmax", "sparsemax", "entmax"] = "softmax"
+    entmax_alpha: float | int = 1.5
+    entmax_learned: bool = False
+    coverage: Literal["none", "sum", "gru"] = "none"
+    coverage_size: int = 10
     input_feeding: bool | None = None
     bridge: Literal["zero", "copy", "mean", "dense", "backward_tanh"] = "dense"
     readout: Literal["linear", "tanh", "maxout"] = "tanh"

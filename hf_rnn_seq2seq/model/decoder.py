@@ -77,7 +77,7 @@ class RnnDecoder(nn.Module):
     @property
     def needs_loop(self) -> bool:
         """Whether one position must wait for what the position before it read."""
-        return self.attention is not None and (self.before_cell or self.config.input_feeding)
+        return self.attention is not None and (self.before_cell or self.config.input_feeding or self.attention.carries)
 
     @property
     def recurrence_path(self) -> str:
@@ -118,11 +118,12 @@ class RnnDecoder(nn.Module):
         keys = self.attention.project_keys(encoder_states)
         return Memory(keys, self.attention.project_values(encoder_states), source_mask, summary, source_ids)
 
-    def start_state(self, layers: tuple[State, ...]) -> DecoderState:
-        """The state before the first position, from each layer's starting state."""
+    def start_state(self, layers: tuple[State, ...], memory: Memory) -> DecoderState:
+        """The state before the first position, from each layer's starting state and the source."""
         like = layers[0][0]
         feed = like.new_zeros(like.shape[0], self.feed_size) if self.feed_size else None
-        return DecoderState(layers, feed, torch.zeros(like.shape[0], dtype=torch.long, device=like.device), None)
+        carried = None if self.attention is None else self.attention.start(memory.keys, memory.mask)
+        return DecoderState(layers, feed, torch.zeros(like.shape[0], dtype=torch.long, device=like.device), carried)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Word vectors (batch, target, embedding) with the dropout of training."""

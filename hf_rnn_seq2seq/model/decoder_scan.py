@@ -8,12 +8,18 @@ from .cache import DecoderState, Memory
 from .decoder_parts import Attended, Loop
 from .scan import ScanLayer, ScanMixer, ScanPlan, ScanSource, attention_scan
 
+# Options of the attention, and the one value of each that the scan knows.
+COVERED = {"attention_window": "global", "attention_normalization": "softmax", "coverage": "none"}
+
 
 def scan_refusal(decoder: nn.Module) -> str | None:
     """Why the fused scan does not cover an `RnnDecoder` that needs a time loop; None where it does."""
     config = decoder.config
     if config.cell_type not in ("lstm", "gru"):
         return f"cell_type={config.cell_type!r}"
+    for name, covered in COVERED.items():
+        if getattr(config, name) != covered:
+            return f"{name}={getattr(config, name)!r}"
     for layer in decoder.layers[: decoder.attended]:
         if layer.norm_input is not None or len(layer.transitions):
             return "layer normalisation or deep transition"
@@ -21,8 +27,8 @@ def scan_refusal(decoder: nn.Module) -> str | None:
     parts = [*decoder.attention.children(), decoder.readout.project]
     if any(part is not None and not isinstance(part, nn.Linear) for part in parts):
         return "a projection was replaced (by an adapter, say)"
-    if config.attention_window != "global" or decoder.attention.scan_form() is None:
-        return f"attention_type={config.attention_type!r}, attention_window={config.attention_window!r}"
+    if decoder.attention.scan_form() is None:
+        return f"attention_type={config.attention_type!r}"
     return None
 
 

@@ -129,7 +129,7 @@ class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
     def _start(self, cache: RnnSeq2SeqCache, source: RnnEncoderOutput) -> None:
         layers, summary = self.bridge(source)
         memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, summary, source.source_ids)
-        cache.start(self.decoder.start_state(layers), memory)
+        cache.start(self.decoder.start_state(layers, memory), memory)
 
     def _encoder_output(
         self, source: object, attention_mask: Tensor | None, input_ids: Tensor | None = None

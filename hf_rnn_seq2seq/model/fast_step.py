@@ -124,6 +124,7 @@ def can_fuse(model: nn.Module) -> bool:
         and decoder.readout.reads_context
         and not config.copy_mechanism
         and config.attention_window == "global"
+        and config.attention_normalization == "softmax"
         and config.attention_order == "after_cell"
         and config.residual_start != 1
         and config.readout == "tanh"

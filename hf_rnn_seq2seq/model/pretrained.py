@@ -7,6 +7,7 @@ from transformers import initialization as init
 
 from .attention import Attention, NormedAdditiveAttention
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .entmax import SparseWeights
 from .recurrence import TransitionCell
 
 
@@ -42,6 +43,9 @@ class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, NormedAdditiveAttention):
             init.constant_(module.gain, self.config.attention_size**-0.5)
+        elif isinstance(module, SparseWeights):
+            if module.free is not None:
+                init.constant_(module.free, module.start)
         elif isinstance(module, Attention):
             # A registered attention of the user's may hold bare parameters.
             for parameter in module.parameters(recurse=False):

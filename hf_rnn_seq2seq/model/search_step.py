@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from .attention import AdditiveAttention, DotAttention, LocationAttention, MultiHeadAttention
 from .copying import Copying, mixture
 
 
@@ -93,6 +91,11 @@ class BeamsAsTargets(nn.Module):
         super().__init__()
         self.attention = attention
 
+    @property
+    def carries(self) -> bool:
+        """As the attention itself."""
+        return self.attention.carries
+
     def forward(
         self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, positions: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -125,10 +128,8 @@ class GeneralStep:
         self.sharing._modules = dict(self.decoder._modules)
         if attention is not None:
             self.sharing._modules["attention"] = BeamsAsTargets(attention)
-        # Only an attention of the user's may carry something from step to step; it then needs a row for each beam.
-        built_in = (AdditiveAttention, DotAttention, LocationAttention, MultiHeadAttention)
-        self.may_carry = attention is not None and not isinstance(attention, built_in)
-        self.carries = False
+        # What an attention carries from step to step differs from beam to beam: it needs a source for each of them.
+        self.carries = attention is not None and attention.carries
         self.copies = self.config.copy_mechanism
 
     @property
@@ -161,10 +162,7 @@ class GeneralStep:
         """The state before the first position from an encoder's output, for `beams` rows a sentence."""
         layers, summary = self.base.bridge(source)
         memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, summary, source.source_ids)
-        first = self.decoder.start_state(layers)
-        if self.may_carry:
-            query = layers[0][0].new_zeros(len(first.position), 1, self.config.hidden_size)
-            self.carries = self.decoder.attention(query, *memory[:3], first.position[:, None], None)[2] is not None
+        first = self.decoder.start_state(layers, memory)
         state = repeat_rows(SearchState((first, summary), memory._replace(summary=None)), beams)
         if self.carries:
             state = state._replace(source=map_tensors(state.source, lambda t: t.repeat_interleave(beams, 0)))

@@ -19,7 +19,7 @@ def tiny_config(**options: Any) -> RnnSeq2SeqConfig:
     """A config of a few units a vector; `options` override."""
     sizes = {"vocab_size": VOCABULARY, "source_vocab_size": SOURCE_VOCABULARY, "embedding_size": 5, "hidden_size": 4}
     options = {**sizes, **options}
-    if options.get("share_encoder_decoder_embeddings"):
+    if options.get("share_encoder_decoder_embeddings") or options.get("copy_mechanism"):
         options["source_vocab_size"] = options["vocab_size"]
     return RnnSeq2SeqConfig(**options)
 

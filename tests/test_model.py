@@ -14,7 +14,7 @@ from tests.models import TARGETS as RAGGED
 
 MAXOUT = {"readout": "maxout", "readout_size": 3}
 BEFORE = {"attention_order": "before_cell", "attention_type": "additive"}
-COPY = {"copy_mechanism": True, "source_vocab_size": 11}
+COPY = {"copy_mechanism": True}
 
 # One option at a time on two layers a side, then the systems of the literature in which they meet.
 CASES: dict[str, dict[str, Any]] = {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import DotAttention
+from .copying import Copying
 from .search_step import GeneralStep, SearchState, StepOutput, product, repeat_rows
 
 WEIGHT_TYPES = ("float32", "bfloat16", "int8")
@@ -50,6 +51,11 @@ class FusedStep(GeneralStep):
         table_bytes = config.vocab_size * len(order) * self.below.element_size()
         self.table = self._inputs(self._embedding().weight) if table_bytes <= MAX_TABLE_BYTES else None
         weight = readout.project.weight.detach()
+        if self.copies:  # the gate is one more unit of the readout, taken before the tanh
+            gate = self.decoder.copy_gate.project
+            context, state, word = gate.weight.detach().split([config.context_width, size, config.embedding_size], 1)
+            weight = torch.cat([weight, torch.cat([state, context], 1)])
+            self.word_gate = F.linear(self._words(self._embedding().weight), word, gate.bias).detach().squeeze(1)
         self.read_state = product(weight[:, :size], None, int8)
         self.read_context = weight[:, size:].contiguous()
 
@@ -59,26 +65,33 @@ class FusedStep(GeneralStep):
     def _embedding(self) -> nn.Embedding:
         return self.decoder.embed_tokens
 
+    def _words(self, embedded: Tensor) -> Tensor:
+        """Word vectors (..., embedding) as the decoder reads them."""
+        return torch.relu(embedded) if self.config.embedding_activation == "relu" else embedded
+
     def _inputs(self, embedded: Tensor) -> Tensor:
         """The input product of word vectors (..., embedding)."""
-        if self.config.embedding_activation == "relu":
-            embedded = torch.relu(embedded)
-        return F.linear(embedded, self.below, self.below_bias).detach()
+        return F.linear(self._words(embedded), self.below, self.below_bias).detach()
 
     def start(self, source: Any, beams: int) -> SearchState:
         layers, _ = self.base.bridge(source)
-        memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, None)
+        memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, None, source.source_ids)
         values = memory.values.masked_fill(~memory.mask.unsqueeze(-1), 0)
         # A masked word's weight is exactly zero after this; where a row has no word at all its values are zero.
         barrier = torch.zeros_like(memory.keys[:, :, 0]).masked_fill(~memory.mask, -3e4).unsqueeze(1)
-        held = (memory.keys.transpose(1, 2).contiguous(), F.linear(values, self.read_context), barrier)
+        held = (
+            memory.keys.transpose(1, 2).contiguous(),
+            F.linear(values, self.read_context),
+            barrier,
+            memory.source_ids,
+        )
         rows = layers[0]
         if self.feeds:
             rows += (rows[0].new_zeros(len(rows[0]), self.decoder.feed_size),)
         return repeat_rows(SearchState(rows, held), beams)
 
     def __call__(self, tokens: Tensor, state: SearchState, need_weights: bool = False) -> StepOutput:
-        keys, values, barrier = state.source
+        keys, values, barrier, source_ids = state.source
         projected = self._inputs(self._embedding()(tokens)) if self.table is None else self.table[tokens]
         rows = self._lstm(projected, state.rows) if self.is_lstm else self._gru(projected, state.rows)
         hidden = rows[0]
@@ -86,13 +99,18 @@ class FusedStep(GeneralStep):
         scores = torch.baddbmm(barrier, asked, keys, alpha=self.scale)
         weights = scores.softmax(-1)
         readout = self.read_state(hidden).view(len(keys), -1, values.shape[2])
-        readout = torch.baddbmm(readout, weights, values).tanh_().flatten(0, 1)
-        shown = None
-        if need_weights:
-            shown = weights.masked_fill(barrier < 0, 0.0).flatten(0, 1)
+        readout = torch.baddbmm(readout, weights, values)
+        if need_weights or self.copies:
+            weights = weights.masked_fill(barrier < 0, 0.0)
+        shown = weights.flatten(0, 1) if need_weights else None
+        if self.copies:
+            gate = readout[..., -1] + self.word_gate[tokens].view(len(keys), -1)
+            readout, copying = readout[..., :-1], Copying(gate, weights, source_ids)
+        readout = readout.tanh_().flatten(0, 1)
         if self.feeds:
             rows += (readout,)
-        return StepOutput(readout, shown, SearchState(rows, state.source))
+        told = (readout, copying) if self.copies else readout
+        return StepOutput(told, shown, SearchState(rows, state.source))
 
     def _lstm(self, gates: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         size = self.size
@@ -122,7 +140,7 @@ def can_fuse(model: nn.Module) -> bool:
         and config.cell_type in ("lstm", "gru")
         and not (config.layer_norm or decoder.layers[0].reset_before or len(decoder.layers[0].transitions))
         and decoder.readout.reads_context
-        and not config.copy_mechanism
+        and (decoder.copy_gate is None or isinstance(decoder.copy_gate.project, nn.Linear))
         and config.attention_window == "global"
         and config.attention_normalization == "softmax"
         and config.attention_order == "after_cell"

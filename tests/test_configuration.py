@@ -196,7 +196,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     *(
         ({"context": "initial_state", field: value}, f"{field}={value!r}: needs context='attention'")
-        for field, value in (("attention_normalization", "sparsemax"), ("coverage", "sum"))
+        for field, value in (
+            ("attention_normalization", "sparsemax"),
+            ("coverage", "sum"),
+            ("coverage_loss", 1.0),
+            ("guided_alignment_weight", 0.5),
+        )
     ),
     ({"entmax_alpha": 1.2}, "entmax_alpha=1.2: needs attention_normalization='entmax'"),
     (
@@ -217,6 +222,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "not 'general'",
     ),
     ({"coverage_size": 3}, "coverage_size=3: needs coverage='gru'"),
+    ({"coverage_loss": -1}, "coverage_loss=-1: must be 0 or more"),
+    ({"guided_alignment_weight": float("nan")}, "guided_alignment_weight=nan: must be 0 or more"),
     ({"initializer_range": 0.0}, "initializer_range=0.0: must be greater than 0"),
     # types
     ({"hidden_size": "512"}, "hidden_size='512': must be int"),

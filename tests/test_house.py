@@ -53,7 +53,7 @@ LAYERS = [
     {"attention", "recurrence", "scan_cells", "cache", "loss", "scheduled_sampling"},
     {"scan_scores"},
     {"scan"},
-    {"copying", "encoder", "decoder_parts", "pretrained", "vocabularies"},
+    {"attention_losses", "copying", "encoder", "decoder_parts", "pretrained", "vocabularies"},
     {"decoder_scan"},
     {"bridge", "decoder"},
     {"encoder_decoder"},

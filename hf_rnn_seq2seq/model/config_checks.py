@@ -27,6 +27,8 @@ ATTENTION_DEFAULTS = {
     "input_feeding": False,
     "attention_normalization": "softmax",
     "coverage": "none",
+    "coverage_loss": 0,
+    "guided_alignment_weight": 0,
 }
 
 
@@ -161,6 +163,9 @@ class ConfigChecks:
                 f"coverage={self.coverage!r}: enters an additive score; attention_type must be one of "
                 f"{', '.join(map(repr, ADDITIVE_NAMES))}, not {self.attention_type!r}"
             )
+        for name in ("coverage_loss", "guided_alignment_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be 0 or more")
         if self.coverage != "gru" and self.coverage_size != 10:
             raise ConfigError(f"coverage_size={self.coverage_size}: needs coverage='gru'")
 

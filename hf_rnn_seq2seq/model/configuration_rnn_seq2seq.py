@@ -73,6 +73,9 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         coverage: What an additive score remembers of the source words it has looked at: `none`, the `sum` of their
             weights (See 2017, section 2.3), or a `gru` for each word (Tu 2016, section 3.1.2). Costs a time loop.
         coverage_size: Width of the `gru`'s memory of a word.
+        coverage_loss: Weight in the training loss of looking again at what was looked at (See 2017, equation 12).
+        guided_alignment_weight: Weight in the training loss of the cross entropy between `alignments` given to
+            `forward` and the attention (Chen 2016).
         max_source_positions: Longest source of the `location` score (Luong 2015, equation 8); required there.
         input_feeding: The attentional vector enters the next step (Luong 2015, section 3.3); the context does where
             the readout is not `tanh` or the layer that asks is not the top one. None: on for `after_cell` attention,
@@ -160,6 +163,8 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     entmax_learned: bool = False
     coverage: Literal["none", "sum", "gru"] = "none"
     coverage_size: int = 10
+    coverage_loss: float | int = 0.0
+    guided_alignment_weight: float | int = 0.0
     input_feeding: bool | None = None
     bridge: Literal["zero", "copy", "mean", "dense", "backward_tanh"] = "dense"
     readout: Literal["linear", "tanh", "maxout"] = "tanh"
@@ -266,6 +271,11 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         """Whether the attention asks between the first cell and the second: the conditional GRU."""
         before = self.context == "attention" and self.attention_order == "before_cell"
         return before and self.decoder_transition_depth > 1
+
+    @property
+    def supervises_attention(self) -> bool:
+        """Whether the training loss has a part that reads the attention weights."""
+        return bool(self.coverage_loss or self.guided_alignment_weight)
 
     @property
     def readout_input_width(self) -> int:

@@ -1,11 +1,13 @@
 """The recurrent encoder-decoder with an output layer, for `generate()`."""
 
 import copy
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
+from .attention_losses import attention_terms, figure_names
 from .cache import RnnSeq2SeqCache
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying, copy_loss, mixture
@@ -17,6 +19,17 @@ from .pretrained import RnnSeq2SeqPreTrainedModel
 from .scheduled_sampling import scheduled_inputs
 from .search import SearchMixin
 from .vocabularies import VocabularyMixin
+
+
+@dataclass
+class RnnSeq2SeqLMOutput(Seq2SeqLMOutput):
+    """As its base, and what training tells about itself.
+
+    Args:
+        figures: (figures, 2), the sum and the number of each of the model's `training_figures`, where asked for.
+    """
+
+    figures: Tensor | None = None
 
 
 class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2SeqPreTrainedModel, GenerationMixin):
@@ -43,6 +56,12 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
     def set_training_progress(self, step: int) -> None:
         """Tells `scheduled_sampling` how many updates lie behind; a training loop calls it before each update."""
         self.training_progress = step
+
+    @property
+    def training_figures(self) -> tuple[str, ...]:
+        """What forward tells with `output_figures`, beside the loss: `attention_entropy` in nats, and the losses of the
+        attention before they are weighted."""
+        return figure_names(self.config)
 
     def _ties(self) -> dict[str, str]:
         table = "model.decoder.embed_tokens.weight"
@@ -89,8 +108,10 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: int = 0,
         skip_logits: bool | None = None,
+        alignments: Tensor | None = None,
+        output_figures: bool = False,
         **kwargs: object,
-    ) -> Seq2SeqLMOutput | tuple:
+    ) -> RnnSeq2SeqLMOutput | tuple:
         """As `RnnSeq2SeqModel.forward`, and scores the vocabulary.
 
         Args:
@@ -101,15 +122,26 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
             skip_logits: do not materialise the logits of every position (None: in training with labels). The loss
                 then projects only the positions that have a label (on a CPU; on a device their number would have to be
                 read back): about twice as fast on ragged batches, and smaller by (batch, target, vocab).
+            alignments: (batch, target, source), for each label how much each source word stands for it, in any scale; a
+                row of zeros says nothing. Read in training with `guided_alignment_weight`, which needs it.
+            output_figures: with labels, return `figures` too.
 
         Returns:
-            `loss` (with labels: cross entropy in nats per word, smoothed by `label_smoothing` in training), `logits`
-            (batch, target, vocab) or None, and what the base model returns.
+            `loss` (with labels: cross entropy in nats per word; in training smoothed by `label_smoothing`, and with the
+            weighted losses of the attention), `logits` (batch, target, vocab) or None, and what the base model returns.
 
         Raises:
-            ValueError: labels do not have the shape of the decoder's input.
+            ValueError: labels do not have the shape of the decoder's input, or alignments are missing or not of theirs.
         """
-        return_dict = self.config.return_dict if return_dict is None else return_dict
+        config = self.config
+        return_dict = config.return_dict if return_dict is None else return_dict
+        shows_attentions = config.output_attentions if output_attentions is None else output_attentions
+        supervised = labels is not None and self.training and config.supervises_attention
+        if supervised and config.guided_alignment_weight and alignments is None:
+            raise ValueError(
+                f"alignments=None: guided_alignment_weight={config.guided_alignment_weight} needs them in training"
+            )
+        watched = supervised or (output_figures and labels is not None and config.context == "attention")
         if labels is not None:
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -132,28 +164,34 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
-            output_attentions=output_attentions,
+            output_attentions=shows_attentions or watched,
             output_hidden_states=output_hidden_states,
             return_dict=True,
             **kwargs,
         )
-        config = self.config
         readout = drop(outputs.last_hidden_state, config.dropout, self.training, config.variational_dropout)
         skip = (self.training and labels is not None) if skip_logits is None else skip_logits and labels is not None
         copying = outputs.copying
-        loss = None if labels is None else self._loss(readout, copying, labels, num_items_in_batch)
+        loss, figures = None, None
+        if labels is not None:
+            items = (labels != IGNORED_LABEL).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            loss = self._loss(readout, copying, labels) / items
+        if watched:
+            penalty, figures = attention_terms(outputs.cross_attentions[0], labels, alignments, config)
+            loss = loss + penalty / items if supervised else loss
         if logits_to_keep and not skip:
             readout = readout[:, -logits_to_keep:]
             copying = copying and copying.last(logits_to_keep)
         logits = None if skip else self.score_words(readout, copying)
-        output = Seq2SeqLMOutput(
+        output = RnnSeq2SeqLMOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.decoder_hidden_states,
-            cross_attentions=outputs.cross_attentions,
+            cross_attentions=outputs.cross_attentions if shows_attentions else None,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
+            figures=figures if output_figures else None,
         )
         return output if return_dict else output.to_tuple()
 
@@ -162,8 +200,8 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         logits = self.lm_head(readout)
         return logits if copying is None else mixture(logits, copying)
 
-    def _loss(self, readout: Tensor, copying: Copying | None, labels: Tensor, items: Tensor | int | None) -> Tensor:
-        """Cross entropy over the positions that have a label; the default loss of transformers would shift them."""
+    def _loss(self, readout: Tensor, copying: Copying | None, labels: Tensor) -> Tensor:
+        """Cross entropy summed over the positions that have a label; the default loss of transformers shifts them."""
         if labels.shape != readout.shape[:2]:
             raise ValueError(
                 f"labels of shape {tuple(labels.shape)}: must be (batch, target) = {tuple(readout.shape[:2])}"
@@ -171,10 +209,8 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         smoothing = self.config.label_smoothing if self.training else 0.0
         budget = self.config.logits_memory_mb * 2**20
         if copying is None:
-            total = output_loss(readout, self.lm_head, labels, smoothing, budget)
-        else:
-            total = copy_loss(readout, self.lm_head, copying, labels, smoothing, budget)
-        return total / ((labels != IGNORED_LABEL).sum().clamp(min=1) if items is None else items)
+            return output_loss(readout, self.lm_head, labels, smoothing, budget)
+        return copy_loss(readout, self.lm_head, copying, labels, smoothing, budget)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Labels (batch, target) moved right by one behind `decoder_start_token_id`; -100 becomes the pad token."""

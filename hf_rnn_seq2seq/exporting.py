@@ -136,6 +136,7 @@ def check(model: Any) -> None:
             "layer_norm": layer.norm_input is not None,
             "gru_reset='before'": layer.reset_before,
             "encoder_transition_depth above 1": len(layer.transitions) > 0,
+            "zoneout": layer.zoneout is not None,
         }
         found = [reason for reason, holds in reasons.items() if holds]
         if found:

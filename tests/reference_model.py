@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
-from tests.references import State, Weights, affine, attend, first_cell, later_cells, layer, position, under
+from tests.references import State, Weights, affine, attend, first_cell, later_cells, layer, position, under, zone_out
 
 
 class Source(NamedTuple):
@@ -147,7 +147,7 @@ def decode(
             if between and number == 0:
                 state = first_cell(config, own, torch.cat(reads), states[number])
                 context, shares = attend(config, under(weights, "attention"), state[0], source, time)
-                state = later_cells(config, own, state, context)
+                state = zone_out(config, states[number], later_cells(config, own, state, context))
             else:
                 state = position(config, own, torch.cat(reads), states[number])
             after.append(state)

@@ -119,20 +119,39 @@ def later_cells(config: RnnSeq2SeqConfig, weights: Weights, state: State, contex
     return state
 
 
+def zone_out(config: RnnSeq2SeqConfig, before: State, after: State, still: State | None = None) -> State:
+    """Krueger 2016, equations 3 and 4: d h(t-1) + (1 - d) h(t), with d = `still` (0 or 1 a unit), or expected."""
+    if still is None:
+        rates = [config.zoneout, config.zoneout if config.zoneout_cell is None else config.zoneout_cell]
+        still = tuple(torch.full_like(part, rate) for part, rate in zip(before, rates, strict=False))
+    return tuple(d * old + (1 - d) * new for d, old, new in zip(still, before, after, strict=True))
+
+
 def position(
-    config: RnnSeq2SeqConfig, weights: Weights, vector: Tensor, state: State, keep: Tensor | None = None
+    config: RnnSeq2SeqConfig,
+    weights: Weights,
+    vector: Tensor,
+    state: State,
+    keep: Tensor | None = None,
+    still: State | None = None,
 ) -> State:
     """One position of one layer."""
-    return later_cells(config, weights, first_cell(config, weights, vector, state, keep))
+    after = later_cells(config, weights, first_cell(config, weights, vector, state, keep))
+    return zone_out(config, state, after, still)
 
 
 def layer(
-    config: RnnSeq2SeqConfig, weights: Weights, vectors: list[Tensor], state: State, keep: Tensor | None = None
+    config: RnnSeq2SeqConfig,
+    weights: Weights,
+    vectors: list[Tensor],
+    state: State,
+    keep: Tensor | None = None,
+    still: list[State] | None = None,
 ) -> list[State]:
-    """The state after each position."""
+    """The state after each position; `still` says for each of them which units do not move."""
     states = []
-    for vector in vectors:
-        state = position(config, weights, vector, state, keep)
+    for time, vector in enumerate(vectors):
+        state = position(config, weights, vector, state, keep, None if still is None else still[time])
         states.append(state)
     return states
 

@@ -34,6 +34,7 @@ POSITIVE = (
     "readout_size",
     "logits_memory_mb",
 )
+RATES = ("dropout", "recurrent_dropout", "weight_drop", "zoneout", "zoneout_cell", "word_dropout", "label_smoothing")
 CHOICES = {
     "cell_type": ("lstm", "gru", "rnn_tanh", "rnn_relu"),
     "gru_reset": ("after", "before"),
@@ -52,6 +53,7 @@ CHOICES = {
     "teacher_forcing_unit": ("token", "sentence"),
     "scheduled_sampling": ("none", "linear", "exponential", "inverse_sigmoid"),
     "scheduled_sampling_words": ("argmax", "sample"),
+    "word_dropout_unit": ("token", "type"),
     "decoder_recurrence": ("auto", "scan", "loop"),
 }
 # Options that do not go together, and all that the user is told.
@@ -225,6 +227,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"coverage_loss": -1}, "coverage_loss=-1: must be 0 or more"),
     ({"guided_alignment_weight": float("nan")}, "guided_alignment_weight=nan: must be 0 or more"),
     ({"initializer_range": 0.0}, "initializer_range=0.0: must be greater than 0"),
+    ({"cell_type": "gru", "zoneout_cell": 0.5}, "zoneout_cell=0.5: only cell_type='lstm' has a cell, not 'gru'"),
     # types
     ({"hidden_size": "512"}, "hidden_size='512': must be int"),
     ({"hidden_size": 4.0}, "hidden_size=4.0: must be int"),
@@ -255,7 +258,7 @@ def test_sizes_are_positive(field: str, value: int) -> None:
     assert str(caught.value) == f"{field}={value}: must be greater than 0"
 
 
-@pytest.mark.parametrize("field", ["dropout", "recurrent_dropout", "word_dropout", "label_smoothing"])
+@pytest.mark.parametrize("field", RATES)
 @pytest.mark.parametrize("value", [-0.1, 1, 2.0, float("nan")])
 def test_probabilities_lie_below_one(field: str, value: float) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -88,7 +88,7 @@ PATHS = {
         {"attention_type": "scaled_dot"},
         {"attention_type": "normed_additive"},
         {"attention_type": "multi_head", "num_attention_heads": 2},
-        {"recurrent_dropout": 0.2, "dropout": 0.1, "variational_dropout": True},
+        {"recurrent_dropout": 0.2, "dropout": 0.1, "variational_dropout": True, "weight_drop": 0.2},
     ],
     "at once": [
         {"input_feeding": False},
@@ -99,6 +99,7 @@ PATHS = {
         {"cell_type": "rnn_tanh"},
         {"layer_norm": True},
         {"decoder_transition_depth": 2},
+        {"zoneout": 0.1},
         {"attention_type": "multi_head_additive"},
         {"attention_window": "local_p"},
         {"decoder_recurrence": "loop"},

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rnn_seq2seq.model.encoder import RnnEncoderOutput, drop, drop_words
+from hf_rnn_seq2seq.model.encoder import RnnEncoderOutput
+from hf_rnn_seq2seq.model.regularisation import drop, drop_words
 from tests.models import SOURCES, mask, pad, tiny_model
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -162,6 +162,7 @@ def test_models_that_cannot_be_exported_are_refused() -> None:
         ({"layer_norm": True}, "layer_norm: encoder layer .* has no kernel"),
         ({"cell_type": "gru", "gru_reset": "before"}, "gru_reset='before'"),
         ({"encoder_transition_depth": 2}, "encoder_transition_depth above 1"),
+        ({"zoneout_cell": 0.1}, "zoneout"),
     ):
         with pytest.raises(ExportError, match=reason):
             export_programs(tiny_model(dtype=torch.float32, **options))

@@ -46,7 +46,7 @@ EXPORTS = {
 }
 # Who may import whom at the top of a file of model/: later rows import earlier rows, never the other way round.
 LAYERS = [
-    {"config_errors", "precision", "presets", "products"},
+    {"config_errors", "precision", "presets", "products", "regularisation"},
     {"config_checks"},
     {"configuration_rnn_seq2seq"},
     {"coverage", "entmax"},

@@ -36,6 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
     "conditional gru": BEFORE
     | {"cell_type": "gru", "decoder_transition_depth": 2, "attention_layer": "bottom", "context_layers": "all"},
     "upper transition": {"decoder_transition_depth": 1, "decoder_upper_transition_depth": 2},
+    "zoneout": {"zoneout": 0.2, "zoneout_cell": 0.5},
+    "zoneout, gru, no feeding": {"zoneout": 0.3, "cell_type": "gru", "input_feeding": False},
+    "zoneout, conditional gru": BEFORE
+    | {"zoneout": 0.3, "cell_type": "gru", "decoder_transition_depth": 2, "attention_layer": "bottom"},
     "alternating": {"bidirectional": "alternating", "encoder_layers": 3},
     "alternating, residual": {"bidirectional": "alternating", "residual_start": 2},
     "readout without context": {"readout_context": False, "attention_layer": "bottom"},

@@ -49,7 +49,11 @@ def models(draw: st.DrawFn) -> Model:
         "decoder_recurrence": draw(st.sampled_from(["auto", "auto", "loop"])),
         "dropout": 0.3,
         "recurrent_dropout": draw(st.sampled_from([0.0, 0.2])),
+        "weight_drop": draw(st.sampled_from([0.0, 0.2])),
+        "zoneout": draw(st.sampled_from([0.0, 0.0, 0.2])),
+        "zoneout_cell": draw(st.sampled_from([None, None, 0.4])),
         "word_dropout": 0.1,
+        "word_dropout_unit": draw(st.sampled_from(["token", "type"])),
         "variational_dropout": draw(st.booleans()),
     }
     if options["cell_type"] == "gru":
@@ -130,7 +134,7 @@ def test_the_fused_path_equals_the_loop(model: Model, rows: Pairs) -> None:
     model.config.update(dict.fromkeys(("dropout", "recurrent_dropout", "word_dropout"), 0.0))
     for module in model.modules():
         if hasattr(module, "recurrent_dropout"):
-            module.recurrent_dropout = 0.0
+            module.recurrent_dropout, module.weight_drop, module.zoneout = 0.0, 0.0, None
     told = []
     for path in ("auto", "loop"):
         model.config.decoder_recurrence = path

@@ -39,11 +39,23 @@ def build(kind: str, **options: Any) -> tuple[RecurrentLayer, Tensor, tuple[Tens
 
 
 def alone(
-    layer: RecurrentLayer, kind: str, inputs: Tensor, state: tuple[Tensor, ...], keep: Tensor | None = None
+    layer: RecurrentLayer,
+    kind: str,
+    inputs: Tensor,
+    state: tuple[Tensor, ...],
+    keep: Tensor | None = None,
+    weights: dict[str, Tensor] | None = None,
+    still: list[tuple[Tensor, ...]] | None = None,
+    **fields: Any,
 ) -> list[list[tuple[Tensor, ...]]]:
-    """Per row, the state after each of its real positions, by the reference."""
-    config = tiny_config(**{name: value for name, value in KINDS[kind].items() if name != "transition_depth"})
-    weights = layer.state_dict(keep_vars=True)
+    """Per row, the state after each of its real positions, by the reference.
+
+    `weights` stand for the layer's own, `still` (per position, each batch first) says what does not move, `fields` are
+    the config's.
+    """
+    options = {name: value for name, value in KINDS[kind].items() if name != "transition_depth"}
+    config = tiny_config(**options, **fields)
+    weights = weights or layer.state_dict(keep_vars=True)
     return [
         references.layer(
             config,
@@ -51,6 +63,7 @@ def alone(
             list(inputs[row, : LENGTHS[row]]),
             tuple(part[row] for part in state),
             None if keep is None else keep[row],
+            None if still is None else [tuple(part[row].double() for part in masks) for masks in still],
         )
         for row in range(BATCH)
     ]

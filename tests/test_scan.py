@@ -42,7 +42,7 @@ ORDERS: dict[str, dict[str, Any]] = {
 }
 DROPOUTS: dict[str, dict[str, Any]] = {
     "": {},
-    "dropout": {"dropout": 0.3, "recurrent_dropout": 0.2},
+    "dropout": {"dropout": 0.3, "recurrent_dropout": 0.2, "weight_drop": 0.3},
     "variational": {"dropout": 0.3, "variational_dropout": True},
 }
 

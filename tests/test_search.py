@@ -26,6 +26,8 @@ FUSED["narrow readout"] = {"readout_size": 3}
 for cell in ("lstm", "gru"):
     FUSED[f"copying, {cell}"] = {"copy_mechanism": True, "cell_type": cell, "input_feeding": cell == "lstm"}
 FUSED["copying, relu word vectors"] = {"copy_mechanism": True, "embedding_activation": "relu"}
+FUSED["zoneout, lstm"] = {"zoneout": 0.2, "zoneout_cell": 0.5}
+FUSED["zoneout, gru"] = {"zoneout": 0.3, "cell_type": "gru"}
 SOURCES = [[5, 7, 3, 2], [4, 6, 8, 9, 12, 2], [3, 2], [11, 10, 4, 2], [9, 9, 9, 5, 3, 2], [6, 2], [12, 5, 2], [8, 4, 2]]
 
 

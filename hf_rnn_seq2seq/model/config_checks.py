@@ -46,9 +46,10 @@ class ConfigChecks:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name}={value!r}: must be greater than 0")
-        for name in ("dropout", "recurrent_dropout", "word_dropout", "label_smoothing"):
+        rates = ("dropout", "recurrent_dropout", "weight_drop", "zoneout", "zoneout_cell", "word_dropout")
+        for name in (*rates, "label_smoothing"):
             value = getattr(self, name)
-            if not 0 <= value < 1:
+            if value is not None and not 0 <= value < 1:
                 raise ConfigError(f"{name}={value!r}: must lie in [0, 1)")
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
             value = getattr(self, name)
@@ -94,6 +95,10 @@ class ConfigChecks:
             )
         if self.gru_reset == "before" and self.cell_type != "gru":
             raise ConfigError(f"gru_reset='before': only cell_type='gru' has a reset gate, not {self.cell_type!r}")
+        if self.zoneout_cell is not None and self.cell_type != "lstm":
+            raise ConfigError(
+                f"zoneout_cell={self.zoneout_cell!r}: only cell_type='lstm' has a cell, not {self.cell_type!r}"
+            )
         if self.residual_start is not None and self.residual_start < 2:
             raise ConfigError(f"residual_start={self.residual_start}: must be 2 or more; layer 1 reads word vectors")
         if self.residual_start == 2 and self.bidirectional == "first" and self.encoder_layers > 1:

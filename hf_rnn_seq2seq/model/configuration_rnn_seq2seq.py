@@ -97,7 +97,16 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         recurrent_dropout: On the recurrent input of each cell, one mask for a whole sentence (Gal and Ghahramani
             2016). Costs a time loop in training, but for the layers of the fused scan.
         variational_dropout: `dropout` uses one mask for all positions of a sentence (Gal and Ghahramani 2016).
-        word_dropout: Probability that a word's vector is dropped as a whole (Gal and Ghahramani 2016).
+        weight_drop: Probability that a weight of the recurrence (hidden to hidden, of each cell) is dropped, one mask for
+            a whole pass over a batch (DropConnect; Merity 2017, section 2). Keeps the fused kernels and the scan.
+        zoneout: Probability that a unit of h keeps its old value at a position; evaluation mixes old and new by it
+            (Krueger 2016). Costs a time loop on both sides, in evaluation too, and the export to ONNX: a training step
+            took 1.04 (GRU) to 1.15 times (LSTM) as long, of 64 pairs of 15 words, 256 units, on one thread of a CPU.
+        zoneout_cell: The same for the LSTM's cell, which bears far more: Krueger 2016 uses 0.5 there and 0.05 on h.
+            None: as `zoneout`.
+        word_dropout: Probability that a word's vector is dropped as a whole.
+        word_dropout_unit: Whether that is drawn for each `token`, or for each `type` of a sentence: then a word is
+            dropped wherever it stands or nowhere (Gal and Ghahramani 2016, section 4.2).
         label_smoothing: Share of the probability spread over the vocabulary in the training loss (Szegedy 2015).
         teacher_forcing_ratio: Probability in [0, 1] that the decoder reads the true word in training, and not the one
             it would write itself. Below 1 it costs a pass over the target without gradients.
@@ -177,7 +186,11 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     dropout: float | int = 0.0
     recurrent_dropout: float | int = 0.0
     variational_dropout: bool = False
+    weight_drop: float | int = 0.0
+    zoneout: float | int = 0.0
+    zoneout_cell: float | int | None = None
     word_dropout: float | int = 0.0
+    word_dropout_unit: Literal["token", "type"] = "token"
     label_smoothing: float | int = 0.0
     teacher_forcing_ratio: float | int = 1.0
     teacher_forcing_unit: Literal["token", "sentence"] = "token"
@@ -256,6 +269,18 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
             near = difflib.get_close_matches(name, [f for f in type(self).__dataclass_fields__], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"{name!r} is not a field of {type(self).__name__}{hint}")
+
+    @property
+    def zoneout_rates(self) -> tuple[float, ...]:
+        """For each tensor of a layer's state, h and the LSTM's cell, the probability that a unit keeps its old value."""
+        if self.cell_type != "lstm":
+            return (self.zoneout,)
+        return (self.zoneout, self.zoneout if self.zoneout_cell is None else self.zoneout_cell)
+
+    @property
+    def drops_word_types(self) -> bool:
+        """Whether whole words are dropped, and by type."""
+        return self.word_dropout > 0 and self.word_dropout_unit == "type"
 
     @property
     def context_width(self) -> int:

@@ -19,8 +19,8 @@ from .configuration_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig
 from .copying import CopyGate, missing_source
 from .decoder_parts import Attended, DecoderTrace, Loop, Readout, Step, hold
 from .decoder_scan import attended_scan, scan_refusal
-from .encoder import drop, drop_words
 from .recurrence import RecurrentLayer, State
+from .regularisation import drop, drop_words
 
 
 class RnnDecoder(nn.Module):
@@ -58,6 +58,8 @@ class RnnDecoder(nn.Module):
             layer_norm=config.layer_norm,
             transition_depth=config.decoder_upper_transition_depth if number else config.decoder_transition_depth,
             recurrent_dropout=config.recurrent_dropout,
+            weight_drop=config.weight_drop,
+            zoneout=config.zoneout_rates,
             transition_input_size=config.context_width if self.between_cells and number == 0 else 0,
         )
 
@@ -131,7 +133,8 @@ class RnnDecoder(nn.Module):
         embedded = self.embed_tokens(input_ids)
         if config.embedding_activation == "relu":
             embedded = torch.relu(embedded)
-        embedded = drop_words(embedded, config.word_dropout, self.training)
+        words = input_ids if config.drops_word_types else None
+        embedded = drop_words(embedded, config.word_dropout, self.training, words)
         return drop(embedded, config.dropout, self.training, config.variational_dropout)
 
     # ---------------------------------------------------------------- the equation
@@ -167,7 +170,8 @@ class RnnDecoder(nn.Module):
             after = layer.first_cell(projected, state.layers[number], loop.weights[number], extra, loop.keep[number])
             if self.between_cells:
                 context, weights, carried = self._attend(after[0], state, memory)
-            after = layer.transit(after, context if self.between_cells else None)
+            after = layer.transit(after, loop.weights[number], context if self.between_cells else None)
+            after = layer.zone_out(state.layers[number], after, loop.still[number])
             states.append(after)
             outputs.append(after[0] + below if self.residual(number) else after[0])
         if not self.before_cell:
@@ -329,7 +333,8 @@ class RnnDecoder(nn.Module):
             masks = 1 if self.config.variational_dropout else target
             ones = embedded.new_ones(masks, batch, self.config.hidden_size)
             drop[1:] = [F.dropout(ones, self.config.dropout) for _ in attended[1:]]
-        return Loop(weights, [layer.recurrent_mask(embedded) for layer in attended], drop)
+        still = [layer.zoneout_masks(embedded, embedded.shape[1]) for layer in attended]
+        return Loop(weights, [layer.recurrent_mask(embedded) for layer in attended], drop, still)
 
 
 __all__ = ["RnnDecoder"]

@@ -1,6 +1,6 @@
 """What the decoder is made of beside its layers: the readout, and the tuples that its passes hand around."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +61,12 @@ class Loop(NamedTuple):
     weights: list[StepWeights]
     keep: list[Tensor | None]  # (batch, hidden), recurrent dropout
     drop: list[Tensor | None]  # (target or 1, batch, hidden), dropout of the layer below's output
+    still: list[Any]  # per position (batch, hidden) masks, from `RecurrentLayer.zoneout_masks`
 
     def at(self, time: int) -> "Loop":
-        """The same at one position, dropout (batch, hidden)."""
+        """The same at one position: dropout (batch, hidden), and the zoneout masks of this position."""
         drop = [mask if mask is None else mask[time if len(mask) > 1 else 0] for mask in self.drop]
-        return self._replace(drop=drop)
+        return self._replace(drop=drop, still=[masks[time] for masks in self.still])
 
 
 class Step(NamedTuple):

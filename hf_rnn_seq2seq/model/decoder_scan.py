@@ -23,6 +23,8 @@ def scan_refusal(decoder: nn.Module) -> str | None:
     for layer in decoder.layers[: decoder.attended]:
         if layer.norm_input is not None or len(layer.transitions):
             return "layer normalisation or deep transition"
+        if layer.zoneout is not None:
+            return f"zoneout {layer.zoneout}"
     # The scan reads the weights of the projections, and what an adapter adds beside them would be left out.
     parts = [*decoder.attention.children(), decoder.readout.project]
     if any(part is not None and not isinstance(part, nn.Linear) for part in parts):

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .recurrence import RecurrentLayer
+from .regularisation import drop, drop_words
 
 
 @dataclass
@@ -101,6 +101,8 @@ class RnnEncoderLayer(GradientCheckpointingLayer):
             layer_norm=config.layer_norm,
             transition_depth=config.encoder_transition_depth,
             recurrent_dropout=config.recurrent_dropout,
+            weight_drop=config.weight_drop,
+            zoneout=config.zoneout_rates,
         )
         self.residual = config.residual_start is not None and layer >= config.residual_start
         self.forward_layer = RecurrentLayer(**options)
@@ -178,7 +180,13 @@ class RnnEncoder(nn.Module):
         mask = self._mask(input_ids, inputs_embeds, attention_mask)
         config, order = self.config, ReadingOrder(mask)
         states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        states = drop_words(states, config.word_dropout, self.training)
+        if config.drops_word_types and self.training and input_ids is None:
+            raise ValueError(
+                "inputs_embeds: word_dropout_unit='type' needs input_ids in training, to know which positions hold the "
+                "same word"
+            )
+        words = input_ids if config.drops_word_types else None
+        states = drop_words(states, config.word_dropout, self.training, words)
         states = drop(states, config.dropout, self.training, config.variational_dropout)
         # A graph that is being exported serves every batch, so it must not look into this one.
         ragged = torch.compiler.is_compiling() or not (mask.device.type == "cpu" and bool(mask.all()))
@@ -228,22 +236,6 @@ class RnnEncoder(nn.Module):
         if input_ids is None or self.config.pad_token_id is None:
             return torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
         return input_ids != self.config.pad_token_id
-
-
-def drop(states: Tensor, probability: float, training: bool, whole_sentence: bool) -> Tensor:
-    """Dropout of (batch, time, width); with `whole_sentence` one mask for all positions (Gal and Ghahramani 2016)."""
-    if not training or probability == 0:
-        return states
-    if not whole_sentence:
-        return F.dropout(states, probability)
-    return states * F.dropout(torch.ones_like(states[:, :1]), probability)
-
-
-def drop_words(states: Tensor, probability: float, training: bool) -> Tensor:
-    """Drops whole word vectors of (batch, time, width) and scales the others (Gal and Ghahramani 2016, section 4.2)."""
-    if not training or probability == 0:
-        return states
-    return states * F.dropout(torch.ones_like(states[..., :1]), probability)
 
 
 def _take(states: Tensor, index: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .attention import DotAttention
 from .copying import Copying
+from .regularisation import zone_out
 from .search_step import GeneralStep, SearchState, StepOutput, product, repeat_rows
 
 WEIGHT_TYPES = ("float32", "bfloat16", "int8")
@@ -35,7 +36,7 @@ class FusedStep(GeneralStep):
         config, layer, readout = model.config, self.decoder.layers[0], self.decoder.readout
         size, feed = config.hidden_size, self.decoder.feed_size
         self.is_lstm, self.size, self.feeds = config.cell_type == "lstm", size, bool(feed)
-        self.scale = self.decoder.attention.scale
+        self.scale, self.zoneout = self.decoder.attention.scale, layer.zoneout
         cut = layer.step_weights(feed)
         order = torch.arange(self._gates(size), device=cut.below.device)
         if self.is_lstm:  # torch orders input, forget, cell, output; here the three sigmoids stand together
@@ -94,6 +95,8 @@ class FusedStep(GeneralStep):
         keys, values, barrier, source_ids = state.source
         projected = self._inputs(self._embedding()(tokens)) if self.table is None else self.table[tokens]
         rows = self._lstm(projected, state.rows) if self.is_lstm else self._gru(projected, state.rows)
+        if self.zoneout is not None:
+            rows = zone_out(self.zoneout, state.rows[: len(rows)], rows)
         hidden = rows[0]
         asked = hidden.view(len(keys), -1, self.size)
         scores = torch.baddbmm(barrier, asked, keys, alpha=self.scale)

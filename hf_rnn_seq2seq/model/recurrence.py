@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-State = tuple[Tensor, ...]
+from .regularisation import State, zone_out, zoneout_masks
 
 # Large enough that a sigmoid of it is exactly 0 or 1 in every floating-point type, small enough for float16.
 _SATURATED = 3.0e4
@@ -26,6 +26,7 @@ class StepWeights(NamedTuple):
     extra: Tensor | None  # (gates, extra): the columns that read what only the step knows
     recurrent: Tensor  # (gates, hidden)
     recurrent_bias: Tensor  # (gates,)
+    later: tuple[Tensor, ...] = ()  # (gates, hidden) each: the recurrent weights of the cells after the first
 
 
 class RecurrentLayer(nn.Module):
@@ -41,9 +42,12 @@ class RecurrentLayer(nn.Module):
             (Pascanu 2014; Miceli Barone 2017, section 2.3.1).
         recurrent_dropout: probability on h(t-1), one mask for all positions (Gal and Ghahramani 2016).
         transition_input_size: width of what the second cell reads: the context of the conditional GRU; 0 for nothing.
+        weight_drop: probability on each recurrent weight, one mask for a whole pass over a batch (Merity 2017, section 2).
+        zoneout: probability that a unit keeps its old value at a position, for each tensor of the state (Krueger 2016);
+            None for no zoneout.
 
     The fused kernel of torch (cuDNN on a GPU) runs unless layer normalisation, `gru_reset="before"`, a deep
-    transition, recurrent dropout in training, or held positions ask for the time loop.
+    transition, zoneout, recurrent dropout in training, or held positions ask for the time loop.
     """
 
     def __init__(
@@ -56,12 +60,16 @@ class RecurrentLayer(nn.Module):
         transition_depth: int = 1,
         recurrent_dropout: float = 0.0,
         transition_input_size: int = 0,
+        weight_drop: float = 0.0,
+        zoneout: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         self.cell_type = cell_type
         self.hidden_size = hidden_size
         self.reset_before = cell_type == "gru" and gru_reset == "before"
         self.recurrent_dropout = recurrent_dropout
+        self.weight_drop = weight_drop
+        self.zoneout = zoneout if zoneout is not None and any(zoneout) else None
         options = {"nonlinearity": cell_type.removeprefix("rnn_")} if cell_type.startswith("rnn_") else {}
         # The kernel module is the one home of the weights, for the time loop too, so that a checkpoint means the same
         # whichever path runs.
@@ -81,12 +89,19 @@ class RecurrentLayer(nn.Module):
         return (zeros, zeros) if self.cell_type == "lstm" else (zeros,)
 
     def step_weights(self, extra_size: int = 0) -> StepWeights:
-        """Weights for `step`, whose `extra` input is `extra_size` wide."""
+        """Weights for `step`, whose `extra` input is `extra_size` wide; in training with the recurrent ones dropped."""
         kernel, below = self.kernel, self.kernel.input_size - extra_size
-        extra = kernel.weight_ih_l0[:, below:] if extra_size else None
         return StepWeights(
-            kernel.weight_ih_l0[:, :below], kernel.bias_ih_l0, extra, kernel.weight_hh_l0, kernel.bias_hh_l0
+            below=kernel.weight_ih_l0[:, :below],
+            below_bias=kernel.bias_ih_l0,
+            extra=kernel.weight_ih_l0[:, below:] if extra_size else None,
+            recurrent=self._drop_weight(kernel.weight_hh_l0),
+            recurrent_bias=kernel.bias_hh_l0,
+            later=tuple(self._drop_weight(cell.recurrent.weight) for cell in self.transitions),
         )
+
+    def _drop_weight(self, weight: Tensor) -> Tensor:
+        return F.dropout(weight, self.weight_drop) if self.training and self.weight_drop > 0 else weight
 
     def step(
         self,
@@ -95,8 +110,9 @@ class RecurrentLayer(nn.Module):
         weights: StepWeights,
         extra: Tensor | None = None,
         keep: Tensor | None = None,
+        still: State | None = None,
     ) -> State:
-        """One position: the cell's equation, then the deep transition's.
+        """One position: the cell's equation, then the deep transition's, then zoneout.
 
         Args:
             projected: (batch, gates), the product of the layer below with its columns of the input weight.
@@ -104,8 +120,10 @@ class RecurrentLayer(nn.Module):
             weights: from `step_weights`.
             extra: (batch, extra), the part of the input that only this step knows.
             keep: (batch, hidden), the recurrent dropout mask.
+            still: from `zoneout_masks`, at this position.
         """
-        return self.transit(self.first_cell(projected, state, weights, extra, keep))
+        after = self.transit(self.first_cell(projected, state, weights, extra, keep), weights)
+        return self.zone_out(state, after, still)
 
     def first_cell(
         self,
@@ -120,12 +138,16 @@ class RecurrentLayer(nn.Module):
             projected = projected + F.linear(extra, weights.extra)
         return _cell(self, projected, state, weights.recurrent, weights.recurrent_bias, keep)
 
-    def transit(self, state: State, context: Tensor | None = None) -> State:
+    def transit(self, state: State, weights: StepWeights, context: Tensor | None = None) -> State:
         """The cells after the first; the second reads `context` (batch, transition inputs) where it has weights for it."""
-        for cell in self.transitions:
-            state = cell(state, context)
+        for cell, weight in zip(self.transitions, weights.later, strict=True):
+            state = cell(state, weight, context)
             context = None
         return state
+
+    def zone_out(self, before: State, after: State, still: State | None = None) -> State:
+        """The state after a position from the one before it and the one that the cells made; `still` as in `step`."""
+        return after if self.zoneout is None else zone_out(self.zoneout, before, after, still)
 
     def forward(
         self, inputs: Tensor, state: State | None = None, lengths: Tensor | None = None, hold: Tensor | None = None
@@ -144,7 +166,8 @@ class RecurrentLayer(nn.Module):
         """
         state = self.zero_state(inputs) if state is None else state
         dropping = self.training and self.recurrent_dropout > 0
-        if self.norm_input is not None or self.reset_before or len(self.transitions) or dropping or hold is not None:
+        looping = self.norm_input is not None or self.reset_before or len(self.transitions) or self.zoneout is not None
+        if looping or dropping or hold is not None:
             return self._loop(inputs, state, lengths, hold)
         return self._fused(inputs, state, lengths)
 
@@ -154,12 +177,20 @@ class RecurrentLayer(nn.Module):
             return None
         return F.dropout(like.new_ones(like.shape[0], self.hidden_size), self.recurrent_dropout)
 
+    def zoneout_masks(self, like: Tensor, steps: int) -> list[State | None]:
+        """At each of `steps` positions what stands still, bool (batch, hidden) for each tensor of the state."""
+        if not (self.training and self.zoneout is not None):
+            return [None] * steps
+        masks = zoneout_masks(self.zoneout, like, steps, self.hidden_size)
+        return list(zip(*(mask.unbind() for mask in masks), strict=True))
+
     def _loop(self, inputs: Tensor, state: State, lengths: Tensor | None, hold: Tensor | None) -> tuple[Tensor, State]:
         weights, keep = self.step_weights(), self.recurrent_mask(inputs)
+        still = self.zoneout_masks(inputs, inputs.shape[1])
         held = None if hold is None else hold.unsqueeze(-1).unbind(1)
         states = []
         for time, projected in enumerate(F.linear(inputs, weights.below, weights.below_bias).unbind(1)):
-            after = self.step(projected, state, weights, keep=keep)
+            after = self.step(projected, state, weights, keep=keep, still=still[time])
             if held is not None:
                 after = tuple(torch.where(held[time], old, new) for old, new in zip(state, after, strict=True))
             state = after
@@ -170,39 +201,41 @@ class RecurrentLayer(nn.Module):
         return outputs, tuple(_at_end(torch.stack(tensors, 1), lengths) for tensors in zip(*states, strict=True))
 
     def _fused(self, inputs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        kernel, is_lstm = self.kernel, self.cell_type == "lstm"
         start = tuple(tensor.unsqueeze(0) for tensor in state)
-        if self.cell_type == "lstm":
-            outputs, end, cell = self._lstm(inputs, start, lengths)
-            end = (end.squeeze(0), cell.squeeze(0))
+        begin = start if is_lstm else start[0]
+        weight, recurrent = kernel.weight_ih_l0, self._drop_weight(kernel.weight_hh_l0)
+        if is_lstm and lengths is not None:
+            inputs, weight = self._marked(inputs, lengths)
+        if weight is kernel.weight_ih_l0 and recurrent is kernel.weight_hh_l0:
+            outputs, end = kernel(inputs, begin)
+            end = end if is_lstm else (end,)
         else:
-            outputs, end = self.kernel(inputs, start[0])
-            end = (end.squeeze(0),)
+            weights = [weight, recurrent, kernel.bias_ih_l0, kernel.bias_hh_l0]
+            # One chunk of memory, as cuDNN wants it.
+            chunk = torch.cat([part.flatten() for part in weights]).split([part.numel() for part in weights])
+            weights = [part.view_as(whole) for part, whole in zip(chunk, weights, strict=True)]
+            run = getattr(torch, self.cell_type)
+            outputs, *end = run(inputs, begin, weights, True, 1, 0.0, self.training, False, True)
+        end = tuple(tensor.squeeze(0) for tensor in end)
         if lengths is not None:
             end = (_at_end(outputs, lengths), *end[1:])
         return outputs, end
 
-    def _lstm(self, inputs: Tensor, start: State, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The LSTM kernel, with each row's cell held once the row has ended.
+    def _marked(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and input weight with which the LSTM kernel holds each row's cell once the row has ended.
 
         The kernel returns the cell after the last position only. So that this is the cell at each row's end, padding
         is marked in one more input column that drives the forget gate to 1 and the input gate to 0. That costs one
         copy of the weights, and is 1.4 (bfloat16) to 1.8 times (float32) as fast as packing on a CPU at nine tenths
         real words, without reading the lengths back from a device.
         """
-        if lengths is None:
-            outputs, (end, cell) = self.kernel(inputs, start)
-            return outputs, end, cell
-        kernel, size = self.kernel, self.hidden_size
+        weight, size = self.kernel.weight_ih_l0, self.hidden_size
         ended = torch.arange(inputs.shape[1], device=inputs.device) >= lengths.to(inputs.device)[:, None]
         mark = inputs.new_zeros(4 * size, 1)
         mark[:size], mark[size : 2 * size] = -_SATURATED, _SATURATED
-        weights = [torch.cat([kernel.weight_ih_l0, mark.to(kernel.weight_ih_l0.dtype)], 1), kernel.weight_hh_l0]
-        weights += [kernel.bias_ih_l0, kernel.bias_hh_l0]
-        # One chunk of memory, as cuDNN wants it.
-        chunk = torch.cat([weight.flatten() for weight in weights]).split([weight.numel() for weight in weights])
-        weights = [part.view_as(weight) for part, weight in zip(chunk, weights, strict=True)]
         inputs = torch.cat([inputs, ended.unsqueeze(-1).to(inputs.dtype)], -1)
-        return torch.lstm(inputs, start, weights, True, 1, 0.0, self.training, False, True)
+        return inputs, torch.cat([weight, mark.to(weight.dtype)], 1)
 
 
 class TransitionCell(nn.Module):
@@ -225,12 +258,12 @@ class TransitionCell(nn.Module):
         self.norm_hidden = nn.LayerNorm(gates) if layer_norm else None
         self.norm_cell = nn.LayerNorm(hidden_size) if layer_norm and cell_type == "lstm" else None
 
-    def forward(self, state: State, context: Tensor | None = None) -> State:
-        """(batch, hidden) tensors in, the same out; `context` is (batch, inputs)."""
+    def forward(self, state: State, weight: Tensor, context: Tensor | None = None) -> State:
+        """(batch, hidden) tensors in, the same out; `weight` is the recurrent one, `context` is (batch, inputs)."""
         projected = self.bias.expand(state[0].shape[0], -1)
         if self.below is not None:
             projected = projected + self.below(context)
-        return _cell(self, projected, state, self.recurrent.weight, self.recurrent.bias)
+        return _cell(self, projected, state, weight, self.recurrent.bias)
 
 
 def _cell(

@@ -1,0 +1,59 @@
+"""The noise of training: on what a layer reads, on words as a whole, and on what a recurrent layer remembers.
+
+Axes: batch, time, width. Everything is idle in evaluation but zoneout, which then mixes what it draws between.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+State = tuple[Tensor, ...]
+
+
+def drop(states: Tensor, probability: float, training: bool, whole_sentence: bool) -> Tensor:
+    """Dropout of (batch, time, width); with `whole_sentence` one mask for all positions (Gal and Ghahramani 2016)."""
+    if not training or probability == 0:
+        return states
+    if not whole_sentence:
+        return F.dropout(states, probability)
+    return states * F.dropout(torch.ones_like(states[:, :1]), probability)
+
+
+def drop_words(states: Tensor, probability: float, training: bool, words: Tensor | None = None) -> Tensor:
+    """Drops whole word vectors of (batch, time, width) and scales the others.
+
+    Args:
+        words: (batch, time), the ids. Where they are given, a sentence loses a word wherever it stands or nowhere (Gal
+            and Ghahramani 2016, section 4.2); without them each position is drawn by itself.
+    """
+    if not training or probability == 0:
+        return states
+    keep = F.dropout(torch.ones_like(states[..., :1]), probability)
+    if words is not None:
+        # Every occurrence takes what was drawn for the first one; of equal values argmax gives the first.
+        first = (words.unsqueeze(2) == words.unsqueeze(1)).byte().argmax(-1)
+        keep = keep.gather(1, first.unsqueeze(-1))
+    return states * keep
+
+
+def zoneout_masks(rates: tuple[float, ...], like: Tensor, steps: int, width: int) -> tuple[Tensor, ...]:
+    """For each tensor of a state, which units keep their old value: bool (steps, batch, width)."""
+    shape = (steps, like.shape[0], width)
+    return tuple(torch.rand(shape, device=like.device) < rate for rate in rates)
+
+
+def zone_out(rates: tuple[float, ...], before: State, after: State, masks: tuple[Tensor, ...] | None = None) -> State:
+    """The state after one position, of which some units did not move (Krueger 2016, equations 3 and 4).
+
+    Args:
+        rates: probability that a unit keeps its value, for each tensor of the state.
+        before, after: the state before the position and the one that the cell made, (batch, width) each.
+        masks: bool (batch, width) each, True where the old value stays. None, in evaluation: the expected value.
+    """
+    if masks is None:
+        triples = zip(rates, before, after, strict=True)
+        return tuple(rate * old + (1 - rate) * new if rate else new for rate, old, new in triples)
+    return tuple(torch.where(mask, old, new) for mask, old, new in zip(masks, before, after, strict=True))
+
+
+__all__ = ["drop", "drop_words", "zone_out", "zoneout_masks"]

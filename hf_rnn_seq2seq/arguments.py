@@ -92,6 +92,8 @@ class GenerationArguments(OptionGroup):
 OPTIMIZERS = ("adamw", "adam", "sgd", "adadelta")
 SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt", "plateau", "halving")
 METRICS = ("loss", "perplexity", "bleu", "chrf")
+OBJECTIVES = ("ml", "mrt", "reinforce")
+REWARDS = ("gleu", "bleu", "chrf")
 
 
 @dataclass
@@ -141,6 +143,14 @@ class TrainingArguments(OptionGroup):
     mixed_precision: str = option("no", "arithmetic of the training step", choices=("no", "bf16", "fp16"))
     gradient_checkpointing: bool = option(False, "recompute activations to save memory")
     max_skipped_updates: int = option(10, "stop after so many non-finite updates in a row", at_least=1)
+    # Sequence-level training, a second stage
+    objective: str = option("ml", "cross entropy, minimum risk, or REINFORCE; see the README", choices=OBJECTIVES)
+    objective_metric: str = option("gleu", "mrt, reinforce: the sentence score that is raised", choices=REWARDS)
+    objective_samples: int = option(15, "mrt, reinforce: translations drawn for each sentence", at_least=2)
+    mrt_alpha: float = option(0.005, "mrt: sharpness of the distribution over the candidates", above=0)
+    ml_weight: float | None = option(
+        None, "mrt, reinforce: share of cross entropy (default: 0 for mrt, 0.017 for reinforce)", at_least=0
+    )
     # Evaluation, saving, reporting
     eval_steps: int | None = option(500, "updates between evaluations; none: only at the end", at_least=1)
     predict_with_generate: bool = option(True, "translate the validation split too, and score it")
@@ -168,6 +178,22 @@ class TrainingArguments(OptionGroup):
         if self.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_model_id or ""):
             raise ArgumentError(f"hub_model_id={self.hub_model_id!r}: push_to_hub needs a repository, user/name")
         self.report_to = [name for name in self.report_to if name != "none"]
+        self._validate_objective()
+
+    def _validate_objective(self) -> None:
+        of_mrt, of_both = ("mrt_alpha",), ("objective_metric", "objective_samples", "ml_weight")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in (*(of_mrt if self.objective != "mrt" else ()), *(of_both if self.objective == "ml" else ())):
+            if getattr(self, name) != defaults[name]:
+                raise ArgumentError(f"{name}={getattr(self, name)!r}: has no effect with objective={self.objective!r}")
+        if self.objective == "ml":
+            return
+        if not self.model_name_or_path:
+            raise ArgumentError(
+                f"objective={self.objective!r}: needs model_name_or_path, the checkpoint a second stage starts from"
+            )
+        if self.gradient_checkpointing:
+            raise ArgumentError(f"gradient_checkpointing=True: has no effect with objective={self.objective!r}")
 
     @property
     def best_metric(self) -> str:

@@ -310,8 +310,8 @@ def score(
 ) -> dict[str, Any]:
     """Corpus scores by name, 0 to 100, each with `<name>_signature`; `signature` is BLEU's.
 
-    With `n_bootstrap` resamples also `<name>_interval`, half of the 95 % interval (not for WER and CER). `options` go
-    to BLEU (`lowercase`, `tokenize`, ...). Raises EvaluationError when the sides differ in number or hold no sentence.
+    With `n_bootstrap` resamples also `<name>_interval`, half of the 95 % interval (not for GLEU, WER, CER). `options`
+    go to BLEU (`lowercase`, `tokenize`, ...). Raises EvaluationError when the sides differ in number or hold nothing.
     """
     if not hypotheses or len(hypotheses) != len(references):
         raise EvaluationError(
@@ -320,7 +320,7 @@ def score(
     result: dict[str, Any] = {}
     for name in metrics:
         metric, own = load_metric(name)
-        if n_bootstrap and name not in ("wer", "cer"):
+        if n_bootstrap and name not in ("gleu", "wer", "cer"):
             own["n_bootstrap"] = n_bootstrap
         found = metric.compute(
             predictions=list(hypotheses), references=list(references), **own, **(options if name == "bleu" else {})

@@ -26,6 +26,7 @@ class Progress:
     target_tokens: int = 0
     # Since the last log line
     interval_loss: float = 0.0  # summed over target tokens
+    interval_figures: dict[str, list[float]] = field(default_factory=dict)  # the sum and the number of each
     interval_source_tokens: int = 0
     interval_target_tokens: int = 0
     interval_seconds: float = 0.0

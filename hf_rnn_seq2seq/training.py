@@ -44,6 +44,7 @@ class TrainingLoop:
             `dataset[list_of_rows]` gives a dict of lists. Or a TextStream.
         arguments: options.
         accelerator: from `run_control.build_accelerator`.
+        objective: what is trained in the place of the model's own loss, see `TrainingState`.
         collate: pads a dict of lists to tensors.
         validator: measures the model; None trains without evaluation.
         save_beside: writes what belongs beside the weights of every checkpoint (the tokenizer) into a folder.
@@ -60,6 +61,7 @@ class TrainingLoop:
         arguments: TrainingArguments,
         *,
         accelerator: Accelerator,
+        objective: Any = None,
         collate: Callable[[Any], dict[str, Tensor]],
         validator: Validator | None = None,
         save_beside: Callable[[Path], Any] | None = None,
@@ -69,6 +71,7 @@ class TrainingLoop:
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.arguments, self.accelerator = model, arguments, accelerator
+        self.objective = objective
         self.validator, self.save_beside = validator, save_beside
         self.after_save, self.recipe, self.facts = after_save, recipe, dict(facts or {})
         self.screen = Screen(accelerator.is_main_process)
@@ -77,12 +80,13 @@ class TrainingLoop:
             **(identity or {}),
             "seed": arguments.seed,
             "optim": arguments.optim,
+            "objective": None if objective is None else arguments.objective,
             "averaged weights (ema_decay)": bool(arguments.ema_decay),
             **self.plan.identity,
         }
         self.total_steps = self._count_steps()
-        kind = torch.float32 if accelerator.device.type == "mps" else torch.float64
-        self._loss_sum = torch.zeros((), dtype=kind, device=accelerator.device)
+        self._kind = torch.float32 if accelerator.device.type == "mps" else torch.float64
+        self._loss_sum = torch.zeros((), dtype=self._kind, device=accelerator.device)
         self._signal = 0
 
     def _count_steps(self) -> float:
@@ -171,7 +175,8 @@ class TrainingLoop:
 
     def prepare_state(self, nonfinite_folder: Path | None) -> None:
         """The state of step 0, wrapped by Accelerate, from which `run_update` can begin."""
-        self.state = TrainingState(self.model, self.arguments, self.accelerator)
+        self.state = TrainingState(self.model, self.arguments, self.accelerator, self.objective)
+        self._figure_sums = torch.zeros(len(self.state.figures), 2, dtype=self._kind, device=self.accelerator.device)
         self.guard = FiniteGuard(self.state, self.loader, nonfinite_folder, self.screen.say)
 
     # --- one update -----------------------------------------------------------------------------------------------
@@ -190,7 +195,10 @@ class TrainingLoop:
             # Gradients are exchanged once per update, in the last backward pass.
             last = number == len(micro_batches)
             with contextlib.nullcontext() if last else accelerator.no_sync(state.step_module):
-                self._backward(state.step_module(**batch.inputs), batch.target_tokens, target_tokens)
+                loss, figures = state.step_module(**batch.inputs)
+                self._backward(loss, batch.target_tokens, target_tokens)
+            if figures is not None and batch.target_tokens:
+                self._figure_sums += figures
         limit = self.arguments.max_grad_norm or math.inf
         self.norm = accelerator.clip_grad_norm_(self.model.parameters(), limit).detach()
         self.guard.step(self.norm, update)
@@ -263,9 +271,16 @@ class TrainingLoop:
     # --- between updates ------------------------------------------------------------------------------------------
 
     def _gather_loss(self) -> None:
-        """Moves the loss summed on the devices into the progress, over all processes."""
-        self.state.progress.interval_loss += float(self.accelerator.reduce(self._loss_sum, reduction="sum"))
+        """Moves the loss and the figures summed on the devices into the progress, over all processes."""
+        p = self.state.progress
+        p.interval_loss += float(self.accelerator.reduce(self._loss_sum, reduction="sum"))
         self._loss_sum.zero_()
+        if self.state.figures:
+            sums = self.accelerator.reduce(self._figure_sums, reduction="sum").tolist()
+            self._figure_sums.zero_()
+            for name, (total, count) in zip(self.state.figures, sums, strict=True):
+                before = p.interval_figures.get(name, [0.0, 0.0])
+                p.interval_figures[name] = [before[0] + total, before[1] + count]
 
     def _log(self) -> None:
         p = self.state.progress
@@ -276,6 +291,7 @@ class TrainingLoop:
         self.accelerator.log({f"train/{name}": value for name, value in facts.items()}, step=p.step)
         self.screen.show_update(p.step, p.epochs, facts, times["eta_seconds"])
         p.interval_loss = p.interval_seconds = 0.0
+        p.interval_figures = {}
         p.interval_source_tokens = p.interval_target_tokens = 0
 
     def _evaluate(self) -> None:

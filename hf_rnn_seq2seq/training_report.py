@@ -17,9 +17,11 @@ def interval_facts(loop: TrainingLoop) -> tuple[dict[str, float], dict[str, floa
     """The numbers of the updates since the last log line, and the run's time so far and to come (seconds)."""
     a, p = loop.arguments, loop.state.progress
     loss, seconds = p.interval_loss / max(p.interval_target_tokens, 1), max(p.interval_seconds, 1e-9)
+    figures = {name: total / max(count, 1.0) for name, (total, count) in p.interval_figures.items()}
     facts = {
         "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
+        "perplexity": math.exp(min(figures.get("ml_loss", loss), 700.0)),
+        **figures,
         "learning_rate": loop.state.optimizer.param_groups[0]["lr"],
         "grad_norm": float(loop.norm),
         "target_tokens_per_second": p.interval_target_tokens / seconds,

@@ -27,7 +27,10 @@ class StepModule(nn.Module):
     """A model reduced to its training loss: what Accelerate wraps, so that the model itself stays as it is.
 
     The wrapper takes the mixed precision and the gradient exchange upon itself; translating and saving use `model`.
+    `figures` names what forward returns beside the loss, for the log.
     """
+
+    figures: tuple[str, ...] = ()
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -36,18 +39,27 @@ class StepModule(nn.Module):
         wanted = {"use_cache": False, "skip_logits": True}
         self.options = {name: value for name, value in wanted.items() if name in known}
 
-    def forward(self, **batch: Tensor) -> Tensor:
-        """The mean loss over the label tokens of a batch, ()."""
-        return self.model(**batch, **self.options).loss
+    def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The mean loss over the label tokens of a batch, (), and (figures, 2), the sum and the number of each figure.
+
+        Without figures the second is None.
+        """
+        return self.model(**batch, **self.options).loss, None
 
 
 class TrainingState:
     """Model, optimizer and counters of a run, on their device and wrapped by Accelerate.
 
     Random generators are seeded with `seed` + rank, so that processes draw different dropout masks.
+
+    Args:
+        objective: what is trained in the place of the model's own loss: a module around the model that maps a batch to
+            what `StepModule.forward` returns, and names its figures. Evaluation keeps the model's own loss.
     """
 
-    def __init__(self, model: Any, arguments: TrainingArguments, accelerator: Accelerator) -> None:
+    def __init__(
+        self, model: Any, arguments: TrainingArguments, accelerator: Accelerator, objective: Any = None
+    ) -> None:
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         model.to(accelerator.device)
@@ -56,10 +68,12 @@ class TrainingState:
         self.plain_optimizer = build_optimizer(model, arguments)
         self.fused = bool(self.plain_optimizer.defaults.get("fused"))
         self.unwrapped_step = StepModule(model)
+        trained = self.unwrapped_step if objective is None else objective
+        self.figures: tuple[str, ...] = trained.figures
         with warnings.catch_warnings():
             # The option's new name, forward_sync_buffers, is known neither to Accelerate nor to older torch.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            self.step_module, self.optimizer = accelerator.prepare(self.unwrapped_step, self.plain_optimizer)
+            self.step_module, self.optimizer = accelerator.prepare(trained, self.plain_optimizer)
         self.average = WeightAverage(model, arguments.ema_decay) if arguments.ema_decay else None
         self.schedule = LearningRate(arguments)
         self.progress = Progress()

@@ -57,7 +57,8 @@ class Validator:
     def measure(self, step_module: nn.Module, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """`loss` (nats per target token), `perplexity`, and what `score` gives.
 
-        `step_module` maps a batch to its mean loss, `model` is what translates; both in evaluation mode meanwhile.
+        `step_module` maps a batch to its mean loss and figures, `model` is what translates; both in evaluation mode
+        meanwhile.
         """
         was_training = model.training
         step_module.eval()
@@ -75,7 +76,7 @@ class Validator:
         for rows in self.batches[accelerator.process_index :: accelerator.num_processes]:
             inputs = self.loader.to_device(self.loader.read(rows))
             tokens = (inputs["labels"] != -100).sum()
-            loss = step_module(**inputs)
+            loss, _ = step_module(**inputs)
             sums += torch.stack((loss.to(sums.dtype) * tokens, tokens.to(sums.dtype)))
         total = accelerator.reduce(sums, reduction="sum").tolist()
         return total[0] / total[1] if total[1] else math.nan

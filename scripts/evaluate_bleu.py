@@ -21,7 +21,7 @@ from hf_rnn_seq2seq import command_line
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
     parser.add_argument("models", nargs="+", metavar="DIR", help="directories that training wrote")
-    parser.add_argument("--scores", nargs="+", metavar="NAME", help="bleu char_bleu chrf chrf++ ter wer cer")
+    parser.add_argument("--scores", nargs="+", metavar="NAME", help="bleu char_bleu chrf chrf++ gleu ter wer cer")
     parser.add_argument("--metric", action="append", default=[], help="name or path for evaluate.load; may be repeated")
     parser.add_argument("--bootstrap", type=command_line.at_least(2), metavar="N", help="95 %% intervals, N resamples")
     parser.add_argument("--paired", choices=("bs", "ar"), help="significance of the differences to the first system")

@@ -130,6 +130,7 @@ def build_loop(
     from hf_rnn_seq2seq.data import Collator, load_corpus, tokenize_corpus
     from hf_rnn_seq2seq.evaluation import score, translate
     from hf_rnn_seq2seq.hub_uploads import without_token
+    from hf_rnn_seq2seq.sequence_objectives import build_objective
     from hf_rnn_seq2seq.streamed_corpus import TextStream, in_memory
     from hf_rnn_seq2seq.tokenization import source_vocabulary_size, target_vocabulary_size
     from hf_rnn_seq2seq.training import TrainingLoop
@@ -181,11 +182,13 @@ def build_loop(
             max_translations=training.max_generate_samples,
         )
     vocabulary = (source_vocabulary_size(tokenizer), target_vocabulary_size(tokenizer))
+    model = build_model(options, training, data, generation, tokenizer)
     loop = TrainingLoop(
-        build_model(options, training, data, generation, tokenizer),
+        model,
         tokenized["train"],
         training,
         accelerator=accelerator,
+        objective=build_objective(training, model, partial(tokenizer.batch_decode, skip_special_tokens=True)),
         collate=collate,
         validator=validator,
         save_beside=tokenizer.save_pretrained,

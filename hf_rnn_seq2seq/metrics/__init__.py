@@ -1,9 +1,9 @@
 """Corpus metrics as `evaluate.Metric` classes that need no network.
 
-BLEU, chrF, chrF++ and TER come from sacrebleu, WER and CER from jiwer. Each file whose name has no leading underscore
-is also a metric script: `evaluate.load("hf_rnn_seq2seq/metrics/bleu.py")` works from a path. That loader reads the
-imports line by line, so each stands on its own line. The heavy libraries (`evaluate`, `datasets`, `sacrebleu`, `jiwer`)
-load with the first metric, not with this package.
+BLEU, chrF, chrF++ and TER come from sacrebleu, WER and CER from jiwer; GLEU is ours. Each file whose name has no
+leading underscore is also a metric script: `evaluate.load("hf_rnn_seq2seq/metrics/bleu.py")` works from a path. That
+loader reads the imports line by line, so each stands on its own line. The heavy libraries (`evaluate`, `datasets`,
+`sacrebleu`, `jiwer`) load with the first metric, not with this package.
 """
 
 import importlib
@@ -15,6 +15,7 @@ METRICS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "char_bleu": ("bleu", "Bleu", {"tokenize": "char"}),
     "chrf": ("chrf", "Chrf", {}),
     "chrf++": ("chrf_plus_plus", "ChrfPlusPlus", {}),
+    "gleu": ("gleu", "Gleu", {}),
     "ter": ("ter", "Ter", {}),
     "wer": ("wer", "Wer", {}),
     "cer": ("cer", "Cer", {}),

@@ -1,0 +1,291 @@
+"""Minimum risk training and REINFORCE: against sums over every target there is, and in runs of the training loop."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import Tensor
+
+from hf_rnn_seq2seq.arguments import REWARDS
+from hf_rnn_seq2seq.metrics._sentence import gleu, sentence_metric
+from hf_rnn_seq2seq.sequence_objectives import (
+    IGNORED,
+    Candidates,
+    SequenceObjective,
+    Source,
+    draw,
+    log_probabilities,
+    minimum_risk,
+    policy_gradient,
+)
+from tests.models import END, SOURCES, START, batch, pad, tiny_model
+from tests.training_runs import build_model
+
+LONGEST = 3
+WORDS = 5  # ids 0 to 4, of which END ends a sentence
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps one state per process; each test starts without."""
+    yield
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+
+
+def small_model(**options):
+    return tiny_model(vocab_size=WORDS, deviation=0.4, **options)
+
+
+def every_target() -> list[tuple[int, ...]]:
+    """What a draw of at most LONGEST words can be: sentences that end, and those that are cut off."""
+    others = [word for word in range(WORDS) if word != END]
+    ended = [(*words, END) for size in range(LONGEST) for words in itertools.product(others, repeat=size)]
+    return ended + list(itertools.product(others, repeat=LONGEST))
+
+
+def slow_log_probability(model, source: list[int], target: tuple[int, ...]) -> Tensor:
+    """One target, word by word, each prefix read anew."""
+    total = torch.zeros((), dtype=torch.float64)
+    for position, word in enumerate(target):
+        prefix = torch.tensor([[START, *target[:position]]])
+        logits = model(input_ids=torch.tensor([source]), decoder_input_ids=prefix).logits[0, -1].double()
+        total = total + logits.log_softmax(-1)[word]
+    return total
+
+
+def reward_of(target: tuple[int, ...], reference: tuple[int, ...]) -> float:
+    return gleu([str(word) for word in target], [str(word) for word in reference])
+
+
+def all_candidates(references: list[list[int]]) -> Candidates:
+    """Every target of every sentence, each drawn once."""
+    targets = pad([list(target) for target in every_target()], IGNORED)
+    return Candidates.of(pad(references, IGNORED), targets.expand(len(references), -1, -1))
+
+
+def rewards_of(candidates: Candidates, references: list[list[int]]) -> Tensor:
+    rows = [tuple(word for word in row if word != IGNORED) for row in candidates.labels.tolist()]
+    pairs = zip(rows, candidates.sentence.tolist(), strict=True)
+    return torch.tensor([reward_of(row, tuple(references[number])) for row, number in pairs], dtype=torch.float64)
+
+
+def gradients(loss: Tensor, model) -> list[Tensor]:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return list(torch.autograd.grad(loss, parameters))
+
+
+def assert_close(found: list[Tensor], expected: list[Tensor], **tolerance: float) -> None:
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right, **tolerance)
+    assert any(tensor.abs().max() > 1e-3 for tensor in expected)
+
+
+# ------------------------------------------------------------------------------------------------ the score
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "expected"),
+    [
+        ("a b c d", "a b c d", 1.0),
+        ("a b c d e", "a b c d e", 1.0),
+        ("a b c", "x y z", 0.0),
+        # 1 + 1 of 2: n-grams a, b, ab against a, b, c, ab, bc, abc: 3 in common, 6 in the longer
+        ("a b", "a b c", 3 / 6),
+        ("a b c", "a b", 3 / 6),
+        # each n-gram counts as often as both sides have it: a a a, aa aa, aaa against a, b, ab
+        ("a a a", "a b", 1 / 6),
+        # a c b against a b c: the words only
+        ("a c b", "a b c", 3 / 6),
+        # 5 words have 5 + 4 + 3 + 2 n-grams of up to 4; a b c d x shares a b c d (10) without ... and nothing with x
+        ("a b c d x", "a b c d e", 10 / 14),
+        ("", "a", 0.0),
+        ("a", "", 0.0),
+        ("", "", 1.0),
+    ],
+)
+def test_gleu_by_hand(candidate: str, reference: str, expected: float) -> None:
+    assert gleu(candidate.split(), reference.split()) == pytest.approx(expected)
+    assert sentence_metric("gleu")(candidate, reference) == pytest.approx(expected)
+
+
+def test_sentence_metrics_lie_between_nothing_and_one() -> None:
+    for name in REWARDS:
+        metric = sentence_metric(name)
+        same, near, far = (metric(text, "The cat sat down.") for text in ("The cat sat down.", "The cat sat.", "xyz"))
+        assert same == pytest.approx(1.0) and far == pytest.approx(0.0, abs=0.02) and far < near < same, name
+
+
+# ------------------------------------------------------------------------------------------------ drawing and scoring
+
+
+def test_probabilities_are_those_of_a_slow_loop_and_sum_to_one() -> None:
+    model = small_model(attention_type="additive")
+    inputs = batch()
+    candidates = all_candidates([[4, END], [3, END], [4, 4, END]])
+    source = Source.read(model, inputs["input_ids"], inputs["attention_mask"])
+    found = log_probabilities(model, source, candidates.labels, candidates.sentence)
+    assert found.dtype == torch.float64 and len(found) > 128
+    sums = torch.zeros(3, dtype=torch.float64).index_add(0, candidates.sentence, found.exp())
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+    for number in range(0, len(found), 37):
+        target = tuple(word for word in candidates.labels[number].tolist() if word != IGNORED)
+        expected = slow_log_probability(model, SOURCES[int(candidates.sentence[number])], target)
+        torch.testing.assert_close(found[number], expected)
+
+
+@pytest.mark.parametrize("kind", ["bart", "rnn", "rnn_tied"])
+def test_reference_has_the_loss_of_the_model(kind: str) -> None:
+    """Label smoothing (rnn_tied) has no part in it."""
+    model = build_model(kind).eval()
+    inputs = batch()
+    objective = SequenceObjective(
+        model, texts, sentence_metric("gleu"), kind="mrt", samples=2, alpha=1.0, ml_weight=0.0
+    )
+    _, figures = objective(**inputs)
+    tokens = int((inputs["labels"] != IGNORED).sum())
+    assert figures[2].tolist() == pytest.approx([model(**inputs).loss.item() * tokens, tokens])
+
+
+def texts(rows: list[list[int]]) -> list[str]:
+    return [" ".join(str(word) for word in row if word > END) for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["bart", "rnn"])
+def test_draws_come_as_often_as_the_model_says(kind: str) -> None:
+    """Of every target of up to two words, cut or ended, in a batch whose draws end at different positions."""
+    torch.manual_seed(3)
+    model = build_model(kind).eval()
+    with torch.no_grad():
+        # Of 24 words some seven are likely, the end among them.
+        model.get_output_embeddings().weight.mul_(6)
+    inputs, samples = batch(), 4000
+    source = Source.read(model, inputs["input_ids"], inputs["attention_mask"])
+    draws = draw(model, source, samples, 2)
+    assert draws.shape == (3, samples, 2)
+    for number, reads in enumerate(draws.tolist()):
+        counts: dict[tuple[int, ...], int] = {}
+        for row in reads:
+            target = tuple(word for word in row if word != IGNORED)
+            assert target == (END,) or (len(target) == 2 and target[0] != END)
+            counts[target] = counts.get(target, 0) + 1
+        common = sorted(counts, key=counts.get, reverse=True)[:6]
+        for target in common:
+            with torch.no_grad():
+                probability = math.exp(slow_log_probability(model, SOURCES[number], target))
+            deviation = math.sqrt(probability * (1 - probability) / samples)
+            assert counts[target] / samples == pytest.approx(probability, abs=5 * deviation + 1e-9)
+
+
+def test_candidates_stand_once_with_their_numbers() -> None:
+    labels = torch.tensor([[5, 2], [4, 2]])
+    draws = torch.tensor([[[7, 2, -100], [5, 2, -100], [7, 2, -100]], [[6, 2, -100], [6, 6, 6], [2, -100, -100]]])
+    found = Candidates.of(labels, draws)
+    rows = [[word for word in row if word != IGNORED] for row in found.labels.tolist()]
+    assert rows == [[5, 2], [7, 2], [4, 2], [6, 2], [6, 6, 6], [2]]
+    assert found.sentence.tolist() == [0, 0, 1, 1, 1, 1] and found.drawn.tolist() == [1, 2, 0, 1, 1, 1]
+    assert found.is_reference.tolist() == [True, False, True, False, False, False]
+    rewards = found.rewards(texts, lambda candidate, reference: float(len(candidate) + 10 * len(reference)))
+    assert rewards.tolist() == [11.0, 11.0, 11.0, 11.0, 15.0, 10.0]
+
+
+# ------------------------------------------------------------------------------------------------ the objectives
+
+
+def exact_expected_reward(model, sources, references) -> Tensor:
+    """Sum over sentences and over every target of P x reward, each target alone with its source."""
+    total = torch.zeros((), dtype=torch.float64)
+    for source, reference in zip(sources, references, strict=True):
+        for target in every_target():
+            reward = reward_of(target, tuple(reference))
+            if reward:
+                read = torch.tensor([[START, *target[:-1]]])
+                logits = model(input_ids=torch.tensor([source]), decoder_input_ids=read).logits[0]
+                total = total + logits.log_softmax(-1)[range(len(target)), target].sum().exp() * reward
+    return total
+
+
+REFERENCES = [[3, 4, END], [4, END]]
+
+
+def test_risk_over_every_target_is_the_expected_risk() -> None:
+    """With alpha = 1 and the whole space as candidates Q is P: value and gradient are those of the enumeration."""
+    model = small_model()
+    inputs = batch(SOURCES[:2], REFERENCES)
+    candidates = all_candidates(REFERENCES)
+    source = Source.read(model, inputs["input_ids"], inputs["attention_mask"])
+    log_p = log_probabilities(model, source, candidates.labels, candidates.sentence)
+    risk = minimum_risk(log_p, rewards_of(candidates, REFERENCES), candidates, alpha=1.0).sum()
+    expected = 2 - exact_expected_reward(model, SOURCES[:2], REFERENCES)
+    torch.testing.assert_close(risk, expected)
+    assert_close(gradients(risk, model), gradients(expected, model))
+
+
+def test_risk_of_some_candidates_by_a_slow_loop() -> None:
+    """Sentences with different numbers of candidates, alpha far from 1."""
+    candidates = Candidates.of(torch.tensor([[5, 2], [4, 2]]), torch.tensor([[[7, 2], [7, 2]], [[6, 2], [3, 3]]]))
+    generator = torch.Generator().manual_seed(0)
+    log_p = (-3 * torch.rand(5, generator=generator, dtype=torch.float64)).requires_grad_()
+    rewards = torch.tensor([1.0, 0.25, 1.0, 0.5, 0.125], dtype=torch.float64)
+    alpha = 0.3
+    expected, slopes = [], []
+    for rows in ([0, 1], [2, 3, 4]):
+        powers = [math.exp(alpha * log_p[row].item()) for row in rows]
+        weights = [power / sum(powers) for power in powers]
+        risk = sum(weight * (1 - rewards[row].item()) for weight, row in zip(weights, rows, strict=True))
+        expected.append(risk)
+        # d risk / d log P(y) = alpha Q(y) (1 - reward(y) - risk)
+        slopes += [alpha * weight * (1 - rewards[row].item() - risk) for weight, row in zip(weights, rows, strict=True)]
+    found = minimum_risk(log_p, rewards, candidates, alpha)
+    assert found.tolist() == pytest.approx(expected)
+    assert torch.autograd.grad(found.sum(), log_p)[0].tolist() == pytest.approx(slopes)
+
+
+def test_policy_gradient_of_given_draws_by_a_slow_loop() -> None:
+    """Draw by draw: its reward less the mean of the others', times the slope of its log-probability."""
+    draws = [[(7, 2), (5, 2), (7, 2), (6, 2)], [(6, 2), (3, 3), (2,), (3, 3)]]
+    labels = torch.tensor([[5, 2], [4, 2]])
+    table = torch.tensor([[[*row, *[IGNORED] * (2 - len(row))] for row in rows] for rows in draws])
+    candidates = Candidates.of(labels, table)
+    log_p = torch.linspace(-2, -1, len(candidates.labels), dtype=torch.float64).requires_grad_()
+    rewards = torch.tensor([1.0, 0.3, 0.2, 1.0, 0.6, 0.1, 0.0], dtype=torch.float64)
+    rows = [tuple(word for word in row if word != IGNORED) for row in candidates.labels.tolist()]
+    place = {(number, row): n for n, (number, row) in enumerate(zip(candidates.sentence.tolist(), rows, strict=True))}
+    expected = torch.zeros(())
+    for number, targets in enumerate(draws):
+        mine = [place[number, target] for target in targets]
+        for index, chosen in enumerate(mine):
+            others = [rewards[other] for position, other in enumerate(mine) if position != index]
+            expected = expected - (rewards[chosen] - sum(others) / 3) * log_p[chosen] / 4
+    found = policy_gradient(log_p, rewards, candidates, 4)
+    torch.testing.assert_close(found.sum(), expected)
+    slopes = [torch.autograd.grad(loss, log_p)[0] for loss in (found.sum(), expected)]
+    torch.testing.assert_close(*slopes)
+    assert slopes[0][3] == 0, "the reference of the second sentence was not drawn"
+
+
+def test_many_draws_give_the_gradient_of_the_enumeration() -> None:
+    model = small_model()
+    inputs = batch(SOURCES[:2], REFERENCES)
+    objective = SequenceObjective(
+        model,
+        lambda rows: [" ".join(map(str, row)) for row in rows],
+        lambda candidate, reference: gleu(candidate.split(), reference.split()),
+        kind="reinforce",
+        samples=60_000,
+        alpha=1.0,
+        ml_weight=0.0,
+    )
+    model.generation_config.max_new_tokens = LONGEST
+    torch.manual_seed(0)
+    loss, figures = objective(**inputs)
+    expected = exact_expected_reward(model, SOURCES[:2], REFERENCES)
+    assert figures[0].tolist() == pytest.approx([expected.item(), 2], abs=0.005)
+    assert figures[1].tolist() == pytest.approx([2 - expected.item(), 2], abs=0.005)
+    found, exact = gradients(5 * loss, model), gradients(-expected, model)
+    difference = sum((left - right).square().sum() for left, right in zip(found, exact, strict=True)).sqrt()
+    length = sum(right.square().sum() for right in exact).sqrt()
+    assert difference < 0.05 * length, (difference, length)

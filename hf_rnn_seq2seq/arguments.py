@@ -103,6 +103,13 @@ class TrainingArguments(OptionGroup):
     output_dir: str | None = option(None, "the run directory; one run each")
     resume_from_checkpoint: str | None = option(None, "`latest`, or a folder under output_dir/checkpoints")
     model_name_or_path: str | None = option(None, "start from the weights and tokenizer of this checkpoint")
+    extend_vocabulary: str | None = option(
+        None, "text file of new tokens, one a line, added to the vocabulary; two files `source,target` where it is two"
+    )
+    source_vectors: str | None = option(None, "word vectors (word2vec or GloVe text, also .gz) of source words")
+    target_vectors: str | None = option(None, "the same of target words")
+    freeze_vectors: bool = option(False, "do not train the tables that word vectors were put in")
+    freeze: list[str] = option([], "do not train the parameters whose names match, such as model.encoder.*")
     dry_run: bool = option(False, "print the plan, time 20 steps, write nothing")
     seed: int = option(42, "seed of the weights, the order of batches and dropout", at_least=0, at_most=2**32 - 1)
     cpu_threads: int | None = option(None, "threads per process (default: cores / local processes)", at_least=1)
@@ -178,6 +185,7 @@ class TrainingArguments(OptionGroup):
         if self.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_model_id or ""):
             raise ArgumentError(f"hub_model_id={self.hub_model_id!r}: push_to_hub needs a repository, user/name")
         self.report_to = [name for name in self.report_to if name != "none"]
+        self._validate_vectors()
         self._validate_objective()
 
     def _validate_objective(self) -> None:
@@ -195,6 +203,16 @@ class TrainingArguments(OptionGroup):
         if self.gradient_checkpointing:
             raise ArgumentError(f"gradient_checkpointing=True: has no effect with objective={self.objective!r}")
 
+    def _validate_vectors(self) -> None:
+        given = [name for name in ("source_vectors", "target_vectors") if getattr(self, name)]
+        if self.freeze_vectors and not given:
+            raise ArgumentError("freeze_vectors=True: needs source_vectors or target_vectors")
+        if given and self.model_name_or_path and not self.extend_vocabulary:
+            raise ArgumentError(
+                f"{given[0]}={getattr(self, given[0])!r}: the vectors of model_name_or_path would be lost; with "
+                "extend_vocabulary those of the new tokens are filled"
+            )
+
     @property
     def best_metric(self) -> str:
         """The name of the number that decides which weights are the best."""
@@ -204,6 +222,7 @@ class TrainingArguments(OptionGroup):
 _OF_ONE_START = ("output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub", "hub_model_id", "hub_strategy")
 _OF_ONE_START += ("hub_token", "hub_private_repo")
 _PATHS = ("train_file", "validation_file", "test_file", "dataset_name", "tokenizer_name_or_path", "model_name_or_path")
+_PATHS += ("extend_vocabulary", "source_vectors", "target_vectors")
 
 
 def dump_recipe(groups: Sequence[Any], model_options: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from . import checkpointing
+from .adaptation import freeze
 from .arguments import ArgumentError, TrainingArguments
 from .finite_guard import FiniteGuard, TrainingError
 from .run_control import StopSignals, check_output_dir, largest, naming_lost_processes, summed
@@ -73,8 +74,9 @@ class TrainingLoop:
         self.model, self.arguments, self.accelerator = model, arguments, accelerator
         self.objective = objective
         self.validator, self.save_beside = validator, save_beside
-        self.after_save, self.recipe, self.facts = after_save, recipe, dict(facts or {})
+        self.after_save, self.recipe = after_save, recipe
         self.screen = Screen(accelerator.is_main_process)
+        self.facts = {**(facts or {}), **freeze(model, arguments.freeze, self.screen.say)}
         self.plan, self.loader = plan_and_loader(train_dataset, arguments, accelerator, collate)
         self.identity = {
             **(identity or {}),

@@ -79,6 +79,7 @@ def build_model(
     """A model that fits the tokenizer: of a checkpoint, of a preset, or of configuration fields."""
     from transformers import AutoModelForSeq2SeqLM
 
+    from hf_rnn_seq2seq.adaptation import grow_tables
     from hf_rnn_seq2seq.tokenization import source_vocabulary_size, target_vocabulary_size
 
     sizes = {"source_vocab_size": source_vocabulary_size(tok), "vocab_size": target_vocabulary_size(tok)}
@@ -87,6 +88,8 @@ def build_model(
         if "preset" in options:
             raise ArgumentError(f"preset={options['preset']!r}: model_name_or_path decides what the model is")
         model = AutoModelForSeq2SeqLM.from_pretrained(training.model_name_or_path, use_safetensors=True, **fields)
+        if training.extend_vocabulary:
+            grow_tables(model, **sizes)
         for name, needed in sizes.items():
             if getattr(model.config, name, needed) < needed:
                 raise ArgumentError(
@@ -127,6 +130,7 @@ def build_loop(
 
     from accelerate.utils import broadcast_object_list, set_seed
 
+    from hf_rnn_seq2seq.adaptation import Adaptation
     from hf_rnn_seq2seq.data import Collator, load_corpus, tokenize_corpus
     from hf_rnn_seq2seq.evaluation import score, translate
     from hf_rnn_seq2seq.hub_uploads import without_token
@@ -146,11 +150,17 @@ def build_loop(
         corpus.splits["validation"] = in_memory(corpus.splits["validation"])
     if "train" not in corpus.splits:
         raise ArgumentError("train_file=None: there is no training split to train on")
-    saved = resumed_tokenizer(training) or tokenizer_options.tokenizer_name_or_path or training.model_name_or_path
+    resumed = resumed_tokenizer(training)
+    saved = resumed or tokenizer_options.tokenizer_name_or_path or training.model_name_or_path
     held = [build_tokenizer(tokenizer_options, data, corpus, saved) if accelerator.is_main_process else None]
     if accelerator.num_processes > 1:
         broadcast_object_list(held)
     tokenizer = held[0]
+    main = accelerator.is_main_process
+    adaptation = Adaptation(
+        training, resumed=resumed is not None, say=lambda text: print(text, file=sys.stderr) if main else None
+    )
+    adaptation.extend(tokenizer)
     limits = {"max_source_length": data.max_source_length, "max_target_length": data.max_target_length}
     tokenized, skipped = {}, {split: dict(counts) for split, counts in corpus.skipped.items()}
     with accelerator.local_main_process_first():
@@ -183,6 +193,7 @@ def build_loop(
         )
     vocabulary = (source_vocabulary_size(tokenizer), target_vocabulary_size(tokenizer))
     model = build_model(options, training, data, generation, tokenizer)
+    adaptation.fill(model, tokenizer, tokenized["train"])
     loop = TrainingLoop(
         model,
         tokenized["train"],
@@ -194,7 +205,11 @@ def build_loop(
         save_beside=tokenizer.save_pretrained,
         after_save=uploads.saved if uploads is not None else None,
         recipe=dump_recipe(groups, options),
-        identity={"data": corpus.description.get("fingerprint"), "vocabulary": list(vocabulary)},
+        identity={
+            "data": corpus.description.get("fingerprint"),
+            "vocabulary": list(vocabulary),
+            "freeze": training.freeze or None,
+        },
         facts={
             "command": shlex.join(["scripts/train.py", *without_token(sys.argv[1:])]),
             "data": corpus.description,
@@ -202,6 +217,7 @@ def build_loop(
             "source_vocab_size": vocabulary[0],
             "target_vocab_size": vocabulary[1],
             "seed": training.seed,
+            **adaptation.facts,
         },
     )
     return loop, vocabulary

@@ -95,6 +95,11 @@ class RnnSeq2SeqTokenizer(PreTrainedTokenizerFast):
         return self._target_backend.get_vocab(with_added_tokens=True)
 
     @property
+    def target_backend_tokenizer(self) -> Any:
+        """The target's `tokenizers.Tokenizer`; `backend_tokenizer` is the source's."""
+        return self._target_backend
+
+    @property
     def target_vocab_size(self) -> int:
         """Entries of the target vocabulary, added tokens included."""
         return self._target_backend.get_vocab_size(with_added_tokens=True)

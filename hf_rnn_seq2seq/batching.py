@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 Lengths = Sequence[int] | np.ndarray
-
-
-def plan_batches(
-    source_lengths: Lengths,
-    target_lengths: Lengths,
-    *,
-    batch_size: int | None = None,
-    max_tokens: int | None = None,
-    seed: int = 0,
-    epoch: int = 0,
-    shuffle: bool = True,
-    bucket_width: int = 1,
-) -> list[list[int]]:
-    """The batches of `BatchPlan.of`, with the same arguments, as lists."""
-    limits = {"batch_size": batch_size, "max_tokens": max_tokens, "bucket_width": bucket_width}
-    return list(BatchPlan.of(source_lengths, target_lengths, **limits, seed=seed, epoch=epoch, shuffle=shuffle))
 
 
 class BatchPlan(Sequence[list[int]]):
@@ -48,64 +32,83 @@ class BatchPlan(Sequence[list[int]]):
         turn = self.turns[index]
         return self.order[self.edges[turn] : self.edges[turn + 1]].tolist()
 
-    @classmethod
-    def of(
-        cls,
-        source_lengths: Lengths,
-        target_lengths: Lengths,
-        *,
-        batch_size: int | None = None,
-        max_tokens: int | None = None,
-        seed: int = 0,
-        epoch: int = 0,
-        shuffle: bool = True,
-        bucket_width: int = 1,
-    ) -> BatchPlan:
-        """Global batches of rows of similar length; every index stands in exactly one of them.
 
-        Rows are sorted by target length, then source length, ties (and lengths of the same bucket) in a random order
-        that `(seed, epoch)` decides, cut into batches, and the batches are shuffled. The plan needs no state: a resumed
-        run computes it again.
+def plan_batches(
+    source_lengths: Lengths,
+    target_lengths: Lengths,
+    *,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    shuffle: bool = True,
+    bucket_width: int = 1,
+) -> BatchPlan:
+    """Global batches of rows of similar length; every index stands in exactly one of them.
 
-        Args:
-            source_lengths, target_lengths: tokens of each row, (rows,).
-            batch_size: most rows in a batch; None for no limit.
-            max_tokens: most padded positions in a batch, source and target together:
-                rows * (longest source + longest target). A row that is longer alone makes a batch alone.
-            seed, epoch: what the order depends on.
-            shuffle: False sorts ties by index and keeps the batches from short to long.
-            bucket_width: target lengths count as equal when they round up to the same multiple of this; larger mixes
-                rows more between epochs and pads more.
+    Rows are sorted by target length, then source length, ties (and lengths of the same bucket) in a random order
+    that `(seed, epoch)` decides, cut into batches, and the batches are shuffled. The plan needs no state: a resumed
+    run computes it again.
 
-        Raises:
-            ValueError: no limit given, a limit that is not positive, or lengths of different number.
-        """
-        for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
-        if batch_size is None and max_tokens is None:
-            raise ValueError("batch_size and max_tokens are both None: a batch needs at least one limit")
-        if bucket_width < 1:
-            raise ValueError(f"bucket_width={bucket_width}: must be at least 1")
-        source = np.asarray(source_lengths, dtype=np.int64)
-        target = np.asarray(target_lengths, dtype=np.int64)
-        if source.shape != target.shape:
-            raise ValueError(f"source_lengths has {source.size} rows, target_lengths has {target.size}")
+    Args:
+        source_lengths, target_lengths: tokens of each row, (rows,).
+        batch_size: most rows in a batch; None for no limit.
+        max_tokens: most padded positions in a batch, source and target together:
+            rows * (longest source + longest target). A row that is longer alone makes a batch alone.
+        seed, epoch: what the order depends on.
+        shuffle: False sorts ties by index and keeps the batches from short to long.
+        bucket_width: target lengths count as equal when they round up to the same multiple of this; larger mixes
+            rows more between epochs and pads more.
 
-        generator = np.random.default_rng([seed, epoch])
-        ties = generator.permutation(len(source)) if shuffle else np.arange(len(source))
-        bucket = -(-target // bucket_width)
-        order = np.lexsort((ties, -(-source // bucket_width), bucket))
-        edges = _cut(source[order], target[order], batch_size or len(source), max_tokens)
-        turns = generator.permutation(len(edges) - 1) if shuffle else np.arange(len(edges) - 1)
-        return cls(order.astype(np.int32), np.asarray(edges), turns)
+    Raises:
+        ValueError: no limit given, a limit that is not positive, or lengths of different number.
+    """
+    for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    if batch_size is None and max_tokens is None:
+        raise ValueError("batch_size and max_tokens are both None: a batch needs at least one limit")
+    if bucket_width < 1:
+        raise ValueError(f"bucket_width={bucket_width}: must be at least 1")
+    source = np.asarray(source_lengths, dtype=np.int32)
+    target = np.asarray(target_lengths, dtype=np.int32)
+    if source.shape != target.shape:
+        raise ValueError(f"source_lengths has {source.size} rows, target_lengths has {target.size}")
+
+    generator = np.random.default_rng([seed, epoch])
+    ties = np.arange(len(source), dtype=np.int32)
+    if shuffle:
+        generator.shuffle(ties)
+    order = _sorted(source, target, ties, bucket_width)
+    edges = _cut(source, target, order, batch_size or len(source), max_tokens)
+    turns = generator.permutation(len(edges) - 1) if shuffle else np.arange(len(edges) - 1)
+    return BatchPlan(order, np.asarray(edges), turns)
 
 
-def _cut(source: np.ndarray, target: np.ndarray, batch_size: int, max_tokens: int | None) -> list[int]:
+def _sorted(source: np.ndarray, target: np.ndarray, ties: np.ndarray, width: int) -> np.ndarray:
+    """Rows by bucket of target, then of source, then tie: one number a row, sorted in place, since rows may be many."""
+    keys = np.floor_divide(target + (width - 1), width, dtype=np.int64)
+    sources = int(source.max(initial=0)) // width + 2
+    if len(keys) * sources * (int(keys.max(initial=0)) + 1) >= 1 << 63:
+        raise ValueError(f"lengths of {len(keys)} rows are up to {source.max()} and {target.max()}: too long to sort")
+    keys *= sources
+    keys += (source + (width - 1)) // width
+    keys *= len(keys)
+    keys += ties
+    keys.sort()
+    keys %= max(1, len(keys))
+    row_of = np.empty_like(ties)
+    row_of[ties] = np.arange(len(ties), dtype=np.int32)
+    return row_of[keys]
+
+
+def _cut(
+    source: np.ndarray, target: np.ndarray, order: np.ndarray, batch_size: int, max_tokens: int | None
+) -> list[int]:
     """Positions where a new batch starts, and the end: as many rows in each batch as the limits allow."""
     edges = [0]
     start = longest_source = longest_target = 0
-    for position, (source_length, target_length) in enumerate(zip(source.tolist(), target.tolist(), strict=True)):
+    for position, (source_length, target_length) in enumerate(_pairs(source, target, order)):
         wider_source = source_length if source_length > longest_source else longest_source
         wider_target = target_length if target_length > longest_target else longest_target
         rows = position - start + 1
@@ -115,7 +118,14 @@ def _cut(source: np.ndarray, target: np.ndarray, batch_size: int, max_tokens: in
             start, longest_source, longest_target = position, source_length, target_length
         else:
             longest_source, longest_target = wider_source, wider_target
-    return [*edges, len(source)] if len(source) else [0]
+    return [*edges, len(order)] if len(order) else [0]
+
+
+def _pairs(source: np.ndarray, target: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Lengths of the rows in their order, as numbers of Python a few at a time."""
+    for start in range(0, len(order), 1 << 16):
+        rows = order[start : start + (1 << 16)]
+        yield from zip(source[rows].tolist(), target[rows].tolist(), strict=True)
 
 
 class Collator:

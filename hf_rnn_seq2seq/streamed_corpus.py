@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 
 from .arguments import ArgumentError, TrainingArguments
-from .batching import plan_batches
+from .batching import BatchPlan, plan_batches
 from .token_columns import encode
 from .updates import BatchLoader, MicroBatch, Update, UpdatePlan, column
 
@@ -118,7 +118,7 @@ class StreamPlan:
             yield state, window, behind if following else None
             state, window = behind, following
 
-    def _batches(self, window: Sequence[Mapping[str, Any]], epoch: int, number: int) -> list[list[int]]:
+    def _batches(self, window: Sequence[Mapping[str, Any]], epoch: int, number: int) -> BatchPlan:
         lengths = ([len(row[name]) for row in window] for name in ("source", "target"))
         return plan_batches(*lengths, batch_size=self.batch_size, seed=self.seed, epoch=(epoch << 32) + number)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_rnn_seq2seq import SearchError, SearchOutput
 from hf_rnn_seq2seq.model.fast_step import build_step
@@ -89,6 +90,43 @@ def test_beams_share_one_copy_of_the_source() -> None:
     for narrow, wide in zip(one.source, five.source, strict=True):
         assert wide.shape == narrow.shape and len(wide) == len(ROWS)
     assert len(five.rows[0]) == 5 * len(one.rows[0])
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records how many elements the largest result of any operation had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        results = result if isinstance(result, (tuple, list)) else [result]
+        self.elements = max([self.elements, *(part.numel() for part in results if isinstance(part, torch.Tensor))])
+        return result
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"cell_type": "gru", "input_feeding": False}, {"decoder_layers": 2}, {"attention_order": "before_cell"}],
+)
+def test_memory_does_not_grow_with_beams_times_source(options: dict[str, Any]) -> None:
+    """Nothing is as large as the states of one source for each beam, which `generate()` holds."""
+    model = tiny_model(dtype=torch.float32, hidden_size=12, vocab_size=16, **options)
+    rows, source, beams = 2, 150, 6
+    batch = {
+        "input_ids": torch.randint(3, model.config.source_vocab_size, (rows, source)),
+        "num_beams": beams,
+        "max_new_tokens": 4,
+    }
+    states = rows * source * model.config.encoder_output_size
+    largest = {}
+    for name, decode in (("search", model.search), ("generate", model.generate)):
+        with LargestTensor() as mode:
+            decode(**batch)
+        largest[name] = mode.elements
+    # The encoder's gates are four times as wide as its states; what grows with beams is narrower still.
+    assert largest["search"] < beams * states <= largest["generate"]
 
 
 # ---------------------------------------------------------------- ensembles

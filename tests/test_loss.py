@@ -1,12 +1,14 @@
 """The loss in chunks: torch's cross entropy in value and gradients, and never all logits at once."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_rnn_seq2seq.model.loss import chunked_cross_entropy, output_loss
 from tests.models import batch, tiny_model
@@ -39,6 +41,30 @@ def test_chunks_change_neither_value_nor_gradients(size: int, smoothing: float, 
 def test_gradcheck() -> None:
     rows, weight, bias, labels = inputs()
     assert torch.autograd.gradcheck(lambda *x: chunked_cross_entropy(*x, labels, 0.1, 3), (rows, weight, bias))
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_a_gradient_that_is_not_wanted_is_not_made(frozen: int) -> None:
+    *leaves, labels = inputs()
+    known = torch.autograd.grad(chunked_cross_entropy(*leaves, labels, 0.1, 3), leaves)
+    leaves[frozen].requires_grad_(False)
+    total = chunked_cross_entropy(*leaves, labels, 0.1, 3)
+    assert [gradient is None for gradient in total.grad_fn.gradients] == [place == frozen for place in range(3)]
+    total.backward()
+    for place, (leaf, gradient) in enumerate(zip(leaves, known, strict=True)):
+        assert leaf.grad is None if place == frozen else torch.equal(leaf.grad, gradient)
+
+
+def test_logits_become_their_gradient_on_a_cpu() -> None:
+    """In training: nothing of their size is kept for the backward pass, nor made by it."""
+    rows, weight, bias, labels = inputs()
+    head = nn.Linear(4, 9).double()
+    kept: list[int] = []
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):
+        total = output_loss(rows[None], head, labels[None], 0.0, budget=2**20)
+    assert total.grad_fn.name() == "_ChunkedCrossEntropyBackward" and max(kept) < 5 * 9
+    with torch.no_grad():
+        torch.testing.assert_close(output_loss(rows[None], head, labels[None], 0.0, budget=2**20), total)
 
 
 def test_a_second_backward_pass_gives_the_same() -> None:
@@ -77,23 +103,29 @@ def test_autocast_gives_gradients_of_the_weights_own_type() -> None:
     torch.testing.assert_close(total, wanted, rtol=0.02, atol=0)
 
 
+class Largest(TorchDispatchMode):
+    """Notes the most rows of 40,000 logits that any operation makes."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.dim() == 2 and made.shape[1] == 40_000:
+            self.rows = max(self.rows, made.shape[0])
+        return made
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_model_takes_chunks_where_the_budget_asks_for_them(smoothing: float) -> None:
     """40,000 words are 160 kB of logits a position: more than a mebibyte for eleven labels, six positions a chunk."""
     known = None
     for megabytes in (512, 1):
         model = tiny_model(vocab_size=40_000, label_smoothing=smoothing, logits_memory_mb=megabytes).float().train()
-        kept: list[int] = []
-
-        def note(tensor: Tensor, kept: list[int] = kept) -> Tensor:
-            kept.append(tensor.numel())
-            return tensor
-
-        with saved_tensors_hooks(note, lambda tensor: tensor):
+        with Largest() as seen:
             loss = model(**batch()).loss
-        loss.backward()
+            loss.backward()
         found = loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
-        assert (max(kept) >= 11 * 40_000) == (megabytes == 512)
+        assert seen.rows == (11 if megabytes == 512 else 6)
         known = known or found
         torch.testing.assert_close(found, known)
 

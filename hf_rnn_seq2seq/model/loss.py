@@ -1,8 +1,9 @@
 """Cross entropy of the output layer, over the positions that have a label, in bounded memory.
 
-Where the logits of all positions would take more than a budget, they are made a chunk of positions at a time and turned
-into their own gradient in place: then one chunk of them is alive, instead of the logits, their log-softmax and their
-gradient for every position. Value and gradients are the same.
+Logits are turned into their own gradient in place, instead of standing beside their log-softmax and their gradient:
+asking the system for memory of that size is a tenth of a small model's training step on a CPU. Where the logits of all
+positions would take more than a budget, they are made a chunk of positions at a time. Value and gradients are the same;
+a second derivative does not exist.
 
 N counts positions, D the readout, V the vocabulary.
 """
@@ -41,7 +42,8 @@ def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: flo
     # Adapters replace the layer, and what offloads it wraps its forward: then its weight is not all there is to it.
     wrapped = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
     plain = type(head) is nn.Linear and not wrapped
-    if plain and len(rows) * row_bytes > budget:
+    in_place = rows.device.type == "cpu" and torch.is_grad_enabled()
+    if plain and (in_place or len(rows) * row_bytes > budget):
         return chunked_cross_entropy(rows, head.weight, head.bias, labels, smoothing, max(1, budget // row_bytes))
     logits = head(rows)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -75,8 +77,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         ctx.smoothing, ctx.size = smoothing, size
         ctx.save_for_backward(rows, weight, bias, labels)
-        differentiate = any(ctx.needs_input_grad)
-        total, *ctx.gradients = _loss_and_gradients(rows, weight, bias, labels, smoothing, size, differentiate)
+        ctx.wanted = ctx.needs_input_grad[:3]
+        total, *ctx.gradients = _loss_and_gradients(rows, weight, bias, labels, smoothing, size, ctx.wanted)
         return total
 
     @staticmethod
@@ -84,9 +86,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:  # a second backward pass: the first one gave them away
-            gradients = _loss_and_gradients(*ctx.saved_tensors, ctx.smoothing, ctx.size, True)[1:]
+            gradients = _loss_and_gradients(*ctx.saved_tensors, ctx.smoothing, ctx.size, ctx.wanted)[1:]
         # In place: a copy of the weight's gradient would be the largest tensor of a step with a large vocabulary.
-        return *(None if gradient is None else gradient.mul_(d_total) for gradient in gradients), None, None, None
+        scaled = (None if gradient is None else gradient.mul_(d_total) for gradient in gradients)
+        return *scaled, None, None, None
 
 
 def _loss_and_gradients(
@@ -96,30 +99,29 @@ def _loss_and_gradients(
     labels: Tensor,
     smoothing: float,
     size: int,
-    differentiate: bool,
+    wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The sum of the loss, and the gradients of rows, weight and bias."""
+    """The sum of the loss, and those gradients of rows, weight and bias that are wanted."""
     exact = torch.promote_types(rows.dtype, torch.float32)
     used = weight.to(rows.dtype)
     total = torch.zeros((), dtype=exact, device=rows.device)
-    d_rows = d_weight = d_bias = None
-    if differentiate:
-        d_rows, d_weight = torch.empty_like(rows), torch.zeros_like(weight, dtype=exact)
-        d_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
+    d_rows = torch.empty_like(rows) if wanted[0] else None
+    d_weight = torch.zeros_like(weight, dtype=exact) if wanted[1] else None
+    d_bias = torch.zeros_like(bias, dtype=exact) if wanted[2] else None
     for start in range(0, len(rows), size):
         part, here = rows[start : start + size], labels[start : start + size]
         logits = (torch.mm(part, used.t()) if bias is None else affine(bias.to(rows.dtype), part, used)).to(exact)
         loss, d_logits = _softmax_loss(logits, here, smoothing)
         total += loss
-        if differentiate:
-            if bias is not None:
-                d_bias += d_logits.sum(0)
-            d_logits = d_logits.to(rows.dtype)
-            d_rows[start : start + size] = torch.mm(d_logits, used)
+        if d_bias is not None:
+            d_bias += d_logits.sum(0)
+        d_logits = d_logits.to(rows.dtype)
+        if d_rows is not None:
+            torch.mm(d_logits, used, out=d_rows[start : start + size])
+        if d_weight is not None:
             _add_outer(d_weight, d_logits, part)
-    if differentiate:
-        d_weight, d_bias = d_weight.to(weight.dtype), None if bias is None else d_bias.to(bias.dtype)
-    return total, d_rows, d_weight, d_bias
+    d_weight = None if d_weight is None else d_weight.to(weight.dtype)
+    return total, d_rows, d_weight, None if d_bias is None else d_bias.to(bias.dtype)
 
 
 def _softmax_loss(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,20 @@ import torch
 from torch import Tensor
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
-from tests.references import State, Weights, affine, attend, first_cell, later_cells, layer, position, under, zone_out
+from tests.attention_references import cover, gate_factors, uncovered
+from tests.references import (
+    State,
+    Weights,
+    affine,
+    attend,
+    cell,
+    first_cell,
+    later_cells,
+    layer,
+    position,
+    under,
+    zone_out,
+)
 
 
 class Source(NamedTuple):
@@ -99,16 +112,32 @@ class Target(NamedTuple):
 
 def read_out(config: RnnSeq2SeqConfig, weights: Weights, state: Tensor, context: Tensor | None, word: Tensor) -> Tensor:
     """Luong 2015, equation 5 (`tanh`); Bahdanau 2014, appendix A.2.2 (`maxout`: the larger of each pair)."""
-    reads_context = context is not None and config.readout_context
+    reads_context = context is not None and config.readout_context and "gate.word.weight" not in weights
     joined = torch.cat([state] + [context] * reads_context + [word] * config.readout_embedding)
     if "project.weight" not in weights:
         return joined
     units = affine(weights, "project", joined)
+    if "gate.word.weight" in weights:  # Tu 2017, with the readout for f
+        target, source = gate_factors(config, under(weights, "gate"), word, state, context)
+        units = target * units + source * affine(weights, "project_context", context)
     if config.readout == "tanh":
         return torch.tanh(units)
     if config.readout == "maxout":
         return torch.stack([max(units[i], units[i + 1], key=Tensor.item) for i in range(0, len(units), 2)])
     return units
+
+
+def gated_cell(
+    config: RnnSeq2SeqConfig, weights: Weights, gate: Weights, word: Tensor, context: Tensor, state: State
+) -> State:
+    """t = f(a (W e + U t) + b C s), in each gate of the cell (Tu 2017, equations 5 to 7)."""
+    target, source = gate_factors(config, gate, word, state[0], context)
+    matrix, bias = weights["kernel.weight_hh_l0"], weights["kernel.bias_hh_l0"]
+    blocks = len(bias) // len(target)
+    target, source = torch.cat([target] * blocks), torch.cat([source] * blocks)
+    below, extra = weights["kernel.weight_ih_l0"].split([len(word), len(context)], 1)
+    x = target * (below @ word + weights["kernel.bias_ih_l0"]) + source * (extra @ context)
+    return cell(config, weights, x, target[:, None] * matrix, target * bias, state)
 
 
 def decode(
@@ -131,10 +160,18 @@ def decode(
     if config.input_feeding:
         feed = words[0].new_zeros(config.readout_size if feeds_readout else config.context_width)
     readouts, hidden, attentions, contexts = [], [[] for _ in range(config.decoder_layers + 1)], [], []
+    asked, covered = under(weights, "attention"), uncovered(config, source)
+
+    def ask(query: Tensor, time: int) -> tuple[Tensor, list[list[Tensor]]]:
+        nonlocal covered
+        context, shares = attend(config, asked, query, source, time, covered)
+        covered = covered and cover(config, asked, covered, shares[0], query, source)
+        return context, shares
+
     for time, word in enumerate(words):
         context = summary
         if attends and before and not between:
-            context, shares = attend(config, under(weights, "attention"), states[asking][0], source, time)
+            context, shares = ask(states[asking][0], time)
         started, after, below = states, [], word
         hidden[0].append(word)
         for number in range(config.decoder_layers):
@@ -144,9 +181,12 @@ def decode(
             elif context is not None and (number == 0 or config.context_layers == "all"):
                 reads.append(context)
             own = under(weights, f"layers.{number}")
-            if between and number == 0:
+            if number == 0 and "context_gate.word.weight" in weights:
+                state = gated_cell(config, own, under(weights, "context_gate"), below, context, states[number])
+                state = zone_out(config, states[number], state)
+            elif between and number == 0:
                 state = first_cell(config, own, torch.cat(reads), states[number])
-                context, shares = attend(config, under(weights, "attention"), state[0], source, time)
+                context, shares = ask(state[0], time)
                 state = zone_out(config, states[number], later_cells(config, own, state, context))
             else:
                 state = position(config, own, torch.cat(reads), states[number])
@@ -155,7 +195,7 @@ def decode(
             below = state[0] + below if residual else state[0]
             hidden[number + 1].append(below)
             if attends and not before and number == asking:
-                context, shares = attend(config, under(weights, "attention"), below, source, time)
+                context, shares = ask(below, time)
         states = after
         read = started[-1][0] if config.readout_state == "previous" else below
         readouts.append(read_out(config, under(weights, "readout"), read, context, word))

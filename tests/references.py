@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
+from tests import attention_references
 
 Weights = Mapping[str, Tensor]
 State = tuple[Tensor, ...]
@@ -172,8 +173,19 @@ def head(matrix: Tensor, number: int, config: RnnSeq2SeqConfig) -> Tensor:
     return matrix[number * size : (number + 1) * size]
 
 
-def score(config: RnnSeq2SeqConfig, weights: Weights, query: Tensor, key: Tensor, place: int, number: int) -> Tensor:
-    """How well `query` fits the encoder state `key` at source position `place`, for head `number`."""
+def score(
+    config: RnnSeq2SeqConfig,
+    weights: Weights,
+    query: Tensor,
+    key: Tensor,
+    place: int,
+    number: int,
+    covered: Tensor | None = None,
+) -> Tensor:
+    """How well `query` fits the encoder state `key` at source position `place`, for head `number`.
+
+    `covered` is what is remembered of that word: See 2017, equation 11; Tu 2016, equation 8.
+    """
     kind = config.attention_type
     if kind == "dot":  # Luong 2015, equation 7
         return query @ key
@@ -184,7 +196,10 @@ def score(config: RnnSeq2SeqConfig, weights: Weights, query: Tensor, key: Tensor
     if kind == "location":  # Luong 2015, equation 8
         return weights["location.weight"][place] @ query
     if kind in ("additive", "normed_additive"):  # Bahdanau 2014, appendix A.1.2
-        inner = torch.tanh(weights["query.weight"] @ query + weights["key.weight"] @ key + weights["key.bias"])
+        inner = weights["query.weight"] @ query + weights["key.weight"] @ key + weights["key.bias"]
+        if covered is not None:
+            inner = inner + weights["coverage.project.weight"] @ covered
+        inner = torch.tanh(inner)
         v = weights["energy.weight"][0]
         if kind == "normed_additive":  # Salimans and Kingma 2016, equation 2
             v = weights["gain"][0] * v / torch.sqrt((v**2).sum())
@@ -195,8 +210,20 @@ def score(config: RnnSeq2SeqConfig, weights: Weights, query: Tensor, key: Tensor
     return weights["energy.weight"][number] @ torch.tanh(asked @ query + offered @ key)  # Chen 2018, section 4.1
 
 
+def align(config: RnnSeq2SeqConfig, weights: Weights, scores: list[Tensor], number: int) -> list[Tensor]:
+    """Scores -> weights of head `number`."""
+    if config.attention_normalization == "softmax":
+        return softmax(scores)
+    return attention_references.entmax(scores, attention_references.alpha_of(config, weights, number))
+
+
 def attend(
-    config: RnnSeq2SeqConfig, weights: Weights, query: Tensor, states: list[Tensor], time: int
+    config: RnnSeq2SeqConfig,
+    weights: Weights,
+    query: Tensor,
+    states: list[Tensor],
+    time: int,
+    covered: list[Tensor] | None = None,
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """The context, and the weights of each head; windows as in Luong 2015, section 3.2."""
     places = list(range(len(states)))
@@ -208,7 +235,9 @@ def attend(
         places = [place for place in places if abs(place - centre.item()) <= config.attention_window_size]
     contexts, attentions = [], []
     for number in range(config.num_attention_heads):
-        shares = softmax([score(config, weights, query, states[place], place, number) for place in places])
+        known = covered or [None] * len(states)
+        scores = [score(config, weights, query, states[place], place, number, known[place]) for place in places]
+        shares = align(config, weights, scores, number)
         if config.attention_window == "local_p":  # equation 10
             deviation = config.attention_window_size / 2
             gaussian = [torch.exp(-((place - centre) ** 2) / (2 * deviation**2)) for place in places]

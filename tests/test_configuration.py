@@ -46,6 +46,7 @@ CHOICES = {
     "attention_window": ("global", "local_m", "local_p"),
     "attention_normalization": ("softmax", "sparsemax", "entmax"),
     "coverage": ("none", "sum", "gru"),
+    "context_gate": ("none", "source", "target", "both"),
     "bridge": ("zero", "copy", "mean", "dense", "backward_tanh"),
     "readout": ("linear", "tanh", "maxout"),
     "readout_state": ("current", "previous"),
@@ -201,6 +202,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         for field, value in (
             ("attention_normalization", "sparsemax"),
             ("coverage", "sum"),
+            ("context_gate", "both"),
             ("coverage_loss", 1.0),
             ("guided_alignment_weight", 0.5),
         )
@@ -224,6 +226,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "not 'general'",
     ),
     ({"coverage_size": 3}, "coverage_size=3: needs coverage='gru'"),
+    (
+        {"context_gate": "both", "attention_layer": "bottom", "context_layers": "all"},
+        "context_gate='both': gates the context of one layer, not of context_layers='all'",
+    ),
+    (
+        {"context_gate": "source", "readout": "linear"},
+        "context_gate='source': with attention_order='after_cell' it gates the readout, which must read the context "
+        "(readout_context=True) and project it (readout_size=None)",
+    ),
+    (
+        BEFORE | {"context_gate": "target", "layer_norm": True},
+        "context_gate='target': with attention_order='before_cell' it gates the products of a plain cell, without "
+        "layer_norm, gru_reset='before' or a decoder_transition_depth above 1",
+    ),
     ({"coverage_loss": -1}, "coverage_loss=-1: must be 0 or more"),
     ({"guided_alignment_weight": float("nan")}, "guided_alignment_weight=nan: must be 0 or more"),
     ({"initializer_range": 0.0}, "initializer_range=0.0: must be greater than 0"),

@@ -49,7 +49,7 @@ LAYERS = [
     {"config_errors", "precision", "presets", "products", "regularisation"},
     {"config_checks"},
     {"configuration_rnn_seq2seq"},
-    {"coverage", "entmax"},
+    {"context_gate", "coverage", "entmax"},
     {"attention", "recurrence", "scan_cells", "cache", "loss", "scheduled_sampling"},
     {"scan_scores"},
     {"scan"},

@@ -187,6 +187,48 @@ CASES: dict[str, dict[str, Any]] = {
         "decoder_layers": 3,
         "readout": "linear",
     },
+    "sparsemax": {"attention_normalization": "sparsemax"},
+    "entmax, before": BEFORE | {"attention_normalization": "entmax"},
+    "entmax 1.2, no feeding": {"attention_normalization": "entmax", "entmax_alpha": 1.2, "input_feeding": False},
+    "entmax learned, 2 heads, local_p": {
+        "attention_normalization": "entmax",
+        "entmax_learned": True,
+        "attention_type": "multi_head",
+        "num_attention_heads": 2,
+        "attention_window": "local_p",
+        "attention_window_size": 2,
+    },
+    "coverage sum": {"attention_type": "additive", "coverage": "sum"},
+    "coverage sum, no feeding, bottom": {
+        "attention_type": "normed_additive",
+        "coverage": "sum",
+        "input_feeding": False,
+        "attention_layer": "bottom",
+    },
+    "coverage sum, sparsemax, local_m": {
+        "attention_type": "additive",
+        "coverage": "sum",
+        "attention_normalization": "sparsemax",
+        "attention_window": "local_m",
+        "attention_window_size": 2,
+    },
+    "coverage gru, before": BEFORE | MAXOUT | {"coverage": "gru", "coverage_size": 3},
+    "coverage gru, conditional": BEFORE
+    | {"cell_type": "gru", "decoder_transition_depth": 2, "attention_layer": "bottom", "coverage": "gru"},
+    **{f"gate {kind}, before": BEFORE | {"context_gate": kind} for kind in ("source", "target", "both")},
+    **{
+        f"gate {cell}, bottom": BEFORE | {"context_gate": "both", "cell_type": cell, "attention_layer": "bottom"}
+        for cell in ("gru", "rnn_tanh")
+    },
+    **{f"gate {kind}, after": {"context_gate": kind} for kind in ("source", "target", "both")},
+    "gate, maxout, no feeding": MAXOUT | {"context_gate": "both", "input_feeding": False},
+    "gate, fed context, with word": {
+        "context_gate": "target",
+        "attention_layer": "bottom",
+        "readout_embedding": True,
+        "readout": "linear",
+        "readout_size": 3,
+    },
     "copying": COPY,
     "copying, two heads": COPY | {"attention_type": "multi_head", "num_attention_heads": 2},
     "copying, no feeding": COPY | {"input_feeding": False},

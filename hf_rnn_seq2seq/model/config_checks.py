@@ -27,6 +27,7 @@ ATTENTION_DEFAULTS = {
     "input_feeding": False,
     "attention_normalization": "softmax",
     "coverage": "none",
+    "context_gate": "none",
     "coverage_loss": 0,
     "guided_alignment_weight": 0,
 }
@@ -173,6 +174,25 @@ class ConfigChecks:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be 0 or more")
         if self.coverage != "gru" and self.coverage_size != 10:
             raise ConfigError(f"coverage_size={self.coverage_size}: needs coverage='gru'")
+
+    def validate_context_gate(self) -> None:
+        """There is one place where the context enters, and it can be gated."""
+        if self.context_gate == "none" or self.context != "attention":
+            return
+        name = f"context_gate={self.context_gate!r}"
+        if self.context_layers == "all":
+            raise ConfigError(f"{name}: gates the context of one layer, not of context_layers='all'")
+        if self.attention_order == "after_cell":
+            if not self.readout_context or self.readout_size is None:
+                raise ConfigError(
+                    f"{name}: with attention_order='after_cell' it gates the readout, which must read the context "
+                    f"(readout_context={self.readout_context}) and project it (readout_size={self.readout_size})"
+                )
+        elif self.layer_norm or self.gru_reset == "before" or self.decoder_transition_depth > 1:
+            raise ConfigError(
+                f"{name}: with attention_order='before_cell' it gates the products of a plain cell, without layer_norm, "
+                "gru_reset='before' or a decoder_transition_depth above 1"
+            )
 
     def validate_decoder(self) -> None:
         """Order, feeding, context and readout go together."""

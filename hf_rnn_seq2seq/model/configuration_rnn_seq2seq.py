@@ -73,6 +73,9 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         coverage: What an additive score remembers of the source words it has looked at: `none`, the `sum` of their
             weights (See 2017, section 2.3), or a `gru` for each word (Tu 2016, section 3.1.2). Costs a time loop.
         coverage_size: Width of the `gru`'s memory of a word.
+        context_gate: Weighs the `source` part (the context), the `target` part (word and state) or `both` where the
+            context enters: the cell with `before_cell` attention (Tu 2017, section 3), else the readout. Costs a time
+            loop where there would be the scan.
         coverage_loss: Weight in the training loss of looking again at what was looked at (See 2017, equation 12).
         guided_alignment_weight: Weight in the training loss of the cross entropy between `alignments` given to
             `forward` and the attention (Chen 2016).
@@ -172,6 +175,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     entmax_learned: bool = False
     coverage: Literal["none", "sum", "gru"] = "none"
     coverage_size: int = 10
+    context_gate: Literal["none", "source", "target", "both"] = "none"
     coverage_loss: float | int = 0.0
     guided_alignment_weight: float | int = 0.0
     input_feeding: bool | None = None

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .attention import build_attention
 from .cache import DecoderState, Memory
 from .configuration_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig
+from .context_gate import ContextGate, gates_cell
 from .copying import CopyGate, missing_source
 from .decoder_parts import Attended, DecoderTrace, Loop, Readout, Step, hold
 from .decoder_scan import attended_scan, scan_refusal
@@ -44,6 +45,7 @@ class RnnDecoder(nn.Module):
         if config.input_feeding:
             self.feed_size = config.readout_size if self.feeds_readout else config.context_width
         self.layers = nn.ModuleList(self._build_layer(number) for number in range(config.decoder_layers))
+        self.context_gate = ContextGate(config, config.hidden_size) if gates_cell(config) else None
         self.readout = Readout(config)
         self.copy_gate = CopyGate(config) if config.copy_mechanism else None
 
@@ -139,7 +141,7 @@ class RnnDecoder(nn.Module):
 
     # ---------------------------------------------------------------- the equation
 
-    def step(self, projected: Tensor, state: DecoderState, memory: Memory, loop: Loop) -> Step:
+    def step(self, projected: Tensor, state: DecoderState, memory: Memory, loop: Loop, word: Tensor) -> Step:
         """One target position of the attended layers.
 
         before_cell (Bahdanau 2014, appendix A.2.2):  c_t = attend(s_{t-1});  s_t = cell(e_t, c_t, s_{t-1})
@@ -153,13 +155,16 @@ class RnnDecoder(nn.Module):
             state: before the position.
             memory: the source.
             loop: what was cut and drawn once for the whole pass, at this position.
+            word: (batch, embedding), the word's vector.
         """
-        context = weights = None
+        context = weights = gains = None
         carried = state.attention
         extra = state.feed
         if self.before_cell and not self.between_cells:
             context, weights, carried = self._attend(state.layers[self.attended - 1][0], state, memory)
             extra = context
+            if self.context_gate is not None:
+                gains = self.context_gate(word, state.layers[0][0], context)
         states, outputs = [], []
         for number in range(self.attended):
             layer = self.layers[number]
@@ -167,7 +172,8 @@ class RnnDecoder(nn.Module):
                 below = outputs[-1] if loop.drop[number] is None else outputs[-1] * loop.drop[number]
                 projected = F.linear(below, loop.weights[number].below, loop.weights[number].below_bias)
                 extra = context if self.extra_size(number) else None
-            after = layer.first_cell(projected, state.layers[number], loop.weights[number], extra, loop.keep[number])
+            before, keep = state.layers[number], loop.keep[number]
+            after = layer.first_cell(projected, before, loop.weights[number], extra, keep, None if number else gains)
             if self.between_cells:
                 context, weights, carried = self._attend(after[0], state, memory)
             after = layer.transit(after, loop.weights[number], context if self.between_cells else None)
@@ -245,7 +251,7 @@ class RnnDecoder(nn.Module):
         held = None if mask is None else (~mask).unsqueeze(-1).unbind(1)
         steps, readouts = [], []
         for time in range(embedded.shape[1]):
-            done = self.step(projected[:, time], state, memory, loop.at(time))
+            done = self.step(projected[:, time], state, memory, loop.at(time), embedded[:, time])
             feed = None
             if self.feed_size:
                 feed = done.context

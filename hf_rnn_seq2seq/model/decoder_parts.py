@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .cache import DecoderState
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .context_gate import ContextGate, gates_readout
 from .recurrence import State, StepWeights
 
 
@@ -14,7 +15,8 @@ class Readout(nn.Module):
     """What stands between the state and the vocabulary: reads state, context and, for deep output, the word vector.
 
     `linear` joins them (and projects with `readout_size`); `tanh` is the attentional vector of Luong 2015, equation 5;
-    `maxout` is the deep output of Bahdanau 2014, appendix A.2.2 (pairs of units, the larger of each).
+    `maxout` is the deep output of Bahdanau 2014, appendix A.2.2 (pairs of units, the larger of each). With a context gate
+    the context has a projection of its own.
     """
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
@@ -22,14 +24,17 @@ class Readout(nn.Module):
         self.kind = config.readout
         self.reads_embedding = config.readout_embedding
         self.reads_context = config.readout_context and config.context_width > 0
-        width = config.readout_input_width
         units = (config.readout_size or 0) * (2 if self.kind == "maxout" else 1)
+        gated = gates_readout(config)
+        self.gate = ContextGate(config, units) if gated else None
+        self.project_context = nn.Linear(config.context_width, units, bias=False) if gated else None
+        width = config.readout_input_width - (config.context_width if gated else 0)
         self.project = nn.Linear(width, units, bias=self.kind == "maxout") if units else None
 
     def forward(self, state: Tensor, context: Tensor | None, embedding: Tensor) -> Tensor:
         """(batch, ..., width) each -> (batch, ..., readout)."""
         parts = [state]
-        if self.reads_context:
+        if self.reads_context and self.gate is None:
             parts.append(context)
         if self.reads_embedding:
             parts.append(embedding)
@@ -37,6 +42,9 @@ class Readout(nn.Module):
         if self.project is None:
             return joined
         units = self.project(joined)
+        if self.gate is not None:
+            target, source = self.gate(embedding, state, context)
+            units = target * units + source * self.project_context(context)
         if self.kind == "tanh":
             return torch.tanh(units)
         if self.kind == "maxout":

@@ -9,7 +9,8 @@ from .decoder_parts import Attended, Loop
 from .scan import ScanLayer, ScanMixer, ScanPlan, ScanSource, attention_scan
 
 # Options of the attention, and the one value of each that the scan knows.
-COVERED = {"attention_window": "global", "attention_normalization": "softmax", "coverage": "none"}
+COVERED = {"attention_window": "global", "attention_normalization": "softmax"}
+COVERED |= {"coverage": "none", "context_gate": "none"}
 
 
 def scan_refusal(decoder: nn.Module) -> str | None:

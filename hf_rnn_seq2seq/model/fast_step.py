@@ -146,6 +146,7 @@ def can_fuse(model: nn.Module) -> bool:
         and (decoder.copy_gate is None or isinstance(decoder.copy_gate.project, nn.Linear))
         and config.attention_window == "global"
         and config.attention_normalization == "softmax"
+        and config.context_gate == "none"
         and config.attention_order == "after_cell"
         and config.residual_start != 1
         and config.readout == "tanh"

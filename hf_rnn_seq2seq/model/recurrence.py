@@ -132,11 +132,19 @@ class RecurrentLayer(nn.Module):
         weights: StepWeights,
         extra: Tensor | None = None,
         keep: Tensor | None = None,
+        gains: tuple[Tensor, Tensor] | None = None,
     ) -> State:
-        """The cell that reads the layer below; arguments as `step`."""
-        if extra is not None:
-            projected = projected + F.linear(extra, weights.extra)
-        return _cell(self, projected, state, weights.recurrent, weights.recurrent_bias, keep)
+        """The cell that reads the layer below; arguments as `step`.
+
+        `gains` (batch, hidden) multiply each gate's products: the first all but the one of `extra`, the second that one.
+        """
+        read = None if extra is None else F.linear(extra, weights.extra)
+        gain = None
+        if gains is not None:
+            gain, other = (gain.repeat(1, projected.shape[-1] // gain.shape[-1]) for gain in gains)
+            projected, read = projected * gain, read * other
+        projected = projected if read is None else projected + read
+        return _cell(self, projected, state, weights.recurrent, weights.recurrent_bias, keep, gain)
 
     def transit(self, state: State, weights: StepWeights, context: Tensor | None = None) -> State:
         """The cells after the first; the second reads `context` (batch, transition inputs) where it has weights for it."""
@@ -267,14 +275,24 @@ class TransitionCell(nn.Module):
 
 
 def _cell(
-    layer: nn.Module, projected: Tensor, state: State, weight: Tensor, bias: Tensor, keep: Tensor | None = None
+    layer: nn.Module,
+    projected: Tensor,
+    state: State,
+    weight: Tensor,
+    bias: Tensor,
+    keep: Tensor | None = None,
+    gain: Tensor | None = None,
 ) -> State:
-    """The equations of the four cells, with the normalisations and the dropout mask of `layer` where it has them."""
+    """The equations of the four cells, with the normalisations and the dropout mask of `layer` where it has them.
+
+    `gain` (batch, gates) multiplies the recurrent product.
+    """
     hidden = state[0] if keep is None else state[0] * keep
     projected = _normalise(layer, layer.norm_input, projected)
     if layer.cell_type == "gru" and layer.reset_before:
         return (_gru_reset_before(layer, projected, state[0], hidden, weight, bias),)
     recurrent = _normalise(layer, layer.norm_hidden, F.linear(hidden, weight, bias))
+    recurrent = recurrent if gain is None else recurrent * gain
     if layer.cell_type == "lstm":
         update, forget, new, output = (projected + recurrent).chunk(4, -1)
         cell = torch.sigmoid(forget) * state[1] + torch.sigmoid(update) * torch.tanh(new)

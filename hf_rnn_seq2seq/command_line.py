@@ -79,19 +79,27 @@ def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
-def add_data_options(parser: Parser) -> None:
-    """The data options of training, under the names of Hugging Face's translation example."""
+def add_data_options(parser: Parser, *, training: bool = False) -> None:
+    """The data options of training, under the names of Hugging Face's translation example.
+
+    With `training` those that choose the training split, else those that choose a split to test.
+    """
     group = parser.add_argument_group("data (default: what the run was trained on)")
     group.add_argument("--dataset_name", "--dataset", help="`cldr`, a saved `datasets` folder, or a name on the Hub")
     group.add_argument("--dataset_config_name", help="its configuration; for cldr a pair of locales such as en-fr")
-    group.add_argument("--test_file", help="TSV, CSV, JSONL or Parquet file, or two text files `a,b`; may be .gz")
+    group.add_argument(
+        f"--{'train' if training else 'test'}_file",
+        help="TSV, CSV, JSONL or Parquet file, or two text files `a,b`; may be .gz",
+    )
     group.add_argument("--source_lang", help="language of the source sentences")
     group.add_argument("--target_lang", help="language of the target sentences")
     group.add_argument("--source_column", help="column of a table that holds the source")
     group.add_argument("--target_column", help="column of a table that holds the target")
-    group.add_argument("--max_predict_samples", type=at_least(1), help="use only so many rows")
+    limit = f"--max_{'train' if training else 'predict'}_samples"
+    group.add_argument(limit, type=at_least(1), help="use only so many rows")
     group.add_argument("--data_seed", type=at_least(0), help="seed of what a corpus draws")
-    group.add_argument("--split", default="test", choices=("train", "validation", "test"), help="(default: test)")
+    if not training:
+        group.add_argument("--split", default="test", choices=("train", "validation", "test"), help="(default: test)")
 
 
 def one_line(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ DATA_OPTIONS = (
     "target_lang",
     "source_column",
     "target_column",
+    "max_train_samples",
     "max_predict_samples",
     "data_seed",
 )
@@ -60,6 +61,30 @@ def load_checkpoint(
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.eval().to(device), tokenizer
+
+
+def load_ensemble(
+    directories: Sequence[str], first: str, model: Any, tokenizer: Any, **options: str | None
+) -> list[Any]:
+    """The models that decode together with `model`, which was loaded from `first`; `options` as for `load_checkpoint`.
+
+    Raises:
+        CheckpointError: one that cannot be loaded or has another vocabulary, or `model` has no search of its own.
+    """
+    if not hasattr(model, "search"):
+        raise CheckpointError(f"{first}: an ensemble needs models of this package, not a {type(model).__name__}")
+    members = []
+    for directory in directories:
+        member, own = load_checkpoint(directory, **options)
+        if _vocabularies(own) != _vocabularies(tokenizer):
+            raise CheckpointError(f"{directory}: its vocabulary is not that of {first}")
+        members.append(member)
+    return members
+
+
+def _vocabularies(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Tokens by name; the second is that of the target where it has its own."""
+    return tokenizer.get_vocab(), getattr(tokenizer, "get_target_vocab", dict)()
 
 
 def data_options(directory: str | os.PathLike[str]) -> dict[str, Any]:

@@ -98,14 +98,10 @@ def decoding_options(arguments: argparse.Namespace, model: Any, tokenizer: Any) 
     if given and not hasattr(model, "search"):
         raise ValueError(f"--{given[0]}: a {type(model).__name__} has no search of its own")
     if arguments.ensemble:
-        from hf_rnn_seq2seq.run_directory import load_checkpoint
+        from hf_rnn_seq2seq.run_directory import load_ensemble
 
-        options["ensemble"] = []
-        for directory in arguments.ensemble:
-            member, own = load_checkpoint(directory, device=arguments.device, dtype=arguments.dtype)
-            if own.get_vocab() != tokenizer.get_vocab():
-                raise ValueError(f"--ensemble {directory}: its vocabulary is not that of {arguments.model}")
-            options["ensemble"].append(member)
+        where = {"device": arguments.device, "dtype": arguments.dtype}
+        options["ensemble"] = load_ensemble(arguments.ensemble, arguments.model, model, tokenizer, **where)
     if arguments.shortlist:
         from hf_rnn_seq2seq.shortlist import Shortlist
 

@@ -1,0 +1,125 @@
+"""A training corpus with a teacher's words as targets: `python scripts/distill.py TEACHER --output_file FILE.tsv`.
+
+    python scripts/distill.py runs/teacher --num_beams 5 --output_file distilled.tsv
+    accelerate launch scripts/train.py RECIPE.yaml --train_file distilled.tsv --output_dir runs/student
+
+Knowledge distillation at sequence level (Kim and Rush 2016): the student learns what the teacher's beam search says,
+which is more regular than what people wrote. TEACHER is a directory that training wrote, or any sequence-to-sequence
+model of the Hub; several directories are an ensemble of models with one vocabulary. Without data options the corpus is
+the teacher's own training split. --interpolate N takes, of the N best hypotheses, the one closest to the reference.
+
+The table keeps the order and the sources of the corpus; its columns are named so that the options that read the corpus
+read it too. An output file appears when it is whole; --resume goes on with an interrupted one. A multilingual teacher
+brings its languages along in a tokenizer and a generation config that were saved with them.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from hf_rnn_seq2seq import command_line
+
+DATA = ("dataset_name", "dataset_config_name", "train_file", "source_lang", "target_lang", "source_column")
+DATA += ("target_column", "max_train_samples", "data_seed")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("teachers", nargs="+", metavar="TEACHER", help="directory, or user/name on the Hub")
+    parser.add_argument("--output_file", required=True, metavar="FILE.tsv", help="it appears when it is complete")
+    parser.add_argument("--resume", action="store_true", help="continue the interrupted OUTPUT_FILE.part")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT_FILE if it exists")
+    parser.add_argument(
+        "--interpolate", type=command_line.at_least(2), metavar="N", help="of the N best, the closest to the reference"
+    )
+    parser.add_argument("--source_prefix", default="", help="text before every source, such as a task of T5")
+    parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
+    parser.add_argument("--max_tokens", type=command_line.at_least(1), default=16384, help="padded tokens of a batch")
+    parser.add_argument("--max_source_length", type=command_line.at_least(2), help="tokens a source is cut at")
+    parser.add_argument("--window", type=command_line.at_least(1), default=2048, help="rows sorted and held at a time")
+    parser.add_argument("--no_progress", action="store_true", help="no progress bar on standard error")
+    command_line.add_generation_options(parser)
+    command_line.add_data_options(parser, training=True)
+    command_line.add_model_options(parser)
+    arguments = parser.parse_args(argv)
+    if not arguments.output_file.endswith(".tsv"):
+        parser.error(f"--output_file {arguments.output_file!r}: must end in .tsv, by which train.py knows a table")
+    return arguments
+
+
+def corpus_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `load_corpus` needs for the training split that was named, or for the first teacher's own.
+
+    Raises:
+        ValueError: no data options, and the teacher does not say what it was trained on.
+    """
+    from hf_rnn_seq2seq.run_directory import data_options
+
+    chosen = {name: getattr(arguments, name) for name in DATA if getattr(arguments, name) is not None}
+    if not arguments.dataset_name and not arguments.train_file:
+        own = data_options(arguments.teachers[0])
+        if not own:
+            raise ValueError(
+                f"{arguments.teachers[0]}: has no recipe.yaml that says what it was trained on; give --dataset_name or "
+                "--train_file"
+            )
+        chosen = {name: value for name, value in own.items() if name in DATA} | chosen
+    if "data_seed" in chosen:
+        chosen["seed"] = chosen.pop("data_seed")
+    return chosen
+
+
+def identity(arguments: argparse.Namespace, fingerprint: Any) -> dict[str, Any]:
+    """What the rows depend on: a part made with other values is not continued."""
+    silent = ("resume", "overwrite", "no_progress", "window", "batch_size", "max_tokens", "output_file", "device")
+    return {name: value for name, value in vars(arguments).items() if name not in silent} | {"corpus": fingerprint}
+
+
+def load_teacher(arguments: argparse.Namespace) -> Any:
+    """(sources, references) -> targets, by the model or the ensemble that was named."""
+    from hf_rnn_seq2seq.distillation import distilled
+    from hf_rnn_seq2seq.run_directory import load_checkpoint, load_ensemble
+
+    where = {"device": arguments.device, "dtype": arguments.dtype}
+    first, *others = arguments.teachers
+    model, tokenizer = load_checkpoint(first, **where)
+    options = command_line.generation_options(arguments)
+    options |= {name: getattr(arguments, name) for name in ("batch_size", "max_tokens", "max_source_length")}
+    if others:
+        options["ensemble"] = load_ensemble(others, first, model, tokenizer, **where)
+    options |= {"interpolate": arguments.interpolate or 0, "source_prefix": arguments.source_prefix}
+    return partial(distilled, model, tokenizer, **options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    from tqdm import tqdm
+
+    from hf_rnn_seq2seq.data import load_corpus
+    from hf_rnn_seq2seq.distillation import column_names, write_distilled
+    from hf_rnn_seq2seq.line_streams import LineWriter
+
+    command_line.quiet_libraries()
+    chosen = corpus_options(arguments)
+    corpus = load_corpus(**chosen, splits=("train",))
+    if "train" not in corpus.splits:
+        raise ValueError("the data has no train split")
+    rows, header = corpus.splits["train"], column_names(chosen, corpus.description)
+    teach = load_teacher(arguments)
+    kept = {"resume": arguments.resume, "overwrite": arguments.overwrite}
+    kept["identity"] = identity(arguments, corpus.description.get("fingerprint"))
+    with (
+        LineWriter(arguments.output_file, **kept) as writer,
+        tqdm(total=len(rows), unit=" rows", desc="distilling", disable=arguments.no_progress) as bar,
+    ):
+        for done in write_distilled(writer, header, rows, teach, arguments.window):
+            bar.update(done - bar.n)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in corpus.skipped["train"].items())
+    print(f"{arguments.output_file}: {len(rows)} rows; left out: {reasons or 'none'}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqCache, RnnSeq2SeqForConditionalGeneration
+from hf_rnn_seq2seq.adaptation import freeze, grow_tables
 from tests.models import END, PAD, mask, pad, tiny_config, tiny_model
 
 Model = RnnSeq2SeqForConditionalGeneration
@@ -146,6 +147,30 @@ def test_the_fused_path_equals_the_loop(model: Model, rows: Pairs) -> None:
         }
         told.append((logits, gradients))
     torch.testing.assert_close(told[0], told[1])
+
+
+@quickly
+@given(models(), pairs, st.integers(0, 2))
+def test_frozen_weights_leave_the_other_gradients_alone(model: Model, rows: Pairs, third: int) -> None:
+    told = []
+    for patterns in ([], [name for number, (name, _) in enumerate(model.named_parameters()) if number % 3 == third]):
+        freeze(model, patterns)
+        model.zero_grad()
+        logits = model(**inputs(rows)).logits
+        (logits * torch.arange(logits.numel()).view_as(logits).sin()).sum().backward()
+        told.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert not told[1].keys() & set(patterns)
+    torch.testing.assert_close(told[1], {name: gradient for name, gradient in told[0].items() if name in told[1]})
+    assert told[0].keys() - set(patterns) == told[1].keys()
+
+
+@quickly
+@given(models(), pairs)
+def test_old_words_keep_their_scores_when_the_vocabularies_grow(model: Model, rows: Pairs) -> None:
+    with torch.no_grad():
+        before, size = model(**inputs(rows)).logits, model.config.vocab_size
+        grow_tables(model, source_vocab_size=model.config.source_vocab_size + 2, vocab_size=size + 2)
+        torch.testing.assert_close(model(**inputs(rows)).logits[..., :size], before)
 
 
 @quickly

@@ -3,6 +3,7 @@
 A command is a target of make or one of our scripts; those that train get the options of a toy run behind theirs.
 """
 
+import gzip
 import importlib.util
 import json
 import os
@@ -73,6 +74,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train", "dev", "test"):
         rows = [f"{word} et {other}\t{word} and {other}" for word in numbers for other in numbers]
         (folder / f"{name}.tsv").write_text("\n".join(["fr\ten", *rows]) + "\n", encoding="utf-8")
+    shutil.copyfile(folder / "train.tsv", folder / "domain.tsv")
+    (folder / "words.txt").write_text("douze\ntwelve\n", encoding="utf-8")
+    vectors = "".join(f"{word}{' 0.1' * TOY['embedding_size']}\n" for word in numbers)
+    (folder / "fr.vec.gz").write_bytes(gzip.compress(f"{len(numbers)} {TOY['embedding_size']}\n{vectors}".encode()))
     return folder
 
 
@@ -93,9 +98,14 @@ def run(command: str, place: Path, environment: dict[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def trained(place: Path, environment: dict[str, str]) -> Path:
-    """`place` after every training command that one CPU can run, at toy size; the first run serves as runs/demo."""
-    for command in commands("scripts/train.py"):
-        if not needs_gpus(command):
+    """`place` after every training command that one CPU can run, at toy size; the first run serves as runs/demo.
+
+    Between them a corpus is distilled, which the next one reads.
+    """
+    for command in commands("scripts/"):
+        if "scripts/distill.py" in command:
+            run(command, place, environment)
+        elif "scripts/train.py" in command and not needs_gpus(command):
             run(f"{command} {shlex.join(TOY_OPTIONS)}", place, environment)
     shutil.copytree(place / "runs" / "korean", place / "runs" / "demo")
     return place
@@ -149,7 +159,7 @@ def test_demo_and_ci_run_what_the_readme_says() -> None:
 
 @pytest.mark.slow
 def test_training_commands(trained: Path) -> None:
-    for name in ("korean", "mine", "two"):
+    for name in ("korean", "mine", "vectors", "adapted", "student", "two"):
         summary = json.loads((trained / "runs" / name / "summary.json").read_text(encoding="utf-8"))
         assert summary["steps"] == 2
         assert summary["processes"] == (2 if name == "two" else 1)
@@ -172,8 +182,8 @@ def test_training_commands_for_gpus_are_well_formed(monkeypatch: pytest.MonkeyPa
 
 
 def others() -> list[str]:
-    """Commands of our scripts on a model that is there, but for those that wait for the Hub."""
-    return [line for line in commands("scripts/") if not re.search(r"scripts/(train|push_to_hub)\.py", line)]
+    """Commands of our scripts on a model that is there, but for those of `trained` and those that wait for the Hub."""
+    return [line for line in commands("scripts/") if not re.search(r"scripts/(train|distill|push_to_hub)\.py", line)]
 
 
 @pytest.mark.slow

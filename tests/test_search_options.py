@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_rnn_seq2seq import SearchError, SearchOutput
+from hf_rnn_seq2seq.model import search_step
 from hf_rnn_seq2seq.model.fast_step import build_step
 from hf_rnn_seq2seq.shortlist import Shortlist, ShortlistError
 from tests.decoding import WORDS, call, inputs, sentence, trained, translation
@@ -87,8 +88,8 @@ def test_beams_share_one_copy_of_the_source() -> None:
     step = build_step(trained())
     source = step.read(**inputs(ROWS))
     one, five = step.start(source, 1), step.start(source, 5)
-    for narrow, wide in zip(one.source, five.source, strict=True):
-        assert wide.shape == narrow.shape and len(wide) == len(ROWS)
+    shapes = [[tensor.shape for tensor in state.source if tensor is not None] for state in (one, five)]
+    assert shapes[0] == shapes[1] and {shape[0] for shape in shapes[0]} == {len(ROWS)}
     assert len(five.rows[0]) == 5 * len(one.rows[0])
 
 
@@ -106,27 +107,32 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"cell_type": "gru", "input_feeding": False}, {"decoder_layers": 2}, {"attention_order": "before_cell"}],
-)
-def test_memory_does_not_grow_with_beams_times_source(options: dict[str, Any]) -> None:
+SCORES = {
+    "fused": {},
+    "fused GRU": {"cell_type": "gru", "input_feeding": False},
+    "two layers": {"decoder_layers": 2},
+    "before the cell": {"attention_order": "before_cell"},
+    "additive": {"attention_type": "additive"},
+    "additive heads": {"attention_type": "multi_head_additive", "num_attention_heads": 2},
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_memory_does_not_grow_with_beams_times_source(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is as large as the states of one source for each beam, which `generate()` holds."""
-    model = tiny_model(dtype=torch.float32, hidden_size=12, vocab_size=16, **options)
+    monkeypatch.setattr(search_step, "IN_ONE_PIECE", 1000)
+    model = tiny_model(dtype=torch.float32, hidden_size=12, vocab_size=16, **SCORES[name])
     rows, source, beams = 2, 150, 6
-    batch = {
-        "input_ids": torch.randint(3, model.config.source_vocab_size, (rows, source)),
-        "num_beams": beams,
-        "max_new_tokens": 4,
-    }
+    ids = torch.randint(3, model.config.source_vocab_size, (rows, source))
     states = rows * source * model.config.encoder_output_size
-    largest = {}
-    for name, decode in (("search", model.search), ("generate", model.generate)):
+    largest, found = {}, {}
+    for way, decode in (("search", model.search), ("generate", model.generate)):
         with LargestTensor() as mode:
-            decode(**batch)
-        largest[name] = mode.elements
+            found[way] = decode(input_ids=ids, num_beams=beams, max_new_tokens=4).tolist()
+        largest[way] = mode.elements
     # The encoder's gates are four times as wide as its states; what grows with beams is narrower still.
     assert largest["search"] < beams * states <= largest["generate"]
+    assert found["search"] == found["generate"]
 
 
 # ---------------------------------------------------------------- ensembles

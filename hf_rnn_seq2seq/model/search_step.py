@@ -15,7 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .attention import AdditiveAttention, MultiHeadAdditiveAttention
 from .copying import Copying, mixture
+
+
+IN_ONE_PIECE = 2**20  # elements that an additive score makes for all beams at once
 
 
 class SearchState(NamedTuple):
@@ -90,6 +95,7 @@ class BeamsAsTargets(nn.Module):
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
         self.attention = attention
+        self.adds = isinstance(attention, (AdditiveAttention, MultiHeadAdditiveAttention))
 
     @property
     def carries(self) -> bool:
@@ -104,7 +110,12 @@ class BeamsAsTargets(nn.Module):
         if beams == 1:
             return self.attention(query, keys, values, mask, positions, state)
         query, positions = query.view(-1, beams, query.shape[-1]), positions.view(-1, beams)
-        context, weights, state = self.attention(query, keys, values, mask, positions, state)
+        # An additive score makes a vector for each query and source word: of many words, for one beam at a time.
+        parts = beams if self.adds and beams * keys.numel() > IN_ONE_PIECE else 1
+        pieces = zip(query.chunk(parts, 1), positions.chunk(parts, 1), strict=True)
+        told = [self.attention(asked, keys, values, mask, places, state) for asked, places in pieces]
+        state = told[0][2]
+        context, weights = torch.cat([part[0] for part in told], 1), torch.cat([part[1] for part in told], 2)
         return context.flatten(0, 1).unsqueeze(1), weights.transpose(1, 2).flatten(0, 1).unsqueeze(2), state
 
 

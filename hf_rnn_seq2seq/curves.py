@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_rnn_seq2seq.figures import INK, QUIET, SERIES, PlotError, check_output, dress, new_figure, save_figure
+from hf_rnn_seq2seq.figures import INK, QUIET, SERIES, PlotError, check_output, dress, log_axis, new_figure, save_figure
 from hf_rnn_seq2seq.fonts import choose_fonts, printable_labels, warn_about
 
 LOG_FILE = "train_log.jsonl"
@@ -133,21 +133,12 @@ def _draw_chart(ax: Any, chart: tuple[str, str | None, str | None, bool], runs: 
             )
             ax.margins(y=0.15)
     if logarithmic:
-        ax.set_yscale("log")
-        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    elif training == "target_tokens_per_second":
+        log_axis(ax)
+    elif training in ("target_tokens_per_second", "learning_rate"):
         from matplotlib.ticker import StrMethodFormatter
 
         ax.set_ylim(bottom=0)
-        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    elif training == "learning_rate":
-        ax.set_ylim(bottom=0)
-        ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-        ax.yaxis.get_offset_text().set(fontsize=8, color=QUIET)
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}" if training == "learning_rate" else "{x:,.0f}"))
     dress(ax, f"{title}   (thin: training, dots: validation)" if both else title)
     ax.set_xlabel("update", fontsize=8, color=QUIET, loc="right", labelpad=2)
 
@@ -178,7 +169,7 @@ def plot_score_by_length(systems: Mapping[str, Sequence[Any]], output: Path_ | N
         systems: name -> bins as `comparison.score_by_length` returns them.
         output: file to write, .png, .svg or .pdf.
 
-    Returns the matplotlib figure. The bars say how many sentences a point stands for.
+    Returns the matplotlib figure. Bars, and the numbers over them, say how many sentences a point stands for.
     """
     if not systems or not all(systems.values()):
         raise PlotError("nothing to draw: every system needs at least one length bin")
@@ -186,21 +177,26 @@ def plot_score_by_length(systems: Mapping[str, Sequence[Any]], output: Path_ | N
         check_output(output)
     figure = new_figure(figsize=(7.4, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    counts = {one.low: one for bins in systems.values() for one in bins}
+    # The last bin has no end: it is drawn as wide as the others.
+    width = min((one.high - one.low + 1 for bins in systems.values() for one in bins), default=1)
+    middle = lambda one: one.low + (width - 1) / 2  # noqa: E731
+    counts = {middle(one): one.sentences for bins in systems.values() for one in bins}
     shade = left.twinx()
-    middles = [(one.low + min(one.high, one.low + 9)) / 2 for one in counts.values()]
-    bars = shade.bar(middles, [one.sentences for one in counts.values()], width=3.6, color="#e9eef3")
-    shade.bar_label(bars, padding=1, fontsize=7, color=QUIET)
-    shade.set_ylim(0, 3.2 * max(one.sentences for one in counts.values()))
+    shade.bar(list(counts), list(counts.values()), width=0.72 * width, color="#e9eef3")
+    shade.set_ylim(0, 3.2 * max(counts.values()))
     shade.axis("off")
     left.set_zorder(shade.get_zorder() + 1)
     left.patch.set_visible(False)
+    for place, sentences in counts.items():  # above the lines, which may run through any bar
+        where = {"xy": (place, 1), "xycoords": ("data", "axes fraction"), "ha": "center", "va": "top"}
+        left.annotate(f"{sentences:,}", **where, fontsize=7, color=QUIET)
     for position, bins in enumerate(systems.values()):
         style = {"color": SERIES[position % len(SERIES)], "marker": "o", "markersize": 3.5, "linewidth": 1.6}
-        lengths = [(one.low + min(one.high, one.low + 9)) / 2 for one in bins]
+        lengths = [middle(one) for one in bins]
         left.plot(lengths, [one.bleu for one in bins], **style)
         right.plot(lengths, [one.length_ratio for one in bins], **style)
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, 1.15 * max(left.get_ylim()[1], 1e-6))
+    right.set_xlim(left.get_xlim())
     right.axhline(1.0, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)))
     dress(left, title or "BLEU")
     dress(right, "length of the translation / of the reference")

@@ -75,3 +75,15 @@ def dress(ax: Any, title: str) -> None:
         ax.spines[side].set_visible(False)
     ax.spines["bottom"].set_color("#c3ccd5")
     ax.tick_params(which="both", length=0, labelsize=8, labelcolor=QUIET)
+
+
+def log_axis(ax: Any) -> None:
+    """A logarithmic y axis: numbers as people write them, powers of ten where it spans more than four of them."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    if high / low < 1e4:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())

@@ -132,8 +132,12 @@ def _respell(text: str, missing: set[str]) -> str:
 
 
 def spell(character: str) -> str:
-    """A character no font holds, in characters every font holds: its Latin reading where Unicode names one."""
+    """A character no font holds, in characters every font holds: its Latin reading or its name, or its code point."""
     name = unicodedata.name(character, "")
+    if name.startswith("REGIONAL INDICATOR SYMBOL LETTER "):  # two of them make a flag
+        return name[-1]
+    if unicodedata.category(character) == "So" and name:
+        return f":{name.lower()}:"
     for prefix in ("HANGUL SYLLABLE ", "HIRAGANA LETTER ", "KATAKANA LETTER ", "HANGUL LETTER "):
         if name.startswith(prefix):
             return name.removeprefix(prefix).removeprefix("SMALL ").lower()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_rnn_seq2seq.curves import _legend
 from hf_rnn_seq2seq.evaluation import EvaluationError, encode_sources
-from hf_rnn_seq2seq.figures import QUIET, SERIES, PlotError, check_output, dress, new_figure, save_figure
+from hf_rnn_seq2seq.figures import QUIET, SERIES, PlotError, check_output, dress, log_axis, new_figure, save_figure
 
 
 def recurrent_kernel(module: nn.Module) -> nn.RNNBase:
@@ -132,7 +132,7 @@ def plot_gradients(
     for position, curve in enumerate(curves.values()):
         shares = [value / curve[0] for value in curve]
         ax.plot(range(len(shares)), shares, color=SERIES[position % len(SERIES)], linewidth=1.8)
-    ax.set_yscale("log")
+    log_axis(ax)
     dress(ax, title or "norm of the gradient, relative to the last position")
     ax.set_xlabel(backwards, fontsize=8, color=QUIET, loc="right")
     _legend(figure, list(curves))

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import east_asian_width
 
 from hf_rnn_seq2seq.curves import plot_learning_curve, plot_score_by_length, read_log
 from hf_rnn_seq2seq.figures import INK, QUIET, PlotError, check_output, new_figure, save_figure
@@ -24,6 +25,7 @@ __all__ = [
     "save_figure",
 ]
 
+WIDEST = 13.0  # inches of maps beside each other
 SCALE = ("#ffffff", "#d6e6f4", "#8fc1de", "#3787c0", "#0f4a8f", "#061f45")  # white is no attention
 
 
@@ -96,24 +98,51 @@ def attention_panels(
     texts = [token for panel in panels for token in [*panel.target_tokens, panel.title]]
     families, missing = choose_fonts([*source_tokens, *texts, "␣…·"], font_file)
     cell = cell_size(max(len(source_tokens), *(array.shape[1] for array in arrays)))
-    sizes = [array.shape[1] * cell for array in arrays]
-    figure = new_figure(figsize=(heads * len(source_tokens) * cell + 2.2, sum(sizes) + 1.2 * len(panels)))
-    grid = figure.subplots(len(panels), heads, squeeze=False, gridspec_kw={"height_ratios": sizes})
-    limit = _upper_limit(arrays)
     source_labels = printable_labels(source_tokens, missing)
-    for row, (panel, array) in enumerate(zip(panels, arrays, strict=True)):
-        target_labels = printable_labels(panel.target_tokens, missing)
-        for head, ax in enumerate(grid[row]):
+    width = len(source_tokens) * cell
+    # Heads stand side by side as long as the picture stays as wide as a page, and go on in the next line.
+    columns = min(heads, max(1, int(WIDEST / (width + 0.15))))
+    places = [(row, head) for row in range(len(panels)) for head in range(0, heads, columns)]  # the first of each line
+    sizes = [arrays[row].shape[1] * cell for row, _ in places]
+    figure, grid = _grid(sizes, columns, width, gap=_label_room(source_labels, cell) + 0.5)
+    limit = _upper_limit(arrays)
+    for line, (row, first) in enumerate(places):
+        target_labels = printable_labels(panels[row].target_tokens, missing)
+        for column, ax in enumerate(grid[line]):
+            head = first + column
+            if head >= heads:
+                ax.set_visible(False)
+                continue
             name = f"head {head + 1}" if heads > 1 else ""
-            title = "    ".join(filter(None, (_title(panel.title, missing) if head == 0 else "", name)))
-            shown = target_labels if head == 0 else None
-            image = _draw(ax, array[head], source_labels, shown, families=families, title=title, limit=limit)
-    figure.subplots_adjust(wspace=0.08, hspace=0.55)
-    _scale_bar(grid[0][-1], image, width=len(source_tokens) * cell, height=sizes[0])
+            title = "    ".join(filter(None, (_title(panels[row].title, missing) if head == 0 else "", name)))
+            shown = None if column else target_labels
+            image = _draw(ax, arrays[row][head], source_labels, shown, families=families, title=title, limit=limit)
+    _scale_bar(grid[0][-1], image, width=width, height=sizes[0])
     warn_about(missing)
     if output is not None:
         save_figure(figure, output)
     return figure
+
+
+def _grid(sizes: Sequence[float], columns: int, width: float, gap: float) -> tuple[Any, Any]:
+    """A figure and its axes, a line for each of `sizes` (heights, inches), `gap` inches between them."""
+    beside, left = 0.15, 1.0
+    whole = columns * width + (columns - 1) * beside
+    high = sum(sizes) + (len(sizes) - 1) * gap
+    figure = new_figure(figsize=(left + whole + 1.2, high + gap + 0.5))
+    grid = figure.subplots(len(sizes), columns, squeeze=False, gridspec_kw={"height_ratios": sizes})
+    across, down = figure.get_size_inches()
+    figure.subplots_adjust(
+        left=left / across, right=(left + whole) / across, bottom=0.5 / down, top=(0.5 + high) / down
+    )
+    figure.subplots_adjust(wspace=beside / width, hspace=gap * len(sizes) / sum(sizes))
+    return figure, grid
+
+
+def _label_room(labels: Sequence[str], cell: float) -> float:
+    """Height of the turned source labels in inches, about; scripts with wide letters take two places for one."""
+    places = max(sum(2 if east_asian_width(letter) in "WF" else 1 for letter in label) for label in labels)
+    return 0.15 + places * 0.62 * min(11.0, max(7.0, cell * 72 * 0.6)) / 72
 
 
 def _title(text: str, missing: set[str]) -> str:

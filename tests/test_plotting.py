@@ -71,6 +71,28 @@ def test_panels_for_hypotheses_and_heads_share_one_scale() -> None:
     assert found[0].images[0].get_clim()[1] >= max(float(panel.weights.max()) for panel in panels)
 
 
+def test_many_heads_go_on_in_the_next_line(tmp_path: Path) -> None:
+    figure = plotting.attention_heatmap(weights_of(8, 5, 30), [f"word{n}" for n in range(30)], "abcde")
+    figure.savefig(tmp_path / "a.png")
+    assert figure.get_size_inches()[0] < 16
+    found = maps(figure)
+    assert [ax.get_xlabel() for ax in found] == [f"head {n}" for n in range(1, 9)]
+    boxes = [ax.get_tightbbox() for ax in found]
+    lines = sorted({round(ax.get_position().y0, 3) for ax in found}, reverse=True)
+    assert len(lines) > 2
+    assert all(one.y0 >= other.y1 for one, other in zip(boxes[: -len(boxes) // len(lines)], boxes[2:], strict=False))
+
+
+@pytest.mark.parametrize("letters", [4, 24])
+def test_maps_below_each_other_keep_just_the_room_their_labels_take(letters: int, tmp_path: Path) -> None:
+    panels = [plotting.Panel(weights_of(rows, 6), "abcdefghijkl"[:rows], "title") for rows in (12, 3, 7)]
+    figure = plotting.attention_panels(panels, ["W" + "o" * (letters - 1)] * 6)
+    figure.savefig(tmp_path / "a.png")
+    upper, middle, lower = (ax.get_tightbbox() for ax in maps(figure))
+    for gap in (upper.y0 - middle.y1, middle.y0 - lower.y1):
+        assert 0 <= gap < 1.2 * figure.dpi
+
+
 @pytest.mark.parametrize("tokens", [1, 5, 30, 80])
 def test_labels_stay_readable_and_apart(tokens: int, tmp_path: Path) -> None:
     names = [f"token{index}" for index in range(tokens)]
@@ -168,6 +190,11 @@ def test_missing_glyphs_are_spelt_and_reported_and_no_box_is_drawn(
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib's own "Glyph ... missing from font(s)" would end the test
         plotting.save_figure(figure, tmp_path / "a.png")
+
+
+def test_symbols_are_spelt_by_their_names() -> None:
+    assert list(map(fonts.spell, "목か日🍕")) == ["mog", "ka", "U+65E5", ":slice of pizza:"]
+    assert fonts.printable_labels(["🇫🇷"], {"🇫", "🇷"}) == ["FR"]
 
 
 def test_installed_fonts_never_leave_matplotlib_without_a_glyph(tmp_path: Path) -> None:
@@ -348,6 +375,12 @@ def test_score_by_length_draws_every_system(tmp_path: Path) -> None:
     left, right = (ax for ax in figure.axes if ax.lines)
     assert [line.get_xydata().tolist() for line in left.lines] == [[[3, 50], [8, 40]], [[3, 45], [8, 20]]]
     assert [line.get_ydata().tolist() for line in right.lines[:2]] == [[1.0, 0.9], [1.1, 0.8]]
+    figure.savefig(tmp_path / "a.png")
+    counts = {text.get_text(): text for text in left.texts}
+    assert set(counts) == {"40", "20"}
+    top = max(line.get_ydata().max() for line in left.lines)  # no line runs through the numbers
+    assert all(text.get_window_extent().y0 > left.transData.transform((0, top))[1] for text in counts.values())
+    assert left.get_xlim() == right.get_xlim()
     with pytest.raises(plotting.PlotError, match="at least one length bin"):
         plotting.plot_score_by_length({"attention": []})
 

@@ -77,6 +77,22 @@ class TokenizerArguments(OptionGroup):
     joint_vocabulary: bool = option(True, "one vocabulary for both sides")
     min_frequency: int = option(2, "a token rarer than this gets no entry", at_least=1)
     lowercase: bool = option(False, "fold case: the model then neither sees nor writes capitals")
+    bpe_dropout: float = option(
+        0.0,
+        "bpe: probability that a merge is left out of a training sentence, drawn in each epoch",
+        at_least=0,
+        at_most=1,
+    )
+    subword_sampling_alpha: float | None = option(
+        None, "unigram: draw the pieces of a training sentence by this power of their probability", above=0
+    )
+
+    def validate(self) -> None:
+        if self.bpe_dropout and self.subword_sampling_alpha is not None:
+            raise ArgumentError(
+                f"bpe_dropout={self.bpe_dropout}: is for byte-pair tokenizers, and subword_sampling_alpha="
+                f"{self.subword_sampling_alpha} for unigram ones; give one of them"
+            )
 
 
 @dataclass

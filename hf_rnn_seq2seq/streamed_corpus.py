@@ -20,6 +20,8 @@ from datasets import Dataset, IterableDataset
 
 from .arguments import ArgumentError, TrainingArguments
 from .batching import BatchPlan, plan_batches
+from .sampled_corpus import SampledLoader, SampledPlan, SampledTable
+from .subword_sampling import SubwordSampler
 from .token_columns import encode
 from .updates import BatchLoader, MicroBatch, Update, UpdatePlan, column
 
@@ -31,20 +33,30 @@ class TextStream:
         rows: text columns `source`, `target`, and `id`.
         max_source_length, max_target_length: in tokens; longer rows are left out and counted.
         buffer: rows of a window, within which sentences of similar length find together and the order is random.
+        sampler: draws the segmentation of each row, anew in each epoch; None for the usual one.
     """
 
     def __init__(
-        self, rows: IterableDataset, tokenizer: Any, *, max_source_length: int, max_target_length: int, buffer: int
+        self,
+        rows: IterableDataset,
+        tokenizer: Any,
+        *,
+        max_source_length: int,
+        max_target_length: int,
+        buffer: int,
+        sampler: SubwordSampler | None = None,
     ) -> None:
-        self.rows, self.tokenizer, self.buffer = rows, tokenizer, buffer
+        self.rows, self.tokenizer, self.buffer, self.sampler = rows, tokenizer, buffer, sampler
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
 
-    def tokenise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    def tokenise(self, rows: Sequence[Mapping[str, Any]], epoch: int = 0) -> dict[str, list[Any]]:
         """The columns `id`, `input_ids`, `labels` and their lengths of the rows that are short enough."""
-        names = ("id", "source", "target")
-        columns = encode({name: [row[name] for row in rows] for name in names}, self.tokenizer) if rows else {}
+        texts = {name: [row[name] for row in rows] for name in ("id", "source", "target")}
+        columns = encode(texts, self.tokenizer) if rows else {}
         lengths = zip(columns.get("source_length", []), columns.get("target_length", []), strict=True)
         kept = [n for n, (s, t) in enumerate(lengths) if s <= self.max_source_length and t <= self.max_target_length]
+        if self.sampler is not None and kept:
+            return self.sampler.columns({name: [values[n] for n in kept] for name, values in texts.items()}, epoch)
         return {name: [values[n] for n in kept] for name, values in columns.items()}
 
 
@@ -138,7 +150,7 @@ class StreamLoader(BatchLoader):
     def columns(self, update: Update, rows: Sequence[int]) -> dict[str, list[Any]]:
         """The columns of those of an update's rows that are short enough."""
         assert isinstance(update, StreamUpdate)
-        return self.text.tokenise([update.texts[row] for row in rows])
+        return self.text.tokenise([update.texts[row] for row in rows], update.epoch)
 
     def load(self, update: Update) -> list[MicroBatch]:
         """This rank's micro-batches of an update, a filler where it has no rows or only too long ones."""
@@ -159,7 +171,7 @@ def plan_and_loader(
     accelerator: Accelerator,
     collate: Callable[[Any], dict[str, torch.Tensor]],
 ) -> tuple[UpdatePlan | StreamPlan, BatchLoader]:
-    """The order of the updates over a tokenised table or a TextStream, and what reads this process's share of them.
+    """The order of the updates over a (sampled) table or a TextStream, and what reads this process's share of them.
 
     Raises:
         ArgumentError: an option that needs to know the corpus beforehand, together with a stream.
@@ -169,10 +181,13 @@ def plan_and_loader(
     placement |= {"accumulation": accumulation, "device": accelerator.device}
     batch_size = arguments.per_device_train_batch_size * processes * accumulation
     if not isinstance(dataset, TextStream):
-        lengths = (column(dataset, "source_length"), column(dataset, "target_length"))
+        sampled = isinstance(dataset, SampledTable)
+        lengths = (
+            dataset.planned_lengths() if sampled else [column(dataset, f"{s}_length") for s in ("source", "target")]
+        )
         limits: dict[str, Any] = {"batch_size": batch_size, "max_tokens": arguments.train_batch_tokens}
-        plan = UpdatePlan(*lengths, **limits, seed=arguments.seed)
-        return plan, BatchLoader(dataset, collate, **placement)
+        plan = (SampledPlan if sampled else UpdatePlan)(*lengths, **limits, seed=arguments.seed)
+        return plan, (SampledLoader if sampled else BatchLoader)(dataset, collate, **placement)
     if arguments.train_batch_tokens is not None:
         raise ArgumentError(
             f"train_batch_tokens={arguments.train_batch_tokens}: the lengths of a streamed corpus are not known "

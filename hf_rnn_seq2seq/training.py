@@ -42,7 +42,7 @@ class TrainingLoop:
         model: any `PreTrainedModel` whose forward takes `input_ids`, `attention_mask`, `labels` (-100 is ignored) and
             returns the mean loss over the label tokens.
         train_dataset: rows with `input_ids`, `labels`, `source_length`, `target_length`, and optionally `id`;
-            `dataset[list_of_rows]` gives a dict of lists. Or a TextStream.
+            `dataset[list_of_rows]` gives a dict of lists. Or a TextStream, or a SampledTable.
         arguments: options.
         accelerator: from `run_control.build_accelerator`.
         objective: what is trained in the place of the model's own loss, see `TrainingState`.

@@ -143,7 +143,7 @@ class MicroBatch:
 
     inputs: dict[str, torch.Tensor]
     target_tokens: int
-    source_tokens: int = 0  # counted where the update's are not known
+    source_tokens: int = 0
     left_out: int = 0  # rows that turned out too long when they were read
 
 
@@ -177,9 +177,11 @@ class BatchLoader:
         micro_batches = []
         for part in update.parts(self.rank, self.processes, self.accumulation):
             # Every rank runs every pass, since gradients are exchanged in it: the filler is one real row, weighing 0.
-            inputs = self.collate(self.columns(update, part or update.rows[:1]))
+            columns = self.columns(update, part or update.rows[:1])
+            inputs = self.collate(columns)
             tokens = int((inputs["labels"] != -100).sum()) if part else 0
-            micro_batches.append(MicroBatch(self.to_device(inputs), tokens))
+            source_tokens = sum(map(len, columns["input_ids"])) if part else 0
+            micro_batches.append(MicroBatch(self.to_device(inputs), tokens, source_tokens))
         return micro_batches
 
     def columns(self, update: Update, rows: Sequence[int]) -> dict[str, list[Any]]:

@@ -134,6 +134,7 @@ def build_loop(
     from hf_rnn_seq2seq.data import Collator, load_corpus, tokenize_corpus
     from hf_rnn_seq2seq.evaluation import score, translate
     from hf_rnn_seq2seq.hub_uploads import without_token
+    from hf_rnn_seq2seq.sampled_corpus import SampledTable, build_sampler
     from hf_rnn_seq2seq.sequence_objectives import build_objective
     from hf_rnn_seq2seq.streamed_corpus import TextStream, in_memory
     from hf_rnn_seq2seq.tokenization import source_vocabulary_size, target_vocabulary_size
@@ -162,11 +163,13 @@ def build_loop(
     )
     adaptation.extend(tokenizer)
     limits = {"max_source_length": data.max_source_length, "max_target_length": data.max_target_length}
+    sampler = build_sampler(tokenizer, tokenizer_options, seed=training.seed, **limits)
     tokenized, skipped = {}, {split: dict(counts) for split, counts in corpus.skipped.items()}
     with accelerator.local_main_process_first():
         for split, rows in corpus.splits.items():
             if data.streaming and split == "train":
-                tokenized[split] = TextStream(rows, tokenizer, **limits, buffer=data.streaming_buffer)
+                window = {"buffer": data.streaming_buffer, "sampler": sampler}
+                tokenized[split] = TextStream(rows, tokenizer, **limits, **window)
                 continue
             tokenized[split], counts = tokenize_corpus(
                 rows, tokenizer, **limits, num_proc=data.preprocessing_num_workers
@@ -194,6 +197,8 @@ def build_loop(
     vocabulary = (source_vocabulary_size(tokenizer), target_vocabulary_size(tokenizer))
     model = build_model(options, training, data, generation, tokenizer)
     adaptation.fill(model, tokenizer, tokenized["train"])
+    if sampler is not None and not data.streaming:
+        tokenized["train"] = SampledTable(tokenized["train"], corpus.splits["train"], sampler)
     loop = TrainingLoop(
         model,
         tokenized["train"],

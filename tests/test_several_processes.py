@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from hf_rnn_seq2seq.checkpointing import CheckpointStore
 from tests.test_training import assert_identical_states, assert_same_weights, copy_until, weights
-from tests.training_runs import arguments, build_loop, corpus, log_lines, text_stream
+from tests.training_runs import arguments, build_loop, corpus, log_lines, sampled_table, text_stream
 
 pytestmark = pytest.mark.slow
 
@@ -81,16 +81,18 @@ def two(tmp_path_factory):
     runs = [run(kind, kind, options=options) for kind, options in RUNS.items()]
     runs.append(run("rnn", "epoch", options={"max_steps": -1, "num_train_epochs": 1}))
     runs.append(run("rnn", "stream", buffer=30))
+    runs.append(run("rnn", "sampled", sampled=True))
     launch(runs, folder)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["bart", "rnn", "rnn_tied", "stream"])
+@pytest.mark.parametrize("kind", ["bart", "rnn", "rnn_tied", "stream", "sampled"])
 def test_two_processes_equal_one(kind, two, tmp_path):
-    """Tied and untied, with label smoothing (rnn_tied), from a table and from a stream."""
+    """Tied and untied, with label smoothing (rnn_tied), from a table, a stream, and pieces drawn in each epoch."""
     options = arguments(tmp_path, eval_steps=RUNS.get(kind, {}).get("eval_steps"))
-    streamed = {"train": text_stream(70, 30)} if kind == "stream" else {}
-    build_loop("rnn" if streamed else kind, options, **streamed).run()
+    corpora = {"stream": lambda: text_stream(70, 30), "sampled": lambda: sampled_table(70)}
+    own = {"train": corpora[kind]()} if kind in corpora else {}
+    build_loop("rnn" if own else kind, options, **own).run()
     for event, number in (("train", "loss"), ("eval", "eval_loss")):
         values = [[line[number] for line in log_lines(run, event)] for run in (tmp_path, two / kind)]
         assert values[0] == pytest.approx(values[1], abs=2e-5) and len(values[0]) >= 1

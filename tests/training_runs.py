@@ -15,14 +15,18 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
-from transformers import BartConfig, BartForConditionalGeneration
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.arguments import TrainingArguments
 from hf_rnn_seq2seq.batching import Collator
 from hf_rnn_seq2seq.finite_guard import TrainingError
 from hf_rnn_seq2seq.run_control import build_accelerator
+from hf_rnn_seq2seq.sampled_corpus import SampledTable
 from hf_rnn_seq2seq.streamed_corpus import TextStream
+from hf_rnn_seq2seq.subword_sampling import SubwordSampler
+from hf_rnn_seq2seq.token_columns import encode
 from hf_rnn_seq2seq.tokenization import build_tokenizer
 from hf_rnn_seq2seq.training import TrainingLoop
 from hf_rnn_seq2seq.updates import BatchLoader, MicroBatch, Update
@@ -60,6 +64,41 @@ def text_stream(rows: int, buffer: int, longest: int = 128) -> TextStream:
     stream = datasets.IterableDataset.from_generator(_each(read), gen_kwargs=shards, features=features)
     tokenizer = build_tokenizer([" ".join(letters)], [], algorithm="word", vocab_size=VOCABULARY, min_frequency=1)
     return TextStream(stream, tokenizer, max_source_length=longest, max_target_length=longest, buffer=buffer)
+
+
+def letter_rows(rows: int) -> tuple[datasets.Dataset, PreTrainedTokenizerFast]:
+    """Text of words of eight letters at most, and a byte-pair tokenizer of them with as many entries as the models."""
+    letters, pairs = "abcdefgh", ["ab", "cd", "ef", "gh", "ba", "dc", "fe", "hg", "ac", "eg"]
+    merges = [(pair[0], pair[1]) for pair in pairs] + [("ab", "cd"), ("ef", "gh")]
+    names = ["<pad>", "<s>", "</s>", "<unk>", *letters, *(first + second for first, second in merges)]
+    backend = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, merges, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    draw, table = random.Random(0), []
+    for number in range(rows):
+        words = ["".join(draw.choice(pairs) for _ in range(draw.randrange(1, 5))) for _ in range(draw.randrange(1, 4))]
+        table.append({"id": number, "source": " ".join(words), "target": " ".join(reversed(words))})
+    return datasets.Dataset.from_list(table), PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def sampled_table(rows: int) -> SampledTable:
+    """`letter_rows` tokenised, with BPE-dropout."""
+    texts, tokenizer = letter_rows(rows)
+    names = ["source", "target"]
+    table = texts.map(encode, batched=True, remove_columns=names, fn_kwargs={"tokenizer": tokenizer})
+    return SampledTable(table, texts, _sampler(tokenizer))
+
+
+def sampled_stream(rows: int, buffer: int) -> TextStream:
+    """The same as a stream."""
+    texts, tokenizer = letter_rows(rows)
+    limits = {"max_source_length": 128, "max_target_length": 128}
+    return TextStream(texts.to_iterable_dataset(), tokenizer, **limits, buffer=buffer, sampler=_sampler(tokenizer))
+
+
+def _sampler(tokenizer: Any) -> SubwordSampler:
+    return SubwordSampler(tokenizer, bpe_dropout=0.4, seed=5, max_source_length=128, max_target_length=128)
 
 
 def _each(read: Callable[[Any], Iterator[Any]]) -> Callable[..., Iterator[Any]]:
@@ -163,6 +202,7 @@ def main() -> int:
         options = arguments(**run["options"])
         accelerator = accelerator or build_accelerator(options)
         train = text_stream(70, run["buffer"]) if "buffer" in run else None
+        train = sampled_table(70) if run.get("sampled") else train
         loop = build_loop(run["model"], options, accelerator, rows=run.get("rows", 70), train=train)
         seen = record(loop)
         try:

@@ -13,33 +13,25 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.launch import launch_command_parser
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from hf_rnn_seq2seq.checkpointing import CheckpointStore
 from tests.test_training import assert_identical_states, assert_same_weights, copy_until, weights
-from tests.training_runs import arguments, build_loop, corpus, log_lines, sampled_table, text_stream
+from tests.training_runs import arguments, build_loop, build_model, corpus, log_lines, sampled_table, text_stream
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_accelerate")]
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 900  # seconds until a test gives up, on a machine that is busy with other things
 LAST = "checkpoints/step-00000012"
+FROZEN = ["model.encoder.*", "lm_head.bias"]
 RUNS = {
     "bart": {"save_steps": 5, "eval_steps": 5},
     "rnn": {"eval_steps": 5},
     "rnn_tied": {},
     "rnn_dropout": {"save_steps": 5},
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps one state per process; each test starts without."""
-    yield
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-    GradientState._reset_state()
 
 
 def free_port() -> str:
@@ -81,6 +73,7 @@ def two(tmp_path_factory):
     runs = [run(kind, kind, options=options) for kind, options in RUNS.items()]
     runs.append(run("rnn", "epoch", options={"max_steps": -1, "num_train_epochs": 1}))
     runs.append(run("rnn", "stream", buffer=30))
+    runs.append(run("rnn", "frozen", options={"freeze": FROZEN}))
     runs.append(run("rnn", "sampled", sampled=True))
     launch(runs, folder)
     return folder
@@ -113,6 +106,14 @@ def test_no_row_is_seen_twice_or_left_out_by_any_process(name, two):
         # The other two of the twelve updates begin the next epoch.
         seen = [rows[:35] for rows in seen]
     assert Counter(map(str, seen[0] + seen[1])) == expected and expected.total() == 70
+
+
+def test_frozen_weights_stay_bit_for_bit_on_both(two, tmp_path):
+    build_loop("rnn", arguments(tmp_path, freeze=FROZEN)).run()
+    first, last = build_model("rnn").state_dict(), weights(two / "frozen" / LAST)
+    assert_same_weights(weights(tmp_path / LAST), last, tolerance=2e-4)
+    frozen = {name for name in last if name.startswith("model.encoder.") or name == "lm_head.bias"}
+    assert len(frozen) > 2 and {name for name in last if torch.equal(last[name], first[name])} == frozen
 
 
 def test_two_processes_go_on_bit_for_bit(two, tmp_path):

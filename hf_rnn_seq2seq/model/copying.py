@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .loss import IGNORED_LABEL
+from .precision import without_autocast
 
 
 class Copying(NamedTuple):
@@ -145,7 +146,9 @@ def _by_word(weights: Tensor, source_ids: Tensor) -> Tensor:
     same = source_ids.unsqueeze(1) == source_ids.unsqueeze(2)
     numbers = torch.arange(source_ids.shape[1], device=source_ids.device)
     repeated = (same & (numbers.unsqueeze(1) > numbers)).any(-1)
-    return (weights @ same.to(weights.dtype)).masked_fill(repeated.unsqueeze(1), 0.0)
+    with without_autocast(weights):
+        received = weights @ same.to(weights.dtype)
+    return received.masked_fill(repeated.unsqueeze(1), 0.0)
 
 
 def _gain(generated: Tensor, log_copy: Tensor, copied: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +14,16 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_rnn_seq2seq.arguments import ArgumentError, TokenizerArguments
+from hf_rnn_seq2seq.arguments import ArgumentError, TokenizerArguments, parse_arguments
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 from hf_rnn_seq2seq.readers import DataError
+from hf_rnn_seq2seq.run_control import build_accelerator
 from hf_rnn_seq2seq.sampled_corpus import SampledPlan, SampledTable, build_sampler
 from hf_rnn_seq2seq.subword_sampling import BytePairs, SubwordSampler, UnigramLattice
 from hf_rnn_seq2seq.token_columns import encode
 from hf_rnn_seq2seq.tokenization import build_tokenizer
+from hf_rnn_seq2seq.updates import BatchLoader
+from tests.test_train_script import TINY, script
 from tests.test_training import assert_identical_states, copy_until
 from tests.training_runs import arguments, build_loop, letter_rows, log_lines, record, sampled_stream, sampled_table
 
@@ -335,3 +339,17 @@ def test_rows_that_cannot_be_drawn_are_refused() -> None:
         SampledTable(marked, table.texts, table.sampler)
     shuffled = SampledTable(table.rows.select([5, 2]), table.texts.shuffle(seed=1), table.sampler)
     assert shuffled.columns([1, 0], 4) == table.columns([2, 5], 4)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
+def test_the_script_draws_the_pieces_of_training_rows_only(streaming: bool, tmp_path: Any) -> None:
+    words = ["--output_dir", str(tmp_path), "--bpe_dropout", "0.5", "--streaming", str(streaming)]
+    for name, value in TINY.items():
+        words += [f"--{name}", str(value)]
+    *groups, options = parse_arguments(words, script.GROUPS, script.model_options())
+    loop, _ = script.build_loop(groups, options, build_accelerator(groups[-1]))
+    update = next(loop.plan.updates())
+    drawn = [loop.loader.columns(replace(update, epoch=epoch), update.rows)["labels"] for epoch in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    validation = loop.validator.loader
+    assert type(validation) is BatchLoader and set(validation.dataset.column_names) >= {"labels", "target_length"}

@@ -43,6 +43,11 @@ class DataArguments(OptionGroup):
     target_lang: str | None = option(None, "language of the target sentences")
     source_column: str | None = option(None, "column of a table that holds the source (default: source_lang)")
     target_column: str | None = option(None, "column of a table that holds the target (default: target_lang)")
+    alignment_file: str | None = option(
+        None, "word alignments of the training rows (`0-0 1-2` a line), for guided_alignment_weight; default: computed"
+    )
+    alignment_column: str | None = option(None, "column of train_file or of the data set that holds them instead")
+    alignment_unit: str = option("word", "what they count: words between spaces, or tokens", choices=("word", "token"))
     max_train_samples: int | None = option(None, "use only so many training rows", at_least=1)
     max_eval_samples: int | None = option(None, "use only so many validation rows", at_least=1)
     max_predict_samples: int | None = option(None, "use only so many test rows", at_least=1)
@@ -237,7 +242,8 @@ class TrainingArguments(OptionGroup):
 
 _OF_ONE_START = ("output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub", "hub_model_id", "hub_strategy")
 _OF_ONE_START += ("hub_token", "hub_private_repo")
-_PATHS = ("train_file", "validation_file", "test_file", "dataset_name", "tokenizer_name_or_path", "model_name_or_path")
+_PATHS = ("train_file", "validation_file", "test_file", "alignment_file")
+_PATHS += ("dataset_name", "tokenizer_name_or_path", "model_name_or_path")
 _PATHS += ("extend_vocabulary", "source_vectors", "target_vectors")
 
 

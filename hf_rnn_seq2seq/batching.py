@@ -150,14 +150,20 @@ class Collator:
         """Rows (a list of dicts, or a dict of lists as a `datasets` slice gives) -> int64 tensors.
 
         Returns:
-            `input_ids` (batch, source), `attention_mask` (batch, source; 1 where a token stands), and `labels`
-            (batch, target) where the rows have them.
+            `input_ids` (batch, source), `attention_mask` (batch, source; 1 where a token stands), and where the rows
+            have them `labels` (batch, target) and `alignments` (batch, target, source; bool).
         """
         columns = rows if isinstance(rows, Mapping) else {name: [row[name] for row in rows] for name in rows[0]}
         input_ids, filled = self._pad(columns["input_ids"], self.pad_token_id)
         batch = {"input_ids": input_ids, "attention_mask": filled.long()}
         if "labels" in columns:
             batch["labels"], _ = self._pad(columns["labels"], self.label_pad_token_id)
+        if "alignment" in columns:
+            # Flat lists of pairs, source before target.
+            aligned = torch.zeros(*batch["labels"].shape, input_ids.shape[1], dtype=torch.bool)
+            for row, flat in zip(aligned, columns["alignment"], strict=True):
+                row[flat[1::2], flat[::2]] = True
+            batch["alignments"] = aligned
         return batch
 
     def _pad(self, sequences: Sequence[Sequence[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from datasets.exceptions import DatasetGenerationError
 
 from .batching import Collator, plan_batches
-from .readers import Columns, DataError, checked, content_hash, digest, listed, read_rows, split_paths
+from .readers import Columns, DataError, checked, content_hash, digest, listed, read_lines, read_rows, split_paths
 from .token_columns import AnyDataset, tokenize_corpus
 
 __all__ = ["Collator", "Corpus", "DataError", "load_corpus", "plan_batches", "tokenize_corpus"]
@@ -64,6 +64,8 @@ def load_corpus(
     target_lang: str | None = None,
     source_column: str | None = None,
     target_column: str | None = None,
+    alignment_file: str | Path | None = None,
+    alignment_column: str | None = None,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     max_predict_samples: int | None = None,
@@ -81,6 +83,8 @@ def load_corpus(
         source_lang, target_lang: locales of `cldr`; keys of a `translation` column; names of the columns when
             source_column and target_column are not given.
         source_column, target_column: columns of a table (numbers: positions in a table without header).
+        alignment_file, alignment_column: word alignments of the train rows in Pharaoh's format (`0-0 1-2`): a text file
+            with a line for each row of train_file, or a column. They become the text column `alignment`.
         max_train_samples, max_eval_samples, max_predict_samples: rows of train, validation, test. `cldr` generates that
             many (default 20,000, 1,000, 1,000); elsewhere the first that many usable rows.
         seed: draws the train rows of `cldr`; its validation and test rows are the same for every seed.
@@ -101,16 +105,22 @@ def load_corpus(
     if (dataset_name is None) == (not any(named.values())):
         raise DataError("give either dataset_name ('cldr', a saved folder, a Hub name) or train_file and its kind")
 
+    aligned = (str(alignment_file) if alignment_file else None, alignment_column)
+    if any(aligned) and (all(aligned) or dataset_name == "cldr" or (aligned[0] and not train_file)):
+        raise DataError(
+            f"alignment_file={aligned[0]!r}, alignment_column={aligned[1]!r}: give one of them, a file beside "
+            "train_file, or a column of train_file or of a data set"
+        )
     description: dict[str, Any] = {"name": dataset_name, "config": dataset_config_name, "licence": None}
     description |= {"source_lang": source_lang, "target_lang": target_lang}
     if dataset_name == "cldr":
         found, facts = _load_cldr(dataset_config_name, source_lang, target_lang, limits, seed, streaming, splits)
     elif dataset_name is None:
         columns = (source_column, target_column, source_lang, target_lang)
-        found, facts = _load_files(files, columns, streaming)
+        found, facts = _load_files(files, columns, aligned, streaming)
     else:
         columns = (source_column, target_column, source_lang, target_lang)
-        found, facts = _load_named(dataset_name, dataset_config_name, columns, streaming, splits)
+        found, facts = _load_named(dataset_name, dataset_config_name, columns, alignment_column, streaming, splits)
     kept, skipped = {}, {}
     for split, rows in found.items():
         kept[split], skipped[split] = _usable(rows, split, limits[split])
@@ -166,33 +176,63 @@ def _load_cldr(
     return found, facts
 
 
-def _load_files(files: dict[str, list[Path]], columns: tuple[str | None, ...], streaming: bool) -> Loaded:
+def _load_files(
+    files: dict[str, list[Path]],
+    columns: tuple[str | None, ...],
+    aligned: tuple[str | None, str | None],
+    streaming: bool,
+) -> Loaded:
     if not files:
         raise DataError("none of the files given belongs to the splits asked for")
     found: dict[str, AnyDataset] = {}
     hashes = {}
     for split, paths in files.items():
-        hashes[split] = content_hash(paths)
+        beside = aligned if split == "train" else (None, None)
+        if beside[0] is not None and not Path(beside[0]).is_file():
+            raise DataError(f"alignment_file {beside[0]} does not exist")
+        hashes[split] = content_hash([*paths, *map(Path, filter(None, beside[:1]))])
         # Wrapped in tuples because `datasets` takes every list for shards.
         arguments = {
             "paths": tuple(map(os.path.abspath, paths)),
             "columns": columns,
+            "aligned": (beside[0] and os.path.abspath(beside[0]), beside[1]),
             "content": hashes[split],
             "version": content_hash([Path(__file__).with_name("readers.py")]),
         }
-        found[split] = _generated(_file_rows, arguments, _TEXT | {"problem": Value("string")}, split, streaming)
+        features = _TEXT | {"problem": Value("string")} | ({"alignment": Value("string")} if any(beside) else {})
+        found[split] = _generated(_file_rows, arguments, features, split, streaming)
     names = {split: [path.name for path in paths] for split, paths in files.items()}
-    return found, {"files": names, "fingerprint": digest([hashes, columns])}
+    return found, {"files": names, "fingerprint": digest([hashes, columns, *filter(None, aligned[1:])])}
 
 
 def _file_rows(
-    paths: tuple[str, ...], columns: tuple[str | None, ...], content: str, version: str
+    paths: tuple[str, ...],
+    columns: tuple[str | None, ...],
+    aligned: tuple[str | None, str | None],
+    content: str,
+    version: str,
 ) -> Iterator[dict[str, Any]]:
     """Rows for `datasets`' generators; `content` and `version` only mark the cache."""
     names = ("source_column", "target_column", "source_lang", "target_lang")
-    rows = read_rows(list(map(Path, paths)), **dict(zip(names, columns, strict=True)))
+    given = dict(zip(names, columns, strict=True))
+    rows = read_rows(list(map(Path, paths)), **given)
+    alignments: Iterator[str | None] = iter(())
+    if aligned[0] is not None:
+        alignments = read_lines(Path(aligned[0]))
+    elif aligned[1] is not None:
+        # The table once more, with the alignment in the place of the source.
+        given |= {"source_column": aligned[1]}
+        alignments = (alignment for alignment, _, _ in read_rows(list(map(Path, paths)), **given))
+    number = -1
     for number, (source, target, problem) in enumerate(rows):
-        yield {"source": source, "target": target, "problem": problem, "id": number}
+        row = {"source": source, "target": target, "problem": problem, "id": number}
+        if any(aligned):
+            row["alignment"] = next(alignments, None)
+            if row["alignment"] is None:
+                raise DataError(f"alignment_file {aligned[0]} ends after {number} lines; there are more training rows")
+        yield row
+    if next(alignments, None) is not None:
+        raise DataError(f"alignment_file {aligned[0]} has more lines than there are training rows ({number + 1})")
 
 
 def _generated(
@@ -219,7 +259,12 @@ def _generated(
 
 
 def _load_named(
-    name: str, config: str | None, columns: tuple[str | None, ...], streaming: bool, splits: Sequence[str]
+    name: str,
+    config: str | None,
+    columns: tuple[str | None, ...],
+    alignment: str | None,
+    streaming: bool,
+    splits: Sequence[str],
 ) -> Loaded:
     path = Path(name)
     try:
@@ -245,7 +290,8 @@ def _load_named(
         for alias in SPLIT_NAMES[split]:
             if alias in loaded:
                 rows = loaded[alias].to_iterable_dataset() if streaming and path.is_dir() else loaded[alias]
-                found[split] = _two_columns(rows, Columns(*columns), f"dataset {name!r}, split {alias!r}")
+                where, aligned = f"dataset {name!r}, split {alias!r}", alignment if split == "train" else None
+                found[split] = _two_columns(rows, Columns(*columns), aligned, where)
                 break
     if not found:
         raise DataError(f"dataset {name!r} has none of the splits {', '.join(splits)}; it has {', '.join(loaded)}")
@@ -256,27 +302,30 @@ def _load_named(
     return found, facts
 
 
-def _two_columns(rows: AnyDataset, columns: Columns, where: str) -> AnyDataset:
+def _two_columns(rows: AnyDataset, columns: Columns, alignment: str | None, where: str) -> AnyDataset:
     names = rows.column_names or list(next(iter(rows)))
+    kept = ["translation"]
     if columns.named or "translation" not in names:
         columns.require(names, where)
-        rows = rows.select_columns([columns.source, columns.target])
-    else:
-        rows = rows.select_columns(["translation"])
+        kept = [columns.source, columns.target]
+    if alignment is not None and alignment not in names:
+        raise DataError(f"{where}: no column {alignment!r} (alignment_column); it has {', '.join(map(repr, names))}")
+    rows = rows.select_columns([*kept, *filter(None, [alignment])])
     if isinstance(rows, Dataset) and not len(rows):
         raise DataError(f"{where} holds no rows")
     return rows.map(
         _pair,
         with_indices=True,
         remove_columns=rows.column_names,
-        features=Features(_TEXT | {"problem": Value("string")}),
-        fn_kwargs={"columns": columns, "where": where},
+        features=Features(_TEXT | {"problem": Value("string")} | ({"alignment": Value("string")} if alignment else {})),
+        fn_kwargs={"columns": columns, "alignment": alignment, "where": where},
     )
 
 
-def _pair(row: dict[str, Any], number: int, columns: Columns, where: str) -> dict[str, Any]:
+def _pair(row: dict[str, Any], number: int, columns: Columns, alignment: str | None, where: str) -> dict[str, Any]:
     source, target, problem = checked(*columns.pick(row, where))
-    return {"source": source, "target": target, "problem": problem, "id": number}
+    more = {"alignment": row[alignment]} if alignment else {}
+    return {"source": source, "target": target, "problem": problem, "id": number, **more}
 
 
 def _usable(rows: AnyDataset, split: str, limit: int | None) -> tuple[AnyDataset, dict[str, int]]:

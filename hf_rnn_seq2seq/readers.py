@@ -170,7 +170,7 @@ def open_bytes(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
 
 
-def _lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path) -> Iterator[str]:
     """Lines without their end. Only the line feed ends one: a sentence may hold any other Unicode separator."""
     offset = 0
     with open_bytes(path) as file:
@@ -188,7 +188,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _parallel(source: Path, target: Path) -> Iterator[Row]:
-    left, right = _lines(source), _lines(target)
+    left, right = read_lines(source), read_lines(target)
     count = 0
     while True:
         pair = next(left, None), next(right, None)
@@ -207,9 +207,9 @@ def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
     tabs = kind_of(path) == ".tsv"
     # Blank lines are dropped by the csv module but are rows of a TSV file, so TSV needs no module at all.
     table: Iterator[list[str]] = (
-        (line.split("\t") for line in _lines(path))
+        (line.split("\t") for line in read_lines(path))
         if tabs
-        else csv.reader((line + "\n" for line in _lines(path)), strict=True)
+        else csv.reader((line + "\n" for line in read_lines(path)), strict=True)
     )
     positions = columns.positions
     width: int | None = None
@@ -239,7 +239,7 @@ def _json(path: Path, columns: Columns) -> Iterator[Row]:
         for number, record in enumerate(records, start=1):
             yield _json_row(record, f"file {path}, record {number}", columns)
         return
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             try:
                 record = json.loads(line)
@@ -257,7 +257,7 @@ def _json_row(record: Any, where: str, columns: Columns) -> Row:
 def _json_array(path: Path) -> list[Any] | None:
     """The records of a file that is one JSON document, or None when it is one object a line."""
     try:
-        document = json.loads("\n".join(_lines(path)))
+        document = json.loads("\n".join(read_lines(path)))
     except json.JSONDecodeError:
         return None
     if isinstance(document, dict) and isinstance(document.get("data"), list):

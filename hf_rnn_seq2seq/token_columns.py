@@ -14,6 +14,7 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value
 
 from .readers import DataError, content_hash, digest, listed
+from .word_alignment import FEATURE, token_alignments
 
 _TOKENS = {
     "id": Value("int64"),
@@ -43,6 +44,7 @@ def tokenize_corpus(
     max_target_length: int,
     num_proc: int | None = None,
     cache_dir: str | Path | None = None,
+    alignment_unit: str = "word",
 ) -> tuple[AnyDataset, dict[str, int]]:
     """Tokenises a split into memory-mapped int columns, cached by the content of split and tokenizer.
 
@@ -51,6 +53,7 @@ def tokenize_corpus(
         max_source_length, max_target_length: in tokens, the end token included; longer rows are left out and counted.
         num_proc: worker processes; None for one.
         cache_dir: default: in the cache of `datasets`.
+        alignment_unit: what a column `alignment` counts, see `token_alignments`.
 
     Returns:
         `id`, `input_ids`, `labels`, `source_length`, `target_length`; and the number of rows left out for each reason
@@ -62,11 +65,13 @@ def tokenize_corpus(
     for name, limit in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
         if limit < 2:
             raise DataError(f"{name}={limit}: must be at least 2 (one token and the end token)")
+    # Of a stream the names may not be known; nothing is trained on its alignments.
+    aligned = "alignment" in (split.column_names or [])
     options: dict[str, Any] = {
         "batched": True,
         "remove_columns": ["source", "target"],
-        "features": Features(_TOKENS),
-        "fn_kwargs": {"tokenizer": tokenizer},
+        "features": Features(_TOKENS | ({"alignment": FEATURE} if aligned else {})),
+        "fn_kwargs": {"tokenizer": tokenizer, "alignment_unit": alignment_unit},
     }
     if isinstance(split, IterableDataset):
         rows = split.map(encode, **options)
@@ -97,12 +102,13 @@ def tokenize_corpus(
     return rows, counts
 
 
-def encode(batch: Mapping[str, list[Any]], tokenizer: Any) -> dict[str, list[Any]]:
-    """The token columns of text columns `id`, `source` and `target`; no row is cut or left out."""
+def encode(batch: Mapping[str, list[Any]], tokenizer: Any, alignment_unit: str = "word") -> dict[str, list[Any]]:
+    """The token columns of text columns `id`, `source`, `target` and maybe `alignment`; no row is cut or left out."""
     # Without a limit here: a sentence is left out rather than cut, so its whole length must be known.
     tokens = tokenizer(batch["source"], text_target=batch["target"], return_attention_mask=False, verbose=False)
     lengths = {"source_length": list(map(len, tokens["input_ids"])), "target_length": list(map(len, tokens["labels"]))}
-    return {"id": batch["id"], "input_ids": tokens["input_ids"], "labels": tokens["labels"], **lengths}
+    aligned = {"alignment": token_alignments(batch, tokenizer, alignment_unit)} if "alignment" in batch else {}
+    return {"id": batch["id"], "input_ids": tokens["input_ids"], "labels": tokens["labels"], **lengths, **aligned}
 
 
 def _short_enough(source_length: int, target_length: int, source: int, target: int) -> bool:

@@ -30,13 +30,12 @@ class StepModule(nn.Module):
     `figures` names what forward returns beside the loss, for the log.
     """
 
-    figures: tuple[str, ...] = ()
-
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.figures: tuple[str, ...] = getattr(model, "training_figures", ())
         known = inspect.signature(model.forward).parameters
-        wanted = {"use_cache": False, "skip_logits": True}
+        wanted = {"use_cache": False, "skip_logits": True, "output_figures": bool(self.figures)}
         self.options = {name: value for name, value in wanted.items() if name in known}
 
     def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -44,7 +43,8 @@ class StepModule(nn.Module):
 
         Without figures the second is None.
         """
-        return self.model(**batch, **self.options).loss, None
+        told = self.model(**batch, **self.options)
+        return told.loss, told.figures if self.figures else None
 
 
 class TrainingState:

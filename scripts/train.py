@@ -172,7 +172,7 @@ def build_loop(
                 tokenized[split] = TextStream(rows, tokenizer, **limits, **window)
                 continue
             tokenized[split], counts = tokenize_corpus(
-                rows, tokenizer, **limits, num_proc=data.preprocessing_num_workers
+                rows, tokenizer, **limits, num_proc=data.preprocessing_num_workers, alignment_unit=data.alignment_unit
             )
             skipped[split] = {**skipped.get(split, {}), **counts}
     if accelerator.is_main_process:
@@ -197,6 +197,9 @@ def build_loop(
     vocabulary = (source_vocabulary_size(tokenizer), target_vocabulary_size(tokenizer))
     model = build_model(options, training, data, generation, tokenizer)
     adaptation.fill(model, tokenizer, tokenized["train"])
+    objective = build_objective(training, model, partial(tokenizer.batch_decode, skip_special_tokens=True))
+    if objective is None:  # which takes the place of every other loss
+        tokenized["train"] = aligned(tokenized["train"], model, data, accelerator)
     if sampler is not None and not data.streaming:
         tokenized["train"] = SampledTable(tokenized["train"], corpus.splits["train"], sampler)
     loop = TrainingLoop(
@@ -204,7 +207,7 @@ def build_loop(
         tokenized["train"],
         training,
         accelerator=accelerator,
-        objective=build_objective(training, model, partial(tokenizer.batch_decode, skip_special_tokens=True)),
+        objective=objective,
         collate=collate,
         validator=validator,
         save_beside=tokenizer.save_pretrained,
@@ -228,10 +231,27 @@ def build_loop(
     return loop, vocabulary
 
 
+def aligned(rows: Any, model: Any, data: DataArguments, accelerator: Any) -> Any:
+    """The training rows, with alignments where the model is guided by them: the given ones, else computed."""
+    from hf_rnn_seq2seq.word_alignment import with_alignments
+
+    weight = getattr(model.config, "guided_alignment_weight", 0)
+    for name in ("alignment_file", "alignment_column"):
+        if getattr(data, name) is not None and not weight:
+            raise ArgumentError(f"{name}={getattr(data, name)!r}: needs guided_alignment_weight above 0")
+    if not weight:
+        return rows
+    if data.streaming:
+        raise ArgumentError(f"guided_alignment_weight={weight}: needs the whole training split, not streaming")
+    with accelerator.local_main_process_first():
+        return with_alignments(rows)
+
+
 def corpus_options(data: DataArguments) -> dict[str, Any]:
     """The data options as `load_corpus` takes them."""
     options = dataclasses.asdict(data)
-    for name in ("max_source_length", "max_target_length", "preprocessing_num_workers", "streaming_buffer"):
+    others = ("max_source_length", "max_target_length", "preprocessing_num_workers", "streaming_buffer")
+    for name in (*others, "alignment_unit"):
         del options[name]
     options["seed"] = options.pop("data_seed")
     return options

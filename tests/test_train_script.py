@@ -182,6 +182,30 @@ def test_a_streamed_run_goes_on_and_a_finished_one_says_so(recipe, tmp_path, cap
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == before
 
 
+def test_a_run_that_asks_something_of_its_attention(recipe, tmp_path):
+    """Computed alignments, and the figures of the log; what does not go together is refused."""
+    run = tmp_path / "run"
+    assert train(recipe, "--output_dir", run, "--guided_alignment_weight", 0.5, "--coverage_loss", 1) == 0
+    lines = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
+    for line in (line for line in lines if line["event"] == "train"):
+        assert 0 < line["attention_entropy"] < 4 and line["coverage_loss"] > 0
+        extra = line["loss"] - line["ml_loss"]
+        # The guided loss is the mean over the words that stand for something.
+        assert line["coverage_loss"] < extra <= line["coverage_loss"] + 0.5 * line["guided_alignment_loss"] + 1e-6
+    for words, message in (
+        (["--alignment_column", "a"], "alignment_file=None, alignment_column='a': give one of them"),
+        (["--streaming", "--guided_alignment_weight", 0.5], "guided_alignment_weight=0.5: needs the whole training"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(recipe, "--output_dir", tmp_path / "other", *words)
+    table = tmp_path / "t.tsv"
+    table.write_text("en\tfr\n" + "a b\tc d\n" * 3)
+    (tmp_path / "a.txt").write_text("0-0\n" * 3)
+    files = ["--dataset_name", "none", "--train_file", table, "--alignment_file", tmp_path / "a.txt"]
+    with pytest.raises(ArgumentError, match="alignment_file='.*a.txt': needs guided_alignment_weight above 0"):
+        train(recipe, "--output_dir", tmp_path / "other", *files)
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(recipe, tmp_path, capsys):
     before = set(tmp_path.iterdir())
     assert train(recipe, "--dry_run") == 0

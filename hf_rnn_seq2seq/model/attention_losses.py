@@ -16,15 +16,17 @@ def figure_names(config: RnnSeq2SeqConfig) -> tuple[str, ...]:
     if config.context != "attention":
         return ()
     names = {"coverage_loss": config.coverage_loss, "guided_alignment_loss": config.guided_alignment_weight}
-    return ("attention_entropy", *(name for name, weight in names.items() if weight))
+    own = ("ml_loss",) * config.supervises_attention
+    return (*own, "attention_entropy", *(name for name, weight in names.items() if weight))
 
 
 def attention_terms(
-    weights: Tensor, labels: Tensor, alignments: Tensor | None, config: RnnSeq2SeqConfig
+    nats: Tensor, weights: Tensor, labels: Tensor, alignments: Tensor | None, config: RnnSeq2SeqConfig
 ) -> tuple[Tensor, Tensor]:
     """The weighted losses of the attention, summed over the batch, (); and (figures, 2), the sum and number of each.
 
     Args:
+        nats: the loss without them, summed over the batch, ().
         weights: (batch, heads, target, source).
         labels: (batch, target), -100 where there is none.
         alignments: (batch, target, source), see `guided_alignment_loss`; None: no row says anything.
@@ -33,7 +35,8 @@ def attention_terms(
     real = labels.to(weights.device) != IGNORED_LABEL
     shares = weights.to(torch.promote_types(weights.dtype, torch.float32))
     entropy = -torch.xlogy(shares.detach(), shares.detach()).sum(-1).mean(1)
-    figures = [(entropy.masked_fill(~real, 0.0).sum(), real.sum())]
+    figures = [(nats.to(entropy), real.sum())] * config.supervises_attention
+    figures.append((entropy.masked_fill(~real, 0.0).sum(), real.sum()))
     shares, penalty = shares.mean(1), shares.new_zeros(())
     if config.coverage_loss:
         loss = coverage_loss(shares, real)

@@ -59,8 +59,8 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
 
     @property
     def training_figures(self) -> tuple[str, ...]:
-        """What forward tells with `output_figures`, beside the loss: `attention_entropy` in nats, and the losses of the
-        attention before they are weighted."""
+        """What forward tells with `output_figures`: `attention_entropy` in nats, and where the attention has losses of its
+        own, these before they are weighted, and `ml_loss`, what the loss would be without them."""
         return figure_names(self.config)
 
     def _ties(self) -> dict[str, str]:
@@ -175,9 +175,10 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         loss, figures = None, None
         if labels is not None:
             items = (labels != IGNORED_LABEL).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            loss = self._loss(readout, copying, labels) / items
+            nats = self._loss(readout, copying, labels)
+            loss = nats / items
         if watched:
-            penalty, figures = attention_terms(outputs.cross_attentions[0], labels, alignments, config)
+            penalty, figures = attention_terms(nats, outputs.cross_attentions[0], labels, alignments, config)
             loss = loss + penalty / items if supervised else loss
         if logits_to_keep and not skip:
             readout = readout[:, -logits_to_keep:]

@@ -38,7 +38,7 @@ def freeze(model: nn.Module, patterns: Sequence[str], say: Callable[[str], None]
     """
     names = dict(model.named_parameters(remove_duplicate=False))
     for pattern in patterns:
-        matching = fnmatch.filter(names, pattern)
+        matching = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not matching:
             raise ArgumentError(f"freeze={pattern!r}: matches no parameter; {_nearest(pattern, list(names))}")
         for name in matching:

@@ -25,6 +25,7 @@ KINDS = ("exact", "stripped", "lowercased")  # how a token may find its word, be
 _NONE = len(KINDS)
 _MARKERS = ("##", "\N{LOWER ONE EIGHTH BLOCK}"), ("@@", "</w>")  # before and after a piece of a word
 _BINARY = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1c\x1d\x1e\x1f")  # bytes that no text holds
+_LONGEST_LINE = 1 << 20
 _WHY_NOT_BINARY = "names neither the type of its numbers nor their byte order, so damage would pass for vectors"
 
 
@@ -116,7 +117,9 @@ def read_vectors(path: str | Path, wanted: Mapping[bytes, Any], width: int) -> I
 def _rows(file: Any, wanted: Mapping[bytes, Any], width: int, where: str) -> Iterator[tuple[bytes, list[float]]]:
     announced: int | None = None
     count = 0
-    for number, raw in enumerate(file, start=1):
+    for number, raw in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):
+        if len(raw) == _LONGEST_LINE:
+            raise VectorError(f"{where}: line {number} is longer than {_LONGEST_LINE >> 20} MiB: no word and vector")
         line = raw.rstrip(b" \r\n")
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
@@ -131,7 +134,7 @@ def _rows(file: Any, wanted: Mapping[bytes, Any], width: int, where: str) -> Ite
         if not line:
             continue
         count += 1
-        word, separator, _ = line.partition(b" ")
+        word, _, _ = line.partition(b" ")
         spaces = line.count(b" ")
         if spaces < width:
             raise VectorError(f"{where}: line {number} has {spaces} numbers instead of {width}")

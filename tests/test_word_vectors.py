@@ -25,9 +25,11 @@ from hf_rnn_seq2seq.word_vectors import (
     wanted_words,
 )
 from tests.checkpoints import tiny_bart, tiny_rnn
-from tests.test_train_script import fresh_accelerate, recipe, train
+from tests.test_train_script import recipe, train
 
-__all__ = ["fresh_accelerate", "recipe"]
+__all__ = ["recipe"]
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 GLOVE = "the 1 2 3\nhouse 4 5 6\n. . . 7 8 9\nHaus -1e-2 .5 0\n"
 
@@ -70,6 +72,7 @@ REFUSED = {
     "not finite": ("2 3\nthe 1 2 3\nhouse 1 nan 3\n", "line 3: 'nan' is not a finite number"),
     "cut off": ("3 3\nthe 1 2 3\nhouse 1 2 3\n", "its header says 3 vectors, there are 2"),
     "empty": ("", "holds no vectors"),
+    "one endless line": (b"the 1 2 3 " * 200_000, "line 1 is longer than 1 MiB"),
     "tabs": ("the\t1\t2\t3\n", "vectors of 0 numbers"),
 }
 
@@ -191,8 +194,9 @@ def test_one_table_takes_two_files(tmp_path: Path) -> None:
     tokenizer = build_tokenizer(["das Haus the house"], [], algorithm="word", min_frequency=1)
     model = tiny_rnn(tokenizer, embedding_size=2, share_encoder_decoder_embeddings=True)
     files = {
-        "source": str(write(tmp_path / "de.txt", "das 1 2\nHaus 3 4\n")),
-        "target": str(write(tmp_path / "en.txt", "das 5 6\nhouse 7 8\n")),
+        "source": str(write(tmp_path / "de.txt", "das 1 2\nhaus 3 4\n")),
+        # A better match in the second file does not take a row from the first.
+        "target": str(write(tmp_path / "en.txt", "das 5 6\nHaus 9 9\nhouse 7 8\n")),
     }
     reports = load_word_vectors(model, tokenizer, files, sizes=(len(tokenizer), len(tokenizer)))
     rows = model.model.decoder.embed_tokens.weight

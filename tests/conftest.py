@@ -3,7 +3,9 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,8 @@ import pytest
 _CACHE = Path(tempfile.mkdtemp(prefix="hf_rnn_seq2seq-tests-"))
 os.environ["HF_DATASETS_CACHE"] = str(_CACHE / "datasets")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+# Read by Triton when it is imported, which torch may do: its kernels are interpreted, on a CPU.
+os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_unconfigure() -> None:
@@ -24,3 +28,45 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the optional corpora are not there: {folder.name} beside the repository")
     return folder
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps one state per process; what a test leaves of it ends with the test."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    yield
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints with attention and without, six sentence pairs, and three of them."""
+    from tests.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
+
+    folder, tokenizer = tmp_path_factory.mktemp("runs"), tiny_tokenizer()
+    save_checkpoint(folder / "attention", tiny_rnn(tokenizer), tokenizer)
+    save_checkpoint(folder / "plain", tiny_rnn(tokenizer, context="initial_state"), tokenizer)
+    rows = [f"{source}\t{target}" for source, target in zip(SOURCES, TARGETS, strict=False)]
+    (folder / "pairs.tsv").write_text("\n".join(["en\tfr", *rows]) + "\n", encoding="utf-8")
+    (folder / "other.tsv").write_text("\n".join(["en\tfr", *rows[:3]]) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Any]:
+    """A Hub on loopback."""
+    from tests.hub import running_hub
+
+    with running_hub() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def child(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Fresh processes that talk to that Hub."""
+    from tests.hub import Child
+
+    return Child(hub, tmp_path_factory.mktemp("children"))

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,33 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants
+
+ROOT = Path(__file__).resolve().parent.parent
+# Every child starts with this. `here` decides whether the package can be imported at all.
+PREAMBLE = """
+import json, sys, warnings
+from pathlib import Path
+here, arguments = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+if here:
+    sys.path.insert(0, here)
+else:
+    sys.path = [p for p in sys.path if not (Path(p or ".").resolve() / "hf_rnn_seq2seq").exists()]
+    import importlib.util
+    assert importlib.util.find_spec("hf_rnn_seq2seq") is None
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.utils import logging
+logging.disable_progress_bar()
+
+def logits(model, tokenizer, text):
+    model.eval()
+    with torch.no_grad():
+        output = model(**tokenizer(text, return_tensors="pt"), decoder_input_ids=torch.tensor([[1, 4, 5]]))
+    return [round(value, 4) for value in output.logits.flatten()[:60].tolist()]
+
+def ids(tokenizer):
+    return [tokenizer("guten morgen").input_ids, tokenizer(text_target="good morning").input_ids]
+"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +78,29 @@ class Hub:
         """
         rules = json.dumps([{"pattern": pattern, "status": status, "times": times, "seconds": seconds}]).encode()
         urllib.request.urlopen(urllib.request.Request(f"{self.url}/_test/fail", data=rules)).close()
+
+
+@dataclass
+class Child:
+    """Runs Python in a fresh process that talks to the loopback Hub, with an empty cache of its own."""
+
+    hub: Hub
+    folder: Path
+    started: int = 0
+
+    def run(self, code: str, *, package: bool = True, token: str | None = None, **arguments: Any) -> Any:
+        """Run `code`, which prints JSON on its last line, and return that."""
+        self.started += 1
+        place = self.folder / f"child{self.started}"
+        place.mkdir()
+        environment = self.hub.environment(cache=place / "cache", token=token)
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+        environment.pop("PYTHONPATH", None)
+        here = json.dumps(str(ROOT) if package else None)
+        command = [sys.executable, "-c", PREAMBLE + textwrap.dedent(code), here, json.dumps(arguments)]
+        done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def act_as(token: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> HfApi:

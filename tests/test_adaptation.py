@@ -12,10 +12,12 @@ from hf_rnn_seq2seq.adaptation import extend_tokenizer, freeze, grow_tables, rea
 from hf_rnn_seq2seq.arguments import ArgumentError
 from tests.checkpoints import SOURCES, TARGETS, tiny_tokenizer
 from tests.models import SOURCE_VOCABULARY, VOCABULARY, batch, tiny_model
-from tests.test_train_script import fresh_accelerate, recipe, train
+from tests.test_train_script import recipe, train
 from tests.training_runs import arguments, build_loop, build_model
 
-__all__ = ["fresh_accelerate", "recipe"]
+__all__ = ["recipe"]
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 # --- frozen weights

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from browser import open_page, running_browser
-from checkpoints import SOURCES, save_checkpoint, tiny_bart, tiny_rnn, tiny_tokenizer
+from checkpoints import SOURCES, tiny_bart, tiny_rnn, tiny_tokenizer
 
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.demo_app import LoadedSystem, attention_table, example_sentences, load_systems, translate_live
@@ -79,12 +79,10 @@ def test_stream_refuses(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, tokenizer = tmp_path_factory.mktemp("runs"), tiny_tokenizer()
-    save_checkpoint(folder / "attention", tiny_rnn(tokenizer), tokenizer)
-    save_checkpoint(folder / "plain", tiny_rnn(tokenizer, context="initial_state"), tokenizer)
-    (folder / "attention" / "summary.json").write_text('{"samples": [{"source": "three days ago"}]}')
-    return folder
+def runs(runs: Path) -> Path:
+    """The checkpoints of every test module, one with an example to offer."""
+    (runs / "attention" / "summary.json").write_text('{"samples": [{"source": "three days ago"}]}')
+    return runs
 
 
 def test_panels_hold_every_system_and_escape_what_is_typed(runs: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_bart, tiny_rnn, tiny_tokenizer
+from checkpoints import SOURCES, TARGETS, tiny_bart, tiny_rnn, tiny_tokenizer
 from torch import nn
 
 from hf_rnn_seq2seq import command_line
@@ -103,17 +103,6 @@ def test_short_names_tell_apart() -> None:
     assert analysis.short_names(["runs/a", "runs/b/"]) == ["a", "b"]
     assert analysis.short_names(["one/a", "two/a"]) == ["one/a", "two/a"]
     assert analysis.short_names(["runs/a", "runs/a"]) == ["a", "a"]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two checkpoints, with attention and without, and six sentence pairs."""
-    folder, tokenizer = tmp_path_factory.mktemp("runs"), tiny_tokenizer()
-    save_checkpoint(folder / "attention", tiny_rnn(tokenizer), tokenizer)
-    save_checkpoint(folder / "plain", tiny_rnn(tokenizer, context="initial_state"), tokenizer)
-    rows = [f"{source}\t{target}" for source, target in zip(SOURCES, TARGETS, strict=False)]
-    (folder / "pairs.tsv").write_text("\n".join(["en\tfr", *rows]) + "\n", encoding="utf-8")
-    return folder
 
 
 def data_of(runs: Path) -> list[str]:

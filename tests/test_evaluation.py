@@ -231,25 +231,8 @@ def test_score_by_length_groups_by_words() -> None:
     assert bins[1].length_ratio == pytest.approx(10 / 12)
 
 
-METRIC_SCRIPT = """
-import datasets
-import evaluate
-
-
-class Exact(evaluate.Metric):
-    def _info(self):
-        text = datasets.Value("string")
-        features = datasets.Features(predictions=text, references=text)
-        return evaluate.MetricInfo(description="", citation="", features=features)
-
-    def _compute(self, predictions, references):
-        return {"exact": sum(map(str.__eq__, predictions, references)) / len(references), "note": "text"}
-"""
-
-
 def test_a_metric_of_the_users_own_loads_by_path(tmp_path: Path) -> None:
-    (tmp_path / "exact.py").write_text(METRIC_SCRIPT)
-    found = comparison.external_score(str(tmp_path / "exact.py"), ["a", "b"], ["a", "c"])
+    found = comparison.external_score(str(Path(__file__).with_name("exact_metric.py")), ["a", "b"], ["a", "c"])
     assert found == {"exact": 0.5}
     with pytest.raises(evaluation.EvaluationError, match=r"metric .*missing.py.*could not load it"):
         comparison.external_metric(str(tmp_path / "missing.py"))

@@ -172,7 +172,7 @@ def test_models_that_cannot_be_exported_are_refused() -> None:
 
 
 def test_settings_that_the_loop_does_not_know_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
     from hf_rnn_seq2seq.onnx_decoding import OnnxTranslator
     from hf_rnn_seq2seq.onnx_export import decoding_settings, export_onnx
 
@@ -193,7 +193,7 @@ def test_settings_that_the_loop_does_not_know_are_refused(tmp_path: Path) -> Non
 
 @needs_torch
 def test_a_graph_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
     from hf_rnn_seq2seq import onnx_export
 
     monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
@@ -204,7 +204,7 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path: Path, mon
 
 @needs_torch
 def test_the_script_exports_and_translates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
     from tests.checkpoints import save_checkpoint, tiny_rnn, tiny_tokenizer
 
     spec = importlib.util.spec_from_file_location("export_onnx", ROOT / "scripts" / "export_onnx.py")
@@ -225,7 +225,7 @@ def test_the_script_exports_and_translates(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_the_helpers_of_the_loop() -> None:
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
     from hf_rnn_seq2seq.onnx_decoding import log_softmax, top
 
     values = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)

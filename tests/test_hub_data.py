@@ -1,31 +1,16 @@
 """Data sets and metrics by name, through the loopback Hub, each in a fresh process with an empty cache."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sacrebleu.metrics import BLEU, CHRF, TER
 
-from tests.hub import Hub, running_hub
+from tests.hub import Child
 from tests.hub_store import METRICS_TOKEN, OWNER_TOKEN
-from tests.test_hub import Child
 
-# A metric as the stock ones stand on the Hub: a space evaluate-metric/NAME with NAME.py.
-EXACT = """
-import datasets
-import evaluate
-
-
-class Exact(evaluate.Metric):
-    def _info(self):
-        text = datasets.Value("string")
-        features = datasets.Features(predictions=text, references=text)
-        return evaluate.MetricInfo(description="", citation="", features=features)
-
-    def _compute(self, predictions, references):
-        return {"exact": sum(map(str.__eq__, predictions, references)) / len(references)}
-"""
+EXACT = Path(__file__).with_name("exact_metric.py").read_text(encoding="utf-8")
 PUBLISH = """
 from huggingface_hub import HfApi
 api = HfApi()
@@ -40,19 +25,9 @@ SCORE = """
 from hf_rnn_seq2seq.comparison import external_score
 print(json.dumps(external_score(arguments["name"], arguments["hypotheses"], arguments["references"])))
 """
+STOCK = {"sacrebleu": BLEU, "chrf": CHRF, "ter": TER}
 HYPOTHESES = ["the cat sat on a mat", "good morning to you all"]
 REFERENCES = ["the cat sat on the mat", "good morning to you all"]
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with running_hub() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def child(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Child:
-    return Child(hub, tmp_path_factory.mktemp("children"))
 
 
 def publish_metric(child: Child, name: str, text: str) -> None:
@@ -68,16 +43,18 @@ def test_a_metric_by_name(child: Child) -> None:
     assert score(child, "exact") == {"exact": 0.5}
 
 
-def test_the_stock_sacrebleu(child: Child, shared_data: Path) -> None:
-    """Its script is not this project's: the test needs a copy of evaluate's metrics/sacrebleu/sacrebleu.py."""
-    from sacrebleu.metrics import BLEU
+@pytest.mark.parametrize("name", STOCK)
+def test_the_stock_metrics(child: Child, shared_data: Path, name: str) -> None:
+    """Their scripts are not this project's: the test needs copies of evaluate's metrics/NAME/NAME.py.
 
-    script = shared_data / "metrics" / "sacrebleu" / "sacrebleu.py"
+    The stock `bleu` is not among them: its script has evaluate fetch a file of tensorflow/nmt from GitHub.
+    """
+    script = shared_data / "metrics" / name / f"{name}.py"
     if not script.is_file():
         pytest.skip(f"the stock metric is not there: {script.relative_to(shared_data)} in the optional corpora")
-    publish_metric(child, "sacrebleu", script.read_text(encoding="utf-8"))
-    found = score(child, "sacrebleu")
-    assert found["score"] == pytest.approx(BLEU().corpus_score(HYPOTHESES, [REFERENCES]).score, abs=1e-9)
+    publish_metric(child, name, script.read_text(encoding="utf-8"))
+    wanted = STOCK[name]().corpus_score(HYPOTHESES, [REFERENCES]).score
+    assert score(child, name)["score"] == pytest.approx(wanted, abs=1e-9)
 
 
 def test_data_are_pushed_and_loaded_by_name(child: Child) -> None:

@@ -1,7 +1,6 @@
 """The loopback Hub answers the real client as the Hub does: errors by class, nothing half committed."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -14,14 +13,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from tests.hub import Hub, running_hub
+from tests.hub import Hub
 from tests.hub_store import OWNER_TOKEN, READER_TOKEN
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with running_hub() as started:
-        yield started
 
 
 @pytest.fixture(autouse=True)

@@ -16,18 +16,12 @@ from huggingface_hub import HfApi
 from hf_rnn_seq2seq.arguments import ArgumentError, TrainingArguments, dump_recipe
 from hf_rnn_seq2seq.hub_uploads import SNAPSHOTS, HubUploads, for_run, without_token
 from tests.checkpoints import tiny_rnn, tiny_tokenizer
-from tests.hub import Hub, act_as, running_hub
+from tests.hub import Hub, act_as
 from tests.hub_store import OWNER_TOKEN, READER_TOKEN, USER_TOKEN
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_WAITS = (0.01, 0.01)
 LONG = 60.0
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with running_hub() as started:
-        yield started
 
 
 @pytest.fixture

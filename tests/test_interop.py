@@ -8,7 +8,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from tests.models import batch, tiny_model
 
-accelerate = pytest.importorskip("accelerate")
+accelerate = pytest.importorskip("accelerate", reason="accelerate (of the extra `train`) is not installed")
 
 
 def saved(folder: Path, **options: object) -> tuple[Path, torch.nn.Module]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from huggingface_hub import ModelCard, constants
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.model_card import CardError, read_facts, render, render_again
-from tests.hub import Hub, running_hub
+from tests.hub import Hub
 
 CARDS = Path(__file__).resolve().parent.parent / "model_cards"
 SUMMARY = {
@@ -41,12 +40,6 @@ RECIPE = {
     "seed": 7,
     "preset": "luong2015",
 }
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with running_hub() as started:
-        yield started
 
 
 def facts(**changes: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,17 +14,11 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from hf_rnn_seq2seq.publishing import PublishError, plan_upload, push
 from tests.checkpoints import tiny_rnn, tiny_tokenizer
-from tests.hub import Hub, act_as, running_hub
+from tests.hub import Hub, act_as
 from tests.hub_store import OWNER_TOKEN, READER_TOKEN
 
 ROOT = Path(__file__).resolve().parent.parent
 Script = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with running_hub() as started:
-        yield started
 
 
 @pytest.fixture

@@ -12,14 +12,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from hf_rnn_seq2seq.arguments import parse_arguments
-from tests.hub import Hub, running_hub
+from tests.hub import Hub
 from tests.hub_store import USER_TOKEN
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,12 +56,6 @@ def commands(program: str = "") -> list[str]:
 
 def needs_gpus(command: str) -> bool:
     return "scripts/accelerate/" in command
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with running_hub() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

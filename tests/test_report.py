@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from browser import open_page, running_browser, wait_until
-from checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
+from checkpoints import SOURCES, TARGETS, tiny_tokenizer
 
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.alignment import merge_words, source_pieces, target_pieces
@@ -87,17 +87,6 @@ def test_page_is_whole_and_its_data_is_no_markup(made: tuple[TestSet, list[Any]]
     assert not re.search(r'(src|href)="(?!#)', page) and "url(" not in page and "@import" not in page
     with pytest.raises(EvaluationError, match="nothing to show: 0 systems"):
         render_report(made[0], [])
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, tokenizer = tmp_path_factory.mktemp("runs"), tiny_tokenizer()
-    save_checkpoint(folder / "attention", tiny_rnn(tokenizer), tokenizer)
-    save_checkpoint(folder / "plain", tiny_rnn(tokenizer, context="initial_state"), tokenizer)
-    rows = [f"{source}\t{target}" for source, target in zip(SOURCES, TARGETS, strict=False)]
-    (folder / "pairs.tsv").write_text("\n".join(["en\tfr", *rows]) + "\n", encoding="utf-8")
-    (folder / "other.tsv").write_text("\n".join(["en\tfr", *rows[:3]]) + "\n", encoding="utf-8")
-    return folder
 
 
 def test_script_writes_the_translations_of_several_models(

@@ -117,7 +117,7 @@ def test_bfloat16(options: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}], ids=str)
 @pytest.mark.parametrize("ties", ["none", "all"])
 def test_device_map(device_map: str | dict[str, str], ties: str, tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
+    pytest.importorskip("accelerate", reason="accelerate (of the extra `train`) is not installed")
     model = tiny_model(**WIDE, **TIES[ties][0], dtype=torch.float32)
     model.save_pretrained(tmp_path)
     loaded = RnnSeq2SeqForConditionalGeneration.from_pretrained(tmp_path, device_map=device_map)
@@ -129,7 +129,7 @@ def test_device_map(device_map: str | dict[str, str], ties: str, tmp_path: Path)
 
 def test_a_model_dispatched_part_by_part_gives_the_same() -> None:
     """Accelerate's hooks move what goes into a part; the cache must go through them as it is."""
-    accelerate = pytest.importorskip("accelerate")
+    accelerate = pytest.importorskip("accelerate", reason="accelerate (of the extra `train`) is not installed")
     model = tiny_model(dtype=torch.float32, encoder_layers=2, decoder_layers=2).requires_grad_(False)
     inputs = {key: value for key, value in batch().items() if key != "labels"}
     wanted, found = logits(model), model.generate(**inputs, max_new_tokens=6, num_beams=2)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
@@ -233,8 +234,7 @@ def test_masked_target_positions() -> None:
 
 def test_seq2seq_trainer_drives_a_schedule(tmp_path) -> None:
     """Four lines of a callback are all that Seq2SeqTrainer needs."""
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
+    pytest.importorskip("accelerate", reason="accelerate (of the extra `train`) is not installed")
     seen: list[int] = []
 
     class Progress(transformers.TrainerCallback):

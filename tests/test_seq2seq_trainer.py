@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from tests.hub import act_as, running_hub
@@ -12,8 +13,7 @@ from tests.hub_store import OWNER_TOKEN
 from tests.models import PAD, SOURCES, tiny_model
 from tests.models import TARGETS as RAGGED
 
-pytest.importorskip("accelerate")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate", reason="accelerate (of the extra `train`) is not installed")
 
 ROWS = [
     {"input_ids": source, "attention_mask": [1] * len(source), "labels": target}

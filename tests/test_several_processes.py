@@ -17,7 +17,7 @@ import torch
 from accelerate.commands.launch import launch_command_parser
 
 from hf_rnn_seq2seq.checkpointing import CheckpointStore
-from tests.test_training import assert_identical_states, assert_same_weights, copy_until, weights
+from tests.training_checks import assert_identical_states, assert_same_weights, copy_until, weights
 from tests.training_runs import arguments, build_loop, build_model, corpus, log_lines, sampled_table, text_stream
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_accelerate")]

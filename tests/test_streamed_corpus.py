@@ -6,23 +6,15 @@ import json
 import datasets
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from hf_rnn_seq2seq.arguments import ArgumentError
 from hf_rnn_seq2seq.data import load_corpus
 from hf_rnn_seq2seq.dry_run import dry_run
 from hf_rnn_seq2seq.streamed_corpus import StreamPlan, TextStream, in_memory
-from tests.test_training import assert_identical_states, assert_same_weights, copy_until, weights
+from tests.training_checks import assert_identical_states, assert_same_weights, copy_until, weights
 from tests.training_runs import arguments, build_loop, log_lines, record, text_stream
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps one state per process; each test starts without."""
-    yield
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def stream_of(kind, folder):

@@ -102,6 +102,60 @@ def add_data_options(parser: Parser, *, training: bool = False) -> None:
         group.add_argument("--split", default="test", choices=("train", "validation", "test"), help="(default: test)")
 
 
+def data_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_data_options` chose for testing, None where nothing was given; the split is apart."""
+    names = ("dataset_name", "dataset_config_name", "test_file", "source_lang", "target_lang", "source_column")
+    names += ("target_column", "max_predict_samples", "data_seed")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def sentence_parser(description: str | None, *, title: str) -> Parser:
+    """The parser of a script that draws one sentence of one model."""
+    parser = Parser(description)
+    parser.add_argument("model", metavar="DIR", help="directory that training wrote, or user/name on the Hub")
+    parser.add_argument("sentence", help="the source")
+    parser.add_argument("--output", required=True, help="picture to write: .png, .svg or .pdf")
+    parser.add_argument("--title", help=title)
+    add_generation_options(parser)
+    add_model_options(parser)
+    return parser
+
+
+def parse_sentence(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """What a `sentence_parser` reads; an empty sentence is refused."""
+    arguments = parser.parse_args(argv)
+    if not arguments.sentence.strip():
+        parser.error("sentence is empty; there is nothing to draw")
+    return arguments
+
+
+def systems_parser(description: str | None) -> Parser:
+    """The parser of a script that looks at what several models make of one test set."""
+    parser = Parser(description)
+    parser.add_argument("models", nargs="+", metavar="DIR", help="directories that training wrote")
+    parser.add_argument("--batch_size", type=at_least(1), default=64, help="sentences (default: 64)")
+    parser.add_argument("--no_progress", action="store_true", help="no progress bar")
+    add_generation_options(parser)
+    add_data_options(parser)
+    add_model_options(parser)
+    return parser
+
+
+def parse_systems(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """What a parser with data options reads; a file beside another split than test is refused."""
+    arguments = parser.parse_args(argv)
+    if arguments.test_file and arguments.split != "test":
+        parser.error(f"--test_file is the test split; it does not go with --split {arguments.split}")
+    return arguments
+
+
+def analysis_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `error_analysis.analyse_systems` takes beside the models and the data."""
+    where = {"split": arguments.split, "device": arguments.device, "dtype": arguments.dtype}
+    how = {"batch_size": arguments.batch_size, "progress": not arguments.no_progress}
+    return where | how | generation_options(arguments)
+
+
 def one_line(error: BaseException) -> str:
     """An exception's message without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__

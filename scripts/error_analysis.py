@@ -13,25 +13,13 @@ from typing import Any
 
 from hf_rnn_seq2seq import command_line
 
-DATA = ("dataset_name", "dataset_config_name", "test_file", "source_lang", "target_lang", "source_column")
-DATA += ("target_column", "max_predict_samples", "data_seed")
-
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_line.Parser(__doc__)
-    parser.add_argument("models", nargs="+", metavar="DIR", help="directories that training wrote")
+    parser = command_line.systems_parser(__doc__)
     parser.add_argument("--worst", type=command_line.at_least(0), default=5, help="sentences to print (default: 5)")
     parser.add_argument("--by", choices=("chrf", "bleu"), default="chrf", help="what is worst (default: chrf)")
     parser.add_argument("--output", metavar="FILE", help="write every sentence with its measures as JSON lines")
-    parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
-    parser.add_argument("--no_progress", action="store_true", help="no progress bar")
-    command_line.add_generation_options(parser)
-    command_line.add_data_options(parser)
-    command_line.add_model_options(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.test_file and arguments.split != "test":
-        parser.error(f"--test_file is the test split; it does not go with --split {arguments.split}")
-    return arguments
+    return command_line.parse_systems(parser, argv)
 
 
 def show(system: Any, test_set: Any, numbers: Sequence[int]) -> None:
@@ -62,16 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if arguments.output and not Path(arguments.output).resolve().parent.is_dir():
         raise ValueError(f"--output {arguments.output!r}: its folder does not exist")
-    test_set, systems = error_analysis.analyse_systems(
-        arguments.models,
-        {name: getattr(arguments, name) for name in DATA},
-        split=arguments.split,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        batch_size=arguments.batch_size,
-        progress=not arguments.no_progress,
-        **command_line.generation_options(arguments),
-    )
+    chosen, options = command_line.data_options(arguments), command_line.analysis_options(arguments)
+    test_set, systems = error_analysis.analyse_systems(arguments.models, chosen, **options)
     print(reporting.aligned(error_analysis.summary_table({system.name: system.reports for system in systems})))
     for system in systems:
         if arguments.worst:

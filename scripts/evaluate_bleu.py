@@ -38,11 +38,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     command_line.add_generation_options(parser)
     command_line.add_data_options(parser)
     command_line.add_model_options(parser)
-    arguments = parser.parse_args(argv)
+    arguments = command_line.parse_systems(parser, argv)
     if arguments.paired and len(arguments.models) < 2:
         parser.error("--paired compares systems; give at least 2 directories")
-    if arguments.test_file and arguments.split != "test":
-        parser.error(f"--test_file is the test split; it does not go with --split {arguments.split}")
     return arguments
 
 
@@ -69,9 +67,7 @@ def evaluate_all(arguments: argparse.Namespace) -> list[Any]:
     from hf_rnn_seq2seq import reporting
     from hf_rnn_seq2seq.run_directory import load_checkpoint
 
-    data = ("dataset_name", "dataset_config_name", "test_file", "source_lang", "target_lang", "source_column")
-    data += ("target_column", "max_predict_samples", "data_seed")
-    chosen = {name: getattr(arguments, name) for name in data}
+    chosen = command_line.data_options(arguments)
     systems: list[Any] = []
     for directory in arguments.models:
         model, tokenizer = load_checkpoint(directory, device=arguments.device, dtype=arguments.dtype)

@@ -13,22 +13,14 @@ from hf_rnn_seq2seq import command_line
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_line.Parser(__doc__)
-    parser.add_argument("model", metavar="DIR", help="directory that training wrote, or user/name on the Hub")
-    parser.add_argument("sentence", help="the source")
-    parser.add_argument("--output", required=True, help="picture to write: .png, .svg or .pdf")
+    parser = command_line.sentence_parser(__doc__, title="text under the map (default: log-probability)")
     parser.add_argument("--translation", help="draw the attention of this translation, not of the model's own")
     parser.add_argument("--n_best", type=command_line.at_least(1), default=1, help="hypotheses, at most num_beams")
     parser.add_argument("--heads", action="store_true", help="one map for each attention head")
     parser.add_argument("--layer", type=int, default=-1, help="attention layer of the decoder (default: the last)")
     parser.add_argument("--words", action="store_true", help="merge the pieces of a word")
     parser.add_argument("--font", help="font file to prefer over the installed ones")
-    parser.add_argument("--title", help="text under the map (default: log-probability)")
-    command_line.add_generation_options(parser)
-    command_line.add_model_options(parser)
-    arguments = parser.parse_args(argv)
-    if not arguments.sentence.strip():
-        parser.error("sentence is empty; there is nothing to attend to")
+    arguments = command_line.parse_sentence(parser, argv)
     if arguments.translation is not None and (arguments.num_beams or arguments.n_best > 1):
         parser.error("--translation is drawn alone; it does not go with --num_beams or --n_best")
     return arguments

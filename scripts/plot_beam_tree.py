@@ -4,28 +4,14 @@ Every prefix that a beam held is a node; finished hypotheses are in colour with 
 up is grey, and the width of a line is the probability of the word it leads to.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from hf_rnn_seq2seq import command_line
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_line.Parser(__doc__)
-    parser.add_argument("model", metavar="DIR", help="directory that training wrote, or user/name on the Hub")
-    parser.add_argument("sentence", help="the source")
-    parser.add_argument("--output", required=True, help="picture to write: .png, .svg or .pdf")
-    parser.add_argument("--title", help="text above the tree (default: the sentence)")
-    command_line.add_generation_options(parser)
-    command_line.add_model_options(parser)
-    arguments = parser.parse_args(argv)
-    if not arguments.sentence.strip():
-        parser.error("sentence is empty; there is nothing to translate")
-    return arguments
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parse(argv)
+    parser = command_line.sentence_parser(__doc__, title="text above the tree (default: the sentence)")
+    arguments = command_line.parse_sentence(parser, argv)
     from hf_rnn_seq2seq.figures import check_output
 
     check_output(arguments.output)

@@ -8,7 +8,6 @@ by distance from the end of the source, of the loss on the first word, on senten
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 from hf_rnn_seq2seq import command_line
 
@@ -64,9 +63,7 @@ def model_curves(arguments: argparse.Namespace) -> dict[str, list[float]]:
     from hf_rnn_seq2seq.reporting import read_test_set
     from hf_rnn_seq2seq.run_directory import load_checkpoint
 
-    names = ("dataset_name", "dataset_config_name", "test_file", "source_lang", "target_lang", "source_column")
-    names += ("target_column", "max_predict_samples", "data_seed")
-    chosen: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    chosen = command_line.data_options(arguments)
     curves = {}
     for directory in arguments.models:
         test_set = read_test_set(directory, chosen, arguments.split)

@@ -11,28 +11,17 @@ from pathlib import Path
 
 from hf_rnn_seq2seq import command_line
 
-DATA = ("dataset_name", "dataset_config_name", "test_file", "source_lang", "target_lang", "source_column")
-DATA += ("target_column", "max_predict_samples", "data_seed")
-
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_line.Parser(__doc__)
-    parser.add_argument("models", nargs="+", metavar="DIR", help="directories that training wrote")
+    parser = command_line.systems_parser(__doc__)
     parser.add_argument("--output", required=True, metavar="FILE", help="page to write: .html")
     parser.add_argument("--title", default="", help="heading of the page (default: the languages)")
     parser.add_argument("--tokens", action="store_true", help="attention between tokens, not between whole words")
-    parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
-    parser.add_argument("--no_progress", action="store_true", help="no progress bar")
-    command_line.add_generation_options(parser)
-    command_line.add_data_options(parser)
-    command_line.add_model_options(parser)
-    arguments = parser.parse_args(argv)
+    arguments = command_line.parse_systems(parser, argv)
     if Path(arguments.output).suffix.lower() not in (".html", ".htm"):
         parser.error(f"--output {arguments.output!r}: the suffix must be .html")
     if not Path(arguments.output).resolve().parent.is_dir():
         parser.error(f"--output {arguments.output!r}: its folder does not exist")
-    if arguments.test_file and arguments.split != "test":
-        parser.error(f"--test_file is the test split; it does not go with --split {arguments.split}")
     return arguments
 
 
@@ -43,16 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.html_report import render_report
     from hf_rnn_seq2seq.run_directory import write_atomically
 
-    test_set, systems = analyse_systems(
-        arguments.models,
-        {name: getattr(arguments, name) for name in DATA},
-        split=arguments.split,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        batch_size=arguments.batch_size,
-        progress=not arguments.no_progress,
-        **command_line.generation_options(arguments),
-    )
+    chosen, options = command_line.data_options(arguments), command_line.analysis_options(arguments)
+    test_set, systems = analyse_systems(arguments.models, chosen, **options)
     page = render_report(test_set, systems, title=arguments.title, words=not arguments.tokens)
     write_atomically(arguments.output, page)
     print(f"{arguments.output}: {len(test_set.sources):,} sentences, {len(page.encode()) / 1e6:.1f} MB")

@@ -29,6 +29,15 @@ def test_notebook_is_well_formed() -> None:
     assert {name for name in names if name.isupper()} == set(TOY)
 
 
+def test_stored_outputs_are_those_of_one_run_from_the_top() -> None:
+    code = [cell for cell in cells() if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} == {"stream", "execute_result"}
+    assert all(output["name"] == "stdout" for output in outputs if "name" in output)
+    assert sum("image/png" in output.get("data", ()) for output in outputs) == 5
+
+
 @pytest.mark.slow
 def test_every_cell_runs_and_the_story_has_its_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

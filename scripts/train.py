@@ -225,6 +225,7 @@ def build_loop(
             "source_vocab_size": vocabulary[0],
             "target_vocab_size": vocabulary[1],
             "seed": training.seed,
+            "decoder_recurrence": model.get_decoder().recurrence_path,
             **adaptation.facts,
         },
     )

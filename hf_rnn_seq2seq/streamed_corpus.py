@@ -8,6 +8,7 @@ state of the stream before the window, the number of the window, and the number 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,7 +47,10 @@ class TextStream:
         buffer: int,
         sampler: SubwordSampler | None = None,
     ) -> None:
-        self.rows, self.tokenizer, self.buffer, self.sampler = rows, tokenizer, buffer, sampler
+        self.rows, self.buffer, self.sampler = rows, buffer, sampler
+        # Rows are tokenised in a thread while the validation split is translated in another, and a tokenizer of two
+        # vocabularies belongs to one thread.
+        self.tokenizer = copy.deepcopy(tokenizer)
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
 
     def tokenise(self, rows: Sequence[Mapping[str, Any]], epoch: int = 0) -> dict[str, list[Any]]:

@@ -10,7 +10,9 @@ import torch
 from hf_rnn_seq2seq.arguments import ArgumentError
 from hf_rnn_seq2seq.data import load_corpus
 from hf_rnn_seq2seq.dry_run import dry_run
+from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 from hf_rnn_seq2seq.streamed_corpus import StreamPlan, TextStream, in_memory
+from hf_rnn_seq2seq.tokenization import build_tokenizer
 from tests.training_checks import assert_identical_states, assert_same_weights, copy_until, weights
 from tests.training_runs import arguments, build_loop, log_lines, record, text_stream
 
@@ -112,6 +114,18 @@ def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path):
     tokens = sum(len(row["target"].split()) + 1 for row in kept)
     empty = summary["target_tokens"] - tokens
     assert 0 <= empty <= 19, "an update without any token counts as one, so that nothing is divided by zero"
+
+
+def test_a_stream_has_a_tokenizer_of_its_own():
+    """Its thread must not meet the one that translates: in the middle of a target the vocabularies are swapped."""
+    words = {"algorithm": "word", "joint": False, "min_frequency": 1, "separate_class": RnnSeq2SeqTokenizer}
+    tokenizer = build_tokenizer(["a b c"], ["z y a"], vocab_size=9, **words)
+    row = {"id": 0, "source": "c b a", "target": "a y"}
+    stream = TextStream(None, tokenizer, max_source_length=9, max_target_length=9, buffer=1)
+    tokenizer._target_backend, tokenizer._source_backend = tokenizer._source_backend, tokenizer._target_backend
+    told = stream.tokenise([row])
+    read = [stream.tokenizer.decode_source(told["input_ids"][0][:-1]), stream.tokenizer.decode(told["labels"][0][:-1])]
+    assert read == ["c b a", "a y"]
 
 
 def test_options_that_need_a_known_length_are_refused(tmp_path):

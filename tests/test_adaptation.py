@@ -114,7 +114,7 @@ def test_new_tokens_are_whole_words_and_leave_old_text_alone(algorithm: str, joi
     tokenizer.save_pretrained(tmp_path)
     for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
         assert [len(one), getattr(one, "target_vocab_size", len(one))] == [sizes[0] + added[0], sizes[1] + added[-1]]
-        found = tokens(one, "<2fr> frobnic 京都, éclairé frobnics", target=True)
+        found = tokens(one, "<2fr> frobnic 京都市, éclairé frobnics", target=True)
         assert [name for name in found if name in NEW] == ["<2fr>", "frobnic", "京都", "éclairé"]
         assert ("frobnic" in tokens(one, "a frobnic", target=False)) and (
             "éclairé" in tokens(one, "éclairé", False)

@@ -77,7 +77,7 @@ def decoding_variants(
     model: Any, sentences: Sentences, arguments: Namespace, shortlist: Any = None
 ) -> dict[str, Decoding]:
     """`generate()`, also in batches sorted by length, and the search with each kind of weights and a shortlist."""
-    limits: dict[str, Any] = {"max_new_tokens": arguments.target_length}
+    limits: dict[str, Any] = {"max_new_tokens": arguments.target_length} if arguments.target_length else {}
     if arguments.model is None:  # random weights: no sentence may end, so that every variant takes as many steps
         limits["eos_token_id"] = None
     variants = {}

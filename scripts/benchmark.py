@@ -7,7 +7,8 @@ instead. "of peak" is the share of the rate of a large matrix product that the p
 trains one size after the other along every axis. `decode` compares `model.search` with `generate()`, greedy and with
 beams: on the sentences of --input with --model (sorted by length where that is what the search's callers do), or on
 random weights that never end a sentence, so that every sentence takes --target_length steps. "different" counts the
-sentences whose tokens are not those of `generate()`; --references FILE adds BLEU, which is what other weights cost.
+sentences whose tokens are not those of `generate()`; --references FILE adds BLEU, which is what other weights cost;
+`--batch_sizes 64 1` measures both in one run.
 
 Model A is a bidirectional LSTM 2x256 and an LSTM 512 with general attention and input feeding, vocabulary 8000; B has
 two and four layers, of which one waits for the attention, and vocabulary 32,000. Options override their sizes.
@@ -33,7 +34,9 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--hidden_size", type=command_line.at_least(2))
     parser.add_argument("--batch_size", type=count, help="sentences (default: 64 for A)")
     parser.add_argument("--source_length", type=count, help="longest source in tokens (default: 14 for A)")
-    parser.add_argument("--target_length", type=count, help="longest target in tokens (default: 15 for A)")
+    parser.add_argument(
+        "--target_length", type=count, help="longest target in tokens (default: 15 for A, with --model its own limit)"
+    )
     parser.add_argument("--full_rows", action="store_true", help="train: every sentence as long as the longest")
     parser.add_argument("--no_memory", dest="memory", action="store_false", help="train: do not measure peak memory")
     parser.add_argument(
@@ -46,6 +49,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     )
     parser.add_argument("--shortlist", metavar="FILE", help="decode: a variant with this list of learn_shortlist.py")
     parser.add_argument("--sentences", type=count, help="decode: only the first so many of --input")
+    parser.add_argument("--batch_sizes", type=count, nargs="+", metavar="N", help="decode: these batches, one by one")
     parser.add_argument("--num_beams", type=command_line.at_least(2), default=5, help="decode: beams (default: 5)")
     parser.add_argument("--rounds", type=count, default=7, help="measurements of each variant (default: 7)")
     parser.add_argument("--threads", type=count, default=1, help="threads of torch (default: 1)")
@@ -64,7 +68,10 @@ def _fill_in(parser: command_line.Parser, arguments: Namespace) -> None:
     from hf_rnn_seq2seq.training_benchmark import BATCHES, GROWTH, MODELS
 
     given = zip(("batch_size", "source_length", "target_length"), BATCHES[arguments.sizes], strict=True)
-    for name, value in {**MODELS[arguments.sizes], **dict(given)}.items():
+    defaults = {**MODELS[arguments.sizes], **dict(given)}
+    if arguments.what == "decode" and arguments.model is not None:
+        del defaults["target_length"]
+    for name, value in defaults.items():
         if getattr(arguments, name, None) is None:
             setattr(arguments, name, value)
     unknown = set(arguments.only or ()) - set(GROWTH)
@@ -121,19 +128,27 @@ def decode(arguments: Namespace) -> list[dict]:
     tokenizer = shortlist = None
     if arguments.model is None:
         model = build(arguments).eval()
-        source, _ = ragged_batch(arguments)
-        batch = [(range(len(source)), source, (source != 0).long())]
-        sentences = decoding.Sentences(batch, batch)
     else:
         model, tokenizer = load_checkpoint(arguments.model, device="cpu")
         files = filter(None, (arguments.input, arguments.references))
         texts = [list(LineReader(path))[: arguments.sentences] for path in files]
-        sentences = decoding.read_sentences(model, tokenizer, texts[0], arguments.batch_size, *texts[1:])
         shortlist = Shortlist.load(arguments.shortlist) if arguments.shortlist else None
-    variants = decoding.decoding_variants(model, sentences, arguments, shortlist)
     ends = () if arguments.model is None else (model.config.eos_token_id,)
-    report = decoding.compare_decoding(variants, take_turns(variants, arguments.rounds), sentences, tokenizer, ends)
-    decoding.print_decoding(report)
+    report = []
+    for size in arguments.batch_sizes or [arguments.batch_size]:
+        arguments.batch_size = size
+        if arguments.model is None:
+            source, _ = ragged_batch(arguments)
+            batch = [(range(len(source)), source, (source != 0).long())]
+            sentences = decoding.Sentences(batch, batch)
+        else:
+            sentences = decoding.read_sentences(model, tokenizer, texts[0], size, *texts[1:])
+        variants = decoding.decoding_variants(model, sentences, arguments, shortlist)
+        measured = take_turns(variants, arguments.rounds)
+        rows = decoding.compare_decoding(variants, measured, sentences, tokenizer, ends)
+        print(f"{sentences.count} sentences, batches of {size}, threads: {arguments.threads}")
+        decoding.print_decoding(rows)
+        report += [{"batch_size": size, **row} for row in rows]
     return report
 
 

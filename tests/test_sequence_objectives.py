@@ -1,14 +1,15 @@
 """Minimum risk training and REINFORCE: against sums over every target there is, and in runs of the training loop."""
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor
 
-from hf_rnn_seq2seq.arguments import REWARDS
+from hf_rnn_seq2seq.arguments import REWARDS, ArgumentError, TrainingArguments
 from hf_rnn_seq2seq.metrics._sentence import gleu, sentence_metric
 from hf_rnn_seq2seq.sequence_objectives import (
     IGNORED,
@@ -21,19 +22,15 @@ from hf_rnn_seq2seq.sequence_objectives import (
     policy_gradient,
 )
 from tests.models import END, SOURCES, START, batch, pad, tiny_model
-from tests.training_runs import build_model
+from tests.test_several_processes import launch
+from tests.test_train_script import TINY, train
+from tests.training_checks import assert_identical_states, assert_same_weights, copy_until, weights
+from tests.training_runs import arguments, build_loop, build_model, corpus, log_lines, text_of
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 LONGEST = 3
 WORDS = 5  # ids 0 to 4, of which END ends a sentence
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps one state per process; each test starts without."""
-    yield
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-    GradientState._reset_state()
 
 
 def small_model(**options):
@@ -143,15 +140,11 @@ def test_reference_has_the_loss_of_the_model(kind: str) -> None:
     model = build_model(kind).eval()
     inputs = batch()
     objective = SequenceObjective(
-        model, texts, sentence_metric("gleu"), kind="mrt", samples=2, alpha=1.0, ml_weight=0.0
+        model, text_of, sentence_metric("gleu"), kind="mrt", samples=2, alpha=1.0, ml_weight=0.0
     )
     _, figures = objective(**inputs)
     tokens = int((inputs["labels"] != IGNORED).sum())
     assert figures[2].tolist() == pytest.approx([model(**inputs).loss.item() * tokens, tokens])
-
-
-def texts(rows: list[list[int]]) -> list[str]:
-    return [" ".join(str(word) for word in row if word > END) for row in rows]
 
 
 @pytest.mark.parametrize("kind", ["bart", "rnn"])
@@ -188,7 +181,7 @@ def test_candidates_stand_once_with_their_numbers() -> None:
     assert rows == [[5, 2], [7, 2], [4, 2], [6, 2], [6, 6, 6], [2]]
     assert found.sentence.tolist() == [0, 0, 1, 1, 1, 1] and found.drawn.tolist() == [1, 2, 0, 1, 1, 1]
     assert found.is_reference.tolist() == [True, False, True, False, False, False]
-    rewards = found.rewards(texts, lambda candidate, reference: float(len(candidate) + 10 * len(reference)))
+    rewards = found.rewards(text_of, lambda candidate, reference: float(len(candidate) + 10 * len(reference)))
     assert rewards.tolist() == [11.0, 11.0, 11.0, 11.0, 15.0, 10.0]
 
 
@@ -289,3 +282,161 @@ def test_many_draws_give_the_gradient_of_the_enumeration() -> None:
     difference = sum((left - right).square().sum() for left, right in zip(found, exact, strict=True)).sqrt()
     length = sum(right.square().sum() for right in exact).sqrt()
     assert difference < 0.05 * length, (difference, length)
+
+
+@pytest.mark.parametrize("kind", ["mrt", "reinforce"])
+def test_loss_is_the_mixture_for_each_target_token(kind: str) -> None:
+    """Of a model that draws the same translation every time: its reward, and the cross entropy of the reference."""
+    model, inputs = build_model("rnn_certain").eval(), batch()
+    options = {"kind": kind, "samples": 4, "alpha": 0.0001}
+    mixed = SequenceObjective(model, text_of, sentence_metric("gleu"), ml_weight=0.5, **options)
+    alone = SequenceObjective(model, text_of, sentence_metric("gleu"), ml_weight=0.0, **options)
+    (loss, figures), (pure, _) = mixed(**inputs), alone(**inputs)
+    tokens = (inputs["labels"] != IGNORED).sum()
+    torch.testing.assert_close(loss - pure, 0.5 * model(**inputs).loss, rtol=1e-4, atol=1e-4)
+    assert figures[:, 1].tolist() == [3, 3, tokens]
+    if kind == "mrt":
+        torch.testing.assert_close(pure.double() * tokens, figures[1, 0])
+
+
+# ------------------------------------------------------------------------------------------------ the model's mode
+
+
+def test_nothing_of_training_acts_and_the_mode_comes_back() -> None:
+    """Neither dropout, nor label smoothing, nor the model's own words as inputs (the ratio 0 would make all so)."""
+    acting = {"dropout": 0.5, "word_dropout": 0.3, "label_smoothing": 0.2, "teacher_forcing_ratio": 0.0}
+    found = []
+    for options in ({}, acting):
+        model = tiny_model(**options).train()
+        model.model.encoder.eval()
+        torch.manual_seed(1)
+        objective = SequenceObjective(
+            model, text_of, sentence_metric("chrf"), kind="reinforce", samples=3, alpha=1.0, ml_weight=1.0
+        )
+        loss, _ = objective(**batch())
+        found.append([loss, *gradients(loss, model)])
+        assert model.training and model.model.decoder.training and not model.model.encoder.training
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_gradients_under_autocast() -> None:
+    """Weights cast while drawing must not be reused in the pass with gradients."""
+    model = tiny_model(dtype=torch.float32)
+    objective = SequenceObjective(
+        model, text_of, sentence_metric("gleu"), kind="mrt", samples=3, alpha=1.0, ml_weight=1.0
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = objective(**batch())
+    loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.lm_head.parameters())
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+OPTIONS = {"model_name_or_path": "a checkpoint", "objective_samples": 4}
+BOTH = pytest.mark.parametrize("objective", ["mrt", "reinforce"])
+
+
+@BOTH
+def test_training_raises_the_reward(objective: str, tmp_path: Path) -> None:
+    """From nothing to two words that are right every time."""
+    rows = corpus(64).map(lambda row: {"labels": [5, 6, END], "target_length": 3})
+    options = {**OPTIONS, "objective": objective, "objective_samples": 8, "max_steps": 25, "learning_rate": 0.03}
+    options |= {"mrt_alpha": 1.0} if objective == "mrt" else {"ml_weight": 0.0}
+    build_loop("rnn", arguments(tmp_path, **options), train=rows).run()
+    lines = log_lines(tmp_path, "train")
+    rewards = [line["reward"] for line in lines]
+    assert 0 < 3 * sum(rewards[:4]) < sum(rewards[-4:]), rewards
+    assert lines[-1]["perplexity"] == pytest.approx(math.exp(lines[-1]["ml_loss"]))
+    assert log_lines(tmp_path, "eval")[-1]["eval_loss"] > 1, "evaluation keeps the cross entropy"
+    if objective == "reinforce":
+        assert [1 - line["reward"] for line in lines] == pytest.approx([line["risk"] for line in lines])
+
+
+@BOTH
+def test_a_resumed_run_is_bit_identical(objective: str, tmp_path: Path) -> None:
+    options = {**OPTIONS, "objective": objective, "save_steps": 5, "logging_steps": 3, "gradient_accumulation_steps": 2}
+    build_loop("rnn_dropout", arguments(tmp_path / "whole", **options)).run()
+    copy_until(tmp_path / "whole", tmp_path / "resumed", step=5)
+    torch.rand(17)
+    more = {**options, "resume_from_checkpoint": "latest"}
+    build_loop("rnn_dropout", arguments(tmp_path / "resumed", **more)).run()
+    assert_identical_states(tmp_path / "whole", tmp_path / "resumed", step=12)
+    lines = [log_lines(tmp_path / name, "train") for name in ("whole", "resumed")]
+    names = ("step", "loss", "reward", "risk", "ml_loss")
+    assert [[line[name] for name in names] for line in lines[0]] == [
+        [line[name] for name in names] for line in lines[1]
+    ]
+    other = {**more, "objective": {"mrt": "reinforce", "reinforce": "mrt"}[objective], "max_steps": 14}
+    with pytest.raises(ArgumentError, match=f"was trained with objective '{objective}'"):
+        build_loop("rnn_dropout", arguments(tmp_path / "resumed", **other)).run()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """With a model whose draws do not depend on chance; the single process takes two micro-batches."""
+    runs, choices = [], {"mrt": {"mrt_alpha": 0.0001}, "reinforce": {"ml_weight": 0.5}}
+    for objective, more in choices.items():
+        options = {**OPTIONS, "objective": objective, "per_device_train_batch_size": 4, "learning_rate": 0.001, **more}
+        runs.append({"model": "rnn_certain", "options": {"output_dir": str(tmp_path / objective), **options}})
+        accumulated = {**options, "gradient_accumulation_steps": 2}
+        build_loop("rnn_certain", arguments(tmp_path / f"{objective}1", **accumulated)).run()
+    launch(runs, tmp_path)
+    for objective in choices:
+        lines = [log_lines(tmp_path / name, "train") for name in (objective, f"{objective}1")]
+        assert len(lines[0]) == 12
+        for name in ("loss", "reward", "risk", "ml_loss"):
+            values = [[line[name] for line in run] for run in lines]
+            assert values[0] == pytest.approx(values[1], rel=1e-4), name
+            assert len(set(values[0])) > 2, name
+        kept = [weights(tmp_path / name / "checkpoints" / "step-00000012") for name in (objective, f"{objective}1")]
+        assert_same_weights(*kept, tolerance=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "mrt"}, "objective='mrt': needs model_name_or_path, the checkpoint"),
+        ({"objective": "minimum"}, "objective='minimum': must be one of ml, mrt, reinforce"),
+        ({"mrt_alpha": 0.1}, "mrt_alpha=0.1: has no effect with objective='ml'"),
+        ({"objective": "reinforce", "mrt_alpha": 0.1}, "mrt_alpha=0.1: has no effect with objective='reinforce'"),
+        ({"ml_weight": 0.1}, "ml_weight=0.1: has no effect with objective='ml'"),
+        ({"objective_samples": 4}, "objective_samples=4: has no effect with objective='ml'"),
+        ({"objective_metric": "bleu"}, "objective_metric='bleu': has no effect with objective='ml'"),
+        ({"objective": "mrt", "objective_metric": "ter"}, "objective_metric='ter': must be one of gleu, bleu, chrf"),
+        ({"objective": "mrt", "objective_samples": 1}, "objective_samples=1: must be at least 2"),
+        ({"objective": "mrt", "mrt_alpha": 0.0}, "mrt_alpha=0.0: must be greater than 0"),
+        (
+            {"objective": "mrt", "model_name_or_path": "x", "gradient_checkpointing": True},
+            "gradient_checkpointing=True: has no effect with objective='mrt'",
+        ),
+    ],
+)
+def test_refusals(options: dict, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        TrainingArguments(**options)
+
+
+@pytest.mark.slow
+def test_second_stage_by_the_script(tmp_path: Path) -> None:
+    """From a checkpoint with two vocabularies; the run's own recipe continues it."""
+    (tmp_path / "tiny.yaml").write_text(json.dumps(TINY))
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = ["--joint_vocabulary", "false", "--source_vocab_size", 280]
+    assert train(tmp_path / "tiny.yaml", "--output_dir", first, *words) == 0
+    words = [
+        "--model_name_or_path",
+        first,
+        "--objective",
+        "mrt",
+        "--objective_metric",
+        "chrf",
+        "--objective_samples",
+        3,
+    ]
+    assert train(tmp_path / "tiny.yaml", "--output_dir", second, *words) == 0
+    line = log_lines(second, "train")[-1]
+    assert 0 <= line["reward"] <= 1 and 0 <= line["risk"] <= 1 and line["ml_loss"] > 1
+    words = ["--output_dir", second, "--resume_from_checkpoint", "latest", "--max_steps", 6]
+    assert train(second / "recipe.yaml", *words) == 0

@@ -24,6 +24,7 @@ from hf_rnn_seq2seq.batching import Collator
 from hf_rnn_seq2seq.finite_guard import TrainingError
 from hf_rnn_seq2seq.run_control import build_accelerator
 from hf_rnn_seq2seq.sampled_corpus import SampledTable
+from hf_rnn_seq2seq.sequence_objectives import build_objective
 from hf_rnn_seq2seq.streamed_corpus import TextStream
 from hf_rnn_seq2seq.subword_sampling import SubwordSampler
 from hf_rnn_seq2seq.token_columns import encode
@@ -112,7 +113,7 @@ def _each(read: Callable[[Any], Iterator[Any]]) -> Callable[..., Iterator[Any]]:
 
 
 def build_model(kind: str) -> Any:
-    """`bart`, `rnn`, `rnn_tied` (and label smoothing) or `rnn_dropout`; the same weights every time."""
+    """`bart`, `rnn`, `rnn_tied` (and label smoothing), `rnn_dropout` or `rnn_certain`; the same weights every time."""
     torch.manual_seed(7)
     if kind == "bart":
         sizes = dict.fromkeys(("encoder_layers", "decoder_layers"), 1)
@@ -126,7 +127,16 @@ def build_model(kind: str) -> Any:
         fields |= {"tie_word_embeddings": True, "share_encoder_decoder_embeddings": True, "label_smoothing": 0.1}
     if kind == "rnn_dropout":
         fields |= {"dropout": 0.2}
-    return RnnSeq2SeqForConditionalGeneration(RnnSeq2SeqConfig(**fields))
+    model = RnnSeq2SeqForConditionalGeneration(RnnSeq2SeqConfig(**fields))
+    if kind == "rnn_certain":  # whatever is drawn from it is one word five times
+        model.lm_head.bias.data[7] = 60.0
+        model.generation_config.max_new_tokens = 5
+    return model
+
+
+def text_of(rows: list[list[int]]) -> list[str]:
+    """Ids as words, without the special ones."""
+    return [" ".join(str(word) for word in row if word > 2) for row in rows]
 
 
 def arguments(output_dir: Path | str | None, **options: Any) -> TrainingArguments:
@@ -160,11 +170,13 @@ def build_loop(
     accelerator = accelerator or build_accelerator(options)
     if validator is None:
         validator = Validator(BatchLoader(corpus(15, seed=1), Collator(), device=accelerator.device), batch_size=4)
+    model = model or build_model(kind)
     return TrainingLoop(
-        model or build_model(kind),
+        model,
         corpus(rows) if train is None else train,
         options,
         accelerator=accelerator,
+        objective=build_objective(options, model, text_of),
         collate=Collator(),
         validator=validator,
         **more,

@@ -11,7 +11,7 @@ Weights = Mapping[str, Tensor]
 
 
 def entmax(scores: list[Tensor], alpha: Tensor | float) -> list[Tensor]:
-    """p_i = [(alpha - 1) z_i - tau]_+ ^ (1 / (alpha - 1)), the tau for which they sum to 1 (Peters 2019, equation 6).
+    """p_i = [(alpha - 1) z_i - tau]_+ ^ (1 / (alpha - 1)), the tau for which they sum to 1 (Peters 2019, section 3).
 
     alpha = 2: sparsemax (Martins and Astudillo 2016, equation 2). tau is searched for in plain numbers; the derivative
     is that of the equation sum(p) = 1, by one step of Newton.
@@ -35,7 +35,7 @@ def entmax(scores: list[Tensor], alpha: Tensor | float) -> list[Tensor]:
 
 
 def alpha_of(config: RnnSeq2SeqConfig, weights: Weights, number: int) -> Tensor | float:
-    """2 for sparsemax; 1 + sigmoid(a) of head `number` where it is learned (Correia 2019, section 3.2)."""
+    """2 for sparsemax; 1 + sigmoid(a) of head `number` where it is learned (Correia 2019, section 3)."""
     if config.attention_normalization == "sparsemax":
         return 2.0
     return 1 + torch.sigmoid(weights["sparse.free"][number]) if config.entmax_learned else config.entmax_alpha
@@ -74,7 +74,7 @@ def cover(
 def gate_factors(
     config: RnnSeq2SeqConfig, weights: Weights, word: Tensor, state: Tensor, context: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What multiplies the target's part and the source's (Tu 2017, equations 4 to 7)."""
+    """What multiplies the target's part and the source's (Tu 2017, section 3)."""
     total = weights["word.weight"] @ word + weights["word.bias"]
     z = torch.sigmoid(total + weights["state.weight"] @ state + weights["context.weight"] @ context)
     one = torch.ones_like(z)

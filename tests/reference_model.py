@@ -130,7 +130,7 @@ def read_out(config: RnnSeq2SeqConfig, weights: Weights, state: Tensor, context:
 def gated_cell(
     config: RnnSeq2SeqConfig, weights: Weights, gate: Weights, word: Tensor, context: Tensor, state: State
 ) -> State:
-    """t = f(a (W e + U t) + b C s), in each gate of the cell (Tu 2017, equations 5 to 7)."""
+    """t = f(a (W e + U t) + b C s), in each gate of the cell (Tu 2017, section 3)."""
     target, source = gate_factors(config, gate, word, state[0], context)
     matrix, bias = weights["kernel.weight_hh_l0"], weights["kernel.bias_hh_l0"]
     blocks = len(bias) // len(target)

@@ -184,7 +184,7 @@ def score(
 ) -> Tensor:
     """How well `query` fits the encoder state `key` at source position `place`, for head `number`.
 
-    `covered` is what is remembered of that word: See 2017, equation 11; Tu 2016, equation 8.
+    `covered` is what is remembered of that word: See 2017, equation 11; Tu 2016, section 3.2.
     """
     kind = config.attention_type
     if kind == "dot":  # Luong 2015, equation 7

@@ -16,6 +16,8 @@ KINDS: dict[str, tuple[dict[str, Any], int]] = {
     "lstm, fed, scanned": ({}, 2 + 1 + 1 + 3),
     "gru, not fed": ({"cell_type": "gru", "input_feeding": False}, 1 + 1 + 3),
     "every step": ({"context": "every_step"}, 2 + 1 + 1),
+    "coverage": ({"attention_type": "additive", "coverage": "gru", "coverage_size": 3}, 2 + 1 + 1 + 1 + 3),
+    "coverage, not fed": ({"attention_type": "additive", "coverage": "sum", "input_feeding": False}, 2 + 1 + 1 + 3),
     "initial state": ({"context": "initial_state"}, 2 + 1),
     "multi head": ({"attention_type": "multi_head", "num_attention_heads": 2}, 2 + 1 + 1 + 3),
 }

@@ -22,6 +22,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "before the cell": {"attention_order": "before_cell", "attention_type": "additive", "readout_state": "previous"},
     "bottom": {"attention_layer": "bottom", "decoder_layers": 3, "context_layers": "all"},
     "every step": {"context": "every_step", "cell_type": "gru", "readout": "maxout"},
+    "coverage": {"attention_type": "additive", "coverage": "sum", "attention_normalization": "sparsemax"},
+    "coverage gru, gate": {
+        "attention_type": "normed_additive",
+        "attention_order": "before_cell",
+        "coverage": "gru",
+        "context_gate": "both",
+    },
     "initial state": {"context": "initial_state", "decoder_layers": 2},
     "local_m": {"attention_window": "local_m", "attention_window_size": 1, "input_feeding": False},
     "multi head": {"attention_type": "multi_head", "num_attention_heads": 2},

@@ -54,7 +54,15 @@ assert "hf_rnn_seq2seq" not in sys.modules
 """
 
 KINDS: dict[str, dict[str, Any]] = {
-    "two vocabularies": {"attention_type": "additive", "attention_order": "before_cell", "cell_type": "gru"},
+    "two vocabularies": {
+        "attention_type": "additive",
+        "attention_order": "before_cell",
+        "cell_type": "gru",
+        "attention_normalization": "entmax",
+        "entmax_learned": True,
+        "coverage": "gru",
+        "context_gate": "both",
+    },
     "one vocabulary": {"share_encoder_decoder_embeddings": True, "tie_word_embeddings": True, "readout_size": 5},
 }
 

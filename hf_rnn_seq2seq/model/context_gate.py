@@ -1,8 +1,8 @@
-"""The gate that balances what a decoder has read of the source against what it has written (Tu 2017).
+"""The gate that balances what a decoder has read of the source against what it has written (Tu 2017, section 3).
 
 t_i = f(a (W e(y_{i-1}) + U t_{i-1}) + b C s_i), with z_i = sigmoid(W_z e(y_{i-1}) + U_z t_{i-1} + C_z s_i) and
 
-    source  a = 1, b = z (equation 5)      target  a = z, b = 1 (equation 6)      both  a = 1 - z, b = z (equation 7)
+    source  a = 1, b = z      target  a = z, b = 1      both  a = 1 - z, b = z
 
 f is the cell where the context enters it (`before_cell`, as in the paper), and the readout where it comes after the cell;
 t is then the state that the readout reads.

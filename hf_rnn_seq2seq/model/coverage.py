@@ -57,7 +57,8 @@ class GruCoverage(SumCoverage):
         reset, update, new = (seen + F.linear(query, asked).unsqueeze(1)).chunk(3, -1)
         reset_h, update_h, new_h = self.recurrent(covered).chunk(3, -1)
         update = torch.sigmoid(update + update_h)
-        return torch.lerp(torch.tanh(new + torch.sigmoid(reset + reset_h) * new_h), covered, update)
+        new = torch.tanh(new + torch.sigmoid(reset + reset_h) * new_h)
+        return (1 - update) * new + update * covered  # not lerp, which wants one type; autocast has two here
 
 
 def build_coverage(config: RnnSeq2SeqConfig) -> SumCoverage | None:

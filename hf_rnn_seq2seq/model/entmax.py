@@ -1,10 +1,11 @@
 """Attention weights that can be exactly zero: sparsemax and entmax, beside the softmax of attention.py.
 
 Over scores z, p = argmax_p p . z + H_alpha(p) with Tsallis' entropy H_alpha; its solution is
-p_i = [(alpha - 1) z_i - tau]_+ ^ (1 / (alpha - 1)) with the tau for which p sums to 1 (Peters 2019, equation 6). alpha = 2
+p_i = [(alpha - 1) z_i - tau]_+ ^ (1 / (alpha - 1)) with the tau for which p sums to 1 (Peters 2019, section 3). alpha = 2
 is sparsemax (Martins and Astudillo 2016, equation 2), and alpha -> 1 softmax. The last axis is normalised.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 class SparseWeights(nn.Module):
     """Scores -> weights by sparsemax or entmax; with `entmax_learned` each head has an alpha of its own in (1, 2).
 
-    A learned alpha is 1 + sigmoid(a) (Correia 2019, section 3.2), and starts as `entmax_alpha`.
+    A learned alpha is 1 + sigmoid(a) (Correia 2019, section 3), and starts as `entmax_alpha`.
     """
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
@@ -30,7 +31,7 @@ class SparseWeights(nn.Module):
     @property
     def start(self) -> float:
         """Where a learned a begins."""
-        return float(torch.logit(torch.tensor(self.fixed - 1, dtype=torch.float64)))
+        return math.log((self.fixed - 1) / (2 - self.fixed))
 
     def forward(self, scores: Tensor, mask: Tensor) -> Tensor:
         """(batch, heads, target, source); exactly zero where `mask` is False, all zeros where a row allows nothing."""
@@ -49,7 +50,7 @@ def entmax(scores: Tensor, alpha: float | Tensor) -> Tensor:
 
 
 class _Entmax(torch.autograd.Function):
-    """The Jacobian on the support is diag(s) - s s' / sum(s), s = p^(2 - alpha) (Peters 2019, proposition 2)."""
+    """The Jacobian on the support is diag(s) - s s' / sum(s), s = p^(2 - alpha) (Peters 2019, section 3)."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, alpha: Tensor, fixed: float | None) -> Tensor:
@@ -95,7 +96,7 @@ def _sparsemax_threshold(scaled: Tensor) -> Tensor:
 
 
 def _entmax15_threshold(scaled: Tensor) -> Tensor:
-    """tau of 1.5-entmax (Peters 2019, algorithm 2), over scores already halved."""
+    """tau of 1.5-entmax (Peters 2019, section 3), over scores already halved."""
     ordered = scaled.sort(-1, descending=True).values
     count = torch.arange(1, scaled.shape[-1] + 1, device=scaled.device, dtype=scaled.dtype)
     # Among the first k: their mean, and their summed squared distance from it.

@@ -13,10 +13,11 @@ Everything is computed in logarithms, so that no probability is lost however sma
 Axes: batch, target, source, vocab.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -123,14 +124,37 @@ def _rows_loss(
     With e the smoothing: -(1 - e) log P(label) - e / V sum over w of log P(w).
     """
     logits = head(readout).to(log_generate.dtype)
-    shift = log_generate - logits.logsumexp(-1)  # added to a logit: the logarithm of p_gen P_vocab
-    generated = logits.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1) + shift
-    score = generated + _gain(generated, log_copy, copied)
+    words = labels.clamp(min=0).unsqueeze(1)
+    words = torch.cat([words, ids], 1) if smoothing else words
+    generated, mean = _LogSoftmaxAt.apply(logits, words)
+    generated = generated + log_generate.unsqueeze(1)
+    score = generated[:, 0] + _gain(generated[:, 0], log_copy, copied)
     if smoothing:
-        gain = _gain(logits.gather(1, ids) + shift.unsqueeze(1), log_copy.unsqueeze(1), by_word)
-        everywhere = logits.mean(-1) + shift + gain.sum(-1) / logits.shape[-1]
+        gain = _gain(generated[:, 1:], log_copy.unsqueeze(1), by_word)
+        everywhere = mean + log_generate + gain.sum(-1) / logits.shape[1]
         score = (1 - smoothing) * score + smoothing * everywhere
     return -(score * (labels != IGNORED_LABEL)).sum()
+
+
+class _LogSoftmaxAt(torch.autograd.Function):
+    """The log-softmax of logits (n, V) at some words (n, k), and its mean over all (n,): one gradient of their size."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        total = logits.logsumexp(1, keepdim=True)
+        ctx.save_for_backward(logits, total, words)
+        return logits.gather(1, words) - total, logits.mean(1) - total[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_at: Tensor, d_mean: Tensor | None) -> tuple[Tensor, None]:
+        logits, total, words = ctx.saved_tensors
+        received = d_at.sum(1) if d_mean is None else d_at.sum(1) + d_mean
+        d_logits = torch.sub(logits, total).exp_().mul_(-received.unsqueeze(1))
+        if d_mean is not None:
+            d_logits.add_(d_mean.unsqueeze(1) / logits.shape[1])
+        return d_logits.scatter_add_(1, words, d_at), None
 
 
 def _parts(copying: Copying, exact: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

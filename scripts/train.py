@@ -84,6 +84,9 @@ def build_model(
 
     sizes = {"source_vocab_size": source_vocabulary_size(tok), "vocab_size": target_vocabulary_size(tok)}
     fields = {name: value for name, value in options.items() if name != "preset"}
+    if fields.get("copy_mechanism") and hasattr(tok, "target_vocab_size"):
+        # Two vocabularies of one size would pass the config's check, and a copied word would be another.
+        raise ArgumentError("copy_mechanism=True: source words are copied as target words; needs joint_vocabulary=True")
     if training.model_name_or_path:
         if "preset" in options:
             raise ArgumentError(f"preset={options['preset']!r}: model_name_or_path decides what the model is")

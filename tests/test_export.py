@@ -23,6 +23,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention_order": "before_cell",
         "cell_type": "gru",
         "encoder_layers": 2,
+        "copy_mechanism": True,
     },
     "dot, LSTM, no feeding": {
         "attention_type": "dot",

@@ -146,6 +146,12 @@ def test_separate_vocabularies_a_preset_and_a_second_training(recipe, tmp_path):
         assert torch.equal(tensor, again.state_dict()[name])
 
 
+def test_copying_needs_one_vocabulary(recipe, tmp_path):
+    words = ["--copy_mechanism", "true", "--joint_vocabulary", "false", "--output_dir", tmp_path / "run"]
+    with pytest.raises(ArgumentError, match="^copy_mechanism=True: .* needs joint_vocabulary=True$"):
+        train(recipe, *words)
+
+
 def test_files_with_rows_that_cannot_be_used(recipe, tmp_path, capsys):
     lines = ["source\ttarget", *(f"a {n} b\tc {n} d" for n in range(30)), "lonely\t", f"{'very ' * 60}long\tx"]
     (tmp_path / "train.tsv").write_text("\n".join(lines) + "\n")

@@ -14,6 +14,7 @@ one. A special token written out in a text (`"</s>"`) is text (to `word`, an unk
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -70,6 +71,9 @@ def train_tokenizer(
         if algorithm == "word":
             # Here alone a special token written out in a text is a word like any other, found in the vocabulary.
             steps.append(normalizers.Replace(Regex(r"(?<!\S)<(pad|s|/s)>(?!\S)"), SPECIAL_TOKENS["unk_token"]))
+            # Counted as a word, one would get a second entry, and the special token that entry's id.
+            written_out = re.compile(r"(?<!\S)<(pad|s|/s|unk)>(?!\S)", re.IGNORECASE if lowercase else 0)
+            texts = (written_out.sub(" ", text) for text in texts)
         if steps:
             tokenizer.normalizer = normalizers.Sequence(steps)
         tokenizer.train_from_iterator(texts, trainer)

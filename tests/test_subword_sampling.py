@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +23,7 @@ from hf_rnn_seq2seq.token_columns import encode
 from hf_rnn_seq2seq.tokenization import build_tokenizer
 from hf_rnn_seq2seq.updates import BatchLoader
 from tests.test_train_script import TINY, script
-from tests.test_training import assert_identical_states, copy_until
+from tests.training_checks import assert_identical_states, copy_until
 from tests.training_runs import arguments, build_loop, letter_rows, log_lines, record, sampled_stream, sampled_table
 
 SOURCES = [
@@ -44,13 +43,7 @@ TARGETS = [
 LIMITS = {"max_source_length": 99, "max_target_length": 99}
 
 
-@pytest.fixture(autouse=True)
-def no_accelerate_left():
-    """Accelerate keeps one state per process; what a test leaves of it ends with the test."""
-    yield
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def tokenizer_of(algorithm: str, joint: bool = True) -> Any:

@@ -206,6 +206,17 @@ def test_batches_of_text_are_padded_on_the_right(joint):
     assert batch["attention_mask"][0, -1] == 0
 
 
+@pytest.mark.parametrize("lowercase", [False, True])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_special_tokens_in_the_training_text_take_no_entry(algorithm, lowercase):
+    """Many corpora hold <unk>: as a counted word it took an id of its own, beyond the size of the vocabulary."""
+    text = ["a <unk> b <UNK> </s>", "<pad> b"] * 3
+    tokenizer = train_tokenizer(text, algorithm=algorithm, vocab_size=400, min_frequency=1, lowercase=lowercase)
+    assert [tokenizer.token_to_id(token) for token in ("<pad>", "<s>", "</s>", "<unk>")] == [0, 1, 2, 3]
+    assert sorted(tokenizer.get_vocab().values()) == list(range(tokenizer.get_vocab_size()))
+    assert tokenizer.encode("a b").ids[-1] == 2 and 3 not in tokenizer.encode("a b").ids
+
+
 def test_lower_case_and_frequency():
     tokenizer = train_tokenizer(["Aa b b c"], algorithm="word", lowercase=True, min_frequency=2)
     assert set(tokenizer.get_vocab()) == {*SPECIAL_TOKENS.values(), "b"}

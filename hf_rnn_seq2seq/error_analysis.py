@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hf_rnn_seq2seq.alignment import SPECIAL, AttentionError, source_pieces, stands_alone
+from hf_rnn_seq2seq.alignment import SPECIAL, AttentionError, source_pieces, stands_alone, word_groups
 from hf_rnn_seq2seq.evaluation import EvaluationError, Hypothesis, translate_n_best
 from hf_rnn_seq2seq.reporting import TestSet, read_test_set
 from hf_rnn_seq2seq.run_directory import load_checkpoint
 
 LONGEST_REPEAT = 4  # words; longer stretches that come twice in a row hold shorter ones in practice
 LENGTH_RATIO = (0.5, 2.0)  # a translation outside these times the reference's length counts as too short or too long
-UNREAD = 0.2  # a source token that receives less attention than this over the whole translation was hardly read
+UNREAD = 0.2  # a source word that receives less attention than this over the whole translation was hardly read
 ERRORS = ("empty", "untranslated", "repeated", "too_short", "too_long")
 
 
@@ -35,7 +35,10 @@ class SentenceReport:
     errors: tuple[str, ...] = ()  # names from ERRORS
     entropy: float | None = None  # nats, mean over the produced tokens; 0 looks at one token, log(source) at all alike
     coverage: float | None = None  # 0 to 1, mean over source tokens of min(1, attention received)
-    unread: tuple[str, ...] = field(default=())  # source tokens that hardly received attention
+    unread: tuple[str, ...] = field(default=())  # source words that hardly received attention
+
+
+_PUNCTUATION = ".,;:!?¡¿\"'()[]«»“”„…"
 
 
 def split_words(text: str) -> list[str]:
@@ -45,7 +48,7 @@ def split_words(text: str) -> list[str]:
         if any(map(stands_alone, part)):
             words.extend(character for character in part if character.isalnum())
         else:
-            words.append(part.strip(".,;:!?¡¿\"'()[]«»“”„…"))
+            words.append(part.strip(_PUNCTUATION))
     return [word for word in words if word]
 
 
@@ -151,13 +154,14 @@ def _attention_facts(source: str, hypothesis: Hypothesis, tokenizer: Any) -> dic
     weights = hypothesis.attention.mean(0)
     pieces = source_pieces(tokenizer, source, len(hypothesis.source_ids))
     kept = [index for index, piece in enumerate(pieces) if piece.strip() and piece not in SPECIAL]
-    received = attention_received(weights)[kept].tolist()
-    shares = [min(1.0, share) for share in received]
-    unread = [
-        pieces[index].strip()
-        for index, share in zip(kept, received, strict=True)
-        if share < UNREAD and any(map(str.isalnum, pieces[index]))  # punctuation is rarely worth a look
-    ]
+    received = attention_received(weights).tolist()
+    shares = [min(1.0, received[index]) for index in kept]
+    unread = []
+    for group in word_groups(pieces):
+        word = "".join(pieces[index] for index in group).strip().strip(_PUNCTUATION)
+        # Punctuation is rarely worth a look.
+        if sum(received[index] for index in group) < UNREAD and word not in SPECIAL and any(map(str.isalnum, word)):
+            unread.append(word)
     coverage = sum(shares) / len(shares) if shares else None
     return {"entropy": attention_entropy(weights), "coverage": coverage, "unread": tuple(unread)}
 

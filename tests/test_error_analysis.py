@@ -84,6 +84,16 @@ def test_entropy_and_coverage_are_those_of_the_definition() -> None:
     assert (report.chrf, report.bleu, report.errors) == (pytest.approx(100), pytest.approx(100), ())
 
 
+def test_unread_words_are_whole() -> None:
+    tokenizer = tiny_tokenizer("char")
+    ids = tokenizer("ago, 2 kg")["input_ids"]
+    # Each letter of a word gets little, "ago" together enough; the comma is no word.
+    received = [0.2, 0.2, 0.2, 0.0, 0.0, 1.0, 0.0, 0.1, 0.0, 0.3][: len(ids)]
+    hypothesis = Hypothesis("2", (7,), tuple(ids), -1.0, torch.tensor([[received]]))
+    (report,) = analysis.analyse(["ago, 2 kg"], ["2"], [hypothesis], tokenizer)
+    assert len(ids) == 10 and report.unread == ("kg",)
+
+
 def test_analysis_counts_and_orders() -> None:
     tokenizer = tiny_tokenizer()
     texts = ["a a", "x", "", "b c"]

@@ -173,6 +173,7 @@ def test_hover_and_keys_show_the_attention(browser: Any, page_file: str, made: t
         ready(page)
         line = page.locator('article[data-row="0"] [data-kind="target"][data-system="0"] .w')
         assert [text.strip() for text in line.all_text_contents()] == [word.strip() for word in target]
+        assert "log-probability \u22120.50 a token" in page.text_content('article[data-row="0"] .facts')
         line.nth(2).hover()
         assert weights_shown(page, 0) == pytest.approx(matrix[2].tolist(), abs=0.004)
         page.locator('article[data-row="0"] [data-kind="source"] .w').nth(1).hover()

@@ -122,7 +122,8 @@
     return row;
   }
 
-  const fixed = (value, digits) => value.toFixed(digits).replace("-", "\u2212");
+  // A log-probability of next to nothing is 0.00, not -0.00.
+  const fixed = (value, digits) => value.toFixed(digits).replace(/^-(?=.*[1-9])/, "\u2212").replace("-", "");
 
   function facts(row, system) {
     const own = systems[system];
@@ -131,7 +132,7 @@
     add(`chrF ${fixed(own.chrf[row], 1)}`);
     add(`BLEU ${fixed(own.bleu[row], 1)}`);
     if (own.text[row] === data.reference[row]) add("= reference", "good");
-    if (own.log_probability[row] !== null) add(`${fixed(own.log_probability[row], 2)} a token`);
+    if (own.log_probability[row] !== null) add(`log-probability ${fixed(own.log_probability[row], 2)} a token`);
     if (own.entropy[row] !== null) add(`entropy ${fixed(own.entropy[row], 2)}`);
     if (own.coverage[row] !== null) add(`coverage ${fixed(own.coverage[row], 2)}`);
     for (const name of own.errors[row]) {

@@ -63,7 +63,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "coverage": "gru",
         "context_gate": "both",
     },
-    "one vocabulary": {"share_encoder_decoder_embeddings": True, "tie_word_embeddings": True, "readout_size": 5},
+    "one vocabulary, copying": {
+        "share_encoder_decoder_embeddings": True,
+        "tie_word_embeddings": True,
+        "readout_size": 5,
+        "copy_mechanism": True,
+    },
 }
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqCache, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.adaptation import freeze, grow_tables
+from hf_rnn_seq2seq.sequence_objectives import Candidates, Source, log_probabilities
+from hf_rnn_seq2seq.sequence_objectives import draw as draw_targets
 from tests.models import END, PAD, mask, pad, tiny_config, tiny_model
 
 Model = RnnSeq2SeqForConditionalGeneration
@@ -205,6 +207,21 @@ def test_a_row_of_a_batch_equals_the_row_alone(model: Model, rows: Pairs) -> Non
         alone = model(**inputs([row])).logits[0]
         torch.testing.assert_close(right[number, : len(alone)], alone)
         torch.testing.assert_close(left[number, : len(alone)], alone)
+
+
+@quickly
+@given(models(), pairs)
+def test_draws_of_a_sentence_score_as_each_alone(model: Model, rows: Pairs) -> None:
+    """As sequence objectives have it: draws share the encoder's output, those that have ended leave the batch."""
+    given_ = inputs(rows)
+    labels = given_["decoder_input_ids"].masked_fill(given_["decoder_input_ids"] == PAD, -100)
+    source = Source.read(model, given_["input_ids"], given_["attention_mask"])
+    candidates = Candidates.of(labels, draw_targets(model, source, 2, 4))
+    told = log_probabilities(model, source, candidates.labels, candidates.sentence)
+    for number, sentence_ in enumerate(candidates.sentence.tolist()):
+        wanted = candidates.labels[number][candidates.labels[number] != -100].unsqueeze(0)
+        alone = model(input_ids=torch.tensor([rows[sentence_][0]]), labels=wanted).loss * wanted.shape[1]
+        torch.testing.assert_close(told[number].to(alone.dtype), -alone)
 
 
 @quickly

@@ -147,6 +147,7 @@ def _make_writable(backend: Tokenizer, words: Sequence[str]) -> None:
 def grow_tables(model: Any, *, source_vocab_size: int, vocab_size: int) -> None:
     """Gives a model's tables and output layer rows for new entries; the scores of the old ones stay as they are.
 
+    Scores are what the softmax reads: the new entries take their share of its probability.
     New rows are drawn around the mean of the old ones (Hewitt 2021), so that no new entry outdoes the old at first.
     """
     if model.config.vocab_size < vocab_size:

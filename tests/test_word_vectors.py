@@ -267,11 +267,8 @@ def _running_share(run: Path, found: set[int]) -> float:
     from hf_rnn_seq2seq.run_directory import data_options
 
     options = data_options(run)
-    corpus = load_corpus(
-        **{name: value for name, value in options.items() if name != "data_seed"},
-        max_train_samples=60,
-        splits=("train",),
-    )
+    del options["data_seed"]  # which is the default
+    corpus = load_corpus(**options, splits=("train",))
     tokenizer = AutoTokenizer.from_pretrained(run)
     ids = [i for row in corpus.splits["train"]["target"] for i in tokenizer(text_target=row)["input_ids"] if i > 3]
     return sum(i in found for i in ids) / len(ids)

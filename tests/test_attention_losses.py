@@ -106,6 +106,28 @@ def test_a_batch_that_says_nothing_costs_nothing(window: str) -> None:
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention_type": "additive", "coverage": "sum"},
+        {"attention_type": "additive", "coverage": "gru", "attention_order": "before_cell", "context_gate": "both"},
+        {"attention_normalization": "entmax", "entmax_learned": True, "context_gate": "target"},
+    ],
+    ids=str,
+)
+def test_bfloat16_by_autocast_and_throughout(options: dict[str, Any]) -> None:
+    """Products in 16 bits and what is carried in 32, or all in 16: close to the loss in float32."""
+    exact = tiny_model(dtype=torch.float32, **options)
+    wanted = exact(**batch()).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = exact.train()(**batch()).loss
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in exact.parameters() if parameter.grad is not None)
+    narrow = tiny_model(dtype=torch.bfloat16, **options)(**batch()).loss
+    for found in (loss, narrow):
+        torch.testing.assert_close(found.float(), wanted, rtol=0.02, atol=0)
+
+
 @pytest.mark.parametrize("alpha", [1.01, 1.2, 1.5, 1.75, 2, 2.5])
 def test_entmax_and_its_jacobian(alpha: float) -> None:
     """By sorting where there is a closed form, by bisection elsewhere; ties and scores far apart."""

@@ -39,6 +39,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "cell_type": "rnn_relu",
         "bidirectional": "none",
     },
+    "entmax, coverage, gate": {
+        "attention_type": "additive",
+        "attention_normalization": "entmax",
+        "coverage": "gru",
+        "context_gate": "both",
+        "readout": "maxout",
+    },
 }
 
 

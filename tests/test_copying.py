@@ -28,6 +28,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "fused": {"copy_mechanism": True},
     "general": {"copy_mechanism": True, "attention_type": "additive", "attention_order": "before_cell"},
 }
+# See's whole model: what was read is carried from step to step, so each beam has a source of its own.
+COVERED = {"copy_mechanism": True, "attention_type": "additive", "coverage": "sum"}
 
 
 def sources() -> dict[str, Tensor]:
@@ -111,10 +113,10 @@ def test_sixteen_bits(options: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------ decoding
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "covered"])
 def test_search_equals_generate(kind: str) -> None:
     """Greedy and beams, with the cache and without; no step of the search is another than it is said to be."""
-    model = wide_model(**KINDS[kind])
+    model = wide_model(**(KINDS | {"covered": COVERED})[kind])
     assert (type(build_step(model)) is FusedStep) == (kind == "fused")
     for beams in (1, 4):
         call = {"num_beams": beams, "num_return_sequences": beams, "max_new_tokens": 8}
@@ -158,7 +160,10 @@ def test_encoder_outputs_tell_their_words() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_ensemble(kind: str) -> None:
     """Members average what they say, one that copies and one that cannot."""
-    members = [wide_model(**KINDS[kind], seed=3), wide_model(share_encoder_decoder_embeddings=True, seed=4)]
+    plain = {"share_encoder_decoder_embeddings": True, "output_bias": False, "deviation": 0.3}
+    members = [wide_model(**KINDS[kind], seed=3), wide_model(**plain, seed=4)]
+    with torch.no_grad():
+        members[0].model.decoder.copy_gate.project.bias -= 5
     given = inputs(members[0])
     words = torch.full((len(given["input_ids"]), 1), START)
     for _ in range(4):

@@ -102,10 +102,10 @@ def add_data_options(parser: Parser, *, training: bool = False) -> None:
         group.add_argument("--split", default="test", choices=("train", "validation", "test"), help="(default: test)")
 
 
-def data_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_data_options` chose for testing, None where nothing was given; the split is apart."""
-    names = ("dataset_name", "dataset_config_name", "test_file", "source_lang", "target_lang", "source_column")
-    names += ("target_column", "max_predict_samples", "data_seed")
+def data_options(arguments: argparse.Namespace, *, training: bool = False) -> dict[str, Any]:
+    """What `add_data_options` chose, for training or for testing, None where nothing was given; the split is apart."""
+    names = ("dataset_name", "dataset_config_name", "source_lang", "target_lang", "source_column", "target_column")
+    names += ("data_seed", *(("train_file", "max_train_samples") if training else ("test_file", "max_predict_samples")))
     return {name: getattr(arguments, name) for name in names}
 
 

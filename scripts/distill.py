@@ -21,9 +21,6 @@ from typing import Any
 
 from hf_rnn_seq2seq import command_line
 
-DATA = ("dataset_name", "dataset_config_name", "train_file", "source_lang", "target_lang", "source_column")
-DATA += ("target_column", "max_train_samples", "data_seed")
-
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
@@ -57,7 +54,8 @@ def corpus_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     from hf_rnn_seq2seq.run_directory import data_options
 
-    chosen = {name: getattr(arguments, name) for name in DATA if getattr(arguments, name) is not None}
+    known = command_line.data_options(arguments, training=True)
+    chosen = {name: value for name, value in known.items() if value is not None}
     if not arguments.dataset_name and not arguments.train_file:
         own = data_options(arguments.teachers[0])
         if not own:
@@ -65,7 +63,7 @@ def corpus_options(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"{arguments.teachers[0]}: has no recipe.yaml that says what it was trained on; give --dataset_name or "
                 "--train_file"
             )
-        chosen = {name: value for name, value in own.items() if name in DATA} | chosen
+        chosen = {name: value for name, value in own.items() if name in known} | chosen
     if "data_seed" in chosen:
         chosen["seed"] = chosen.pop("data_seed")
     return chosen

@@ -42,6 +42,15 @@ def fresh_accelerate() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with its tokenizer."""
+    from tests.checkpoints import save_checkpoint, tiny_rnn, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    return save_checkpoint(tmp_path_factory.mktemp("run") / "tiny", tiny_rnn(tokenizer), tokenizer)
+
+
+@pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints with attention and without, six sentence pairs, and three of them."""
     from tests.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_bart, tiny_rnn, tiny_tokenizer
-from test_translate import run
 
 from hf_rnn_seq2seq import evaluation
 from hf_rnn_seq2seq.distillation import closest, column_names
@@ -15,6 +14,7 @@ from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 from hf_rnn_seq2seq.readers import read_rows
 from hf_rnn_seq2seq.run_directory import load_checkpoint
 from hf_rnn_seq2seq.tokenization import build_tokenizer
+from tests.script_runs import run
 
 ROWS = list(zip(SOURCES, [*TARGETS, "jours"], strict=True))
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from hf_rnn_seq2seq.model.fast_step import FusedStep, build_step, can_fuse
 from hf_rnn_seq2seq.model.search_step import GeneralStep
+from tests.model_cases import CASES, TWO_LAYERS
 from tests.models import START, mask, pad, tiny_model
-from tests.test_model import CASES, TWO_LAYERS
 
 FUSED = {
     f"{cell}, {score}, {'' if feeding else 'no '}feeding": {

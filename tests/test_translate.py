@@ -1,55 +1,17 @@
-"""scripts/translate.py and scripts/evaluate_bleu.py as a user runs them, and the streams of lines beneath."""
+"""scripts/translate.py as a user runs it."""
 
 import gzip
-import importlib
-import io
 import json
-import os
-import subprocess
-import sys
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from hf_rnn_seq2seq import command_line, evaluation
-from hf_rnn_seq2seq.line_streams import LineReader, LineWriter, StreamError
+from hf_rnn_seq2seq import evaluation
+from hf_rnn_seq2seq.line_streams import LineWriter
 from hf_rnn_seq2seq.run_directory import load_checkpoint
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = tiny_tokenizer()
-    return save_checkpoint(tmp_path_factory.mktemp("run") / "tiny", tiny_rnn(tokenizer), tokenizer)
-
-
-def run(script: str, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """The script's `main` under `command_line.run` in this process; a process of its own takes seconds to import."""
-    module = importlib.import_module(script.removesuffix(".py"))
-    streams = [io.TextIOWrapper(io.BytesIO(content)) for content in (stdin, b"", b"")]
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
-            patch.setattr(sys, name, stream)
-        patch.setattr(command_line, "quiet_libraries", lambda: None)
-        with pytest.raises(SystemExit) as ended:
-            command_line.run(lambda _: module.main([str(argument) for argument in arguments]))
-        for stream in streams[1:]:
-            stream.flush()
-        found = [stream.buffer.getvalue() for stream in streams[1:]]  # type: ignore[attr-defined]
-    return subprocess.CompletedProcess(list(arguments), ended.value.code, *found)
-
-
-def run_alone(script: str, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, input=stdin, capture_output=True, env=environment, check=False)
+from tests.script_runs import run, run_alone
 
 
 def test_one_line_out_for_each_line_in_and_equal_to_generate(checkpoint: Path) -> None:
@@ -258,37 +220,6 @@ def _identity(checkpoint: Path, source: Path) -> dict[str, object]:
     return identity(parse([str(checkpoint), "--input", str(source)]))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.lists(st.binary(max_size=8), max_size=6))
-def test_any_bytes_keep_the_line_count(data: list[bytes], tmp_path: Path) -> None:
-    content = b"\n".join(data)
-    (tmp_path / "in.txt").write_bytes(content)
-    reader = LineReader(str(tmp_path / "in.txt"))
-    lines = list(reader)
-    expected = content.count(b"\n") + (not content.endswith(b"\n") and content != b"")
-    assert len(lines) == reader.count() == expected
-    (tmp_path / "out.txt").unlink(missing_ok=True)
-    with LineWriter(str(tmp_path / "out.txt")) as writer:
-        writer.write(lines)
-    assert (tmp_path / "out.txt").read_bytes().count(b"\n") == expected
-
-
-def test_streams_refuse_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("x")
-    (tmp_path / "a.jsonl").write_text('{"other": "x"}\n')
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc\n" * 1000)[:-20])
-    with pytest.raises(StreamError, match="no such file"):
-        LineReader(str(tmp_path / "missing"))
-    with pytest.raises(StreamError, match="tables are not read"):
-        LineReader(str(tmp_path / "a.csv"))
-    with pytest.raises(StreamError, match="line 1 is not a JSON object with a text field 'source'"):
-        list(LineReader(str(tmp_path / "a.jsonl")))
-    with pytest.raises(StreamError, match="not a whole gzip file"):
-        list(LineReader(str(tmp_path / "a.txt.gz")))
-    with pytest.raises(StreamError, match=r"folder .*/no' does not exist"):
-        LineWriter(str(tmp_path / "no" / "out"))
-
-
 BAD = {
     "no such directory": (("missing-run",), "no such directory"),
     "misspelt option": (("DIR", "--num_beam", "2"), "unrecognized arguments: --num_beam"),
@@ -319,59 +250,3 @@ def test_a_search_from_a_module_is_used(checkpoint: Path) -> None:
     assert result.stdout == b"heure\n\nheure\n", result.stderr
     method = run("translate.py", checkpoint, "--search", "generate", stdin=b"2 kg\n")
     assert method.stdout == run("translate.py", checkpoint, stdin=b"2 kg\n").stdout != b"\n"
-
-
-def _pairs(path: Path) -> Path:
-    path.write_text("".join(f"{source}\t{target}\n" for source, target in zip(SOURCES, TARGETS, strict=False)))
-    return path
-
-
-def test_evaluate_bleu_scores_a_run_on_its_own_test_split(checkpoint: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    model, tokenizer = load_checkpoint(checkpoint)
-    save_checkpoint(directory, model, tokenizer)
-    pairs = _pairs(tmp_path / "test.tsv")
-    columns = "source_column: '0'\ntarget_column: '1'\nsource_lang: en\ntarget_lang: fr\n"
-    (directory / "recipe.yaml").write_text(f"train_file: {pairs}\ntest_file: {pairs}\n{columns}")
-    (directory / "summary.json").write_text('{"train_seconds": 61.2, "parameters": 1000}')
-    result = run("evaluate_bleu.py", directory, "--num_beams", 2, "--json", tmp_path / "all.json")
-    assert result.returncode == 0, result.stderr
-    summary = json.loads((directory / "summary.json").read_text())
-    hypotheses = evaluation.translate(model, tokenizer, SOURCES[: len(TARGETS)], num_beams=2, progress=False)
-    scores = evaluation.score(hypotheses, TARGETS)
-    assert summary["bleu"] == pytest.approx(scores["bleu"], abs=1e-9)
-    assert summary["signature"] == scores["signature"] and summary["num_beams"] == 2
-    assert summary["train_seconds"] == 61.2 and len(summary["samples"]) == 5
-    printed = result.stdout.decode()
-    assert "1,000 parameters, trained for 1 min 01 s" in printed
-    assert scores["signature"] in printed and f"{scores['bleu']:.2f}" in printed
-    assert json.loads((tmp_path / "all.json").read_text())["systems"][0]["chrf"] == summary["chrf"]
-
-    before = (directory / "summary.json").read_bytes()
-    other = run("evaluate_bleu.py", directory, checkpoint, "--test_file", pairs, "--source_column", 0,
-                "--target_column", 1, "--paired", "bs", "--paired_samples", 20, "--bootstrap", 20,
-                "--plot_by_length", tmp_path / "length.png", "--translations", tmp_path / "t.jsonl")  # fmt: skip
-    assert other.returncode == 0, other.stderr
-    assert (directory / "summary.json").read_bytes() == before
-    assert "baseline" in other.stdout.decode() and "±" in other.stdout.decode()
-    assert (tmp_path / "length.png").stat().st_size > 5000
-    assert len((tmp_path / "t.jsonl").read_text().splitlines()) == len(TARGETS)
-
-
-def test_evaluate_bleu_refuses_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr("requests.Session.request", unreachable)
-    cases = {
-        (): "has no recipe.yaml that says what it was trained on",
-        ("--metric", "bleu"): "metric 'bleu': evaluate.load could not load it; a name needs network",
-        ("--paired", "bs"): "--paired compares systems",
-        ("--scores", "blue"): "metric 'blue' is not known",
-        ("--dataset_name", "cldr", "--json", tmp_path / "no" / "x.json"): "its folder does not exist",
-    }
-    for arguments, message in cases.items():
-        result = run("evaluate_bleu.py", checkpoint, *arguments)
-        errors = result.stderr.decode()
-        assert result.returncode == 2 and message in errors.splitlines()[-1], errors
-        assert errors.splitlines()[-1].startswith("error: ") and "Traceback" not in errors

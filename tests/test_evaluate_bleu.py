@@ -1,0 +1,67 @@
+"""scripts/evaluate_bleu.py as a user runs it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from checkpoints import SOURCES, TARGETS, save_checkpoint
+
+from hf_rnn_seq2seq import evaluation
+from hf_rnn_seq2seq.run_directory import load_checkpoint
+from tests.script_runs import run
+
+
+def _pairs(path: Path) -> Path:
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in zip(SOURCES, TARGETS, strict=False)))
+    return path
+
+
+def test_evaluate_bleu_scores_a_run_on_its_own_test_split(checkpoint: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    model, tokenizer = load_checkpoint(checkpoint)
+    save_checkpoint(directory, model, tokenizer)
+    pairs = _pairs(tmp_path / "test.tsv")
+    columns = "source_column: '0'\ntarget_column: '1'\nsource_lang: en\ntarget_lang: fr\n"
+    (directory / "recipe.yaml").write_text(f"train_file: {pairs}\ntest_file: {pairs}\n{columns}")
+    (directory / "summary.json").write_text('{"train_seconds": 61.2, "parameters": 1000}')
+    result = run("evaluate_bleu.py", directory, "--num_beams", 2, "--json", tmp_path / "all.json")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((directory / "summary.json").read_text())
+    hypotheses = evaluation.translate(model, tokenizer, SOURCES[: len(TARGETS)], num_beams=2, progress=False)
+    scores = evaluation.score(hypotheses, TARGETS)
+    assert summary["bleu"] == pytest.approx(scores["bleu"], abs=1e-9)
+    assert summary["signature"] == scores["signature"] and summary["num_beams"] == 2
+    assert summary["train_seconds"] == 61.2 and len(summary["samples"]) == 5
+    printed = result.stdout.decode()
+    assert "1,000 parameters, trained for 1 min 01 s" in printed
+    assert scores["signature"] in printed and f"{scores['bleu']:.2f}" in printed
+    assert json.loads((tmp_path / "all.json").read_text())["systems"][0]["chrf"] == summary["chrf"]
+
+    before = (directory / "summary.json").read_bytes()
+    other = run("evaluate_bleu.py", directory, checkpoint, "--test_file", pairs, "--source_column", 0,
+                "--target_column", 1, "--paired", "bs", "--paired_samples", 20, "--bootstrap", 20,
+                "--plot_by_length", tmp_path / "length.png", "--translations", tmp_path / "t.jsonl")  # fmt: skip
+    assert other.returncode == 0, other.stderr
+    assert (directory / "summary.json").read_bytes() == before
+    assert "baseline" in other.stdout.decode() and "±" in other.stdout.decode()
+    assert (tmp_path / "length.png").stat().st_size > 5000
+    assert len((tmp_path / "t.jsonl").read_text().splitlines()) == len(TARGETS)
+
+
+def test_evaluate_bleu_refuses_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("requests.Session.request", unreachable)
+    cases = {
+        (): "has no recipe.yaml that says what it was trained on",
+        ("--metric", "bleu"): "metric 'bleu': evaluate.load could not load it; a name needs network",
+        ("--paired", "bs"): "--paired compares systems",
+        ("--scores", "blue"): "metric 'blue' is not known",
+        ("--dataset_name", "cldr", "--json", tmp_path / "no" / "x.json"): "its folder does not exist",
+    }
+    for arguments, message in cases.items():
+        result = run("evaluate_bleu.py", checkpoint, *arguments)
+        errors = result.stderr.decode()
+        assert result.returncode == 2 and message in errors.splitlines()[-1], errors
+        assert errors.splitlines()[-1].startswith("error: ") and "Traceback" not in errors

@@ -75,17 +75,19 @@ def two(tmp_path_factory):
     runs.append(run("rnn", "stream", buffer=30))
     runs.append(run("rnn", "frozen", options={"freeze": FROZEN}))
     runs.append(run("rnn", "sampled", sampled=True))
+    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    runs.append(run("rnn", "accumulated", options=parts))
     launch(runs, folder)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["bart", "rnn", "rnn_tied", "stream", "sampled"])
+@pytest.mark.parametrize("kind", ["bart", "rnn", "rnn_tied", "accumulated", "stream", "sampled"])
 def test_two_processes_equal_one(kind, two, tmp_path):
-    """Tied and untied, with label smoothing (rnn_tied), from a table, a stream, and pieces drawn in each epoch."""
+    """Tied and untied, with label smoothing (rnn_tied), in parts of 2, from a table, a stream, and drawn pieces."""
     options = arguments(tmp_path, eval_steps=RUNS.get(kind, {}).get("eval_steps"))
     corpora = {"stream": lambda: text_stream(70, 30), "sampled": lambda: sampled_table(70)}
     own = {"train": corpora[kind]()} if kind in corpora else {}
-    build_loop("rnn" if own else kind, options, **own).run()
+    build_loop(kind if kind in RUNS else "rnn", options, **own).run()
     for event, number in (("train", "loss"), ("eval", "eval_loss")):
         values = [[line[number] for line in log_lines(run, event)] for run in (tmp_path, two / kind)]
         assert values[0] == pytest.approx(values[1], abs=2e-5) and len(values[0]) >= 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,12 @@ class Progress:
         self.updates_in_epoch, self.stream = updates_in_epoch, stream
         at_end = index + 1 == updates_in_epoch
         self.epoch, self.index = (epoch + 1, 0) if at_end else (epoch, index + 1)
+
+    def add_figures(self, names: Sequence[str], sums: Sequence[Sequence[float]]) -> None:
+        """Adds the sum and the number of each figure to those since the last log line."""
+        for name, (total, count) in zip(names, sums, strict=True):
+            before = self.interval_figures.get(name, [0.0, 0.0])
+            self.interval_figures[name] = [before[0] + total, before[1] + count]
 
     def record_evaluation(self, metrics: Mapping[str, float], name: str, threshold: float) -> bool:
         """Takes in an evaluation; returns whether metric `name` is the best so far by more than `threshold`."""

@@ -278,11 +278,8 @@ class TrainingLoop:
         p.interval_loss += float(self.accelerator.reduce(self._loss_sum, reduction="sum"))
         self._loss_sum.zero_()
         if self.state.figures:
-            sums = self.accelerator.reduce(self._figure_sums, reduction="sum").tolist()
+            p.add_figures(self.state.figures, self.accelerator.reduce(self._figure_sums, reduction="sum").tolist())
             self._figure_sums.zero_()
-            for name, (total, count) in zip(self.state.figures, sums, strict=True):
-                before = p.interval_figures.get(name, [0.0, 0.0])
-                p.interval_figures[name] = [before[0] + total, before[1] + count]
 
     def _log(self) -> None:
         p = self.state.progress

@@ -92,6 +92,7 @@ def attention(draw: st.DrawFn, layers: int) -> dict[str, Any]:
         "attention_normalization": draw(st.sampled_from(["softmax", "softmax", "sparsemax", "entmax"])),
         "context_gate": draw(st.sampled_from(["none", "none", "source", "target", "both"])),
         "coverage_loss": draw(st.sampled_from([0.0, 0.0, 0.5])),
+        "copy_mechanism": draw(st.booleans()),
     }
     if options["attention_type"].endswith("additive") and options["attention_type"] != "multi_head_additive":
         options["coverage"] = draw(st.sampled_from(["none", "sum", "gru"]))

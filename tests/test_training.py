@@ -148,7 +148,13 @@ def test_a_run_directory_explains_itself(tmp_path):
     assert (tmp_path / "recipe.yaml").read_text() == "seed: 42\n"
     assert list((tmp_path / "tensorboard").rglob("events.out.*"))
     assert (tmp_path / "learning_curve.png").stat().st_size > 1000
-    assert [line["step"] for line in log_lines(tmp_path, "train")] == list(range(1, 13))
+    lines = log_lines(tmp_path, "train")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    for line in lines:
+        assert line["perplexity"] == pytest.approx(math.exp(line["loss"]))
+        assert min(line[f"{side}_tokens_per_second"] for side in ("source", "target")) > 0
+        assert line["grad_norm"] > 0 and line["memory_mb"] > 50 and line["learning_rate"] > 0
+        assert line["eta_seconds"] >= 0 and line["elapsed_seconds"] > 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["parameters"] == sum(p.numel() for p in build_model("bart").parameters())
     assert summary["data"] == {"name": "synthetic"} and summary["stop_reason"] == "max_steps"

@@ -141,7 +141,7 @@ def plot_beam_tree(root: Node, output: str | os.PathLike[str] | None = None, *, 
         box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none"}
         ax.text(x, y, labels[node.token_ids], fontsize=8, color=colour, ha="center", bbox=box, zorder=9, **text)
         if node.rank is not None:
-            note = f"{node.rank}.  log-probability {node.log_probability:.2f}"
+            note = f"{node.rank}.  log-probability {node.log_probability:z.2f}"
             ax.text(x + 0.42, y, note, fontsize=8, color=colours[node.token_ids][0], ha="left", va="center", zorder=9)
     ax.set(xlim=(-0.4, depth + 2.2), ylim=(rows - 0.4, -0.6))
     ax.axis("off")

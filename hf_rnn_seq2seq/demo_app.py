@@ -134,7 +134,7 @@ class _Panel:
             parts.append(f'<p class="said{going}" dir="auto" lang="">{escape(self.step.text)}</p>')
             count = len(self.step.token_ids)
             facts = [f"{count} {'token' if count == 1 else 'tokens'}"]
-            facts += [f"log-probability {self.step.log_probability:.2f}", *([self.note] if self.note else [])]
+            facts += [f"log-probability {self.step.log_probability:z.2f}", *([self.note] if self.note else [])]
             if self.step.attention is None:
                 facts.append("no attention: the source is read before the first word")
             parts.append(f'<p class="facts">{escape(", ".join(facts))}</p>')
@@ -142,7 +142,7 @@ class _Panel:
                 parts.append(self._map())
         if self.others:
             rows = "".join(
-                f"<li><bdi>{escape(found.text)}</bdi> <span>{found.log_probability:.2f}</span></li>"
+                f"<li><bdi>{escape(found.text)}</bdi> <span>{found.log_probability:z.2f}</span></li>"
                 for found in self.others
             )
             parts.append(f'<p class="facts list">{self.how}, with log-probabilities</p><ol>{rows}</ol>')
@@ -230,7 +230,7 @@ def launch(app: Any, *, server_name: str | None = "127.0.0.1", server_port: int 
 
     theme = gradio.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
+    ).set(block_info_text_color="*neutral_600")
     return app.launch(
         server_name=server_name,
         server_port=server_port,

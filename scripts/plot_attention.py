@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         target = target_pieces(tokenizer, hypothesis.token_ids)
         if arguments.words:
             weights, source, target = merge_words(weights, source, target)
-        title = arguments.title if arguments.title is not None else f"log-probability {hypothesis.log_probability:.2f}"
+        title = arguments.title if arguments.title is not None else f"log-probability {hypothesis.log_probability:z.2f}"
         panels.append(Panel(weights, target, title))
         print(hypothesis.text)
     attention_panels(panels, source, output=arguments.output, font_file=arguments.font)

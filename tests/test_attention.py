@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rnn_seq2seq.model.attention import Attention, build_attention, masked_softmax
+from hf_rnn_seq2seq import register_attention
+from hf_rnn_seq2seq.model.attention import Attention, GeneralAttention, build_attention, masked_softmax
 from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import ConfigError
 from tests import references
-from tests.models import randomise, tiny_config
+from tests.models import batch, randomise, tiny_config, tiny_model
 
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [0, 1, 1, 0, 1, 1], [1, 1, 1, 1, 1, 1]]).bool()
 KINDS: dict[str, dict[str, Any]] = {
@@ -144,6 +145,38 @@ def test_a_source_longer_than_the_location_score_knows_is_refused() -> None:
     _, attention, query, states, positions = build(attention_type="location", max_source_positions=5)
     with pytest.raises(ValueError, match="source of 6 positions: .*max_source_positions=5"):
         ask(attention, query, states, positions, MASK)
+
+
+class Restless(GeneralAttention):
+    """Turns away from where it has looked, the Luong scores themselves lowered: carries the sum of its weights."""
+
+    carries = True
+
+    def start(self, keys: Tensor, source_mask: Tensor) -> Tensor:
+        return keys.new_zeros(source_mask.shape)
+
+    def forward(self, query, keys, values, source_mask, positions, state=None):
+        scores = self.score(query, keys, None) - 3 * state[:, None, None]
+        weights = masked_softmax(scores, source_mask[:, None, None])
+        return self.context(weights, values), weights, state + weights[:, 0, 0]
+
+
+@pytest.mark.parametrize("feeding", [True, False])
+def test_what_an_attention_of_the_users_carries_goes_everywhere(feeding: bool) -> None:
+    """Through the loop, the cache, the beams and the search."""
+    register_attention("restless", Restless)
+    model = tiny_model(attention_type="restless", input_feeding=feeding, deviation=1.2).requires_grad_(False)
+    assert model.get_decoder().recurrence_path == "loop: attention_type='restless'"
+    given = {name: batch()[name] for name in ("input_ids", "attention_mask")}
+    for beams in (1, 3):
+        wanted = model.generate(**given, num_beams=beams, max_new_tokens=6, use_cache=False)
+        assert wanted.shape[1] > 4
+        assert torch.equal(model.generate(**given, num_beams=beams, max_new_tokens=6), wanted)
+        assert torch.equal(model.search(**given, num_beams=beams, max_new_tokens=6), wanted)
+    told = model(**batch(), output_attentions=True).cross_attentions[0]
+    with torch.no_grad():
+        monotonous = tiny_model(input_feeding=feeding, deviation=1.2)(**batch(), output_attentions=True)
+    assert (told[:, 0, :3].sum(1).amax(1) < monotonous.cross_attentions[0][:, 0, :3].sum(1).amax(1)).any()
 
 
 def test_a_score_must_be_defined_and_registered() -> None:

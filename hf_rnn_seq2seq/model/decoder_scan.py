@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention import Attention
 from .cache import DecoderState, Memory
 from .decoder_parts import Attended, Loop
 from .scan import ScanLayer, ScanMixer, ScanPlan, ScanSource, attention_scan
@@ -30,7 +31,7 @@ def scan_refusal(decoder: nn.Module) -> str | None:
     parts = [*decoder.attention.children(), decoder.readout.project]
     if any(part is not None and not isinstance(part, nn.Linear) for part in parts):
         return "a projection was replaced (by an adapter, say)"
-    if decoder.attention.scan_form() is None:
+    if decoder.attention.scan_form() is None or type(decoder.attention).forward is not Attention.forward:
         return f"attention_type={config.attention_type!r}"
     return None
 

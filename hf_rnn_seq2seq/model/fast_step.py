@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import DotAttention
+from .attention import Attention, DotAttention
 from .copying import Copying
 from .regularisation import zone_out
 from .search_step import GeneralStep, SearchState, StepOutput, product, repeat_rows
@@ -139,6 +139,8 @@ def can_fuse(model: nn.Module) -> bool:
     config, decoder = model.config, model.model.decoder
     return (
         isinstance(decoder.attention, DotAttention)
+        and decoder.attention.scan_form() is not None  # not a subclass with a score of its own
+        and type(decoder.attention).forward is Attention.forward
         and config.decoder_layers == 1
         and config.cell_type in ("lstm", "gru")
         and not (config.layer_norm or decoder.layers[0].reset_before or len(decoder.layers[0].transitions))

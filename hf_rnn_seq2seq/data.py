@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from datasets.exceptions import DatasetGenerationError
 
 from .batching import Collator, plan_batches
-from .readers import Columns, DataError, checked, content_hash, digest, listed, read_lines, read_rows, split_paths
+from .readers import Columns, DataError, checked, content_hash, digest, listed, read_aligned, read_rows, split_paths
 from .token_columns import AnyDataset, tokenize_corpus
 
 __all__ = ["Collator", "Corpus", "DataError", "load_corpus", "plan_batches", "tokenize_corpus"]
@@ -214,25 +214,13 @@ def _file_rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows for `datasets`' generators; `content` and `version` only mark the cache."""
     names = ("source_column", "target_column", "source_lang", "target_lang")
-    given = dict(zip(names, columns, strict=True))
-    rows = read_rows(list(map(Path, paths)), **given)
-    alignments: Iterator[str | None] = iter(())
-    if aligned[0] is not None:
-        alignments = read_lines(Path(aligned[0]))
-    elif aligned[1] is not None:
-        # The table once more, with the alignment in the place of the source.
-        given |= {"source_column": aligned[1]}
-        alignments = (alignment for alignment, _, _ in read_rows(list(map(Path, paths)), **given))
-    number = -1
-    for number, (source, target, problem) in enumerate(rows):
-        row = {"source": source, "target": target, "problem": problem, "id": number}
-        if any(aligned):
-            row["alignment"] = next(alignments, None)
-            if row["alignment"] is None:
-                raise DataError(f"alignment_file {aligned[0]} ends after {number} lines; there are more training rows")
-        yield row
-    if next(alignments, None) is not None:
-        raise DataError(f"alignment_file {aligned[0]} has more lines than there are training rows ({number + 1})")
+    given, files = dict(zip(names, columns, strict=True)), list(map(Path, paths))
+    if any(aligned):
+        for number, (source, target, problem, alignment) in enumerate(read_aligned(files, *aligned, **given)):
+            yield {"source": source, "target": target, "problem": problem, "id": number, "alignment": alignment}
+        return
+    for number, (source, target, problem) in enumerate(read_rows(files, **given)):
+        yield {"source": source, "target": target, "problem": problem, "id": number}
 
 
 def _generated(

@@ -111,6 +111,27 @@ def read_rows(
         raise DataError(f"file {paths[0]} holds no rows")
 
 
+def read_aligned(
+    paths: Sequence[Path], file: str | None, column: str | None, **columns: str | None
+) -> Iterator[tuple[str, str, str | None, str]]:
+    """The rows of `read_rows`, each with its alignment: a line of `file`, or what stands in `column`.
+
+    Raises:
+        DataError: as `read_rows`; the file has more or fewer lines than there are rows.
+    """
+    # A column: the table once more, with the alignment in the place of the source.
+    again = {**columns, "source_column": column}
+    alignments = read_lines(Path(file)) if file else (row[0] for row in read_rows(paths, **again))
+    count = 0
+    for count, row in enumerate(read_rows(paths, **columns), start=1):
+        alignment = next(alignments, None)
+        if alignment is None:
+            raise DataError(f"alignment_file {file} ends after {count - 1} lines; there are more training rows")
+        yield *row, alignment
+    if next(alignments, None) is not None:
+        raise DataError(f"alignment_file {file} has more lines than there are training rows ({count})")
+
+
 def checked(source: Any, target: Any) -> Row:
     """One pair, with the reason why it cannot be used, if any."""
     if source is not None and not isinstance(source, str) or target is not None and not isinstance(target, str):

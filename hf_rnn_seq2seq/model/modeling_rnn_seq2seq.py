@@ -229,7 +229,9 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = RnnSeq2SeqCache()
-            if generation_config.is_assistant:
+            # From 5.20 on transformers activates the recording of the assisted model itself, after its prompt.
+            assisted = "assisted_generation" in (*args, *kwargs.values())
+            if assisted or generation_config.is_assistant:
                 model_kwargs["past_key_values"].activate_past_recording()
 
     def _expand_inputs_for_generation(self, *args: object, **kwargs: object) -> tuple[Tensor, dict[str, object]]:

@@ -34,7 +34,7 @@ def test_a_device_map_keeps_together_what_is_read_together() -> None:
     sizes = accelerate.utils.compute_module_sizes(model)
     limit = max(sizes["model.decoder"], sizes["model.encoder"]) + 1
     given = accelerate.infer_auto_device_map(
-        model, {0: limit, 1: limit, "cpu": 10 * limit}, no_split_module_classes=model._no_split_modules
+        model, {0: limit, 1: limit, "cpu": 10 * limit}, no_split_module_classes=list(model._no_split_modules)
     )
     assert not [name for name in given if name.startswith("model.decoder.")], given
     assert not [name for name in given if name.startswith("model.encoder.layers.0.")], given

@@ -94,9 +94,9 @@ class RnnDecoder(nn.Module):
         return f"loop: {reason}" if reason else "scan"
 
     def _scans(self) -> bool:
-        path = self.recurrence_path
-        if path != "scan" and self.config.decoder_recurrence == "scan":
-            raise ConfigError(f"decoder_recurrence='scan': the scan does not cover this model ({path})")
+        path, asked = self.recurrence_path, self.config.decoder_recurrence
+        if path != "scan" and asked in ("scan", "triton"):
+            raise ConfigError(f"decoder_recurrence={asked!r}: the scan does not cover this model ({path})")
         return path == "scan"
 
     def get_input_embeddings(self) -> nn.Embedding:

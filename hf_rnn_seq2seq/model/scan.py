@@ -46,6 +46,7 @@ class ScanPlan(NamedTuple):
     before_cell: bool
     residual: tuple[bool, ...]  # per layer
     reads_extra: tuple[bool, ...]  # per layer
+    kernels: bool = False  # by Triton's kernels where there are some
 
 
 class ScanOutputs(NamedTuple):
@@ -92,8 +93,9 @@ class _Scan(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         inputs = _Inputs.of(list(tensors))
         steps = inputs.layers[0].projected.shape[0]
-        cells = [CELLS[plan.cell](layer, steps) for layer in inputs.layers]
-        score = score_class(inputs.source)(inputs.source, plan.mask, steps)
+        cell, kind = _classes(plan, inputs.source)
+        cells = [cell(layer, steps) for layer in inputs.layers]
+        score = kind(inputs.source, plan.mask, steps)
         hidden, extra = _run(inputs, plan, cells, score)
         ctx.plan, ctx.steps = plan, steps
         # Everything is saved as a tensor, so that hooks on saved tensors (offloading, checkpointing) see all of it.
@@ -110,14 +112,24 @@ class _Scan(torch.autograd.Function):
         inputs = _Inputs.of([next(saved) if present else None for present in ctx.present])
         count = len(inputs.layers)
         extra, hidden = next(saved), [next(saved) for _ in range(count)]
-        kind = score_class(inputs.source)
+        cell, kind = _classes(plan, inputs.source)
         score = kind(inputs.source, plan.mask, ctx.steps, [next(saved) for _ in kind.saved])
-        cell = CELLS[plan.cell]
         cells = [cell(layer, ctx.steps, [next(saved) for _ in cell.saved]) for layer in inputs.layers]
         grads = ScanOutputs(d_extra, d_weights, rest[:count], rest[count:])
         with without_autocast(extra):
             found = _Backward(inputs, plan, cells, score, hidden, extra).run(grads)
         return None, *[tensor for group in (found.source, found.mixer, *found.layers) for tensor in group]
+
+
+def _classes(plan: ScanPlan, source: ScanSource) -> tuple[Any, Any]:
+    """What computes the cells, and the attention."""
+    cell, score = CELLS[plan.cell], score_class(source)
+    if not plan.kernels:
+        return cell, score
+    # Triton is imported where it is asked for.
+    from .scan_triton import with_kernels
+
+    return with_kernels(cell), with_kernels(score)
 
 
 def _run(inputs: _Inputs, plan: ScanPlan, cells: list, score: Any) -> tuple[list[Tensor], Tensor]:

@@ -98,9 +98,12 @@ class LstmCell(ScanCell):
         self.cells[0] = self.layer.cell
 
     def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
-        gates, size = self.gates[t], self.size
         # One product for everything the cell reads.
-        sums = affine(self.addend(t), torch.cat([*parts, self.kept(before)], 1), self.weight)
+        self.activate(t, affine(self.addend(t), torch.cat([*parts, self.kept(before)], 1), self.weight), after)
+
+    def activate(self, t: int, sums: Tensor, after: Tensor) -> None:
+        """Gates, cell and state `after` from the sums (batch, gates) that the gates read."""
+        gates, size = self.gates[t], self.size
         torch.sigmoid(sums[:, : 2 * size], out=gates[:, : 2 * size])
         torch.tanh(sums[:, 2 * size : 3 * size], out=gates[:, 2 * size : 3 * size])
         torch.sigmoid(sums[:, 3 * size :], out=gates[:, 3 * size :])
@@ -109,6 +112,12 @@ class LstmCell(ScanCell):
         torch.tanh(self.cells[t + 1], out=after).mul_(output)
 
     def backward(self, t: int, d_hidden: Tensor, d_cell: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        self.gate_gradients(t, d_hidden, d_cell)
+        d_inputs, d_before = torch.mm(self.d_gates[t], self.weight).split((self.inputs, self.size), 1)
+        return d_inputs, self.kept(d_before)
+
+    def gate_gradients(self, t: int, d_hidden: Tensor, d_cell: Tensor) -> None:
+        """Writes the gradient of the sums (batch, gates); `d_cell` becomes that of the cell before."""
         update, forget, new, output = self.gates[t].chunk(4, 1)
         d_update, d_forget, d_new, d_output = self.d_gates[t].chunk(4, 1)
         shown = torch.tanh(self.cells[t + 1])
@@ -118,8 +127,6 @@ class LstmCell(ScanCell):
         _sigmoid_backward.grad_input(d_cell * self.cells[t], forget, grad_input=d_forget)
         _tanh_backward.grad_input(d_cell * update, new, grad_input=d_new)
         d_cell *= forget
-        d_inputs, d_before = torch.mm(self.d_gates[t], self.weight).split((self.inputs, self.size), 1)
-        return d_inputs, self.kept(d_before)
 
 
 class GruCell(ScanCell):
@@ -137,9 +144,13 @@ class GruCell(ScanCell):
         self.inner = self.layer.hidden.new_empty(self.steps, *self.layer.hidden.shape)  # W_n h + b_n
 
     def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
-        gates, size = self.gates[t], self.size
         sums = affine(self.addend(t), _join(parts), self.weight[:, : self.inputs])
         recurrent = affine(self.layer.recurrent_bias, self.kept(before), self.weight[:, self.inputs :])
+        self.activate(t, sums, recurrent, before, after)
+
+    def activate(self, t: int, sums: Tensor, recurrent: Tensor, before: Tensor, after: Tensor) -> None:
+        """Gates and state `after` from the two sums (batch, gates) that the gates read; `sums` is written over."""
+        gates, size = self.gates[t], self.size
         torch.sigmoid(sums[:, : 2 * size].add_(recurrent[:, : 2 * size]), out=gates[:, : 2 * size])
         self.inner[t] = recurrent[:, 2 * size :]
         reset, update, new = gates.chunk(3, 1)
@@ -147,6 +158,13 @@ class GruCell(ScanCell):
         torch.lerp(new, before, update, out=after)
 
     def backward(self, t: int, d_hidden: Tensor, d_cell: None, before: Tensor) -> tuple[Tensor, Tensor]:
+        self.gate_gradients(t, d_hidden, before)
+        update = self.gates[t, :, self.size : 2 * self.size]
+        d_before = self.kept(torch.mm(self.d_recurrent[t], self.weight[:, self.inputs :])).addcmul_(d_hidden, update)
+        return torch.mm(self.d_gates[t], self.weight[:, : self.inputs]), d_before
+
+    def gate_gradients(self, t: int, d_hidden: Tensor, before: Tensor) -> None:
+        """Writes the gradients of the two sums (batch, gates)."""
         size = self.size
         reset, update, new = self.gates[t].chunk(3, 1)
         d_reset, d_update, d_new = self.d_gates[t].chunk(3, 1)
@@ -156,8 +174,6 @@ class GruCell(ScanCell):
         d_recurrent = self.d_recurrent[t]
         d_recurrent[:, : 2 * size] = self.d_gates[t, :, : 2 * size]
         torch.mul(d_new, reset, out=d_recurrent[:, 2 * size :])
-        d_before = self.kept(torch.mm(d_recurrent, self.weight[:, self.inputs :])).addcmul_(d_hidden, update)
-        return torch.mm(self.d_gates[t], self.weight[:, : self.inputs]), d_before
 
     def finish(self, parts: list[Tensor], before: Tensor) -> ScanLayer:
         return super().finish(parts, before)._replace(recurrent_bias=total(self.d_recurrent))
@@ -209,4 +225,4 @@ def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-__all__ = ["CELLS", "ScanCell", "ScanLayer", "total"]
+__all__ = ["CELLS", "GruCell", "LstmCell", "ScanCell", "ScanLayer", "total"]

@@ -51,13 +51,17 @@ class ScanScore:
         query_weight = self.source.query_weight
         self.queries = None if query_weight is None else keys.new_empty(steps, self.batch, len(query_weight))
 
-    def score(self, t: int, asked: Tensor) -> Tensor:
-        """(batch, hidden) -> (batch x heads, 1, source), masked."""
+    def query(self, t: int, asked: Tensor) -> Tensor:
+        """What meets the keys: (batch, hidden) -> (batch, score), all heads together."""
+        return torch.mm(asked, self.source.query_weight.t(), out=self.queries[t])
+
+    def score(self, query: Tensor) -> Tensor:
+        """(batch, score) -> (batch x heads, 1, source), masked."""
         raise TypeError("a subclass defines score")
 
     def read(self, t: int, asked: Tensor) -> Tensor:
         """(batch, hidden) -> (batch, read)."""
-        weights = torch.softmax(self.score(t, asked), -1)
+        weights = torch.softmax(self.score(self.query(t, asked)), -1)
         if self.allowed is not None:
             weights *= self.allowed
         self.weights[t] = weights[:, 0]
@@ -75,6 +79,13 @@ class ScanScore:
 
     def backward(self, t: int, d_read: Tensor, d_weights: Tensor | None, d_asked: Tensor) -> Tensor:
         """`d_asked` (batch, hidden) with what flows through the weights added."""
+        d_query = self.query_gradient(t, d_read, d_weights)
+        if self.source.query_weight is None:
+            return d_query.add_(d_asked)
+        return torch.mm(d_query, self.source.query_weight).add_(d_asked)
+
+    def query_gradient(self, t: int, d_read: Tensor, d_weights: Tensor | None) -> Tensor:
+        """The gradient of the query (batch, score); keeps that of the scores."""
         d_rows, read_by = d_read.reshape(len(self.keys), 1, -1), self.values.transpose(1, 2)
         if d_weights is None:
             d = torch.bmm(d_rows, read_by)[:, 0]
@@ -82,9 +93,10 @@ class ScanScore:
             d = torch.baddbmm(d_weights.unsqueeze(1), d_rows, read_by)[:, 0]
         weights = self.weights[t]
         self.d_scores[t] = torch.ops.aten._softmax_backward_data(d, weights, -1, weights.dtype)
-        return self.score_backward(t, self.d_scores[t], d_asked)
+        return self.score_backward(t, self.d_scores[t])
 
-    def score_backward(self, t: int, d_scores: Tensor, d_asked: Tensor) -> Tensor:
+    def score_backward(self, t: int, d_scores: Tensor) -> Tensor:
+        """(batch x heads, source) -> the gradient of the query (batch, score)."""
         raise TypeError("a subclass defines score_backward")
 
     def finish(self, asked: Tensor, d_read: Tensor) -> ScanSource:
@@ -104,32 +116,33 @@ class ScanScore:
 class DotScore(ScanScore):
     """score = key . h"""
 
-    def score(self, t: int, asked: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, asked.unsqueeze(1), self.keys.transpose(1, 2))
+    def query(self, t: int, asked: Tensor) -> Tensor:
+        return asked
 
-    def score_backward(self, t: int, d_scores: Tensor, d_asked: Tensor) -> Tensor:
-        return torch.baddbmm(d_asked.unsqueeze(1), d_scores.unsqueeze(1), self.keys)[:, 0]
+    def score(self, query: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, query.reshape(len(self.keys), 1, -1), self.keys.transpose(1, 2))
+
+    def score_backward(self, t: int, d_scores: Tensor) -> Tensor:
+        return torch.bmm(d_scores.unsqueeze(1), self.keys)[:, 0]
 
     def score_gradients(self, asked: Tensor) -> tuple[Tensor, None, None]:
         return torch.bmm(self.d_scores.permute(1, 2, 0), asked.transpose(0, 1)), None, None
 
 
-class ProjectedDotScore(ScanScore):
+class ProjectedDotScore(DotScore):
     """score = key . W_q h, in one head or several"""
 
     saved = ("weights", "queries")
 
-    def score(self, t: int, asked: Tensor) -> Tensor:
-        self.queries[t] = torch.mm(asked, self.source.query_weight.t())
-        return torch.baddbmm(self.bias, self.queries[t].view(len(self.keys), 1, -1), self.keys.transpose(1, 2))
+    def query(self, t: int, asked: Tensor) -> Tensor:
+        return ScanScore.query(self, t, asked)
 
     def start_backward(self) -> None:
         self.d_queries = torch.empty_like(self.queries)
 
-    def score_backward(self, t: int, d_scores: Tensor, d_asked: Tensor) -> Tensor:
-        d_query = self.d_queries[t]
-        torch.bmm(d_scores.unsqueeze(1), self.keys, out=d_query.view(len(self.keys), 1, -1))
-        return torch.mm(d_query, self.source.query_weight).add_(d_asked)
+    def score_backward(self, t: int, d_scores: Tensor) -> Tensor:
+        torch.bmm(d_scores.unsqueeze(1), self.keys, out=self.d_queries[t].view(len(self.keys), 1, -1))
+        return self.d_queries[t]
 
     def score_gradients(self, asked: Tensor) -> tuple[Tensor, Tensor, None]:
         return torch.bmm(self.d_scores.permute(1, 2, 0), self._rows(self.queries)), outer(self.d_queries, asked), None
@@ -141,12 +154,11 @@ class AdditiveScore(ScanScore):
 
     saved = ("weights", "queries")
 
-    def _combined(self, t: int) -> Tensor:
-        return torch.add(self.keys, self.queries[t].unsqueeze(1)).tanh_()
+    def _combined(self, query: Tensor) -> Tensor:
+        return torch.add(self.keys, query.unsqueeze(1)).tanh_()
 
-    def score(self, t: int, asked: Tensor) -> Tensor:
-        self.queries[t] = torch.mm(asked, self.source.query_weight.t())
-        return (self._combined(t) @ self.source.energy).unsqueeze(1) + self.bias
+    def score(self, query: Tensor) -> Tensor:
+        return (self._combined(query) @ self.source.energy).unsqueeze(1) + self.bias
 
     def start_backward(self) -> None:
         self.d_queries = torch.empty_like(self.queries)
@@ -155,13 +167,12 @@ class AdditiveScore(ScanScore):
         self.d_keys = torch.zeros_like(self.keys, dtype=wide)
         self.d_energy = torch.zeros_like(self.source.energy, dtype=wide)
 
-    def score_backward(self, t: int, d_scores: Tensor, d_asked: Tensor) -> Tensor:
-        combined = self._combined(t)
+    def score_backward(self, t: int, d_scores: Tensor) -> Tensor:
+        combined = self._combined(self.queries[t])
         self.d_energy += combined.flatten(0, 1).t() @ d_scores.flatten()
         d = combined.square_().neg_().add_(1).mul_(d_scores.unsqueeze(-1)).mul_(self.source.energy)
         self.d_keys += d
-        torch.sum(d, 1, out=self.d_queries[t])
-        return torch.mm(self.d_queries[t], self.source.query_weight).add_(d_asked)
+        return torch.sum(d, 1, out=self.d_queries[t])
 
     def score_gradients(self, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dtype = self.keys.dtype
@@ -175,4 +186,4 @@ def score_class(source: ScanSource) -> type[ScanScore]:
     return DotScore if source.query_weight is None else ProjectedDotScore
 
 
-__all__ = ["ScanScore", "ScanSource", "score_class"]
+__all__ = ["AdditiveScore", "DotScore", "ProjectedDotScore", "ScanScore", "ScanSource", "score_class"]

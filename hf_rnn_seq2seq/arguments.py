@@ -48,14 +48,12 @@ class DataArguments(OptionGroup):
     )
     alignment_column: str | None = option(None, "column of train_file or of the data set that holds them instead")
     alignment_unit: str = option("word", "what they count: words between spaces, or tokens", choices=("word", "token"))
-    max_train_samples: int | None = option(None, "use only so many training rows", at_least=1)
-    max_eval_samples: int | None = option(None, "use only so many validation rows", at_least=1)
-    max_predict_samples: int | None = option(None, "use only so many test rows", at_least=1)
+    max_train_samples: int | None = option(None, "use only so many training rows, the first", at_least=1)
+    max_eval_samples: int | None = option(None, "use only so many validation rows, the first", at_least=1)
+    max_predict_samples: int | None = option(None, "use only so many test rows, the first", at_least=1)
     max_source_length: int = option(128, "longest source in tokens, end token included", at_least=1)
     max_target_length: int = option(128, "longest target in tokens, end token included", at_least=1)
-    data_seed: int = option(
-        0, "seed of what a corpus draws: the phrases of cldr, the rows of max_*_samples", at_least=0
-    )
+    data_seed: int = option(0, "seed of the phrases that cldr draws", at_least=0)
     preprocessing_num_workers: int | None = option(
         None, "processes that tokenise (default: decided by size)", at_least=1
     )

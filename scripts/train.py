@@ -201,8 +201,8 @@ def build_loop(
     model = build_model(options, training, data, generation, tokenizer)
     adaptation.fill(model, tokenizer, tokenized["train"])
     objective = build_objective(training, model, partial(tokenizer.batch_decode, skip_special_tokens=True))
-    if objective is None:  # which takes the place of every other loss
-        tokenized["train"] = aligned(tokenized["train"], model, data, accelerator)
+    guided = objective is None  # which takes the place of every other loss
+    tokenized["train"] = aligned(tokenized["train"], model, data, accelerator, guided)
     if sampler is not None and not data.streaming:
         tokenized["train"] = SampledTable(tokenized["train"], corpus.splits["train"], sampler)
     loop = TrainingLoop(
@@ -235,14 +235,14 @@ def build_loop(
     return loop, vocabulary
 
 
-def aligned(rows: Any, model: Any, data: DataArguments, accelerator: Any) -> Any:
+def aligned(rows: Any, model: Any, data: DataArguments, accelerator: Any, guided: bool) -> Any:
     """The training rows, with alignments where the model is guided by them: the given ones, else computed."""
     from hf_rnn_seq2seq.word_alignment import with_alignments
 
-    weight = getattr(model.config, "guided_alignment_weight", 0)
+    weight = getattr(model.config, "guided_alignment_weight", 0) if guided else 0
     for name in ("alignment_file", "alignment_column"):
         if getattr(data, name) is not None and not weight:
-            raise ArgumentError(f"{name}={getattr(data, name)!r}: needs guided_alignment_weight above 0")
+            raise ArgumentError(f"{name}={getattr(data, name)!r}: needs guided_alignment_weight above 0 and objective='ml'")
     if not weight:
         return rows
     if data.streaming:

@@ -200,8 +200,10 @@ def test_a_run_that_asks_something_of_its_attention(recipe, tmp_path):
     table.write_text("en\tfr\n" + "a b\tc d\n" * 3)
     (tmp_path / "a.txt").write_text("0-0\n" * 3)
     files = ["--dataset_name", "none", "--train_file", table, "--alignment_file", tmp_path / "a.txt"]
-    with pytest.raises(ArgumentError, match="alignment_file='.*a.txt': needs guided_alignment_weight above 0"):
-        train(recipe, "--output_dir", tmp_path / "other", *files)
+    whole_sequences = ["--model_name_or_path", run, "--objective", "mrt"]
+    for words in (files, files + whole_sequences):
+        with pytest.raises(ArgumentError, match="alignment_file='.*a.txt': needs guided_alignment_weight above 0"):
+            train(recipe, "--output_dir", tmp_path / "other", *words)
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(recipe, tmp_path, capsys):

@@ -242,7 +242,8 @@ def aligned(rows: Any, model: Any, data: DataArguments, accelerator: Any, guided
     weight = getattr(model.config, "guided_alignment_weight", 0) if guided else 0
     for name in ("alignment_file", "alignment_column"):
         if getattr(data, name) is not None and not weight:
-            raise ArgumentError(f"{name}={getattr(data, name)!r}: needs guided_alignment_weight above 0 and objective='ml'")
+            value = getattr(data, name)
+            raise ArgumentError(f"{name}={value!r}: needs guided_alignment_weight above 0 and objective='ml'")
     if not weight:
         return rows
     if data.streaming:

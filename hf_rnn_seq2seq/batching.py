@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import tempfile
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 
 Lengths = Sequence[int] | np.ndarray
 
+AT_ONCE = 1 << 16  # rows that are worked on together, so that memory does not grow with a corpus
+LONGEST = 1 << 24  # tokens of a row; each pass of the sort counts rows by length
+
+
+def row_numbers(rows: int) -> np.ndarray:
+    """An int32 array (rows,) of unset values.
+
+    That of a large corpus is a mapped file without a name in the cache of `datasets`: the system takes its pages back
+    when it needs memory, as it does those of the corpus itself.
+    """
+    if rows <= AT_ONCE:
+        return np.empty(rows, dtype=np.int32)
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.asarray(np.memmap(file, dtype=np.int32, mode="w+", shape=(rows,)))
+
 
 class BatchPlan(Sequence[list[int]]):
-    """Batches of rows, kept as arrays: 4 bytes a row where lists of numbers take 40.
+    """Batches of rows, kept as arrays.
 
     Args:
         order: the rows, batch after batch, (rows,).
@@ -61,7 +82,7 @@ def plan_batches(
             rows more between epochs and pads more.
 
     Raises:
-        ValueError: no limit given, a limit that is not positive, or lengths of different number.
+        ValueError: no limit given, a limit that is not positive, lengths of different number or above 2^24.
     """
     for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
         if value is not None and value < 1:
@@ -75,38 +96,53 @@ def plan_batches(
     if source.shape != target.shape:
         raise ValueError(f"source_lengths has {source.size} rows, target_lengths has {target.size}")
 
+    for name, lengths in (("source_lengths", source), ("target_lengths", target)):
+        if lengths.max(initial=0) > LONGEST:
+            raise ValueError(f"{name}: a row of {lengths.max()} tokens; at most {LONGEST}")
+
     generator = np.random.default_rng([seed, epoch])
-    ties = np.arange(len(source), dtype=np.int32)
+    order = row_numbers(len(source))
+    for rows in _pieces(len(order)):
+        order[rows] = np.arange(rows.start, rows.stop)
     if shuffle:
-        generator.shuffle(ties)
-    order = _sorted(source, target, ties, bucket_width)
-    edges = _cut(source, target, order, batch_size or len(source), max_tokens)
+        generator.shuffle(order)
+    for lengths in (source, target):
+        order = _sorted_by(lengths, order, bucket_width)
+    edges = np.asarray(_cut(source, target, order, batch_size or len(source), max_tokens))
     turns = generator.permutation(len(edges) - 1) if shuffle else np.arange(len(edges) - 1)
-    return BatchPlan(order, np.asarray(edges), turns)
+    return BatchPlan(order, edges, turns)
 
 
-def _sorted(source: np.ndarray, target: np.ndarray, ties: np.ndarray, width: int) -> np.ndarray:
-    """Rows by bucket of target, then of source, then tie: one number a row, sorted in place, since rows may be many."""
-    keys = np.floor_divide(target + (width - 1), width, dtype=np.int64)
-    sources = int(source.max(initial=0)) // width + 2
-    if len(keys) * sources * (int(keys.max(initial=0)) + 1) >= 1 << 63:
-        raise ValueError(f"lengths of {len(keys)} rows are up to {source.max()} and {target.max()}: too long to sort")
-    keys *= sources
-    keys += (source + (width - 1)) // width
-    keys *= len(keys)
-    keys += ties
-    keys.sort()
-    keys %= max(1, len(keys))
-    row_of = np.empty_like(ties)
-    row_of[ties] = np.arange(len(ties), dtype=np.int32)
-    return row_of[keys]
+def _pieces(rows: int) -> Iterator[slice]:
+    for start in range(0, rows, AT_ONCE):
+        yield slice(start, min(start + AT_ONCE, rows))
 
 
-def _cut(
-    source: np.ndarray, target: np.ndarray, order: np.ndarray, batch_size: int, max_tokens: int | None
-) -> list[int]:
+def _sorted_by(lengths: np.ndarray, order: np.ndarray, width: int) -> np.ndarray:
+    """`order` by the bucket of each row's length; rows of a bucket stay as they stood (a counting sort)."""
+
+    def buckets(rows: np.ndarray | slice) -> np.ndarray:
+        return (lengths[rows] + (width - 1)) // width
+
+    rows_in = np.zeros((int(lengths.max(initial=0)) + width - 1) // width + 1, dtype=np.int64)
+    for rows in _pieces(len(order)):
+        rows_in += np.bincount(buckets(rows), minlength=len(rows_in))
+    place = np.cumsum(rows_in) - rows_in  # where the next row of each bucket goes
+    result = row_numbers(len(order))
+    for rows in _pieces(len(order)):
+        piece = order[rows]
+        found = buckets(piece)
+        by_bucket = np.argsort(found, kind="stable")
+        here = np.bincount(found, minlength=len(place))
+        first = np.repeat(np.cumsum(here) - here, here)
+        result[place[found[by_bucket]] + np.arange(len(piece)) - first] = piece[by_bucket]
+        place += here
+    return result
+
+
+def _cut(source: np.ndarray, target: np.ndarray, order: np.ndarray, batch_size: int, max_tokens: int | None) -> array:
     """Positions where a new batch starts, and the end: as many rows in each batch as the limits allow."""
-    edges = [0]
+    edges = array("q", [0])
     start = longest_source = longest_target = 0
     for position, (source_length, target_length) in enumerate(_pairs(source, target, order)):
         wider_source = source_length if source_length > longest_source else longest_source
@@ -118,13 +154,15 @@ def _cut(
             start, longest_source, longest_target = position, source_length, target_length
         else:
             longest_source, longest_target = wider_source, wider_target
-    return [*edges, len(order)] if len(order) else [0]
+    if len(order):
+        edges.append(len(order))
+    return edges
 
 
 def _pairs(source: np.ndarray, target: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, int]]:
     """Lengths of the rows in their order, as numbers of Python a few at a time."""
-    for start in range(0, len(order), 1 << 16):
-        rows = order[start : start + (1 << 16)]
+    for piece in _pieces(len(order)):
+        rows = order[piece]
         yield from zip(source[rows].tolist(), target[rows].tolist(), strict=True)
 
 

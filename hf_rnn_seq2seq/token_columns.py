@@ -98,7 +98,9 @@ def tokenize_corpus(
         kept = np.flatnonzero(~(long_source | long_target))
         if not len(kept):
             raise DataError(f"no row within {max_source_length=}, {max_target_length=} ({listed(counts)})")
-        rows = rows.select(kept)
+        # On the disk, like the rows: their numbers would take 8 bytes each of memory.
+        file = folder / f"kept-{digest([key, max_source_length, max_target_length])[:32]}.arrow"
+        rows = rows.select(kept, indices_cache_file_name=str(file))
     return rows, counts
 
 

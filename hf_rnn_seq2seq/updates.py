@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .batching import BatchPlan, plan_batches
+from .batching import BatchPlan, plan_batches, row_numbers
 
 
 def column(dataset: Any, name: str) -> np.ndarray:
-    """A column of small whole numbers of a `datasets` table, (rows,), 4 bytes each."""
-    values = np.empty(len(dataset), dtype=np.int32)
+    """A column of small whole numbers of a `datasets` table, (rows,)."""
+    values = row_numbers(len(dataset))
     read = 0
     for batch in dataset.select_columns(name).with_format("numpy").iter(batch_size=1 << 16):
         values[read : read + len(batch[name])] = batch[name]

@@ -15,6 +15,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def assert_same_weights(first: dict, second: dict, tolerance: float = 2e-5) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
+        # BART's key biases move all scores alike: their gradient is rounding, which Adam makes steps of.
+        if name.endswith("k_proj.bias"):
+            continue
         torch.testing.assert_close(tensor, second[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 

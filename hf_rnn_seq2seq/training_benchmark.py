@@ -185,6 +185,8 @@ def print_training(report: list[dict[str, Any]]) -> None:
             + "".join(f"{value:11.1f}" for value in times)
             + f"{row['ratio_to_reference']:11.2f}{row['share_of_peak']:11.2f}{peak:>11}{row['value']:11.5f}"
         )
+    rates = {"bf16" if row["variant"].endswith("bf16") else "float32": row["peak_gflops"] for row in report}
+    print("peak: " + ", ".join(f"{rate:.0f} GFLOP/s of CPU time in {dtype}" for dtype, rate in rates.items()))
 
 
 __all__ = ["BATCHES", "GROWTH", "MODELS", "compare_training", "print_training", "training_forms", "training_step"]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .configuration_rnn_seq2seq import ATTENTION_NAMES, ConfigError, RnnSeq2SeqConfig
 from .coverage import build_coverage
 from .entmax import SparseWeights
+from .products import Linear
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -184,7 +185,7 @@ class GeneralAttention(DotAttention):
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__(config)
-        self.key = nn.Linear(config.encoder_output_size, config.hidden_size, bias=False)
+        self.key = Linear(config.encoder_output_size, config.hidden_size, bias=False)
 
     def project_keys(self, encoder_states: Tensor) -> Tensor:
         return self.key(encoder_states)
@@ -198,8 +199,8 @@ class AdditiveAttention(Attention):
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__(config)
-        self.query = nn.Linear(config.hidden_size, config.attention_size, bias=False)
-        self.key = nn.Linear(config.encoder_output_size, config.attention_size, bias=True)
+        self.query = Linear(config.hidden_size, config.attention_size, bias=False)
+        self.key = Linear(config.encoder_output_size, config.attention_size, bias=True)
         self.energy = nn.Linear(config.attention_size, 1, bias=False)
 
     def project_keys(self, encoder_states: Tensor) -> Tensor:
@@ -263,9 +264,9 @@ class MultiHeadAttention(Attention):
         super().__init__(config)
         self.heads = config.num_attention_heads
         self.head_size = config.attention_size // self.heads
-        self.query = nn.Linear(config.hidden_size, config.attention_size, bias=False)
-        self.key = nn.Linear(config.encoder_output_size, config.attention_size, bias=False)
-        self.value = nn.Linear(config.encoder_output_size, config.attention_size, bias=False)
+        self.query = Linear(config.hidden_size, config.attention_size, bias=False)
+        self.key = Linear(config.encoder_output_size, config.attention_size, bias=False)
+        self.value = Linear(config.encoder_output_size, config.attention_size, bias=False)
         self.output = nn.Linear(config.attention_size, config.attention_size, bias=False)
 
     def _split(self, states: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .cache import DecoderState
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .context_gate import ContextGate, gates_readout
+from .products import Linear
 from .recurrence import State, StepWeights
 
 
@@ -29,7 +30,7 @@ class Readout(nn.Module):
         self.gate = ContextGate(config, units) if gated else None
         self.project_context = nn.Linear(config.context_width, units, bias=False) if gated else None
         width = config.readout_input_width - (config.context_width if gated else 0)
-        self.project = nn.Linear(width, units, bias=self.kind == "maxout") if units else None
+        self.project = Linear(width, units, bias=self.kind == "maxout") if units else None
 
     def forward(self, state: Tensor, context: Tensor | None, embedding: Tensor) -> Tensor:
         """(batch, ..., width) each -> (batch, ..., readout)."""

@@ -4,11 +4,11 @@ import os
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .attention import Attention
 from .cache import DecoderState, Memory
 from .decoder_parts import Attended, Loop
+from .products import linear
 from .scan import ScanLayer, ScanMixer, ScanPlan, ScanSource, attention_scan
 
 # Options of the attention, and the one value of each that the scan knows.
@@ -99,12 +99,13 @@ def _attentional_vector(
     """Luong's tanh(W [h; c; e]) in parts: what does not wait for the loop is projected before it."""
     size, width = decoder.config.hidden_size, decoder.config.context_width
     weight = decoder.readout.project.weight
-    state, context, word = weight.split([size, width, weight.shape[1] - size - width], 1)
+    parts = weight.split([size, width, weight.shape[1] - size - width], 1)
+    state, context, word = (part.contiguous() for part in parts)  # as `product` wants them
     if mixer.read_weight is None:
-        values = F.linear(values, context)
+        values = linear(values, context)
     else:
         mixer = mixer._replace(read_weight=context @ mixer.read_weight)
-    projected = F.linear(words, word) if decoder.readout.reads_embedding else None
+    projected = linear(words, word) if decoder.readout.reads_embedding else None
     return values, mixer._replace(output_weight=state, projected=projected)
 
 
@@ -121,7 +122,7 @@ def _layer(number: int, words: Tensor, state: DecoderState, loop: Loop, separate
         weight=torch.cat(columns, 1),
         bias=bias if number else None,
         recurrent_bias=weights.recurrent_bias if separate_biases else None,
-        projected=None if number else F.linear(words, weights.below, bias),
+        projected=None if number else linear(words, weights.below.contiguous(), bias),
         keep=loop.keep[number],
         drop=loop.drop[number],
     )

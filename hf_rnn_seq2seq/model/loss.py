@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .precision import compute_dtype, without_autocast
-from .products import affine
+from .products import affine, onednn_is_faster, outer, product
 
 IGNORED_LABEL = -100
 
@@ -110,14 +110,14 @@ def _loss_and_gradients(
     d_bias = torch.zeros_like(bias, dtype=exact) if wanted[2] else None
     for start in range(0, len(rows), size):
         part, here = rows[start : start + size], labels[start : start + size]
-        logits = (torch.mm(part, used.t()) if bias is None else affine(bias.to(rows.dtype), part, used)).to(exact)
+        logits = (product(part, used.t()) if bias is None else affine(bias.to(rows.dtype), part, used)).to(exact)
         loss, d_logits = _softmax_loss(logits, here, smoothing)
         total += loss
         if d_bias is not None:
             d_bias += d_logits.sum(0)
         d_logits = d_logits.to(rows.dtype)
         if d_rows is not None:
-            torch.mm(d_logits, used, out=d_rows[start : start + size])
+            product(d_logits, used, d_rows[start : start + size])
         if d_weight is not None:
             _add_outer(d_weight, d_logits, part)
     d_weight = None if d_weight is None else d_weight.to(weight.dtype)
@@ -145,14 +145,14 @@ def _softmax_loss(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Ten
 
 
 def _add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total (V, D) += left (n, V)^T right (n, D); a block of the vocabulary at a time where the types differ, so that
-    the product in the narrower type stays small."""
-    if total.dtype == left.dtype:
+    """total (V, D) += left (n, V)^T right (n, D); a block of the vocabulary at a time where the product cannot be added
+    to the total in one operation, so that it stays small."""
+    if total.dtype == left.dtype and not onednn_is_faster():
         total.addmm_(left.t(), right)
         return
     block = 8192
     for start in range(0, len(total), block):
-        total[start : start + block] += left[:, start : start + block].t() @ right
+        total[start : start + block] += outer(left[:, start : start + block], right)
 
 
 __all__ = ["IGNORED_LABEL", "chunked_cross_entropy", "output_loss"]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .precision import compute_dtype, without_autocast
-from .products import affine, outer
+from .products import affine, outer, product
 from .scan_cells import CELLS, ScanLayer
 from .scan_scores import ScanSource, score_class
 
@@ -163,7 +163,7 @@ def _run(inputs: _Inputs, plan: ScanPlan, cells: list, score: Any) -> tuple[list
 def _mix(mixer: ScanMixer, t: int, read: Tensor, output: Tensor | None, out: Tensor) -> None:
     """Writes x of one position to `out` (batch, extra)."""
     if mixer.read_weight is not None:
-        read = torch.mm(read, mixer.read_weight.t())
+        read = product(read, mixer.read_weight.t())
     if mixer.output_weight is None:
         out.copy_(read)
         return
@@ -218,12 +218,12 @@ class _Backward:
             d_output = torch.zeros_like(self.d_hidden[-1])
         else:
             torch.ops.aten.tanh_backward.grad_input(d_extra, self.extra[t + 1], grad_input=self.d_mixed[t])
-            d_output = torch.mm(self.d_mixed[t], mixer.output_weight)
+            d_output = product(self.d_mixed[t], mixer.output_weight)
         return self.score.backward(t, self._d_read(t), d_weights, d_output)
 
     def _d_read(self, t: int) -> Tensor:
         weight = self.inputs.mixer.read_weight
-        return self.d_mixed[t] if weight is None else torch.mm(self.d_mixed[t], weight)
+        return self.d_mixed[t] if weight is None else product(self.d_mixed[t], weight)
 
     def _through_layers(self, t: int, d_output: Tensor | None, given: tuple[Tensor | None, ...]) -> Tensor:
         """Position t of all layers, the top one first; returns the gradient of the x that entered."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .products import affine, outer
+from .products import affine, outer, product
 
 _sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
 
@@ -32,11 +32,15 @@ class ScanCell:
     """What the cells share: buffers over all positions, and the gradients of weights and biases."""
 
     saved: tuple[str, ...] = ("gates",)
+    reads_together = False  # one product for inputs and state
 
     def __init__(self, layer: ScanLayer, steps: int, kept: Sequence[Tensor] | None = None) -> None:
         self.layer, self.steps, self.size = layer, steps, layer.hidden.shape[1]
         self.weight, self.keep = layer.weight, layer.keep
         self.inputs = self.weight.shape[1] - self.size
+        # Cells that read them apart multiply by dense matrices.
+        columns = () if self.reads_together else self.weight.split((self.inputs, self.size), 1)
+        self.columns = tuple(part.contiguous() for part in columns)
         if kept is None:
             self.allocate()
         else:
@@ -91,6 +95,7 @@ class LstmCell(ScanCell):
     """i, f, o = sigmoid; n = tanh; c_t = f c_{t-1} + i n; h_t = o tanh(c_t)."""
 
     saved = ("gates", "cells")
+    reads_together = True
 
     def allocate(self) -> None:
         super().allocate()
@@ -113,7 +118,7 @@ class LstmCell(ScanCell):
 
     def backward(self, t: int, d_hidden: Tensor, d_cell: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         self.gate_gradients(t, d_hidden, d_cell)
-        d_inputs, d_before = torch.mm(self.d_gates[t], self.weight).split((self.inputs, self.size), 1)
+        d_inputs, d_before = product(self.d_gates[t], self.weight).split((self.inputs, self.size), 1)
         return d_inputs, self.kept(d_before)
 
     def gate_gradients(self, t: int, d_hidden: Tensor, d_cell: Tensor) -> None:
@@ -144,8 +149,8 @@ class GruCell(ScanCell):
         self.inner = self.layer.hidden.new_empty(self.steps, *self.layer.hidden.shape)  # W_n h + b_n
 
     def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
-        sums = affine(self.addend(t), _join(parts), self.weight[:, : self.inputs])
-        recurrent = affine(self.layer.recurrent_bias, self.kept(before), self.weight[:, self.inputs :])
+        sums = affine(self.addend(t), _join(parts), self.columns[0])
+        recurrent = affine(self.layer.recurrent_bias, self.kept(before), self.columns[1])
         self.activate(t, sums, recurrent, before, after)
 
     def activate(self, t: int, sums: Tensor, recurrent: Tensor, before: Tensor, after: Tensor) -> None:
@@ -160,8 +165,8 @@ class GruCell(ScanCell):
     def backward(self, t: int, d_hidden: Tensor, d_cell: None, before: Tensor) -> tuple[Tensor, Tensor]:
         self.gate_gradients(t, d_hidden, before)
         update = self.gates[t, :, self.size : 2 * self.size]
-        d_before = self.kept(torch.mm(self.d_recurrent[t], self.weight[:, self.inputs :])).addcmul_(d_hidden, update)
-        return torch.mm(self.d_gates[t], self.weight[:, : self.inputs]), d_before
+        d_before = self.kept(product(self.d_recurrent[t], self.columns[1])).addcmul_(d_hidden, update)
+        return product(self.d_gates[t], self.columns[0]), d_before
 
     def gate_gradients(self, t: int, d_hidden: Tensor, before: Tensor) -> None:
         """Writes the gradients of the two sums (batch, gates)."""
@@ -187,24 +192,24 @@ class GruResetBeforeCell(ScanCell):
 
     def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
         gates, size, hidden = self.gates[t], self.size, self.kept(before)
-        sums = affine(self.addend(t), _join(parts), self.weight[:, : self.inputs])
-        recurrent = self.weight[:, self.inputs :]
+        below, recurrent = self.columns
+        sums = affine(self.addend(t), _join(parts), below)
         torch.sigmoid(affine(sums[:, : 2 * size], hidden, recurrent[: 2 * size]), out=gates[:, : 2 * size])
         reset, update, new = gates.chunk(3, 1)
         torch.tanh(affine(sums[:, 2 * size :], reset * hidden, recurrent[2 * size :]), out=new)
         torch.lerp(new, before, update, out=after)
 
     def backward(self, t: int, d_hidden: Tensor, d_cell: None, before: Tensor) -> tuple[Tensor, Tensor]:
-        size, recurrent = self.size, self.weight[:, self.inputs :]
+        size, recurrent = self.size, self.columns[1]
         reset, update, new = self.gates[t].chunk(3, 1)
         d_reset, d_update, d_new = self.d_gates[t].chunk(3, 1)
         _tanh_backward.grad_input(d_hidden * (1 - update), new, grad_input=d_new)
         _sigmoid_backward.grad_input(d_hidden * (before - new), update, grad_input=d_update)
-        d_shown = torch.mm(d_new, recurrent[2 * size :])
+        d_shown = product(d_new, recurrent[2 * size :])
         _sigmoid_backward.grad_input(d_shown * self.kept(before), reset, grad_input=d_reset)
-        d_before = torch.mm(self.d_gates[t, :, : 2 * size], recurrent[: 2 * size]).addcmul_(d_shown, reset)
+        d_before = product(self.d_gates[t, :, : 2 * size], recurrent[: 2 * size]).addcmul_(d_shown, reset)
         d_before = self.kept(d_before).addcmul_(d_hidden, update)
-        return torch.mm(self.d_gates[t], self.weight[:, : self.inputs]), d_before
+        return product(self.d_gates[t], self.columns[0]), d_before
 
     def recurrent_gradient(self, before: Tensor, out: Tensor) -> None:
         size = self.size

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .products import outer
+from .products import outer, product
 
 
 class ScanSource(NamedTuple):
@@ -53,7 +53,7 @@ class ScanScore:
 
     def query(self, t: int, asked: Tensor) -> Tensor:
         """What meets the keys: (batch, hidden) -> (batch, score), all heads together."""
-        return torch.mm(asked, self.source.query_weight.t(), out=self.queries[t])
+        return product(asked, self.source.query_weight.t(), self.queries[t])
 
     def score(self, query: Tensor) -> Tensor:
         """(batch, score) -> (batch x heads, 1, source), masked."""
@@ -82,7 +82,7 @@ class ScanScore:
         d_query = self.query_gradient(t, d_read, d_weights)
         if self.source.query_weight is None:
             return d_query.add_(d_asked)
-        return torch.mm(d_query, self.source.query_weight).add_(d_asked)
+        return product(d_query, self.source.query_weight).add_(d_asked)
 
     def query_gradient(self, t: int, d_read: Tensor, d_weights: Tensor | None) -> Tensor:
         """The gradient of the query (batch, score); keeps that of the scores."""

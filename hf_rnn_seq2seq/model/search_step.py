@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from .attention import AdditiveAttention, MultiHeadAdditiveAttention
 from .copying import Copying, mixture
+from .products import PackedProduct, packs
 
 
 IN_ONE_PIECE = 2**20  # elements that an additive score makes for all beams at once
@@ -86,7 +87,8 @@ def product(weight: Tensor, bias: Tensor | None, int8: bool) -> Callable[[Tensor
     """x -> x W^T + b."""
     if int8:
         return Int8Product(weight, bias)
-    return partial(F.linear, weight=weight.detach().contiguous(), bias=None if bias is None else bias.detach())
+    weight, bias = weight.detach().contiguous(), None if bias is None else bias.detach()
+    return PackedProduct(weight, bias) if packs(weight) else partial(F.linear, weight=weight, bias=bias)
 
 
 class BeamsAsTargets(nn.Module):

@@ -106,7 +106,8 @@ def _loss_and_gradients(
     used = weight.to(rows.dtype)
     total = torch.zeros((), dtype=exact, device=rows.device)
     d_rows = torch.empty_like(rows) if wanted[0] else None
-    d_weight = torch.zeros_like(weight, dtype=exact) if wanted[1] else None
+    whole = 0 < len(rows) <= size and exact == rows.dtype  # one chunk, whose product is the gradient
+    d_weight = torch.zeros_like(weight, dtype=exact) if wanted[1] and not whole else None
     d_bias = torch.zeros_like(bias, dtype=exact) if wanted[2] else None
     for start in range(0, len(rows), size):
         part, here = rows[start : start + size], labels[start : start + size]
@@ -118,7 +119,9 @@ def _loss_and_gradients(
         d_logits = d_logits.to(rows.dtype)
         if d_rows is not None:
             product(d_logits, used, d_rows[start : start + size])
-        if d_weight is not None:
+        if wanted[1] and whole:
+            d_weight = outer(d_logits, part)
+        elif wanted[1]:
             _add_outer(d_weight, d_logits, part)
     d_weight = None if d_weight is None else d_weight.to(weight.dtype)
     return total, d_rows, d_weight, None if d_bias is None else d_bias.to(bias.dtype)

@@ -84,7 +84,7 @@ def outer(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` with a graph: (..., in), (out, in), (out,) -> (..., out)."""
-    if torch.is_autocast_enabled(rows.device.type) or not _by_onednn(rows, weight):
+    if not _by_onednn(rows, weight) or torch.is_autocast_enabled("cpu"):
         return F.linear(rows, weight, bias)
     return _Linear.apply(rows, weight, bias)
 

@@ -49,7 +49,7 @@ def training_flops(model: Any, source: Tensor, labels: Tensor) -> float:
 
 
 def product_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 3) -> float:
-    """Operations per CPU second of one large matrix product, the best of `repeats` by each library that torch carries."""
+    """Operations per CPU second of one large matrix product: the best of `repeats` by each library in torch."""
     pairs = [torch.randn(2, size, size).to(dtype)]
     if dtype == torch.float32 and torch.backends.mkldnn.is_available():
         pairs.append([side.to_mkldnn() for side in pairs[0]])

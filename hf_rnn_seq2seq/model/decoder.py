@@ -20,6 +20,7 @@ from .context_gate import ContextGate, gates_cell
 from .copying import CopyGate, missing_source
 from .decoder_parts import Attended, DecoderTrace, Loop, Readout, Step, hold
 from .decoder_scan import attended_scan, scan_refusal
+from .products import linear
 from .recurrence import RecurrentLayer, State
 from .regularisation import drop, drop_words
 
@@ -170,7 +171,7 @@ class RnnDecoder(nn.Module):
             layer = self.layers[number]
             if number:
                 below = outputs[-1] if loop.drop[number] is None else outputs[-1] * loop.drop[number]
-                projected = F.linear(below, loop.weights[number].below, loop.weights[number].below_bias)
+                projected = linear(below, loop.weights[number].below, loop.weights[number].below_bias)
                 extra = context if self.extra_size(number) else None
             before, keep = state.layers[number], loop.keep[number]
             after = layer.first_cell(projected, before, loop.weights[number], extra, keep, None if number else gains)
@@ -247,7 +248,7 @@ class RnnDecoder(nn.Module):
     def _attended_loop(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> Attended:
         """The reference: `step` at each position in turn."""
         loop = self._prepare(embedded)
-        projected = F.linear(embedded, loop.weights[0].below, loop.weights[0].below_bias)
+        projected = linear(embedded, loop.weights[0].below, loop.weights[0].below_bias)
         held = None if mask is None else (~mask).unsqueeze(-1).unbind(1)
         steps, readouts = [], []
         for time in range(embedded.shape[1]):

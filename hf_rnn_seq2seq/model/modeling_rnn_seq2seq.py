@@ -16,6 +16,7 @@ from .encoder import drop
 from .encoder_decoder import RnnSeq2SeqModel, shift_right
 from .loss import IGNORED_LABEL, output_loss
 from .pretrained import RnnSeq2SeqPreTrainedModel
+from .products import Linear
 from .scheduled_sampling import scheduled_inputs
 from .search import SearchMixin
 from .vocabularies import VocabularyMixin
@@ -45,7 +46,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__(config)
         self.model = RnnSeq2SeqModel(config)
-        self.lm_head = nn.Linear(config.readout_width, config.vocab_size, bias=config.output_bias)
+        self.lm_head = Linear(config.readout_width, config.vocab_size, bias=config.output_bias)
         self._tied_weights_keys = self._ties() or None
         self.post_init()
         # Without a length generate() stops at 20 tokens, in the middle of an ordinary sentence.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .products import linear
 from .regularisation import State, zone_out, zoneout_masks
 
 # Large enough that a sigmoid of it is exactly 0 or 1 in every floating-point type, small enough for float16.
@@ -138,7 +139,7 @@ class RecurrentLayer(nn.Module):
 
         `gains` (batch, hidden) multiply each gate's products: the first all but the one of `extra`, the second that one.
         """
-        read = None if extra is None else F.linear(extra, weights.extra)
+        read = None if extra is None else linear(extra, weights.extra)
         gain = None
         if gains is not None:
             gain, other = (gain.repeat(1, projected.shape[-1] // gain.shape[-1]) for gain in gains)
@@ -197,7 +198,7 @@ class RecurrentLayer(nn.Module):
         still = self.zoneout_masks(inputs, inputs.shape[1])
         held = None if hold is None else hold.unsqueeze(-1).unbind(1)
         states = []
-        for time, projected in enumerate(F.linear(inputs, weights.below, weights.below_bias).unbind(1)):
+        for time, projected in enumerate(linear(inputs, weights.below, weights.below_bias).unbind(1)):
             after = self.step(projected, state, weights, keep=keep, still=still[time])
             if held is not None:
                 after = tuple(torch.where(held[time], old, new) for old, new in zip(state, after, strict=True))
@@ -291,7 +292,7 @@ def _cell(
     projected = _normalise(layer, layer.norm_input, projected)
     if layer.cell_type == "gru" and layer.reset_before:
         return (_gru_reset_before(layer, projected, state[0], hidden, weight, bias),)
-    recurrent = _normalise(layer, layer.norm_hidden, F.linear(hidden, weight, bias))
+    recurrent = _normalise(layer, layer.norm_hidden, linear(hidden, weight, bias))
     recurrent = recurrent if gain is None else recurrent * gain
     if layer.cell_type == "lstm":
         update, forget, new, output = (projected + recurrent).chunk(4, -1)
@@ -317,9 +318,9 @@ def _gru_reset_before(
     size = before.shape[-1]
     gate_weight, new_weight = weight.split((2 * size, size))
     gate_bias, new_bias = bias.split((2 * size, size))
-    gates = _normalise_block(layer.norm_hidden, F.linear(hidden, gate_weight, gate_bias), slice(2 * size))
+    gates = _normalise_block(layer.norm_hidden, linear(hidden, gate_weight, gate_bias), slice(2 * size))
     reset, update = torch.sigmoid(projected[:, : 2 * size] + gates).chunk(2, -1)
-    new = _normalise_block(layer.norm_hidden, F.linear(reset * hidden, new_weight, new_bias), slice(2 * size, None))
+    new = _normalise_block(layer.norm_hidden, linear(reset * hidden, new_weight, new_bias), slice(2 * size, None))
     new = torch.tanh(projected[:, 2 * size :] + new)
     return (1 - update) * new + update * before
 

@@ -23,6 +23,7 @@ from . import checkpointing
 from .adaptation import freeze
 from .arguments import ArgumentError, TrainingArguments
 from .finite_guard import FiniteGuard, TrainingError
+from .heap import Heap
 from .run_control import StopSignals, check_output_dir, largest, naming_lost_processes, summed
 from .run_directory import RECIPE, read_summary, update_summary, write_atomically
 from .run_log import LOG_FILE, RunLog, Screen, draw_learning_curve, versions
@@ -87,6 +88,7 @@ class TrainingLoop:
             **self.plan.identity,
         }
         self.total_steps = self._count_steps()
+        self.heap = Heap()
         self._kind = torch.float32 if accelerator.device.type == "mps" else torch.float64
         self._loss_sum = torch.zeros((), dtype=self._kind, device=accelerator.device)
         self._signal = 0
@@ -205,6 +207,7 @@ class TrainingLoop:
         self.norm = accelerator.clip_grad_norm_(self.model.parameters(), limit).detach()
         self.guard.step(self.norm, update)
         state.optimizer.zero_grad()
+        self.heap.give_back()
         if state.average is not None:
             state.average.update(p.step)
         p.source_tokens += source_tokens

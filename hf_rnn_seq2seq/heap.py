@@ -1,7 +1,7 @@
 """Memory that was freed and that the C library keeps.
 
-A training step takes and frees tensors of tens of MiB whose sizes change with every batch. glibc keeps what was freed in
-its heap, in pieces that the next sizes do not fit: a gigabyte in a hundred updates.
+A training step takes and frees tensors of tens of MiB whose sizes change with every batch. glibc keeps what was freed
+in its heap, in pieces that the next sizes do not fit: a gigabyte in a hundred updates.
 """
 
 import ctypes

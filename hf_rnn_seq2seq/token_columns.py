@@ -85,6 +85,7 @@ def tokenize_corpus(
         num_proc=num_proc if num_proc and num_proc > 1 and len(split) >= 2 * num_proc else None,
         new_fingerprint=key,
         cache_file_name=str(folder / f"tokens-{key}.arrow"),
+        writer_batch_size=10_000,  # Arrow keeps notes of every batch in memory
         desc="Tokenizing",
         **options,
     )

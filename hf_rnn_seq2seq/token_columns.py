@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -69,6 +69,7 @@ def tokenize_corpus(
     aligned = "alignment" in (split.column_names or [])
     options: dict[str, Any] = {
         "batched": True,
+        "batch_size": 4_000,
         "remove_columns": ["source", "target"],
         "features": Features(_TOKENS | ({"alignment": FEATURE} if aligned else {})),
         "fn_kwargs": {"tokenizer": tokenizer, "alignment_unit": alignment_unit},
@@ -85,24 +86,31 @@ def tokenize_corpus(
         num_proc=num_proc if num_proc and num_proc > 1 and len(split) >= 2 * num_proc else None,
         new_fingerprint=key,
         cache_file_name=str(folder / f"tokens-{key}.arrow"),
-        writer_batch_size=10_000,  # Arrow keeps notes of every batch in memory
+        writer_batch_size=4_000,  # Arrow keeps 10 KB of notes of every batch that was written
         desc="Tokenizing",
         **options,
     )
-    source = np.asarray(rows.with_format("numpy")["source_length"][:])
-    target = np.asarray(rows.with_format("numpy")["target_length"][:])
-    long_source = source > max_source_length
-    long_target = (target > max_target_length) & ~long_source
-    counts = {"too_long_source": int(long_source.sum()), "too_long_target": int(long_target.sum())}
+    counts = {"too_long_source": 0, "too_long_target": 0}
+    for long_source, long_target in _too_long(rows, max_source_length, max_target_length):
+        counts["too_long_source"] += int(long_source.sum())
+        counts["too_long_target"] += int((long_target & ~long_source).sum())
     counts = {reason: count for reason, count in counts.items() if count}
     if counts:
-        kept = np.flatnonzero(~(long_source | long_target))
+        short = [~(source | target) for source, target in _too_long(rows, max_source_length, max_target_length)]
+        kept = np.flatnonzero(np.concatenate(short))
         if not len(kept):
             raise DataError(f"no row within {max_source_length=}, {max_target_length=} ({listed(counts)})")
         # On the disk, like the rows: their numbers would take 8 bytes each of memory.
         file = folder / f"kept-{digest([key, max_source_length, max_target_length])[:32]}.arrow"
         rows = rows.select(kept, indices_cache_file_name=str(file))
     return rows, counts
+
+
+def _too_long(rows: Dataset, source: int, target: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Which rows are above each limit, some thousand rows at a time."""
+    lengths = rows.select_columns(["source_length", "target_length"]).with_format("numpy")
+    for batch in lengths.iter(batch_size=1 << 16):
+        yield batch["source_length"] > source, batch["target_length"] > target
 
 
 def encode(batch: Mapping[str, list[Any]], tokenizer: Any, alignment_unit: str = "word") -> dict[str, list[Any]]:

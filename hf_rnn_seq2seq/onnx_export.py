@@ -33,9 +33,13 @@ def export_onnx(model: Any, output: str | os.PathLike[str], programs: Programs |
         the largest difference between torch and ONNX, in logits, on sentences of other lengths than the traced ones.
 
     Raises:
-        ExportError: the model has a setting that cannot be exported, or ONNX computes something else.
+        ExportError: torch is older than 2.9, the model has a setting that cannot be exported, or ONNX computes
+            something else.
         FileExistsError: the folder holds something.
     """
+    # Before, torch.export ties sizes that must stay free.
+    if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 9):
+        raise ExportError(f"torch {torch.__version__}: the export to ONNX needs torch 2.9 or newer")
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output}: must be a new or an empty folder")

@@ -199,6 +199,15 @@ def test_settings_that_the_loop_does_not_know_are_refused(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
+def test_an_old_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
+    from hf_rnn_seq2seq.onnx_export import export_onnx
+
+    monkeypatch.setattr(torch, "__version__", "2.8.1+cpu")
+    with pytest.raises(ExportError, match=r"torch 2\.8\.1\+cpu: the export to ONNX needs torch 2\.9 or newer"):
+        export_onnx(None, tmp_path / "out")
+
+
 @needs_torch
 def test_a_graph_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")

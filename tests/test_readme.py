@@ -20,6 +20,7 @@ from accelerate.commands.launch import launch_command_parser
 from hf_rnn_seq2seq.arguments import parse_arguments
 from tests.hub import Hub
 from tests.hub_store import USER_TOKEN
+from tests.test_export import NEWER_TORCH, OLD_TORCH
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
@@ -182,6 +183,8 @@ def others() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", others())
 def test_command_on_a_trained_model(command: str, trained: Path, environment: dict[str, str]) -> None:
+    if "export_onnx" in command and not NEWER_TORCH:
+        pytest.skip(OLD_TORCH)
     toy = f" {shlex.join(TOY_OPTIONS)}" if "scripts/compare.py" in command else ""
     shown = run(command + toy, trained, environment)
     if "scripts/evaluate_bleu.py" in command:

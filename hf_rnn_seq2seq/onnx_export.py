@@ -37,15 +37,15 @@ def export_onnx(model: Any, output: str | os.PathLike[str], programs: Programs |
             something else.
         FileExistsError: the folder holds something.
     """
-    # Before, torch.export ties sizes that must stay free.
-    if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 9):
-        raise ExportError(f"torch {torch.__version__}: the export to ONNX needs torch 2.9 or newer")
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output}: must be a new or an empty folder")
     settings = decoding_settings(model)
     if {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
         raise ExportError("the model is not in float32; load it with dtype=torch.float32")
+    # Before, torch.export ties sizes that must stay free.
+    if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 9):
+        raise ExportError(f"torch {torch.__version__}: the export to ONNX needs torch 2.9 or newer")
     programs = programs or export_programs(model)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:

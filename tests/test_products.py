@@ -117,6 +117,17 @@ def test_a_model_trains_alike(library: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"cell_type": "gru"}, {"attention_type": "additive"}], ids=str)
+def test_autocast_leaves_the_search_as_it_is(library: str, options: dict[str, Any]) -> None:
+    model = tiny_model(**options, deviation=0.5).float().eval()
+    asked = {"input_ids": batch()["input_ids"], "num_beams": 3, "max_new_tokens": 8, "return_dict_in_generate": True}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.search(**asked)
+    wanted = model.search(**asked)
+    assert torch.equal(found.sequences, wanted.sequences)
+    assert torch.equal(found.sequences_scores, wanted.sequences_scores)
+
+
+@pytest.mark.parametrize("options", [{}, {"cell_type": "gru"}, {"attention_type": "additive"}], ids=str)
 def test_the_search_finds_what_generate_finds(library: str, options: dict[str, Any]) -> None:
     model = tiny_model(**options, deviation=0.5).eval()
     inputs = {name: batch()[name] for name in ("input_ids", "attention_mask")}

@@ -22,6 +22,7 @@ from .constrained_search import constrained_search
 from .ensemble import EnsembleStep
 from .fast_step import build_step
 from .group_search import group_search
+from .precision import without_autocast
 from .search_batches import join_parts, make_limits, map_inputs, split_inputs
 from .search_options import OwnOptions, SearchError, Settings
 from .search_plan import Found, Limits, SearchPlan
@@ -125,6 +126,8 @@ def search(
 ) -> Tensor | ModelOutput:
     """What `model.generate` returns for the same arguments, found faster where greedy or beam search is asked for.
 
+    Autocast is without effect on it: `weight_type` says which type computes.
+
     Args:
         model: an `RnnSeq2SeqForConditionalGeneration`.
         inputs: (batch, source) token ids; `input_ids` is the same.
@@ -146,8 +149,10 @@ def search(
         options["input_ids"] = inputs
     reason = _not_covered(model, settings, options)
     if reason is None:
-        step = _step(model, own)
-        return _run(step, settings, own, {name: options.get(name) for name in _INPUTS}, model.device)
+        # A step is kept from call to call, with weights in the type that its model gave them.
+        with without_autocast(next(model.parameters())):
+            step = _step(model, own)
+            return _run(step, settings, own, {name: options.get(name) for name in _INPUTS}, model.device)
     if own.changed():
         raise SearchError(f"{', '.join(own.changed())}: cannot go with {reason}, which only generate() covers")
     _say_once(type(model).__name__, reason)

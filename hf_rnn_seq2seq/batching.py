@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,12 +24,18 @@ def row_numbers(rows: int) -> np.ndarray:
 
     That of a large corpus is a mapped file without a name in the cache of `datasets`: the system takes its pages back
     when it needs memory, as it does those of the corpus itself.
+
+    Raises:
+        OSError: there is no room for it on the disk.
     """
     if rows <= AT_ONCE:
         return np.empty(rows, dtype=np.int32)
     folder = Path(datasets.config.HF_DATASETS_CACHE)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
+        # Its room is taken now: where a disk is full, writing to a mapped file ends the process without a word.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, 4 * rows)
         return np.asarray(np.memmap(file, dtype=np.int32, mode="w+", shape=(rows,)))
 
 

@@ -250,6 +250,15 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def test_a_plan_on_a_full_disk_is_an_error(small_disk):
+    code = "import numpy as np; from hf_rnn_seq2seq.data import plan_batches\n"
+    code += "plan_batches(*np.ones((2, 400_000)), batch_size=8)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(small_disk)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "No space left on device" in done.stderr
+    assert not list(small_disk.iterdir())
+
+
 def test_a_disk_that_fills_up_during_a_save(small_disk, tmp_path):
     """The run ends with the reason; with room again it goes on from its last whole checkpoint, to the same end."""
     errors = tmp_path / "errors.txt"

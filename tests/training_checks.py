@@ -16,9 +16,8 @@ def assert_same_weights(first: dict, second: dict, tolerance: float = 2e-5) -> N
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         # BART's key biases move all scores alike: their gradient is rounding, which Adam makes steps of.
-        if name.endswith("k_proj.bias"):
-            continue
-        torch.testing.assert_close(tensor, second[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        near = 1e-4 if name.endswith("k_proj.bias") else tolerance
+        torch.testing.assert_close(tensor, second[name], atol=near, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def copy_until(run: Path, target: Path, step: int) -> None:

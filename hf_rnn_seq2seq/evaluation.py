@@ -15,10 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.alignment import hypothesis_attention, stack_layer
 from hf_rnn_seq2seq.metrics import load_metric
+from hf_rnn_seq2seq.side_by_side import side_by_side
 
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 16384  # positions of a padded batch, beams included
+FEW_ROWS = 4  # of a batch: so few keep Python busier than the processor
 NO_LIMIT = 1_000_000_000  # transformers writes 1e30 into model_max_length for "no limit"
 
 
@@ -108,14 +110,23 @@ def _batch_outputs(
     batches = length_batches([len(row) for row in sources], batch_size, max_tokens, beams)
     pad_token_id = model.config.pad_token_id or 0
     # A model that has a search of its own finds what generate() finds, sooner.
-    search = search or getattr(model, "search", model.generate)
+    own = getattr(model, "search", None)
+    search = search or own or model.generate
+    # The search of a model may be run by several threads. Of what else is given nothing is known, and samples would be
+    # drawn in the order in which threads happen to run.
+    covers = getattr(model, "search_covers", None)
+    covered = search == own and covers is not None and covers(**generation)
+    together = side_by_side if covered and model.device.type == "cpu" and batch_size > FEW_ROWS else map
+
+    def decode(batch: Sequence[int]) -> Any:
+        return search(**_pad([sources[index] for index in batch], pad_token_id, model.device), **generation)
+
     was_training = model.training
     model.eval()
     try:
         with _progress(sum(map(len, batches)), progress) as bar, torch.no_grad():
-            for batch in batches:
-                inputs = _pad([sources[index] for index in batch], pad_token_id, model.device)
-                yield batch, search(**inputs, **generation)
+            for batch, output in zip(batches, together(decode, batches), strict=True):
+                yield batch, output
                 bar.update(len(batch))
     finally:
         model.train(was_training)

@@ -68,13 +68,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 # Options of the model's own search.
-DECODING = ("gnmt_alpha", "coverage_penalty", "weight_type", "shortlist", "ensemble", "replace_unknown")
+DECODING = ("gnmt_alpha", "coverage_penalty", "stop_at_top", "weight_type", "shortlist", "ensemble", "replace_unknown")
 
 
 def add_decoding_options(parser: command_line.Parser) -> None:
     group = parser.add_argument_group("what the model's own search adds to generation")
     group.add_argument("--gnmt_alpha", type=float, metavar="A", help="length normalisation of GNMT")
     group.add_argument("--coverage_penalty", type=float, metavar="B", help="GNMT's reward for covering the source")
+    group.add_argument(
+        "--stop_at_top", action="store_true", default=None, help="end a sentence when its likeliest continuation does"
+    )
     group.add_argument("--weight_type", choices=("float32", "bfloat16", "int8"), help="weights while decoding")
     group.add_argument("--shortlist", metavar="FILE", help="target words by source words, from learn_shortlist.py")
     group.add_argument("--ensemble", nargs="+", metavar="DIR", help="models that decode together with the first")
@@ -93,7 +96,7 @@ def decoding_options(arguments: argparse.Namespace, model: Any, tokenizer: Any) 
     Raises:
         ValueError: the model has no such search, or a member of the ensemble another vocabulary.
     """
-    names = ("gnmt_alpha", "coverage_penalty", "weight_type")
+    names = ("gnmt_alpha", "coverage_penalty", "stop_at_top", "weight_type")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     given = [name for name in DECODING if getattr(arguments, name) is not None and name != "replace_unknown"]
     if given and not hasattr(model, "search"):

@@ -1,6 +1,7 @@
 """Decoding of a set of sentences, attention of its hypotheses, scores, significance, and what a run keeps of them."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,30 @@ def test_translate_restores_training_mode_and_uses_none_of_its_dropout(rnn) -> N
     first = evaluation.translate(model, tokenizer, SOURCES, progress=False)
     assert model.training
     assert first == evaluation.translate(model, tokenizer, SOURCES, progress=False)
+
+
+def test_batches_decoded_side_by_side_are_those_decoded_alone(rnn, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = rnn
+    monkeypatch.setattr(evaluation, "FEW_ROWS", 0)
+    before, names = torch.get_num_threads(), set()
+    search = model.search
+
+    def watched(**options):
+        names.add(threading.current_thread().name.split("_")[0])
+        return search(**options)
+
+    monkeypatch.setattr(model, "search", watched)
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(evaluation.translate(model, tokenizer, SOURCES * 4, batch_size=2, num_beams=3, progress=False))
+        finally:
+            torch.set_num_threads(before)
+    assert found[0] == found[1] and names == {"MainThread", "side-by-side"}
+    names.clear()
+    evaluation.translate(model, tokenizer, SOURCES * 4, batch_size=2, do_sample=True, progress=False)
+    assert names == {"MainThread"}  # samples are drawn in the order of the batches
 
 
 def test_a_search_is_called_in_place_of_generate(rnn) -> None:

@@ -359,6 +359,8 @@ def test_sampling_and_training_mode_are_left_to_generate() -> None:
         ({"must_contain": [[[2]], []]}, r"phrases hold target ids, at least one, and no end of sentence"),
         ({"must_contain": [[[5] * 12], []]}, r"12 tokens and an end do not fit max_new_tokens=12"),
         ({"must_contain": [[[5]], []], "prefix": [[], []]}, r"must_contain: does not go with prefix"),
+        ({"must_contain": [[[5]], []], "stop_at_top": True}, r"must_contain: does not go with stop_at_top"),
+        ({"num_beam_groups": 2, "stop_at_top": True}, r"stop_at_top=True: does not go with num_beam_groups=2"),
         ({"gnmt_alpha": 1.0, "do_sample": True}, r"gnmt_alpha: cannot go with do_sample=True"),
     ],
 )

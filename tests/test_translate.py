@@ -128,6 +128,7 @@ def test_options_of_the_models_own_search(checkpoint: Path, tmp_path: Path) -> N
     assert plain == wanted()
     for chosen, options in (
         (("--gnmt_alpha", 1.5, "--coverage_penalty", 2), {"gnmt_alpha": 1.5, "coverage_penalty": 2.0}),
+        (("--stop_at_top",), {"stop_at_top": True}),
         (("--weight_type", "bfloat16"), {"weight_type": "bfloat16"}),
         (("--ensemble", checkpoint), {"ensemble": [model]}),
     ):

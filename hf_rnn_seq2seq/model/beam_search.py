@@ -39,7 +39,7 @@ def greedy_search(
         logits = limits.scores(step.scores(readout, limits.words), live)
         best, places = limits.force(logits, live, time).max(-1)
         if plan.need_scores:
-            total[live] += best - step.total(logits).squeeze(1)
+            total[live] += best - step.total(logits, scratch=logits).squeeze(1)
         tokens = limits.tokens(places)
         produced[live, time] = tokens
         if plan.need_weights:
@@ -126,14 +126,18 @@ def beam_search(
     coverage: Tensor | None = None
     history: list[tuple[Tensor, Tensor]] = []
     first = torch.arange(plan.candidates, device=device) < beams
+    if step.vocab_size >= plan.candidates:
+        # At first the beams of a sentence are the same, and one of them has all the candidates.
+        state, tokens = step.select(state, torch.arange(0, len(tokens), beams, device=device), None), tokens[::beams]
+        running, produced, parents = running[:, :1], produced[:, :1], parents[:, :1]
     for time in range(plan.max_new_tokens):
         readout, shown, state = step(tokens, state, plan.need_weights)
         logits = limits.scores(step.scores(readout, limits.words), live)
-        total = step.total(logits)
-        sums, beam, places = _candidates(limits.force(logits, live, time), total, running, plan)
+        likely = top_words(limits.force(logits, live, time), min(plan.candidates, logits.shape[1]))
+        sums, beam, places = _candidates(*likely, step.total(logits, scratch=logits), running, plan)
         word = limits.tokens(places)
         if plan.need_weights:
-            shown = shown.float().unflatten(0, (len(live), beams))
+            shown = shown.float().unflatten(0, (len(live), -1))
             history.append((live, shown))
             coverage = shown if coverage is None else coverage + shown
         length = time + 1
@@ -152,12 +156,15 @@ def beam_search(
                 torch.cat([pick(produced, beam), word.unsqueeze(-1)], 2),
                 torch.cat([pick(parents, beam), chosen], 2),
             )
+        held = running.shape[1]
         running, order = (sums + hit * NEVER).topk(beams, 1)
         beam, word = beam.gather(1, order), word.gather(1, order)
         produced = torch.cat([pick(produced, beam), word.unsqueeze(-1)], 2)
         parents = torch.cat([pick(parents, beam), beam.unsqueeze(-1)], 2)
         done = done_sentences(finished, live, running, length, plan)
-        rows = torch.arange(len(live), device=device).unsqueeze(1) * beams + beam
+        if plan.stop_at_top:
+            done |= ended[:, 0] & finished.filled[live, plan.num_return_sequences - 1]
+        rows = torch.arange(len(live), device=device).unsqueeze(1) * held + beam
         stay = None
         if done.any():
             stay = (~done).nonzero().squeeze(1)
@@ -177,14 +184,16 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
 
-def _candidates(logits: Tensor, total: Tensor, running: Tensor, plan: SearchPlan) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(
+    values: Tensor, words: Tensor, total: Tensor, running: Tensor, plan: SearchPlan
+) -> tuple[Tensor, Tensor, Tensor]:
     """The best continuations of each sentence: sums of log-probabilities, beams and words, (live, candidates).
 
-    Only `candidates` words of a beam can be among them, so the rest of the vocabulary is never normalised. `total`
-    (rows, 1) is what normalises: the logarithm of the sum of exponentials over the words allowed.
+    Only `candidates` words of a beam can be among them, so the rest of the vocabulary is never normalised: `values` and
+    `words` (rows, candidates) are the best of each row, `total` (rows, 1) is what normalises, the logarithm of the sum
+    of exponentials over the words allowed.
     """
     live, beams = running.shape
-    values, words = top_words(logits, min(plan.candidates, logits.shape[1]))
     values = (values - total).view(live, beams, -1) + running.unsqueeze(-1)
     kept = values.shape[2]
     sums, places = values.flatten(1).topk(min(plan.candidates, beams * kept), 1)

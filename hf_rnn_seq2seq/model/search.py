@@ -287,6 +287,7 @@ def _plan(settings: Settings, own: OwnOptions, prompt: int) -> SearchPlan:
         length_penalty=settings["length_penalty"],
         gnmt_alpha=own.gnmt_alpha,
         coverage_penalty=own.coverage_penalty,
+        stop_at_top=own.stop_at_top,
         num_beam_groups=settings["num_beam_groups"] or 1,
         diversity_penalty=settings["diversity_penalty"] or 0.0,
         need_weights=own.return_alignments or own.coverage_penalty > 0,
@@ -296,6 +297,8 @@ def _plan(settings: Settings, own: OwnOptions, prompt: int) -> SearchPlan:
 
 def _check_groups(settings: Settings, own: OwnOptions) -> None:
     groups, beams = settings["num_beam_groups"] or 1, settings["num_beams"] or 1
+    if groups > 1 and own.stop_at_top:
+        raise SearchError(f"stop_at_top=True: does not go with num_beam_groups={groups}")
     if groups < 1 or beams % groups:
         raise SearchError(f"num_beam_groups={groups}: must divide num_beams={beams}")
     if (penalty := settings["diversity_penalty"] or 0.0) < 0 or (penalty and groups == 1):

@@ -92,6 +92,9 @@ class OwnOptions:
             sentence is always among them.
         prefix: one sequence of target ids per sentence that its hypotheses begin with; it counts in the scores.
         must_contain: one sequence of phrases (sequences of target ids) per sentence that every hypothesis contains.
+        stop_at_top: a sentence is done once enough of its hypotheses have ended and the likeliest continuation of its
+            beams ends as well, which is OpenNMT-py's rule. `generate()` goes on until `num_beams` hypotheses have
+            ended: fewer steps for hypotheses that need not be the same. Without effect on a single beam.
         rows_per_batch: search so many sentences at a time, of similar length; results keep the input's order.
 
     Raises:
@@ -106,6 +109,7 @@ class OwnOptions:
     shortlist: Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None
     prefix: Sequence[Sequence[int]] | None = None
     must_contain: Sequence[Sequence[Sequence[int]]] | None = None
+    stop_at_top: bool = False
     rows_per_batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -118,7 +122,7 @@ class OwnOptions:
         if self.rows_per_batch is not None and self.rows_per_batch < 1:
             raise SearchError(f"rows_per_batch={self.rows_per_batch}: must be at least 1, or None")
         if self.must_contain is not None:
-            for name in ("shortlist", "prefix", "coverage_penalty"):
+            for name in ("shortlist", "prefix", "coverage_penalty", "stop_at_top"):
                 if getattr(self, name) not in (None, 0.0):
                     raise SearchError(f"must_contain: does not go with {name}")
 

@@ -24,6 +24,7 @@ class SearchPlan(NamedTuple):
     length_penalty: float = 1.0  # transformers': the sum of log-probabilities is divided by length ** this
     gnmt_alpha: float | None = None  # GNMT's: divided by ((5 + length) / 6) ** alpha instead
     coverage_penalty: float = 0.0  # GNMT's beta
+    stop_at_top: bool = False
     num_beam_groups: int = 1
     diversity_penalty: float = 0.0  # what a word costs for each beam of an earlier group that says it here
     need_weights: bool = False

@@ -10,6 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_rnn_seq2seq.model import loss
 from hf_rnn_seq2seq.model.loss import chunked_cross_entropy, output_loss
 from tests.models import batch, tiny_model
 
@@ -36,6 +37,26 @@ def test_chunks_change_neither_value_nor_gradients(size: int, smoothing: float, 
     torch.testing.assert_close(found, wanted)
     known = torch.autograd.grad(3 * wanted, leaves)
     torch.testing.assert_close(torch.autograd.grad(3 * found, leaves), known)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [True, False])
+def test_logits_are_widened_some_rows_at_a_time(
+    dtype: torch.dtype, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the type and the block, value and gradients are those of the cross entropy of the same logits."""
+    rows, weight, bias, labels = inputs()
+    leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in (rows, weight, bias)[: 3 if biased else 2]]
+    logits = F.linear(*leaves).to(torch.promote_types(dtype, torch.float32))
+    wanted = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
+    known = torch.autograd.grad(wanted, leaves)
+    near = {torch.bfloat16: {"rtol": 0.02, "atol": 0.02}}.get(dtype, {})
+    for block in (1, 2 * len(weight), 10**6):
+        monkeypatch.setattr(loss, "BLOCK", block)
+        found = chunked_cross_entropy(*leaves, *[None] * (3 - len(leaves)), labels, 0.1, 5)
+        torch.testing.assert_close(found, wanted, rtol=1e-4 if near else 1e-6, atol=0.01 if near else 1e-6)
+        for own, gradient in zip(torch.autograd.grad(found, leaves), known, strict=True):
+            torch.testing.assert_close(own, gradient, **near)
 
 
 def test_gradcheck() -> None:

@@ -50,6 +50,10 @@ def test_products_equal_torchs(library: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(products.outer(left, right), total, **near)
     products.outer(left, right, written[:, 6:13])
     torch.testing.assert_close(written[:, 6:13], total, **near)
+    left, right = draw(40, 30, dtype=dtype), draw(40, 3, dtype=dtype)  # a wide left, whose copy would be the larger
+    found = products.outer(left, right)
+    torch.testing.assert_close(found, left.t() @ right, **near)
+    assert found.is_contiguous()
 
 
 @needs_onednn

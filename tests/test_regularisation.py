@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rnn_seq2seq.model.regularisation import drop_words, zone_out
+from hf_rnn_seq2seq.model.regularisation import drop_words, dropout_mask, zone_out
 from tests.models import tiny_model
 from tests.test_recurrence import BATCH, HIDDEN, KINDS, LENGTHS, TIME, alone, build, compare
 
@@ -99,6 +99,28 @@ def test_the_whole_model_zones_out(options: dict[str, Any]) -> None:
         for states in (*told.encoder_hidden_states[1:], *told.decoder_hidden_states[1:]):
             torch.testing.assert_close(states, torch.zeros_like(states), atol=1e-9, rtol=0)
         model.train()
+
+
+def test_a_mask_keeps_its_share_and_each_unit_is_drawn_by_itself() -> None:
+    torch.manual_seed(0)
+    mask = dropout_mask(torch.empty(1001, 503, dtype=torch.float64), 0.3).flatten()
+    assert torch.equal(mask.unique(), torch.tensor([0.0, 1 / 0.7], dtype=torch.float64))
+    gone = (mask == 0).double()
+    assert abs(float(gone.mean()) - 0.3) < 0.003
+    # Four units share a random number of 64 bits: neighbours at every distance are unrelated.
+    for distance in range(1, 9):
+        together = float((gone[distance:] * gone[:-distance]).mean())
+        assert abs(together - 0.09) < 0.003
+    torch.manual_seed(0)
+    assert torch.equal(dropout_mask(torch.empty(1001, 503, dtype=torch.float64), 0.3).flatten(), mask)
+
+
+@pytest.mark.parametrize("probability", [1e-9, 0.5, 1 - 1e-9])
+@pytest.mark.parametrize("shape", [(), (1,), (3, 0), (2, 3, 5)])
+def test_a_mask_of_any_shape_and_probability(shape: tuple[int, ...], probability: float) -> None:
+    mask = dropout_mask(torch.empty(shape, dtype=torch.bfloat16), probability)
+    assert mask.shape == shape and mask.dtype == torch.bfloat16 and not mask.requires_grad
+    assert mask.isfinite().all() and (probability != 1e-9 or bool((mask == 1).all()))
 
 
 WORDS = torch.tensor([[5, 6, 5, 7, 5, 6], [6, 6, 5, 5, 8, 9], [5, 6, 5, 7, 5, 6]])

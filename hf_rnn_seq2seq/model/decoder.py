@@ -11,7 +11,6 @@ feeding, and without attention, none is.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .attention import build_attention
 from .cache import DecoderState, Memory
@@ -22,7 +21,7 @@ from .decoder_parts import Attended, DecoderTrace, Loop, Readout, Step, hold
 from .decoder_scan import attended_scan, scan_refusal
 from .products import linear
 from .recurrence import RecurrentLayer, State
-from .regularisation import drop, drop_words
+from .regularisation import drop, drop_words, dropout_mask
 
 
 class RnnDecoder(nn.Module):
@@ -338,8 +337,8 @@ class RnnDecoder(nn.Module):
         if self.training and self.config.dropout:
             batch, target = embedded.shape[:2]
             masks = 1 if self.config.variational_dropout else target
-            ones = embedded.new_ones(masks, batch, self.config.hidden_size)
-            drop[1:] = [F.dropout(ones, self.config.dropout) for _ in attended[1:]]
+            like = embedded.new_empty(masks, batch, self.config.hidden_size)
+            drop[1:] = [dropout_mask(like, self.config.dropout) for _ in attended[1:]]
         still = [layer.zoneout_masks(embedded, embedded.shape[1]) for layer in attended]
         return Loop(weights, [layer.recurrent_mask(embedded) for layer in attended], drop, still)
 

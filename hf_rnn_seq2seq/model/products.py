@@ -79,7 +79,12 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
 
 def outer(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Sum over positions and rows of left x right: (..., L), (..., R) -> (L, R), one product, written to `out`."""
-    return product(left.flatten(0, -2).t(), right.flatten(0, -2), out)
+    left, right = left.flatten(0, -2), right.flatten(0, -2)
+    turned = out is None and len(left) * left.shape[1] > right.numel() + left.shape[1] * right.shape[1]
+    if turned and _by_onednn(right.t(), left.t()):
+        # oneDNN copies what stands on its left in order of rows; here the transposed product and its copy are less.
+        return _onednn(right.t(), left.t()).t().contiguous()
+    return product(left.t(), right, out)
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .products import linear
-from .regularisation import State, zone_out, zoneout_masks
+from .regularisation import State, dropout_mask, zone_out, zoneout_masks
 
 # Large enough that a sigmoid of it is exactly 0 or 1 in every floating-point type, small enough for float16.
 _SATURATED = 3.0e4
@@ -91,18 +91,22 @@ class RecurrentLayer(nn.Module):
 
     def step_weights(self, extra_size: int = 0) -> StepWeights:
         """Weights for `step`, whose `extra` input is `extra_size` wide; in training with the recurrent ones dropped."""
-        kernel, below = self.kernel, self.kernel.input_size - extra_size
+        kernel = self.kernel
+        below, extra = kernel.weight_ih_l0, None
+        if extra_size:
+            # The gradients of a split are written to one tensor; two slices would each make a whole one, and add them.
+            below, extra = below.split([kernel.input_size - extra_size, extra_size], 1)
         return StepWeights(
-            below=kernel.weight_ih_l0[:, :below],
+            below=below,
             below_bias=kernel.bias_ih_l0,
-            extra=kernel.weight_ih_l0[:, below:] if extra_size else None,
+            extra=extra,
             recurrent=self._drop_weight(kernel.weight_hh_l0),
             recurrent_bias=kernel.bias_hh_l0,
             later=tuple(self._drop_weight(cell.recurrent.weight) for cell in self.transitions),
         )
 
     def _drop_weight(self, weight: Tensor) -> Tensor:
-        return F.dropout(weight, self.weight_drop) if self.training and self.weight_drop > 0 else weight
+        return weight * dropout_mask(weight, self.weight_drop) if self.training and self.weight_drop > 0 else weight
 
     def step(
         self,
@@ -184,7 +188,7 @@ class RecurrentLayer(nn.Module):
         """The recurrent dropout mask (batch, hidden) of one sentence; None where nothing is dropped."""
         if not (self.training and self.recurrent_dropout > 0):
             return None
-        return F.dropout(like.new_ones(like.shape[0], self.hidden_size), self.recurrent_dropout)
+        return dropout_mask(like.new_empty(like.shape[0], self.hidden_size), self.recurrent_dropout)
 
     def zoneout_masks(self, like: Tensor, steps: int) -> list[State | None]:
         """At each of `steps` positions what stands still, bool (batch, hidden) for each tensor of the state."""

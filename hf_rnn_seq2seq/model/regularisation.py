@@ -14,9 +14,21 @@ def drop(states: Tensor, probability: float, training: bool, whole_sentence: boo
     """Dropout of (batch, time, width); with `whole_sentence` one mask for all positions (Gal and Ghahramani 2016)."""
     if not training or probability == 0:
         return states
-    if not whole_sentence:
+    if not whole_sentence and states.device.type != "cpu":
         return F.dropout(states, probability)
-    return states * F.dropout(torch.ones_like(states[:, :1]), probability)
+    return states * dropout_mask(states[:, :1] if whole_sentence else states, probability)
+
+
+def dropout_mask(like: Tensor, probability: float) -> Tensor:
+    """What inverted dropout multiplies with: 0 with this probability, else what keeps the mean; of the shape of `like`.
+
+    On a CPU in steps of 1 / 65,536 and from a quarter of the random numbers: a fifth of the time of torch's dropout.
+    """
+    if like.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(torch.ones_like(like), probability)
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    drawn = words.view(torch.int16)[: like.numel()].view(like.shape)
+    return (drawn >= min(round(probability * 65536), 65535) - 32768).to(like.dtype).div_(1 - probability)
 
 
 def drop_words(states: Tensor, probability: float, training: bool, words: Tensor | None = None) -> Tensor:
@@ -28,7 +40,7 @@ def drop_words(states: Tensor, probability: float, training: bool, words: Tensor
     """
     if not training or probability == 0:
         return states
-    keep = F.dropout(torch.ones_like(states[..., :1]), probability)
+    keep = dropout_mask(states[..., :1], probability)
     if words is not None:
         # Every occurrence takes what was drawn for the first one; of equal values argmax gives the first.
         first = (words.unsqueeze(2) == words.unsqueeze(1)).byte().argmax(-1)
@@ -56,4 +68,4 @@ def zone_out(rates: tuple[float, ...], before: State, after: State, masks: tuple
     return tuple(torch.where(mask, old, new) for mask, old, new in zip(masks, before, after, strict=True))
 
 
-__all__ = ["drop", "drop_words", "zone_out", "zoneout_masks"]
+__all__ = ["drop", "drop_words", "dropout_mask", "zone_out", "zoneout_masks"]

@@ -31,6 +31,12 @@ def tensors_of(structure: Any) -> list[Tensor]:
     return found
 
 
+def like(structure: Any) -> Any:
+    """Unset tensors of the same shapes, which may be written in and out of inference mode."""
+    with torch.inference_mode(False):
+        return map_tensors(structure, torch.empty_like)
+
+
 class CudaGraphs:
     """Captures on a stream of its own, and runs there what is not captured.
 
@@ -70,15 +76,25 @@ class CudaGraphs:
 
 
 class Reruns:
-    """The same contract where there are no graphs: a replay runs the function again, on the same buffers."""
+    """The same contract where there are no graphs: a replay runs the function on the same buffers, and writes the same."""
 
     def run(self, function: Callable[[], Any]) -> Any:
         """What `function` returns."""
         return function()
 
     def capture(self, function: Callable[[], Any]) -> Callable[[], Any]:
-        """`function`, not called yet."""
-        return function
+        """A call that runs `function` and overwrites what the last call returned; nothing is computed yet."""
+        held: list[Any] = []
+
+        def replay() -> Any:
+            result = function()
+            if not held:
+                held.append(like(result))
+            for kept, new in zip(tensors_of(held[0]), tensors_of(result), strict=True):
+                kept.copy_(new)
+            return held[0]
+
+        return replay
 
 
 class _Recording(NamedTuple):
@@ -127,12 +143,10 @@ class Recorded:
         return map_tensors(recording.replay(), torch.clone)
 
     def _capture(self, inputs: Any) -> _Recording:
-        # A buffer made in inference mode could be filled only there.
-        with torch.inference_mode(False):
-            held = map_tensors(inputs, torch.empty_like)
-        self.captured += 1
+        held = like(inputs)
         buffers = tensors_of(held)
+        self.captured += 1
         return _Recording(self.graphs.capture(lambda: self.function(*held)), buffers, [lambda: None] * len(buffers))
 
 
-__all__ = ["Recorded", "map_tensors", "tensors_of"]
+__all__ = ["Recorded", "like", "map_tensors", "tensors_of"]

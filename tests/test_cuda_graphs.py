@@ -111,6 +111,19 @@ def test_gradients_stay_where_they_are(tmp_path: Path) -> None:
     assert [name for name, place in places[0].items() if place is None] == ["idle"] and (model.idle == 1).all()
 
 
+def test_a_filler_counts_for_nothing() -> None:
+    """A row that stands where a process has none, in the sums and in the gradient."""
+    chosen = arguments(None, dry_run=True)
+    loop = build_loop("rnn", chosen, build_accelerator(chosen))
+    loop.prepare_state(None)
+    given, nothing = Collator()({"input_ids": [[5, 2]], "labels": [[6, 2]]}), torch.zeros(())
+    loop._train_on(tuple(given), nothing, nothing, *given.values())
+    assert not any(p.grad.any() for p in loop.model.parameters()) and not loop._loss_sum.any()
+    assert len(loop._figure_sums) == 1 and not loop._figure_sums.any()
+    loop._train_on(tuple(given), nothing + 2, nothing + 1, *given.values())
+    assert loop._figure_sums[0, 1] == 2 and loop._loss_sum > 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

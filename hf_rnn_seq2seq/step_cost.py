@@ -50,7 +50,7 @@ def training_flops(model: Any, source: Tensor, labels: Tensor) -> float:
 
 
 def clock(device: str) -> str:
-    """What ratios compare: the CPU's own time, which other programs do not change, or `wall_s` where a device computes."""
+    """What ratios compare: the CPU time, which other programs do not change, or the wall time where a device works."""
     return "cpu_s" if device == "cpu" else "wall_s"
 
 

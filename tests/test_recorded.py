@@ -106,6 +106,7 @@ def searched(step: Any, own: OwnOptions, **options: Any) -> dict[str, Any]:
 WANTS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "beams": {"num_beams": 3},
+    "beams, stopping early": {"num_beams": 3, "stop_at_top": True},
     "groups": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
     "coverage penalty": {"num_beams": 3, "coverage_penalty": 0.2, "return_alignments": True},
     "in parts": {"num_beams": 2, "rows_per_batch": 5, "return_alignments": True},
@@ -123,7 +124,8 @@ def test_a_search_over_a_captured_step_finds_the_same(kind: type, want: str) -> 
         found, wanted = searched(captured, own, **options), searched(step, own, **options)
         torch.testing.assert_close(found, wanted)
     assert len(set(wanted["lengths"].tolist())) > 5
-    shapes = 6 if own.rows_per_batch is None else 8  # of 32, 16, 8, 4, 2 and 1 sentences; in parts 8 and 16 words wide
+    # Of 32, 16, 8, 4, 2 and 1 sentences; in parts of five, 8 and 16 words wide. Beams are one at the first position.
+    shapes = 6 + 1 if own.rows_per_batch is None else 2 * (4 + 1)
     assert 1 <= captured.recorded.captured <= shapes
 
 

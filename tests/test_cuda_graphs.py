@@ -141,6 +141,33 @@ def test_options_that_no_graph_can_hold(options: dict[str, Any], message: str) -
     assert str(refused.value) == message
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device, where alone graphs are captured")
+@pytest.mark.parametrize("case", ["cell lstm", "cell gru", "no feeding", "before, bottom, all", "copying", "one layer"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_training_step_on_a_device(case: str, bf16: bool) -> None:
+    """Two shapes in turns: the sums of gradients after a first, a capturing and two replaying calls of each."""
+    sums = []
+    for recorded in (False, True):
+        model = tiny_model(**TWO_LAYERS | CASES[case], dtype=torch.float32, deviation=0.2).cuda().train()
+
+        def train(source: Tensor, labels: Tensor, model: Any = model) -> Tensor:
+            with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+                loss = model(input_ids=source, labels=labels).loss
+            loss.backward()
+            return loss.detach()
+
+        step, losses = model.record_training(train) if recorded else train, []
+        generator = torch.Generator().manual_seed(0)
+        for number in range(8):
+            words = torch.randint(3, 11, (2, 8, 6 + number % 2), generator=generator).cuda()
+            losses.append(step(words[0], words[1]))
+        sums.append((torch.stack(losses), {name: p.grad for name, p in model.named_parameters()}))
+    torch.testing.assert_close(
+        sums[1], sums[0], **({"rtol": 0.05, "atol": 0.02} if bf16 else {"rtol": 1e-4, "atol": 1e-5})
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_and_a_model_that_can(tmp_path: Path) -> None:
     chosen = arguments(tmp_path, cuda_graphs=True)
     with pytest.raises(ArgumentError, match="cuda_graphs=True: needs one process on a CUDA device; there is 1 on cpu"):

@@ -1,6 +1,8 @@
 """Functions recorded for each shape, and the step of a search that is one. Off CUDA a replay reruns the function."""
 
+import contextlib
 import copy
+import inspect
 import random
 from functools import lru_cache
 from typing import Any
@@ -24,6 +26,9 @@ from tests.models import START, tiny_model
 from tests.test_search import FUSED, inputs, walk, wide_model
 
 CPU = torch.device("cpu")
+on_a_device = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device, where alone graphs are captured"
+)
 
 
 def test_a_shape_runs_first_is_captured_then_and_replayed_from_buffers_afterwards() -> None:
@@ -69,6 +74,57 @@ def test_a_recording_made_in_inference_mode_serves_outside_it() -> None:
     with torch.inference_mode():
         recorded(torch.ones(2)), recorded(torch.ones(2))
     assert recorded(torch.zeros(2)).tolist() == [0.0, 0.0] and recorded.captured == 1
+
+
+def test_what_torch_is_asked_for_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call between two waits on the stream of the captures, and each capture on it, in the pool of all."""
+    log: list[Any] = []
+
+    class Stream:
+        def __init__(self, device: Any) -> None:
+            self.device = device
+
+        def wait_stream(self, other: Any) -> None:
+            log.append(("waits for", "main" if other is main else "side"))
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    @contextlib.contextmanager
+    def graph(cuda_graph: Any, pool: Any = None, stream: Any = None, capture_error_mode: str = "global") -> Any:
+        log.append((type(cuda_graph).__name__, pool, stream is not main, capture_error_mode))
+        yield
+
+    @contextlib.contextmanager
+    def on(stream: Any) -> Any:
+        log.append("on side" if stream is not main else "on main")
+        yield
+        log.append("left")
+
+    real = inspect.signature(torch.cuda.graph.__init__).parameters
+    assert set(inspect.signature(graph).parameters) <= set(real), "torch's own takes these"
+    main = Stream("cuda:0")
+    replaced = {"Stream": Stream, "CUDAGraph": Graph, "graph": graph, "stream": on}
+    replaced |= {"graph_pool_handle": lambda: "pool", "current_stream": lambda device: main}
+    for name, stand_in in replaced.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    recorded = Recorded(lambda tensor: (log.append("computes"), tensor)[1], torch.device("cuda"))
+    for _ in range(3):
+        recorded(torch.ones(2))
+    first = [("waits for", "main"), "on side", "computes", "left", ("waits for", "side")]
+    assert log == [*first, ("Graph", "pool", True, "thread_local"), "computes", "replay", "replay"]
+
+
+@on_a_device
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 3, "weight_type": "bfloat16"}])
+def test_a_search_on_a_device(options: dict[str, Any]) -> None:
+    model = copy.deepcopy(trained()).cuda()
+    given = {name: tensor.cuda() for name, tensor in decoding_inputs(ROWS).items()}
+    wanted = model.search(**given, **options, max_new_tokens=12)
+    for _ in range(3):
+        assert model.search(**given, **options, max_new_tokens=12, capture_step=True).tolist() == wanted.tolist()
+    assert build_step(model, options.get("weight_type", "float32"), captured=True).recorded.captured > 1
 
 
 @pytest.mark.parametrize("case", [*CASES, *(f"fused: {name}" for name in FUSED)])

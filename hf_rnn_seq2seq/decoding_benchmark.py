@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_rnn_seq2seq.step_cost import clock
+
 Batch = tuple[Sequence[int], Tensor, Tensor]  # numbers of the sentences, ids and mask (batch, source)
 
 
@@ -37,11 +39,13 @@ class Decoding:
     decode: Callable[..., Tensor]
     batches: list[Batch]
     options: Mapping[str, Any]
+    device: str = "cpu"
     found: dict[int, list[int]] = field(default_factory=dict)
 
     def __call__(self) -> float:
         longest = 0
-        for rows, ids, mask in self.batches:
+        for rows, *inputs in self.batches:
+            ids, mask = (tensor.to(self.device) for tensor in inputs)
             sequences = self.decode(input_ids=ids, attention_mask=mask, **self.options)[:, 1:]
             longest = max(longest, sequences.shape[1])
             self.found.update(zip(rows, sequences.tolist(), strict=True))
@@ -76,21 +80,30 @@ def read_sentences(
 def decoding_variants(
     model: Any, sentences: Sentences, arguments: Namespace, shortlist: Any = None
 ) -> dict[str, Decoding]:
-    """`generate()`, also in batches sorted by length, and the search with each kind of weights and a shortlist."""
+    """`generate()`, also in batches sorted by length, and the search with each kind of weights and a shortlist.
+
+    On CUDA 8-bit weights give way to steps that are captured as graphs.
+    """
+    device = arguments.device
+    kinds = {"": {}, " bf16": {"weight_type": "bfloat16"}, " int8": {"weight_type": "int8"}}
+    if device == "cuda":
+        del kinds[" int8"]
+        kinds |= {f"{suffix} graph": {**chosen, "capture_step": True} for suffix, chosen in kinds.items()}
     limits: dict[str, Any] = {"max_new_tokens": arguments.target_length} if arguments.target_length else {}
     if arguments.model is None:  # random weights: no sentence may end, so that every variant takes as many steps
         limits["eos_token_id"] = None
     variants = {}
     for name, beams in (("greedy", 1), (f"beam {arguments.num_beams}", arguments.num_beams)):
         options = limits | {"num_beams": beams}
-        variants[name] = Decoding(model.generate, sentences.plain, options)
+        variants[name] = Decoding(model.generate, sentences.plain, options, device)
         if arguments.model is not None and arguments.batch_size > 1:
-            variants[f"{name} sorted"] = Decoding(model.generate, sentences.by_length, options)
-        for kind, suffix in (("float32", ""), ("bfloat16", " bf16"), ("int8", " int8")):
-            chosen = options | {"weight_type": kind}
-            variants[f"{name} search{suffix}"] = Decoding(model.search, sentences.by_length, chosen)
+            variants[f"{name} sorted"] = Decoding(model.generate, sentences.by_length, options, device)
+        for suffix, chosen in kinds.items():
+            variants[f"{name} search{suffix}"] = Decoding(model.search, sentences.by_length, options | chosen, device)
         if shortlist is not None:
-            variants[f"{name} search shortlist"] = Decoding(shortlist.search(model), sentences.by_length, options)
+            variants[f"{name} search shortlist"] = Decoding(
+                shortlist.search(model), sentences.by_length, options, device
+            )
     return variants
 
 
@@ -100,6 +113,7 @@ def compare_decoding(
     sentences: Sentences,
     tokenizer: Any = None,
     ends: Sequence[int] = (),
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """A row for each variant: rates, ratios to `generate()` with as many beams, and what it found otherwise.
 
@@ -109,7 +123,9 @@ def compare_decoding(
         sentences: what they decoded.
         tokenizer: reads what they found, where there are references.
         ends: ids that end a sentence.
+        device: where they ran; off the CPU ratios compare wall time.
     """
+    seconds = clock(device)
     report = []
     for name, row in measured.items():
         first = next(other for other in measured if name.startswith(other))
@@ -118,7 +134,7 @@ def compare_decoding(
         facts: dict[str, Any] = {
             "variant": name,
             "sentences_per_s": sentences.count / row["wall_s"],
-            "ratio_to_reference": reference["cpu_s"] / row["cpu_s"],
+            "ratio_to_reference": reference[seconds] / row[seconds],
             "wall_ratio": reference["wall_s"] / row["wall_s"],
             "different": sum(found[number] != wanted[number] for number in wanted),
             **row,

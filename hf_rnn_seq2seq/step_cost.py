@@ -1,5 +1,6 @@
 """What a training step must compute, and how fast this machine multiplies: the two sides of "share of the peak"."""
 
+import gc
 import os
 import statistics
 import time
@@ -48,18 +49,46 @@ def training_flops(model: Any, source: Tensor, labels: Tensor) -> float:
     return 6.0 * total
 
 
-def product_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 3) -> float:
-    """Operations per CPU second of one large matrix product: the best of `repeats` by each library in torch."""
-    pairs = [torch.randn(2, size, size).to(dtype)]
-    if dtype == torch.float32 and torch.backends.mkldnn.is_available():
+def clock(device: str) -> str:
+    """What ratios compare: the CPU time, which other programs do not change, or the wall time where a device works."""
+    return "cpu_s" if device == "cpu" else "wall_s"
+
+
+def wait(device: str) -> None:
+    """Returns when a device has computed everything it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def product_rate(dtype: torch.dtype, size: int | None = None, repeats: int = 3, device: str = "cpu") -> float:
+    """Operations per second of one large matrix product: the best of `repeats` by each library in torch.
+
+    Seconds are the CPU's own, or on a device those of the wall.
+    """
+    size = size or (2048 if device == "cpu" else 8192)
+    seconds = time.process_time if device == "cpu" else time.perf_counter
+    pairs = [torch.randn(2, size, size, device=device).to(dtype)]
+    if device == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
         pairs.append([side.to_mkldnn() for side in pairs[0]])
     best = float("inf")
     for _ in range(repeats + 1):
         for left, right in pairs:
-            started = time.process_time()
+            wait(device)
+            started = seconds()
             F.linear(left, right)
-            best = min(best, time.process_time() - started)
+            wait(device)
+            best = min(best, seconds() - started)
     return 2 * size**3 / best
+
+
+def device_peak_mb(work: Callable[[], Any]) -> float:
+    """The most memory of a CUDA device that tensors held during `work`, in MiB."""
+    gc.collect()  # of the work before
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    wait("cuda")
+    return torch.cuda.max_memory_allocated() / 2**20
 
 
 def in_child(work: Callable[[], dict[str, float]], threads: int) -> dict[str, float]:
@@ -94,7 +123,9 @@ def in_child(work: Callable[[], dict[str, float]], threads: int) -> dict[str, fl
         process.join()
 
 
-def take_turns(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, float]]:
+def take_turns(
+    variants: dict[str, Callable[[], float]], rounds: int, device: str = "cpu"
+) -> dict[str, dict[str, float]]:
     """Median and least seconds of each variant, in turns, after one unmeasured turn whose value is kept."""
     from tqdm import tqdm
 
@@ -103,8 +134,10 @@ def take_turns(variants: dict[str, Callable[[], float]], rounds: int) -> dict[st
     cpu: dict[str, list[float]] = {name: [] for name in variants}
     for _ in tqdm(range(rounds), desc="rounds"):
         for name, run in variants.items():
+            wait(device)
             started = time.perf_counter(), time.process_time()
             run()
+            wait(device)
             wall[name].append(time.perf_counter() - started[0])
             cpu[name].append(time.process_time() - started[1])
     return {
@@ -136,4 +169,13 @@ def random_batch(
     return side(source, vocabularies[0], 0), side(target, vocabularies[1], -100)
 
 
-__all__ = ["in_child", "product_rate", "random_batch", "take_turns", "training_flops"]
+__all__ = [
+    "clock",
+    "device_peak_mb",
+    "in_child",
+    "product_rate",
+    "random_batch",
+    "take_turns",
+    "training_flops",
+    "wait",
+]

@@ -22,6 +22,7 @@ from torch import Tensor
 from . import checkpointing
 from .adaptation import freeze
 from .arguments import ArgumentError, TrainingArguments
+from .batching import to_few_shapes
 from .finite_guard import FiniteGuard, TrainingError
 from .heap import Heap
 from .run_control import StopSignals, check_output_dir, largest, naming_lost_processes, summed
@@ -41,7 +42,8 @@ class TrainingLoop:
 
     Args:
         model: any `PreTrainedModel` whose forward takes `input_ids`, `attention_mask`, `labels` (-100 is ignored) and
-            returns the mean loss over the label tokens.
+            returns the mean loss over the label tokens; for `cuda_graphs` it also has `record_training`, see
+            `RnnSeq2SeqForConditionalGeneration`.
         train_dataset: rows with `input_ids`, `labels`, `source_length`, `target_length`, and optionally `id`;
             `dataset[list_of_rows]` gives a dict of lists. Or a TextStream, or a SampledTable.
         arguments: options.
@@ -78,6 +80,8 @@ class TrainingLoop:
         self.after_save, self.recipe = after_save, recipe
         self.screen = Screen(accelerator.is_main_process)
         self.facts = {**(facts or {}), **freeze(model, arguments.freeze, self.screen.say)}
+        if arguments.cuda_graphs:
+            collate = to_few_shapes(collate, model.config.pad_token_id)
         self.plan, self.loader = plan_and_loader(train_dataset, arguments, accelerator, collate)
         self.identity = {
             **(identity or {}),
@@ -182,6 +186,13 @@ class TrainingLoop:
         self.state = TrainingState(self.model, self.arguments, self.accelerator, self.objective)
         self._figure_sums = torch.zeros(len(self.state.figures), 2, dtype=self._kind, device=self.accelerator.device)
         self.guard = FiniteGuard(self.state, self.loader, nonfinite_folder, self.screen.say)
+        self._train: Callable[..., None] = self._train_on
+        if self.arguments.cuda_graphs:
+            if not hasattr(self.model, "record_training"):
+                raise ArgumentError(
+                    f"cuda_graphs=True: {type(self.model).__name__} has no record_training, so not for it"
+                )
+            self._train = self.model.record_training(self._train_on)
 
     # --- one update -----------------------------------------------------------------------------------------------
 
@@ -199,14 +210,16 @@ class TrainingLoop:
             # Gradients are exchanged once per update, in the last backward pass.
             last = number == len(micro_batches)
             with contextlib.nullcontext() if last else accelerator.no_sync(state.step_module):
-                loss, figures = state.step_module(**batch.inputs)
-                self._backward(loss, batch.target_tokens, target_tokens)
-            if figures is not None and batch.target_tokens:
-                self._figure_sums += figures
+                # A micro-batch's mean becomes its share of the mean over the update. The exchange averages over
+                # processes, which the factor undoes.
+                share = batch.target_tokens * accelerator.num_processes / target_tokens
+                numbers = (torch.full((), float(n), device=accelerator.device) for n in (batch.target_tokens, share))
+                self._train(tuple(batch.inputs), *numbers, *batch.inputs.values())
         limit = self.arguments.max_grad_norm or math.inf
         self.norm = accelerator.clip_grad_norm_(self.model.parameters(), limit).detach()
         self.guard.step(self.norm, update)
-        state.optimizer.zero_grad()
+        # A graph adds to the gradients that were there when it was captured.
+        state.optimizer.zero_grad(set_to_none=not self.arguments.cuda_graphs)
         self.heap.give_back()
         if state.average is not None:
             state.average.update(p.step)
@@ -224,15 +237,24 @@ class TrainingLoop:
         self.state.progress.left_out_rows += int(totals[2])
         return int(totals[0]), max(int(totals[1]), 1)
 
-    def _backward(self, mean_loss: Tensor, tokens: int, update_tokens: int) -> None:
-        """Adds the gradient of one micro-batch of `tokens` target tokens, out of `update_tokens` in the update."""
-        # Its mean becomes its share of the mean over the update. The exchange averages over processes, which the
-        # factor undoes.
-        share = tokens * self.accelerator.num_processes / update_tokens
+    def _train_on(self, names: tuple[str, ...], tokens: Tensor, share: Tensor, *columns: Tensor) -> None:
+        """Adds gradient, loss and figures of one micro-batch.
+
+        Everything that changes from batch to batch is a tensor, so that the same launches serve all of a shape.
+
+        Args:
+            names: of the columns.
+            tokens: (), target tokens; 0 for a filler.
+            share: (), what the mean loss is multiplied by.
+            columns: what the model reads.
+        """
+        mean_loss, figures = self.state.step_module(**dict(zip(names, columns, strict=True)))
         finite = torch.isfinite(mean_loss.detach())
         # A loss that is not finite makes every gradient so, on every process: all skip alike.
         self.accelerator.backward(mean_loss * torch.where(finite, share, math.nan))
         self._loss_sum += torch.where(finite, mean_loss.detach(), 0.0) * tokens
+        if figures is not None:
+            self._figure_sums += torch.where(tokens > 0, figures, 0.0)
 
     def _count_time(self, signals: StopSignals) -> None:
         """Adds the time since the last mark; all processes take the longest, and any one's signal."""

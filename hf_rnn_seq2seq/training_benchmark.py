@@ -3,6 +3,7 @@
 Everything takes models from a function of the caller, which knows the classes.
 """
 
+import importlib.util
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_rnn_seq2seq.step_cost import in_child, product_rate, take_turns, training_flops
+from hf_rnn_seq2seq.step_cost import clock, device_peak_mb, in_child, product_rate, take_turns, training_flops
 
 # Model A is small enough for a CPU; B is near a published system's size, with one layer in the time loop.
 MODELS: dict[str, dict[str, Any]] = {
@@ -81,40 +82,86 @@ def has_tutorial_form(config: Any) -> bool:
 
 
 def training_step(
-    model: Any, loss_of: Callable, source: Tensor, labels: Tensor, fused: bool = True, bf16: bool = False
+    model: Any,
+    loss_of: Callable,
+    source: Tensor,
+    labels: Tensor,
+    fused: bool = True,
+    bf16: bool = False,
+    graph: bool = False,
 ) -> Callable[[], float]:
-    """One update with Adam, returning its loss."""
+    """One update with Adam, returning its loss; with `graph` the loss and its gradient are one CUDA graph."""
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused)
 
-    def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    def gradient(source: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(source.device.type, torch.bfloat16, enabled=bf16):
             loss = loss_of(model, source, labels)
         loss.backward()
+        return loss.detach()
+
+    compute = gradient
+    if graph:
+        compute = model.record_training(gradient)
+        for _ in range(2):  # so that what is measured is neither the first call nor the capture
+            compute(source, labels)
+        optimizer.zero_grad(set_to_none=False)
+
+    def step() -> float:
+        loss = compute(source, labels)
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=not graph)
         return loss.item()
 
     return step
 
 
 def training_forms(
-    build: Build, source: Tensor, labels: Tensor, other_models: bool = True
+    build: Build, source: Tensor, labels: Tensor, other_models: bool = True, device: str = "cpu"
 ) -> dict[str, Callable[[], Callable[[], float]]]:
     """Makers of the training step of each variant; the first is the reference of the ratios.
 
-    `other_models`: also the same model without input feeding, whose weights a checkpoint does not have.
+    On CUDA there are also the scan with Triton's kernels, and each form of this package as a graph.
+
+    Args:
+        build, source, labels: as for `compare_training`.
+        other_models: also the same model without input feeding, whose weights a checkpoint does not have.
+        device: where they run.
     """
+    forms = _plain_forms(build, source, labels, other_models, device)
+    if device != "cuda":
+        return {name: form() for name, form in forms.items()}
+    every = {}
+    for name, form in forms.items():
+        every[name] = form()
+        if name != "tutorial":
+            every[f"{name} graph"] = form(graph=True)
+    return every
+
+
+def _plain_forms(
+    build: Build, source: Tensor, labels: Tensor, other_models: bool, device: str
+) -> dict[str, Callable[..., Callable[[], Callable[[], float]]]]:
     config = build().config
 
     def form(loss_of: Callable = model_loss, fused: bool = True, bf16: bool = False, **fields: Any) -> Callable:
-        return lambda: training_step(build(**fields), loss_of, source, labels, fused, bf16)
+        def maker(graph: bool = False) -> Callable[[], Callable[[], float]]:
+            def make() -> Callable[[], float]:
+                batch = source.to(device), labels.to(device)
+                return training_step(build(**fields).to(device), loss_of, *batch, fused, bf16, graph)
+
+            return make
+
+        return maker
 
     forms = {"tutorial": form(tutorial_loss, fused=False)} if has_tutorial_form(config) else {}
     path = build(decoder_recurrence="auto").get_decoder().recurrence_path
     if path == "at once":
         return {"at once": form(), "at once bf16": form(bf16=True)}
-    for kind in ("loop", "scan") if path == "scan" else ("loop",):
+    kinds = ["loop", "scan"] if path == "scan" else ["loop"]
+    if device == "cuda" and path == "scan" and importlib.util.find_spec("triton"):
+        kinds.append("triton")
+    for kind in kinds:
         forms[kind] = form(decoder_recurrence=kind)
         forms[f"{kind} bf16"] = form(decoder_recurrence=kind, bf16=True)
     if other_models and config.attention_order == "after_cell" and config.input_feeding:
@@ -124,43 +171,48 @@ def training_forms(
 
 
 def compare_training(build: Build, source: Tensor, labels: Tensor, arguments: Namespace) -> list[dict[str, Any]]:
-    """One row per variant; ratios compare CPU time with the first.
+    """One row per variant; ratios compare CPU time with the first, or on a device wall time.
 
     Args:
         build: makes a model, with fields of its config replaced by keyword arguments.
         source: ids (batch, source).
         labels: ids (batch, target).
-        arguments: `model`, a checkpoint or None; `rounds`; `threads`; `memory`, whether peak memory is measured too,
-            each variant in its own process.
+        arguments: `model`, a checkpoint or None; `rounds`; `threads`; `device`; `memory`, whether peak memory is
+            measured too, each variant in its own process, or of a device one after the other.
     """
-    forms = training_forms(build, source, labels, other_models=arguments.model is None)
+    device, seconds = arguments.device, clock(arguments.device)
+    forms = training_forms(build, source, labels, arguments.model is None, device)
     peaks = {}
     for name, make in forms.items():
         peaks[name] = None
-        if arguments.memory:
+        if arguments.memory and device == "cuda":
+            peaks[name] = device_peak_mb(lambda make=make: _two_steps(make()))
+        elif arguments.memory:
             peaks[name] = in_child(lambda make=make: _two_steps(make()), arguments.threads)["peak_mb"]
     torch.set_num_threads(arguments.threads)
-    rates = {"": product_rate(torch.float32), " bf16": product_rate(torch.bfloat16)}
-    rows = take_turns({name: make() for name, make in forms.items()}, arguments.rounds)
+
+    def measured_rates() -> dict[str, float]:
+        types = {"": torch.float32, " bf16": torch.bfloat16}
+        return {name: product_rate(dtype, device=device) for name, dtype in types.items()}
+
+    rates = measured_rates()
+    rows = take_turns({name: make() for name, make in forms.items()}, arguments.rounds, device)
     # Before and after, since the speed of a shared machine drifts.
-    rates = {
-        "": max(rates[""], product_rate(torch.float32)),
-        " bf16": max(rates[" bf16"], product_rate(torch.bfloat16)),
-    }
+    rates = {name: max(rates[name], rate) for name, rate in measured_rates().items()}
     words, first = int((labels != -100).sum()), next(iter(rows))
     report = []
     for name, row in rows.items():
         flops = training_flops(build(input_feeding=False) if "no feeding" in name else build(), source, labels)
-        rate = rates[" bf16" if name.endswith("bf16") else ""]
+        rate = rates[" bf16" if "bf16" in name else ""]
         report.append(
             {
                 "variant": name,
                 "tokens_per_s": words / row["wall_s"],
                 "cpu_s": row["cpu_s"],
                 "peak_mb": peaks[name],
-                "ratio_to_reference": rows[first]["cpu_s"] / row["cpu_s"],
+                "ratio_to_reference": rows[first][seconds] / row[seconds],
                 "wall_ratio": rows[first]["wall_s"] / row["wall_s"],
-                "share_of_peak": flops / row["cpu_s"] / rate,
+                "share_of_peak": flops / row[seconds] / rate,
                 "peak_gflops": rate / 1e9,
                 **{key: row[key] for key in ("wall_s", "least_wall_s", "least_cpu_s", "value")},
             }
@@ -173,7 +225,7 @@ def _two_steps(step: Callable[[], float]) -> dict[str, float]:
     return {"loss": step()}
 
 
-def print_training(report: list[dict[str, Any]]) -> None:
+def print_training(report: list[dict[str, Any]], device: str = "cpu") -> None:
     """The table of `compare_training`."""
     columns = ("tokens/s", "wall ms", "least", "CPU ms", "least", "ratio", "of peak", "peak MB", "first loss")
     print(f"{'variant':18}" + "".join(f"{column:>11}" for column in columns))
@@ -185,8 +237,9 @@ def print_training(report: list[dict[str, Any]]) -> None:
             + "".join(f"{value:11.1f}" for value in times)
             + f"{row['ratio_to_reference']:11.2f}{row['share_of_peak']:11.2f}{peak:>11}{row['value']:11.5f}"
         )
-    rates = {"bf16" if row["variant"].endswith("bf16") else "float32": row["peak_gflops"] for row in report}
-    print("peak: " + ", ".join(f"{rate:.0f} GFLOP/s of CPU time in {dtype}" for dtype, rate in rates.items()))
+    rates = {"bf16" if "bf16" in row["variant"] else "float32": row["peak_gflops"] for row in report}
+    kind = "CPU" if clock(device) == "cpu_s" else "wall"
+    print("peak: " + ", ".join(f"{rate:.0f} GFLOP/s of {kind} time in {dtype}" for dtype, rate in rates.items()))
 
 
 __all__ = ["BATCHES", "GROWTH", "MODELS", "compare_training", "print_training", "training_forms", "training_step"]

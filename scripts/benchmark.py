@@ -10,6 +10,9 @@ random weights that never end a sentence, so that every sentence takes --target_
 sentences whose tokens are not those of `generate()`; --references FILE adds BLEU, which is what other weights cost;
 `--batch_sizes 64 1` measures both in one run.
 
+`--device cuda` measures on a GPU: wall time in the place of the CPU's, the memory of the device, and each form as a
+CUDA graph beside it.
+
 Model A is a bidirectional LSTM 2x256 and an LSTM 512 with general attention and input feeding, vocabulary 8000; B has
 two and four layers, of which one waits for the attention, and vocabulary 32,000. Options override their sizes.
 Variants take turns, so that a slow moment of the machine falls on all of them; read the ratios, not the seconds.
@@ -52,6 +55,9 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--batch_sizes", type=count, nargs="+", metavar="N", help="decode: these batches, one by one")
     parser.add_argument("--num_beams", type=command_line.at_least(2), default=5, help="decode: beams (default: 5)")
     parser.add_argument("--rounds", type=count, default=7, help="measurements of each variant (default: 7)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="train, decode: where it runs (default: cpu)"
+    )
     parser.add_argument("--threads", type=count, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--json", metavar="FILE", help="also write one object per variant")
     arguments = parser.parse_args(argv)
@@ -59,6 +65,13 @@ def parse(argv: Sequence[str] | None) -> Namespace:
         parser.error("--model and --input go together")
     if arguments.model is None and (arguments.references or arguments.shortlist):
         parser.error("--references and --shortlist need --model and --input")
+    if arguments.device == "cuda":
+        import torch
+
+        if arguments.what == "growth":
+            parser.error("--device cuda: growth measures processes on a CPU; must be cpu")
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: torch finds no CUDA device; must be cpu")
     _fill_in(parser, arguments)
     return arguments
 
@@ -114,7 +127,7 @@ def train(arguments: Namespace) -> list[dict]:
     config = make().config
     source, labels = ragged_batch(arguments, (config.source_vocab_size, config.vocab_size))
     report = compare_training(make, source, labels, arguments)
-    print_training(report)
+    print_training(report, arguments.device)
     return report
 
 
@@ -127,9 +140,9 @@ def decode(arguments: Namespace) -> list[dict]:
 
     tokenizer = shortlist = None
     if arguments.model is None:
-        model = build(arguments).eval()
+        model = build(arguments).eval().to(arguments.device)
     else:
-        model, tokenizer = load_checkpoint(arguments.model, device="cpu")
+        model, tokenizer = load_checkpoint(arguments.model, device=arguments.device)
         files = filter(None, (arguments.input, arguments.references))
         texts = [list(LineReader(path))[: arguments.sentences] for path in files]
         shortlist = Shortlist.load(arguments.shortlist) if arguments.shortlist else None
@@ -144,8 +157,8 @@ def decode(arguments: Namespace) -> list[dict]:
         else:
             sentences = decoding.read_sentences(model, tokenizer, texts[0], size, *texts[1:])
         variants = decoding.decoding_variants(model, sentences, arguments, shortlist)
-        measured = take_turns(variants, arguments.rounds)
-        rows = decoding.compare_decoding(variants, measured, sentences, tokenizer, ends)
+        measured = take_turns(variants, arguments.rounds, arguments.device)
+        rows = decoding.compare_decoding(variants, measured, sentences, tokenizer, ends, arguments.device)
         print(f"{sentences.count} sentences, batches of {size}, threads: {arguments.threads}")
         decoding.print_decoding(rows)
         report += [{"batch_size": size, **row} for row in rows]

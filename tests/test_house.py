@@ -46,7 +46,7 @@ EXPORTS = {
 }
 # Who may import whom at the top of a file of model/: later rows import earlier rows, never the other way round.
 LAYERS = [
-    {"config_errors", "precision", "presets", "products", "regularisation"},
+    {"config_errors", "precision", "presets", "products", "recorded", "regularisation"},
     {"config_checks"},
     {"configuration_rnn_seq2seq"},
     {"context_gate", "coverage", "entmax"},
@@ -58,6 +58,7 @@ LAYERS = [
     {"bridge", "decoder"},
     {"encoder_decoder"},
     {"search_step", "search_plan"},
+    {"captured_step"},
     {"fast_step"},
     {"beam_search", "constrained_search", "search_options"},
     {"ensemble", "group_search", "search_batches"},

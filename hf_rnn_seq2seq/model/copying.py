@@ -105,7 +105,9 @@ def copy_loss(
     if len(parts[0]) <= size:
         return _rows_loss(head, smoothing, *parts)
     chunks = zip(*(part.split(size) for part in parts), strict=True)
-    return sum(checkpoint(_rows_loss, head, smoothing, *chunk, use_reentrant=False) for chunk in chunks)
+    # Generators are kept for an adapter that drops something; a CUDA graph may not read their state.
+    again = {"use_reentrant": False, "preserve_rng_state": not isinstance(head, nn.Linear)}
+    return sum(checkpoint(_rows_loss, head, smoothing, *chunk, **again) for chunk in chunks)
 
 
 def _rows_loss(

@@ -45,7 +45,7 @@ class SparseWeights(nn.Module):
 
 def entmax(scores: Tensor, alpha: float | Tensor) -> Tensor:
     """Entmax over the last axis, in the type of `scores`; alpha is above 1, a tensor of it broadcastable to the rows."""
-    given = alpha if isinstance(alpha, Tensor) else scores.new_tensor(alpha)
+    given = alpha if isinstance(alpha, Tensor) else scores.new_full((), alpha)
     return _Entmax.apply(scores, given, None if isinstance(alpha, Tensor) else alpha)
 
 

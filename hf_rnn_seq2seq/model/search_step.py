@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from .attention import AdditiveAttention, MultiHeadAdditiveAttention
 from .copying import Copying, mixture
 from .products import PackedProduct, packs
+from .recorded import map_tensors
 
 
 IN_ONE_PIECE = 2**20  # elements that an additive score makes for all beams at once
@@ -37,16 +38,6 @@ class StepOutput(NamedTuple):
     readout: Any  # (rows, readout), what `scores` reads
     weights: Tensor | None  # (rows, source), attention averaged over heads, where asked for
     state: SearchState
-
-
-def map_tensors(structure: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """`function` applied to every tensor of nested tuples; None stays None."""
-    if structure is None:
-        return None
-    if isinstance(structure, Tensor):
-        return function(structure)
-    mapped = [map_tensors(part, function) for part in structure]
-    return type(structure)(*mapped) if hasattr(structure, "_fields") else tuple(mapped)
 
 
 def select(state: SearchState, rows: Tensor | None, sentences: Tensor | None) -> SearchState:
@@ -221,4 +212,4 @@ class GeneralStep:
         return StepOutput(readout, weights, SearchState((trace.state, summary), memory))
 
 
-__all__ = ["GeneralStep", "SearchState", "StepOutput", "map_tensors", "product", "repeat_rows", "select"]
+__all__ = ["GeneralStep", "SearchState", "StepOutput", "product", "repeat_rows", "select"]

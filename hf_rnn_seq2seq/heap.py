@@ -8,7 +8,7 @@ import ctypes
 import os
 import sys
 
-KEPT_MB = 256  # by so much a process may grow before free pages are given back; less costs more of them anew
+KEPT_MB = 288  # by so much a process may grow before free pages are given back; less costs more of them anew
 
 
 class Heap:

@@ -112,11 +112,6 @@ def _batch_outputs(
     # A model that has a search of its own finds what generate() finds, sooner.
     own = getattr(model, "search", None)
     search = search or own or model.generate
-    # The search of a model may be run by several threads. Of what else is given nothing is known, and samples would be
-    # drawn in the order in which threads happen to run.
-    covers = getattr(model, "search_covers", None)
-    covered = search == own and covers is not None and covers(**generation)
-    together = side_by_side if covered and model.device.type == "cpu" and batch_size > FEW_ROWS else map
 
     def decode(batch: Sequence[int]) -> Any:
         return search(**_pad([sources[index] for index in batch], pad_token_id, model.device), **generation)
@@ -124,6 +119,11 @@ def _batch_outputs(
     was_training = model.training
     model.eval()
     try:
+        # The search of a model may be run by several threads. Of what else is given nothing is known, and samples would
+        # be drawn in the order in which threads happen to run.
+        covers = getattr(model, "search_covers", None)
+        covered = search == own and covers is not None and covers(**generation)
+        together = side_by_side if covered and model.device.type == "cpu" and batch_size > FEW_ROWS else map
         with _progress(sum(map(len, batches)), progress) as bar, torch.no_grad():
             for batch, output in zip(batches, together(decode, batches), strict=True):
                 yield batch, output

@@ -4,6 +4,7 @@ A small model's operations are too short to be shared by the threads of one pool
 decoded beside each other by one thread each take 0.8 to 0.9 of the time of one after the other by both.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+_BUSY = threading.Lock()
 MOST = 8  # pieces at a time; each holds its own intermediate results
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -20,11 +22,12 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> Itera
     """`work` of every item, in their order; torch's threads are shared out among as many items as there are threads.
 
     Little more than what is being worked on is held at any time. An error of `work` is raised where its result would
-    have been returned.
+    have been returned. While one caller is at it, another's items are worked on one by one.
     """
     threads = torch.get_num_threads()
     count = min(threads, MOST, len(items))
-    if count < 2:
+    # The number of threads is also that of threads yet to come, so one caller at a time may change it.
+    if count < 2 or not _BUSY.acquire(blocking=False):
         yield from map(work, items)
         return
     waiting: deque[Future[Result]] = deque()
@@ -40,6 +43,7 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> Itera
         pool.shutdown(cancel_futures=True)
         # MKL knows one number for all threads.
         torch.set_num_threads(threads)
+        _BUSY.release()
 
 
 __all__ = ["side_by_side"]

@@ -177,5 +177,4 @@ __all__ = [
     "random_batch",
     "take_turns",
     "training_flops",
-    "wait",
 ]

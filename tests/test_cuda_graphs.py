@@ -26,7 +26,7 @@ LOSSES = {
 
 
 def batches(model: Any) -> list[dict[str, Tensor]]:
-    """The same rows with the padding they need, and padded to few shapes; eleven rows so that some are added."""
+    """The same rows with the padding they need, and padded to few shapes; seventeen rows so that some are added."""
     sources = [[word % model.config.source_vocab_size for word in row] for row in SOURCES]
     columns: dict[str, Any] = {"input_ids": (sources * 6)[:17], "labels": (TARGETS * 6)[:17]}
     if model.config.guided_alignment_weight:

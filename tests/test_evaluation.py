@@ -61,25 +61,31 @@ def test_translate_restores_training_mode_and_uses_none_of_its_dropout(rnn) -> N
 def test_batches_decoded_side_by_side_are_those_decoded_alone(rnn, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = rnn
     monkeypatch.setattr(evaluation, "FEW_ROWS", 0)
-    before, names = torch.get_num_threads(), set()
+    names: set[str] = set()
     search = model.search
 
     def watched(**options):
         names.add(threading.current_thread().name.split("_")[0])
         return search(**options)
 
+    def translated(model, **options):
+        names.clear()
+        return evaluation.translate(model, tokenizer, SOURCES * 4, batch_size=2, progress=False, **options)
+
     monkeypatch.setattr(model, "search", watched)
-    found = []
-    for threads in (1, 3):
-        torch.set_num_threads(threads)
-        try:
-            found.append(evaluation.translate(model, tokenizer, SOURCES * 4, batch_size=2, num_beams=3, progress=False))
-        finally:
-            torch.set_num_threads(before)
-    assert found[0] == found[1] and names == {"MainThread", "side-by-side"}
-    names.clear()
-    evaluation.translate(model, tokenizer, SOURCES * 4, batch_size=2, do_sample=True, progress=False)
-    assert names == {"MainThread"}  # samples are drawn in the order of the batches
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = translated(model, num_beams=3)
+        assert names == {"MainThread"}
+        torch.set_num_threads(3)
+        assert translated(model.train(), num_beams=3) == alone
+        assert names == {"side-by-side"} and model.training
+        model.eval()
+        translated(model, do_sample=True)
+        assert names == {"MainThread"}  # samples are drawn in the order of the batches
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_search_is_called_in_place_of_generate(rnn) -> None:

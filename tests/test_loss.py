@@ -124,6 +124,28 @@ def test_autocast_gives_gradients_of_the_weights_own_type() -> None:
     torch.testing.assert_close(total, wanted, rtol=0.02, atol=0)
 
 
+class Launches(TorchDispatchMode):
+    """Counts operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_device_is_not_asked_for_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each operation there is a launch: their number is that of chunks, whatever fits a processor's caches."""
+    leaves = [tensor.detach().to("meta").requires_grad_() for tensor in inputs()[:3]]
+    counts = []
+    for block in (1, 10**6):
+        monkeypatch.setattr(loss, "BLOCK", block)
+        with Launches() as launches:
+            chunked_cross_entropy(*leaves, inputs()[3].to("meta"), 0.1, 100).backward()
+        counts.append(launches.count)
+    assert counts[0] == counts[1]
+
+
 class Largest(TorchDispatchMode):
     """Notes the most rows of 40,000 logits that any operation makes."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rnn_seq2seq.model.regularisation import drop_words, dropout_mask, zone_out
+from hf_rnn_seq2seq.model.regularisation import drop, drop_words, dropout_mask, zone_out
 from tests.models import tiny_model
 from tests.test_recurrence import BATCH, HIDDEN, KINDS, LENGTHS, TIME, alone, build, compare
 
@@ -121,6 +121,12 @@ def test_a_mask_of_any_shape_and_probability(shape: tuple[int, ...], probability
     mask = dropout_mask(torch.empty(shape, dtype=torch.bfloat16), probability)
     assert mask.shape == shape and mask.dtype == torch.bfloat16 and not mask.requires_grad
     assert mask.isfinite().all() and (probability != 1e-9 or bool((mask == 1).all()))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_mask_can_be_traced() -> None:
+    traced = torch.jit.trace(lambda x: drop(x, 0.5, True, False), torch.ones(2, 3, 4), check_trace=False)
+    assert set(traced(torch.ones(2, 3, 4)).unique().tolist()) <= {0.0, 2.0}
 
 
 WORDS = torch.tensor([[5, 6, 5, 7, 5, 6], [6, 6, 5, 5, 8, 9], [5, 6, 5, 7, 5, 6]])

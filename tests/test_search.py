@@ -1,5 +1,7 @@
 """The search finds what `generate()` finds, for every configuration, and shares what it should."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -89,6 +91,36 @@ def test_beam_search_equals_generate(options: dict, length_penalty: float, early
         found = model.search(**inputs(model), **call, return_dict_in_generate=True)
         assert found.sequences.tolist() == wanted.sequences.tolist()
         torch.testing.assert_close(found.sequences_scores, wanted.sequences_scores)
+
+
+def test_the_first_position_has_one_beam_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    read = FusedStep.__call__
+
+    def watched(self: FusedStep, tokens: Tensor, *others: Any) -> Any:
+        rows.append(len(tokens))
+        return read(self, tokens, *others)
+
+    monkeypatch.setattr(FusedStep, "__call__", watched)
+    model = wide_model()
+    model.search(**inputs(model), num_beams=4, max_new_tokens=2, eos_token_id=None)
+    assert rows == [len(SOURCES), 4 * len(SOURCES)]
+
+
+def test_threads_share_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    make = FusedStep.__init__
+
+    def slow(self: FusedStep, *arguments: Any) -> None:
+        made.append(1)
+        time.sleep(0.1)
+        make(self, *arguments)
+
+    monkeypatch.setattr(FusedStep, "__init__", slow)
+    model = wide_model()
+    with ThreadPoolExecutor(4) as pool:
+        steps = list(pool.map(lambda _: build_step(model), range(8)))
+    assert len(made) == 1 and all(step is steps[0] for step in steps)
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -186,6 +186,11 @@ def test_hypotheses_begin_with_their_prefix(name: str) -> None:
             assert row == [word for word in wanted[0, 1:].tolist() if word]
 
 
+def test_every_hypothesis_begins_with_a_prefix_that_is_as_long_as_it_may_be() -> None:
+    found = trained().search(**inputs(ROWS[:1]), num_beams=3, num_return_sequences=3, prefix=[[5, 9]], max_new_tokens=2)
+    assert found[:, 1:].tolist() == [[5, 9]] * 3
+
+
 def test_a_prompt_is_continued_as_generate_does() -> None:
     prompt = torch.tensor([[1, 9, 5]]).expand(len(ROWS), -1)
     for options in ({"max_new_tokens": 6}, {"max_length": 8, "num_beams": 3}):

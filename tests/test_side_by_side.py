@@ -36,6 +36,15 @@ def test_more_threads_than_pieces_go_to_the_pieces() -> None:
     assert torch.get_num_threads() == 4 * MOST
 
 
+def test_a_second_caller_works_one_by_one() -> None:
+    first = side_by_side(lambda _: torch.get_num_threads(), range(20))
+    assert next(first) == 1
+    assert list(side_by_side(lambda _: threading.current_thread().name, range(2))) == [threading.main_thread().name] * 2
+    first.close()
+    assert torch.get_num_threads() == 3
+    assert list(side_by_side(lambda _: torch.get_num_threads(), range(3))) == [1, 1, 1]
+
+
 def test_no_more_is_begun_than_is_asked_for() -> None:
     begun: list[int] = []
     results = side_by_side(lambda number: begun.append(number) or number, range(100))

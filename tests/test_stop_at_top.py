@@ -1,4 +1,4 @@
-"""`stop_at_top` against a slow restatement of OpenNMT-py's rule (`BeamSearchBase.update_finished`, ratio 0)."""
+"""`stop_at_top` against a slow restatement of OpenNMT-py's rule 3.5 (`BeamSearchBase.beams_non_finished`)."""
 
 import random
 from typing import Any

@@ -126,7 +126,7 @@ def beam_search(
     coverage: Tensor | None = None
     history: list[tuple[Tensor, Tensor]] = []
     first = torch.arange(plan.candidates, device=device) < beams
-    if step.vocab_size >= plan.candidates:
+    if limits.prefix is None and step.vocab_size >= plan.candidates:
         # At first the beams of a sentence are the same, and one of them has all the candidates.
         state, tokens = step.select(state, torch.arange(0, len(tokens), beams, device=device), None), tokens[::beams]
         running, produced, parents = running[:, :1], produced[:, :1], parents[:, :1]

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .recorded import Recorded, map_tensors, tensors_of
+from .recorded import WIDTH, Recorded, map_tensors, tensors_of
 from .search_step import GeneralStep, SearchState, StepOutput
-
-WIDTH = 8  # the source is padded to a multiple of this
 
 
 class _Read(NamedTuple):

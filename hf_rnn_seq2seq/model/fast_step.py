@@ -7,6 +7,7 @@ Axes: rows (sentences times beams), beams, source, hidden, vocab. Masks are True
 """
 
 import copy
+import threading
 import weakref
 from typing import Any
 
@@ -174,13 +175,14 @@ def build_step(model: nn.Module, weight_type: str = "float32", captured: bool = 
         raise ValueError(f"weight_type={weight_type!r}: must be one of {', '.join(WEIGHT_TYPES)}")
     if weight_type == "int8" and model.device.type != "cpu":
         raise ValueError(f"weight_type='int8': the model is on {model.device.type}; 8-bit products need the CPU")
-    kept, mark = _KEPT.setdefault(model, {}), weights_mark(model)
     kind = weight_type, captured
-    if kept.get(kind, (None,))[0] != mark:
-        own = copy.deepcopy(model).to(torch.bfloat16) if weight_type == "bfloat16" else model
-        step = (FusedStep if can_fuse(own) else GeneralStep)(own, weight_type == "int8")
-        kept[kind] = (mark, CapturedStep(step, model.device) if captured else step)
-    return kept[kind][1]
+    with _ONE_BUILDS:
+        kept, mark = _KEPT.setdefault(model, {}), weights_mark(model)
+        if kept.get(kind, (None,))[0] != mark:
+            own = copy.deepcopy(model).to(torch.bfloat16) if weight_type == "bfloat16" else model
+            step = (FusedStep if can_fuse(own) else GeneralStep)(own, weight_type == "int8")
+            kept[kind] = (mark, CapturedStep(step, model.device) if captured else step)
+        return kept[kind][1]
 
 
 def weights_mark(model: nn.Module) -> tuple[Any, ...]:
@@ -194,6 +196,9 @@ def weights_mark(model: nn.Module) -> tuple[Any, ...]:
     samples = torch.stack([mark[3].float() for mark in marks]).tolist()
     return tuple((*mark[:3], sample) for mark, sample in zip(marks, samples, strict=True))
 
+
+# Threads that decode with one model share its step.
+_ONE_BUILDS = threading.Lock()
 
 # A step holds parts of its model and not the model, so that an entry goes when the model does.
 _KEPT: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, bool], tuple[Any, Any]]]" = weakref.WeakKeyDictionary()

@@ -111,7 +111,8 @@ def _loss_and_gradients(
     whole = 0 < len(rows) <= size  # one chunk, whose product is the gradient
     d_weight = torch.zeros_like(weight, dtype=exact) if wanted[1] and not whole else None
     d_bias = torch.zeros_like(bias, dtype=exact) if wanted[2] else None
-    block = max(1, BLOCK // len(weight))
+    # A device has no use for blocks: each would launch its operations anew.
+    block = max(1, BLOCK // len(weight)) if rows.device.type == "cpu" else size
     for start in range(0, len(rows), size):
         part, here = rows[start : start + size], labels[start : start + size]
         d_logits = product(part, used.t()) if bias is None else affine(bias.to(rows.dtype), part, used)

@@ -18,7 +18,7 @@ from .encoder_decoder import RnnSeq2SeqModel, shift_right
 from .loss import IGNORED_LABEL, output_loss
 from .pretrained import RnnSeq2SeqPreTrainedModel
 from .products import Linear
-from .recorded import Recorded
+from .recorded import WIDTH, Recorded
 from .scheduled_sampling import scheduled_inputs
 from .search import SearchMixin
 from .vocabularies import VocabularyMixin
@@ -71,9 +71,9 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
             if getattr(config, name) != steady:
                 raise ConfigError(f"{name}={getattr(config, name)!r}: must be {steady!r} with cuda_graphs")
         longest = config.max_source_positions
-        if config.attention_type == "location" and longest % 8:
+        if config.attention_type == "location" and longest % WIDTH:
             raise ConfigError(
-                f"max_source_positions={longest}: must be a multiple of 8 with cuda_graphs, as widths are"
+                f"max_source_positions={longest}: must be a multiple of {WIDTH} with cuda_graphs, as widths are"
             )
         return Recorded(function, self.device)
 

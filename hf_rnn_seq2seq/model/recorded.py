@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+WIDTH = 8  # what is as wide as a sentence is padded to a multiple of this
 SHAPES = 64  # captured of one function; each graph takes some megabytes of the device beside the memory that all share
 
 
@@ -149,4 +150,4 @@ class Recorded:
         return _Recording(self.graphs.capture(lambda: self.function(*held)), buffers, [lambda: None] * len(buffers))
 
 
-__all__ = ["Recorded", "like", "map_tensors", "tensors_of"]
+__all__ = ["WIDTH", "Recorded", "map_tensors", "tensors_of"]

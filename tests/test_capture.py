@@ -149,4 +149,4 @@ def test_a_step_of_decoding_needs_nothing_of_the_host(case: str, beams: int) -> 
             tokens = torch.ones(len(given["input_ids"]) * beams, dtype=torch.long, device="meta")
             for need_weights in (False, step.has_weights):
                 readout, _, state = step(tokens, state, need_weights)
-                step.total(step.scores(readout))
+                step.normalisers(step.scores(readout))

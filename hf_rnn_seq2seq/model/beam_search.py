@@ -39,7 +39,8 @@ def greedy_search(
         logits = limits.scores(step.scores(readout, limits.words), live)
         best, places = limits.force(logits, live, time).max(-1)
         if plan.need_scores:
-            total[live] += best - step.total(logits, scratch=logits).squeeze(1)
+            largest, rest = step.normalisers(logits, scratch=logits)
+            total[live] += best - largest.squeeze(1) - rest.squeeze(1)
         tokens = limits.tokens(places)
         produced[live, time] = tokens
         if plan.need_weights:
@@ -134,7 +135,7 @@ def beam_search(
         readout, shown, state = step(tokens, state, plan.need_weights)
         logits = limits.scores(step.scores(readout, limits.words), live)
         likely = top_words(limits.force(logits, live, time), min(plan.candidates, logits.shape[1]))
-        sums, beam, places = _candidates(*likely, step.total(logits, scratch=logits), running, plan)
+        sums, beam, places = _candidates(*likely, step.normalisers(logits, scratch=logits), running, plan)
         word = limits.tokens(places)
         if plan.need_weights:
             shown = shown.float().unflatten(0, (len(live), -1))
@@ -185,16 +186,16 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _candidates(
-    values: Tensor, words: Tensor, total: Tensor, running: Tensor, plan: SearchPlan
+    values: Tensor, words: Tensor, normalisers: tuple[Tensor, Tensor], running: Tensor, plan: SearchPlan
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best continuations of each sentence: sums of log-probabilities, beams and words, (live, candidates).
 
     Only `candidates` words of a beam can be among them, so the rest of the vocabulary is never normalised: `values` and
-    `words` (rows, candidates) are the best of each row, `total` (rows, 1) is what normalises, the logarithm of the sum
-    of exponentials over the words allowed.
+    `words` (rows, candidates) are the best of each row, `normalisers` those of the step over the words allowed.
     """
     live, beams = running.shape
-    values = (values - total).view(live, beams, -1) + running.unsqueeze(-1)
+    largest, rest = normalisers
+    values = (values - largest - rest).view(live, beams, -1) + running.unsqueeze(-1)
     kept = values.shape[2]
     sums, places = values.flatten(1).topk(min(plan.candidates, beams * kept), 1)
     return sums, places // kept, words.view(live, -1).gather(1, places)

@@ -52,7 +52,8 @@ def constrained_search(
     for length in range(1, plan.max_new_tokens + 1):
         readout, shown, state = step(tokens, state, plan.need_weights)
         scores = step.scores(readout)
-        scores = scores - step.total(scores)
+        largest, rest = step.normalisers(scores)
+        scores = (scores - largest).sub_(rest)
         grown: list[_Hypothesis] = []
         for row, hypothesis in enumerate(running):
             grown += _grow(hypothesis._replace(row=row), scores[row], phrases, plan)

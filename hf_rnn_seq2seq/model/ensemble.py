@@ -59,9 +59,10 @@ class EnsembleStep(GeneralStep):
         """The average of the members' log-probabilities (rows, vocab); their exponentials may sum to less than 1."""
         return sum(self._log_probabilities(readout, words)) / len(self.steps)
 
-    def total(self, scores: Tensor, scratch: Tensor | None = None) -> Tensor:
+    def normalisers(self, scores: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         # Averaged log-probabilities are left as they are, as OpenNMT-py and Marian do.
-        return scores.new_zeros(len(scores), 1)
+        nothing = scores.new_zeros(len(scores), 1)
+        return nothing, nothing
 
     def _log_probabilities(self, readout: list[Any], words: Tensor | None) -> list[Tensor]:
         pairs = zip(self.steps, readout, strict=True)

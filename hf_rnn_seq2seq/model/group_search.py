@@ -82,8 +82,8 @@ def group_search(
     for time in range(plan.max_new_tokens):
         readout, shown, state = step(tokens, state, plan.need_weights)
         logits = limits.scores(step.scores(readout, limits.words), live)
-        total = step.total(logits)
-        scores = (limits.force(logits, live, time) - total).unflatten(0, (sentences, count, beams))
+        largest, rest = step.normalisers(logits)
+        scores = (limits.force(logits, live, time) - largest).sub_(rest).unflatten(0, (sentences, count, beams))
         penalty = scores.new_zeros(sentences, scores.shape[-1])
         rows, words = [], []
         for number, group in enumerate(groups):

@@ -16,7 +16,7 @@ from tests.models import END, PAD, mask, pad, tiny_config, tiny_model
 
 Model = RnnSeq2SeqForConditionalGeneration
 quickly = settings(
-    max_examples=40,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     database=None,

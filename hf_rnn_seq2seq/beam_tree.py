@@ -58,7 +58,7 @@ def beam_tree(model: Any, tokenizer: Any, source: str, *, num_beams: int = 4, **
     """
     if num_beams < 2:
         raise EvaluationError(f"num_beams is {num_beams}; a beam tree needs at least 2")
-    (ids,), _ = encode_sources(tokenizer, [source])
+    (ids,) = encode_sources(tokenizer, [source]).ids
     if not ids:
         raise EvaluationError("source: must hold text")
     recorder = BeamRecorder()

@@ -64,7 +64,7 @@ def read_sentences(
 
     if references and len(references) != len(texts):
         raise ValueError(f"{len(references)} references for {len(texts)} sentences; need as many")
-    rows = encode_sources(tokenizer, texts)[0]
+    rows = encode_sources(tokenizer, texts).ids
     filled = [number for number, row in enumerate(rows) if row]
     pad = model.config.pad_token_id
 

@@ -95,8 +95,7 @@ class _Panel:
         self.step: Step | None = None
         self.others: list[Any] = []
         self.note = self.error = self.how = ""
-        _, cut = encode_sources(system.tokenizer, [text], LONGEST_SOURCE)
-        if cut:
+        if encode_sources(system.tokenizer, [text], LONGEST_SOURCE).truncated:
             self.text = text[: _end_of(system.tokenizer, text)]
             self.note = "the sentence was cut"
 

@@ -5,6 +5,7 @@ takes what `generate()` takes and returns the sequences.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,10 +40,37 @@ class Hypothesis:
     attention: Tensor | None = None  # (heads, target, source)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Sources as the model reads them, and the positions of those that it does not read as they were written."""
+
+    ids: list[list[int]]
+    truncated: list[int]  # longer than the limit: the end was cut off
+    unknown: list[int]  # every token is the unknown one: nothing of the text reaches the model
+
+    def counts(self) -> Counter[str]:
+        """`sources`, `truncated` and `unknown` as numbers; those of several batches may be added."""
+        return Counter(sources=len(self.ids), truncated=len(self.truncated), unknown=len(self.unknown))
+
+
+def source_problems(counts: Mapping[str, int]) -> list[str]:
+    """What the reader of a result must know of its sources, one clause each; empty when all were read whole.
+
+    `counts` are those of `Encoded.counts`.
+    """
+    clauses = {
+        "truncated": "are longer than the limit and were cut",
+        "unknown": "hold nothing but unknown tokens",
+    }
+    return [
+        f"{counts[name]} of {counts['sources']} sources {clause}" for name, clause in clauses.items() if counts[name]
+    ]
+
+
 def encode_sources(
     tokenizer: PreTrainedTokenizerBase, sources: Sequence[str], max_source_length: int | None = None
-) -> tuple[list[list[int]], list[int]]:
-    """Token ids of every source, and the positions of those that were cut.
+) -> Encoded:
+    """Token ids of every source, and which of them could not be read whole.
 
     A source of more than `max_source_length` tokens (default: the tokenizer's `model_max_length`) keeps its beginning
     and its closing special token. A source of nothing but white space gives an empty list.
@@ -53,7 +81,8 @@ def encode_sources(
     limit = max_source_length or (own_limit if own_limit and own_limit < NO_LIMIT else None)
     filled = [index for index, source in enumerate(sources) if source.strip()]
     encoded: list[list[int]] = [[] for _ in sources]
-    truncated = []
+    truncated, unknown = [], []
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
     if filled:
         rows = tokenizer([sources[index] for index in filled], verbose=False)["input_ids"]
         for index, row in zip(filled, rows, strict=True):
@@ -62,7 +91,21 @@ def encode_sources(
                 row = row[: limit - len(closing)] + closing
                 truncated.append(index)
             encoded[index] = row
-    return encoded, truncated
+            if {*row} - special == {tokenizer.unk_token_id}:
+                unknown.append(index)
+    return Encoded(encoded, truncated, unknown)
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str] | Encoded, max_source_length: int | None
+) -> Encoded:
+    """What was encoded already as it is: its problems are the caller's to report. Texts are encoded, and reported."""
+    if isinstance(sources, Encoded):
+        return sources
+    encoded = encode_sources(tokenizer, sources, max_source_length)
+    for problem in source_problems(encoded.counts()):
+        logger.warning(problem)
+    return encoded
 
 
 def length_batches(lengths: Sequence[int], batch_size: int, max_tokens: int, beams: int = 1) -> list[list[int]]:
@@ -158,7 +201,7 @@ def translate_ids(
 def translate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[str],
+    sources: Sequence[str] | Encoded,
     *,
     search: Callable[..., Tensor] | None = None,
     batch_size: int = 64,
@@ -171,11 +214,10 @@ def translate(
 
     Without `generation` options the result is `model.generate()`'s under the checkpoint's generation config. A model
     that has a method `search` is asked through it; `search=model.generate` insists on the other.
-    Sources longer than `max_source_length` tokens are cut (see `encode_sources`) and counted in a warning.
+    Sources longer than `max_source_length` tokens are cut (see `encode_sources`) and counted in a warning. Who counts
+    for himself encodes first and hands over what `encode_sources` gave.
     """
-    encoded, truncated = encode_sources(tokenizer, sources, max_source_length)
-    if truncated:
-        logger.warning("%d of %d sources are longer than the limit and were cut", len(truncated), len(sources))
+    encoded = _encoded(tokenizer, sources, max_source_length).ids
     rows = translate_ids(
         model, encoded, search=search, batch_size=batch_size, max_tokens=max_tokens, progress=progress, **generation
     )
@@ -186,7 +228,7 @@ def translate(
 def translate_n_best(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[str],
+    sources: Sequence[str] | Encoded,
     *,
     n_best: int = 1,
     attention: bool = False,
@@ -201,13 +243,14 @@ def translate_n_best(
     """The `n_best` hypotheses of each source with log-probability and, on request, attention; best first.
 
     A source without text has one empty hypothesis. `search` stands in for the model's own and returns what that does.
+    Sources are cut and counted as by `translate`.
     Raises EvaluationError when `n_best` exceeds the number of beams and the search does not sample.
     """
     beams = generation.get("num_beams") or model.generation_config.num_beams or 1
     samples = generation.get("do_sample", model.generation_config.do_sample)
     if n_best < 1 or (n_best > beams and not samples):
         raise EvaluationError(f"n_best is {n_best}; allowed: 1 to the number of beams ({beams})")
-    encoded, _ = encode_sources(tokenizer, sources, max_source_length)
+    encoded = _encoded(tokenizer, sources, max_source_length).ids
     generation |= {"num_return_sequences": n_best, "return_dict_in_generate": True}
     own, hypotheses = search, _generated_hypotheses
     if own is not None or _searches(model, attention, layer, generation):
@@ -216,7 +259,7 @@ def translate_n_best(
     else:
         search = model.generate
         generation |= {"output_scores": True, "output_attentions": attention}
-    results: list[list[Hypothesis]] = [[Hypothesis("")] for _ in sources]
+    results: list[list[Hypothesis]] = [[Hypothesis("")] for _ in encoded]
     for batch, output in _batch_outputs(model, encoded, search, batch_size, max_tokens, progress, generation):
         rows = hypotheses(model, output, [len(encoded[index]) for index in batch], layer)
         for row, index in enumerate(batch):
@@ -279,7 +322,7 @@ def forced_hypothesis(
 
     Raises EvaluationError when either side has no text.
     """
-    source_ids = encode_sources(tokenizer, [source])[0][0]
+    (source_ids,) = _encoded(tokenizer, [source], None).ids
     encoding = tokenizer(text_target=translation, verbose=False)
     target_ids = list(encoding["labels"] if "labels" in encoding else encoding["input_ids"])
     if not source_ids or not translation.strip():

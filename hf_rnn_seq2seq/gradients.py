@@ -86,7 +86,7 @@ def word_gradients(
     was_training = model.training
     model.eval()
     try:
-        for ids, reference in zip(encode_sources(tokenizer, sources)[0], references, strict=True):
+        for ids, reference in zip(encode_sources(tokenizer, sources).ids, references, strict=True):
             if not ids or not reference.strip():
                 continue
             encoding = tokenizer(text_target=reference, verbose=False)

@@ -83,7 +83,7 @@ def score_texts(
             raise EvaluationError(f"pair {number}: source and target must both hold text")
     encoded = tokenizer(text_target=list(targets), verbose=False) if targets else {"input_ids": []}
     rows = encoded["labels"] if "labels" in encoded else encoded["input_ids"]
-    return score_ids(model, encode_sources(tokenizer, sources)[0], rows, **options)
+    return score_ids(model, encode_sources(tokenizer, sources).ids, rows, **options)
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, float]:

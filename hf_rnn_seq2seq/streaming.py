@@ -55,7 +55,7 @@ def stream_translation(
             f"temperature={temperature}, num_beams={num_beams}, max_new_tokens={limit}: "
             "must be at least 0, 1 and 1 in this order"
         )
-    (ids,), _ = encode_sources(tokenizer, [source])
+    (ids,) = encode_sources(tokenizer, [source]).ids
     if not ids:
         raise EvaluationError("source: must hold text")
     reader = _Reader(model.eval(), tokenizer, ids)

@@ -54,7 +54,7 @@ class RnnTranslationPipeline(Pipeline):
 
         if not isinstance(text, str):
             raise ValueError(f"input of type {type(text).__name__}: must be a text or a list of texts")
-        ids = encode_sources(self.tokenizer, [text], max_source_length)[0][0]
+        ids = encode_sources(self.tokenizer, [text], max_source_length).ids[0]
         # A batch has no room for a missing row: the end of sentence alone is read, and its translation dropped.
         ids = torch.tensor([ids or [self.tokenizer.eos_token_id]])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "text": text}

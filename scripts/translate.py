@@ -209,7 +209,7 @@ def translate_lines(arguments: argparse.Namespace, reader: Any, writer: Any, mod
     bar = tqdm(total=total, initial=writer.done, unit=" lines", desc="translating", disable=arguments.no_progress)
     with bar:
         for window in windows(islice(reader, writer.done, None), size):
-            cut += len(encode_sources(tokenizer, window, arguments.max_source_length)[1])
+            cut += len(encode_sources(tokenizer, window, arguments.max_source_length).truncated)
             if rich:
                 writer.write(rich_lines(arguments, model, tokenizer, window, options))
             else:

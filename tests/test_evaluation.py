@@ -115,14 +115,38 @@ def test_batches_hold_similar_lengths_within_the_token_budget() -> None:
 def test_a_long_source_is_cut_keeps_its_end_and_is_reported(rnn, caplog: pytest.LogCaptureFixture) -> None:
     model, tokenizer = rnn
     long = " ".join(["three days ago"] * 60)
-    encoded, cut = evaluation.encode_sources(tokenizer, ["2 kg", long])
+    encoded = evaluation.encode_sources(tokenizer, ["2 kg", long])
     whole = tokenizer(long, verbose=False)["input_ids"]
-    assert cut == [1]
-    assert encoded[1] == [*whole[:63], tokenizer.eos_token_id]
-    encoded, cut = evaluation.encode_sources(tokenizer, ["three days ago", ""], max_source_length=2)
-    assert (len(encoded[0]), encoded[1], cut) == (2, [], [0])
+    assert encoded.truncated == [1]
+    assert encoded.ids[1] == [*whole[:63], tokenizer.eos_token_id]
+    encoded = evaluation.encode_sources(tokenizer, ["three days ago", ""], max_source_length=2)
+    assert (len(encoded.ids[0]), encoded.ids[1], encoded.truncated) == (2, [], [0])
     evaluation.translate(model, tokenizer, [long], progress=False)
     assert "1 of 1 sources are longer than the limit and were cut" in caplog.text
+
+
+def test_what_the_model_cannot_read_whole_is_counted() -> None:
+    tokenizer = tiny_tokenizer("word")
+    sources = ["three days ago", "never seen", "", "three strangers", "in an hour in an hour"]
+    encoded = evaluation.encode_sources(tokenizer, sources, max_source_length=6)
+    assert (encoded.truncated, encoded.unknown) == ([4], [1])
+    assert evaluation.source_problems(encoded.counts() + encoded.counts()) == [
+        "2 of 10 sources are longer than the limit and were cut",
+        "2 of 10 sources hold nothing but unknown tokens",
+    ]
+    assert evaluation.source_problems(evaluation.encode_sources(tokenizer, ["three"]).counts()) == []
+
+
+def test_sources_that_were_encoded_before_are_translated_alike_and_without_a_second_warning(
+    rnn, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, tokenizer = rnn
+    sources = ["three days ago " * 60, "2 kg", ""]
+    encoded = evaluation.encode_sources(tokenizer, sources, 20)
+    found = evaluation.translate(model, tokenizer, encoded, progress=False)
+    assert "cut" not in caplog.text
+    assert found == evaluation.translate(model, tokenizer, sources, max_source_length=20, progress=False)
+    assert caplog.text.count("1 of 3 sources are longer than the limit and were cut") == 1
 
 
 @pytest.mark.parametrize("beams", [1, 4])

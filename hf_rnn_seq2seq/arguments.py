@@ -112,6 +112,7 @@ OPTIMIZERS = ("adamw", "adam", "sgd", "adadelta")
 SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt", "plateau", "halving")
 METRICS = ("loss", "perplexity", "bleu", "chrf")
 OBJECTIVES = ("ml", "mrt", "reinforce")
+PRECISIONS = ("no", "bf16", "fp16", "auto")
 REWARDS = ("gleu", "bleu", "chrf")
 
 
@@ -166,7 +167,9 @@ class TrainingArguments(OptionGroup):
     plateau_patience: int = option(2, "plateau: evaluations without a gain before a cut", at_least=1)
     plateau_factor: float = option(0.5, "plateau: what a cut multiplies by", above=0, below=1)
     ema_decay: float = option(0.0, "average of the weights that is evaluated and kept; 0 is off", at_least=0, below=1)
-    mixed_precision: str = option("no", "arithmetic of the training step", choices=("no", "bf16", "fp16"))
+    mixed_precision: str = option(
+        "no", "arithmetic of the training step; auto: bf16 where the processor has it", choices=PRECISIONS
+    )
     gradient_checkpointing: bool = option(False, "recompute activations to save memory")
     cuda_graphs: bool = option(False, "on one CUDA device: pad batches to few shapes, launch each one's step at once")
     max_skipped_updates: int = option(10, "stop after so many non-finite updates in a row", at_least=1)

@@ -68,6 +68,23 @@ def use_all_cores(chosen: int | None = None) -> int:
     return threads
 
 
+def has_bfloat16() -> bool:
+    """Whether the device that Accelerate takes multiplies in bfloat16 by instructions of its own."""
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+def resolve_precision(wanted: str, say: Callable[[str], None] = print) -> str:
+    """`mixed_precision` with `auto` decided for this machine; says where bfloat16 is only emulated."""
+    if wanted == "auto":
+        return "bf16" if has_bfloat16() else "no"
+    if wanted == "bf16" and not has_bfloat16():
+        say("mixed_precision=bf16: this processor emulates bfloat16, several times slower than `no` (or `auto`)")
+    return wanted
+
+
 def build_accelerator(arguments: TrainingArguments, say: Callable[[str], None] = print) -> Accelerator:
     """An Accelerator for our loop: it leaves batches, accumulation and normalisation to us.
 
@@ -76,7 +93,8 @@ def build_accelerator(arguments: TrainingArguments, say: Callable[[str], None] =
             that shards the model (FSDP, DeepSpeed), whose states the checkpoints here do not hold; or cuda_graphs
             elsewhere than in one process on a CUDA device.
     """
-    if arguments.mixed_precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+    precision = resolve_precision(arguments.mixed_precision, say)
+    if precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise ArgumentError("mixed_precision='fp16': needs a GPU; on a CPU bf16 or no")
     for sharding in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         # Asked for by the launcher; on some devices Accelerate would pass over it in silence.
@@ -90,13 +108,13 @@ def build_accelerator(arguments: TrainingArguments, say: Callable[[str], None] =
         )
         options["log_with"] = usable_trackers(arguments.report_to, say) or None
     accelerator = Accelerator(
-        mixed_precision=arguments.mixed_precision,
+        mixed_precision=precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         **options,
     )
     if accelerator.distributed_type not in SUPPORTED:
         raise ArgumentError(f"distributed_type={accelerator.distributed_type.value}: {_ONLY_WHOLE_MODELS}")
-    if arguments.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+    if precision == "fp16" and accelerator.device.type == "cpu":
         raise ArgumentError("mixed_precision='fp16': needs a GPU; on a CPU bf16 or no")
     if arguments.cuda_graphs and (accelerator.device.type != "cuda" or accelerator.num_processes > 1):
         # The exchange of gradients between processes is no part of a graph.

@@ -56,7 +56,7 @@ def run_facts(loop: TrainingLoop, reason: str) -> dict[str, Any]:
         "best_metric_name": loop.arguments.best_metric if p.best_step is not None else None,
         "best_metric": p.best_value,
         **{f"eval_{name}": value for name, value in p.evaluation.items()},
-        "mixed_precision": loop.arguments.mixed_precision,
+        "mixed_precision": loop.accelerator.mixed_precision,
         "processes": loop.accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,

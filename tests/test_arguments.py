@@ -71,7 +71,7 @@ def test_a_name_of_a_group_is_not_a_model_option():
         (["--learning_rate", "-1"], "learning_rate=-1.0: must be at least 0"),
         (["--num_train_epochs", "0"], "num_train_epochs=0.0: must be greater than 0"),
         (["--ema_decay", "1"], "ema_decay=1.0: must be at least 0 and less than 1"),
-        (["--mixed_precision", "fp8"], "mixed_precision='fp8': must be one of no, bf16, fp16"),
+        (["--mixed_precision", "fp8"], "mixed_precision='fp8': must be one of no, bf16, fp16, auto"),
         (["--optim", "rmsprop"], "optim='rmsprop': must be one of adamw, adam, sgd, adadelta"),
         (["--lowercase", "maybe"], "'maybe': one recipe only|lowercase='maybe': must be true or false|cannot be read"),
         (["--lowercase=maybe"], "lowercase='maybe': must be true or false"),

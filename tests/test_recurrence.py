@@ -160,3 +160,17 @@ def test_padding_may_hold_anything() -> None:
         value = sum(part.sum() for part in ends) + sum(outputs[row, :n].sum() for row, n in enumerate(LENGTHS))
         told.append((ends, torch.autograd.grad(value, [*layer.parameters(), given])))
     torch.testing.assert_close(*told)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_autocast_runs_the_lstm_kernel_on_every_processor(grad):
+    # torch's own LSTM raises under bfloat16 autocast on a CPU without AVX512.
+    layer = RecurrentLayer("lstm", 5, 7)
+    inputs, lengths = torch.randn(3, 4, 5), torch.tensor([4, 2, 3])
+    with torch.set_grad_enabled(grad):
+        expected, _ = layer(inputs, lengths=lengths)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs, (_, cell) = layer(inputs, lengths=lengths)
+            again, _ = layer(inputs.bfloat16(), (outputs[:, 0].bfloat16(), cell.bfloat16()))
+    torch.testing.assert_close(outputs[0].float(), expected[0], rtol=0.05, atol=0.02)
+    assert torch.isfinite(again.float()).all()

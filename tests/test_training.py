@@ -14,7 +14,7 @@ from hf_rnn_seq2seq.arguments import ArgumentError
 from hf_rnn_seq2seq.batching import Collator
 from hf_rnn_seq2seq.dry_run import dry_run
 from hf_rnn_seq2seq.finite_guard import TrainingError
-from hf_rnn_seq2seq.run_control import build_accelerator, use_all_cores
+from hf_rnn_seq2seq.run_control import build_accelerator, has_bfloat16, resolve_precision, use_all_cores
 from hf_rnn_seq2seq.updates import BatchLoader, UpdatePlan
 from hf_rnn_seq2seq.validation import Validator
 from tests.training_checks import assert_same_weights, weights
@@ -69,6 +69,16 @@ def test_bf16_changes_the_arithmetic_and_not_the_weights_kind(tmp_path):
 def test_fp16_is_refused_on_a_cpu():
     with pytest.raises(ArgumentError, match="mixed_precision='fp16': needs a GPU"):
         build_accelerator(arguments(None, mixed_precision="fp16"))
+
+
+def test_auto_precision_follows_the_processor():
+    AcceleratorState._reset_state(True)
+    messages: list[str] = []
+    expected = "bf16" if has_bfloat16() else "no"
+    assert build_accelerator(arguments(None, mixed_precision="auto"), messages.append).mixed_precision == expected
+    assert not messages
+    assert resolve_precision("bf16", messages.append) == "bf16"
+    assert bool(messages) == (not has_bfloat16())
 
 
 @pytest.mark.parametrize("sharding", ["FSDP", "DEEPSPEED"])

@@ -4,12 +4,14 @@ Axes: batch, time, hidden; gates are blocks of `hidden` columns in torch's order
 GRU: reset, update, new). A state is a tuple of (batch, hidden) tensors: (h, c) for the LSTM, (h,) for the others.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .precision import compute_dtype, without_autocast
 from .products import linear
 from .regularisation import State, dropout_mask, zone_out, zoneout_masks
 
@@ -17,6 +19,24 @@ from .regularisation import State, dropout_mask, zone_out, zoneout_masks
 _SATURATED = 3.0e4
 
 _KERNELS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}
+
+
+@lru_cache
+def _lstm_runs_in(dtype: torch.dtype) -> bool:
+    """Whether this CPU runs torch's LSTM kernel under autocast to `dtype`.
+
+    Autocast gives every bfloat16 LSTM to oneDNN, which refuses it on a processor without AVX512 or its like.
+    """
+    if dtype == torch.float32:
+        return True
+    state = torch.zeros(1, 1, 1, device="cpu")
+    weights = [torch.zeros(4, 1, device="cpu")] * 2 + [torch.zeros(4, device="cpu")] * 2
+    try:
+        with torch.no_grad(), torch.autocast("cpu", dtype):
+            torch.lstm(state, (state, state), weights, True, 1, 0.0, False, False, True)
+    except RuntimeError:
+        return False
+    return True
 
 
 class StepWeights(NamedTuple):
@@ -182,6 +202,10 @@ class RecurrentLayer(nn.Module):
         looping = self.norm_input is not None or self.reset_before or len(self.transitions) or self.zoneout is not None
         if looping or dropping or hold is not None:
             return self._loop(inputs, state, lengths, hold)
+        if self.cell_type == "lstm" and inputs.device.type == "cpu" and not _lstm_runs_in(compute_dtype(inputs)):
+            with without_autocast(inputs):
+                dtype = self.kernel.weight_ih_l0.dtype
+                return self._fused(inputs.to(dtype), tuple(tensor.to(dtype) for tensor in state), lengths)
         return self._fused(inputs, state, lengths)
 
     def recurrent_mask(self, like: Tensor) -> Tensor | None:

@@ -18,7 +18,7 @@ from hf_rnn_seq2seq.model.search_options import SearchError
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 from hf_rnn_seq2seq.translation_pipeline import register as register_pipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Attention",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .precision import compute_dtype, without_autocast
+from .precision import without_autocast
 from .products import linear
 from .regularisation import State, dropout_mask, zone_out, zoneout_masks
 
@@ -27,7 +27,7 @@ def _lstm_runs_in(dtype: torch.dtype) -> bool:
 
     Autocast gives every bfloat16 LSTM to oneDNN, which refuses it on a processor without AVX512 or its like.
     """
-    if dtype == torch.float32:
+    if dtype not in (torch.bfloat16, torch.float16):
         return True
     state = torch.zeros(1, 1, 1, device="cpu")
     weights = [torch.zeros(4, 1, device="cpu")] * 2 + [torch.zeros(4, device="cpu")] * 2
@@ -202,7 +202,8 @@ class RecurrentLayer(nn.Module):
         looping = self.norm_input is not None or self.reset_before or len(self.transitions) or self.zoneout is not None
         if looping or dropping or hold is not None:
             return self._loop(inputs, state, lengths, hold)
-        if self.cell_type == "lstm" and inputs.device.type == "cpu" and not _lstm_runs_in(compute_dtype(inputs)):
+        under_autocast = inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if under_autocast and self.cell_type == "lstm" and not _lstm_runs_in(torch.get_autocast_dtype("cpu")):
             with without_autocast(inputs):
                 dtype = self.kernel.weight_ih_l0.dtype
                 return self._fused(inputs.to(dtype), tuple(tensor.to(dtype) for tensor in state), lengths)

@@ -110,7 +110,8 @@ class GenerationArguments(OptionGroup):
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "adadelta")
 SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt", "plateau", "halving")
-METRICS = ("loss", "perplexity", "bleu", "chrf")
+OF_TRANSLATIONS = ("bleu", "chrf", "exact_match")
+METRICS = ("loss", "perplexity", *OF_TRANSLATIONS)
 OBJECTIVES = ("ml", "mrt", "reinforce")
 PRECISIONS = ("no", "bf16", "fp16", "auto")
 REWARDS = ("gleu", "bleu", "chrf")
@@ -200,7 +201,7 @@ class TrainingArguments(OptionGroup):
     def validate(self) -> None:
         if self.max_steps == 0:
             raise ArgumentError("max_steps=0: must be at least 1, or -1 for num_train_epochs")
-        if self.metric_for_best_model in ("bleu", "chrf") and not self.predict_with_generate:
+        if self.metric_for_best_model in OF_TRANSLATIONS and not self.predict_with_generate:
             raise ArgumentError(
                 f"metric_for_best_model={self.metric_for_best_model!r}: needs predict_with_generate, "
                 "without it loss or perplexity"

@@ -364,7 +364,7 @@ def score(
 ) -> dict[str, Any]:
     """Corpus scores by name, 0 to 100, each with `<name>_signature`; `signature` is BLEU's.
 
-    With `n_bootstrap` resamples also `<name>_interval`, half of the 95 % interval (not for GLEU, WER, CER). `options`
+    With `n_bootstrap` resamples also `<name>_interval`, half of the 95 % interval (of sacrebleu's metrics). `options`
     go to BLEU (`lowercase`, `tokenize`, ...). Raises EvaluationError when the sides differ in number or hold nothing.
     """
     if not hypotheses or len(hypotheses) != len(references):
@@ -374,7 +374,7 @@ def score(
     result: dict[str, Any] = {}
     for name in metrics:
         metric, own = load_metric(name)
-        if n_bootstrap and name not in ("gleu", "wer", "cer"):
+        if n_bootstrap and name not in ("gleu", "wer", "cer", "exact_match"):
             own["n_bootstrap"] = n_bootstrap
         found = metric.compute(
             predictions=list(hypotheses), references=list(references), **own, **(options if name == "bleu" else {})

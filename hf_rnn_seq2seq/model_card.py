@@ -23,6 +23,7 @@ METRICS = {
     "ter": "TER",
     "wer": "WER",
     "cer": "CER",
+    "exact_match": "exact match",
 }
 # What a reader of the card wants to know about the training, in this order; the rest stands in recipe.yaml.
 TRAINING_OPTIONS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,7 @@ class Progress:
     evaluation: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
     best_value: float | None = None
+    best_loss: float | None = None
     evaluations_without_gain: int = 0
     # Updates that were not finite
     skipped_updates: int = 0
@@ -62,15 +64,26 @@ class Progress:
             self.interval_figures[name] = [before[0] + total, before[1] + count]
 
     def record_evaluation(self, metrics: Mapping[str, float], name: str, threshold: float) -> bool:
-        """Takes in an evaluation; returns whether metric `name` is the best so far by more than `threshold`."""
-        value = metrics[name]
+        """Takes in an evaluation; returns whether it is the best so far.
+
+        The better metric `name` wins; where it ties (a BLEU of 0), the lower loss, and at equal loss the later one.
+        What is not finite never wins. A gain, for which early stopping and the plateau schedule wait, is a better
+        metric or, at a tie, a lower loss; with a threshold only a metric that is better by more than it.
+        """
+        value, loss = metrics[name], metrics["loss"]
         sign = -1 if name in LOWER_IS_BETTER else 1
-        gained = value == value and (self.best_value is None or sign * (value - self.best_value) > threshold)
-        if gained:
-            self.best_value, self.best_step = value, self.step
-        self.evaluations_without_gain = 0 if gained else self.evaluations_without_gain + 1
+        best, gained = math.isfinite(value) and math.isfinite(loss), True
+        if best and self.best_value is not None:
+            gain = sign * (value - self.best_value)
+            # A state that an earlier version wrote has no loss.
+            lower = math.inf if self.best_loss is None else self.best_loss - loss
+            best = gain > 0 or (gain == 0 and lower >= 0)
+            gained = gain > threshold or (gain == threshold == 0 and lower > 0)
+        if best:
+            self.best_value, self.best_loss, self.best_step = value, loss, self.step
+        self.evaluations_without_gain = 0 if best and gained else self.evaluations_without_gain + 1
         self.evaluated_step, self.evaluation = self.step, dict(metrics)
-        return gained
+        return best
 
     def state_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -327,15 +327,15 @@ class TrainingLoop:
             metrics = self.validator.measure(state.unwrapped_step, self.model, self.accelerator)
             if a.best_metric not in metrics:
                 raise ArgumentError(f"metric_for_best_model={a.best_metric!r}: measured are {', '.join(metrics)}")
-            gained = p.record_evaluation(metrics, a.best_metric, a.early_stopping_threshold)
-            if gained:
+            best = p.record_evaluation(metrics, a.best_metric, a.early_stopping_threshold)
+            if best:
                 self.keeper.publish(self.model)
-        state.schedule.observe(gained)
+        state.schedule.observe(p.evaluations_without_gain == 0)
         named = {f"eval_{name}": value for name, value in metrics.items()}
-        self.log.write("eval", step=p.step, epoch=p.epochs, **named, best=gained, elapsed_seconds=p.elapsed_seconds)
+        self.log.write("eval", step=p.step, epoch=p.epochs, **named, best=best, elapsed_seconds=p.elapsed_seconds)
         self.accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, step=p.step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        self.screen.say(f"step {p.step}  evaluation  {shown}{'  (best so far)' if gained else ''}")
+        self.screen.say(f"step {p.step}  evaluation  {shown}{'  (best so far)' if best else ''}")
 
     def _save(self) -> None:
         """Writes everything that a resumed run needs."""

@@ -11,6 +11,7 @@ BLEU, chrF and the others are sacrebleu's, by metrics of the `evaluate` library 
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from hf_rnn_seq2seq import command_line
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
     parser.add_argument("models", nargs="+", metavar="DIR", help="directories that training wrote")
-    parser.add_argument("--scores", nargs="+", metavar="NAME", help="bleu char_bleu chrf chrf++ gleu ter wer cer")
+    parser.add_argument(
+        "--scores", nargs="+", metavar="NAME", help="bleu char_bleu chrf chrf++ gleu ter wer cer exact_match"
+    )
     parser.add_argument("--metric", action="append", default=[], help="name or path for evaluate.load; may be repeated")
     parser.add_argument("--bootstrap", type=command_line.at_least(2), metavar="N", help="95 %% intervals, N resamples")
     parser.add_argument("--paired", choices=("bs", "ar"), help="significance of the differences to the first system")
@@ -65,6 +68,7 @@ def check_before_work(arguments: argparse.Namespace) -> None:
 
 def evaluate_all(arguments: argparse.Namespace) -> list[Any]:
     from hf_rnn_seq2seq import reporting
+    from hf_rnn_seq2seq.metrics import why_blind
     from hf_rnn_seq2seq.run_directory import load_checkpoint
 
     chosen = command_line.data_options(arguments)
@@ -81,6 +85,9 @@ def evaluate_all(arguments: argparse.Namespace) -> list[Any]:
         name += " (again)" if name in [system.name for system in systems] else ""
         system = reporting.translate_test_set(name, directory, test_set, model, tokenizer, **options)
         metrics = arguments.scores or reporting.default_metrics(test_set)
+        if not systems:
+            for blind in filter(None, (why_blind(metric, test_set.references) for metric in metrics)):
+                print(f"warning: {blind}", file=sys.stderr)
         reporting.score_system(system, metrics, arguments.bootstrap or 0)
         systems.append(system)
     return systems

@@ -25,6 +25,7 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, command_line  # noqa: E402  after GOMP_SPINCOUNT
 from hf_rnn_seq2seq.arguments import (  # noqa: E402  after GOMP_SPINCOUNT
+    OF_TRANSLATIONS,
     ArgumentError,
     DataArguments,
     GenerationArguments,
@@ -137,6 +138,7 @@ def build_loop(
     from hf_rnn_seq2seq.data import Collator, load_corpus, tokenize_corpus
     from hf_rnn_seq2seq.evaluation import score, translate
     from hf_rnn_seq2seq.hub_uploads import without_token
+    from hf_rnn_seq2seq.metrics import why_blind
     from hf_rnn_seq2seq.sampled_corpus import SampledTable, build_sampler
     from hf_rnn_seq2seq.sequence_objectives import build_objective
     from hf_rnn_seq2seq.streamed_corpus import TextStream, in_memory
@@ -188,13 +190,17 @@ def build_loop(
     if "validation" in tokenized:
         batch_size = training.per_device_eval_batch_size
         texts = corpus.splits["validation"] if training.predict_with_generate else None
+        chosen = [training.best_metric] if training.best_metric in OF_TRANSLATIONS else []
+        blind = why_blind(training.best_metric, texts["target"]) if texts is not None else None
+        if blind and main:
+            print(f"warning: metric_for_best_model={training.best_metric!r}: {blind}", file=sys.stderr)
         search = {"num_beams": 1, "max_new_tokens": generation.max_new_tokens, "progress": False}
         validator = Validator(
             BatchLoader(tokenized["validation"], collate, device=accelerator.device),
             batch_size=batch_size,
             texts=texts,
             translate=lambda model, sources: translate(model, tokenizer, sources, batch_size=batch_size, **search),
-            score=partial(score, metrics=("bleu", "chrf")),
+            score=partial(score, metrics=tuple(dict.fromkeys(("bleu", "chrf", *chosen)))),
             max_translations=training.max_generate_samples,
         )
     vocabulary = (source_vocabulary_size(tokenizer), target_vocabulary_size(tokenizer))

@@ -48,6 +48,16 @@ def test_evaluate_bleu_scores_a_run_on_its_own_test_split(checkpoint: Path, tmp_
     assert len((tmp_path / "t.jsonl").read_text().splitlines()) == len(TARGETS)
 
 
+def test_evaluate_bleu_names_a_metric_that_cannot_tell(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.tsv").write_text("en\tfr\n" + "un\tone\n" * 3)
+    data = ("--test_file", tmp_path / "words.tsv", "--source_lang", "en", "--target_lang", "fr", "--no-summary")
+    result = run("evaluate_bleu.py", checkpoint, *data, "--scores", "exact_match")
+    assert result.returncode == 0 and b"warning" not in result.stderr, result.stderr
+    assert "exact_match" in result.stdout.decode()
+    lines = run("evaluate_bleu.py", checkpoint, *data).stderr.decode().splitlines()
+    assert [line for line in lines if "warning: bleu counts runs of four words, and 3 of 3" in line]
+
+
 def test_evaluate_bleu_refuses_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("no network")

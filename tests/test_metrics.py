@@ -10,7 +10,7 @@ import jiwer
 import pytest
 import sacrebleu.metrics as sacrebleu_metrics
 
-from hf_rnn_seq2seq.metrics import METRICS, load_metric
+from hf_rnn_seq2seq.metrics import METRICS, load_metric, why_blind
 
 METRIC_FOLDER = Path(__file__).parents[1] / "hf_rnn_seq2seq" / "metrics"
 SCRIPTS = sorted(path for path in METRIC_FOLDER.glob("*.py") if not path.name.startswith("_"))
@@ -75,6 +75,22 @@ def test_error_rates_equal_jiwer(name: str, function) -> None:
     assert ours["signature"].startswith(f"{name}|unit:")
     with pytest.raises(ValueError, match="exactly one reference"):
         metric.compute(predictions=["a"], references=[["a", "b"]])
+
+
+def test_exact_match_counts_sentences_that_are_a_reference() -> None:
+    metric, _ = load_metric("exact_match")
+    assert metric.compute(predictions=["a", "b", "A", ""], references=["a", "c", "a", ""])["score"] == 50
+    assert metric.compute(predictions=["a", "b"], references=[["x", "a"], ["c"]])["score"] == 50
+
+
+def test_bleu_cannot_tell_texts_without_a_run_of_four() -> None:
+    assert why_blind("bleu", ["cat", "a red cat", "", "a red cat slept"]) == (
+        "bleu counts runs of four words, and 3 of 4 references are shorter: it says little about them; choose "
+        "exact_match or chrf"
+    )
+    assert why_blind("bleu", [["cat sat, ok"], ["a red cat slept"]]) is None  # the comma is a token
+    assert why_blind("char_bleu", ["cats"]) is None and "four characters" in str(why_blind("char_bleu", ["cat"]))
+    assert why_blind("chrf", ["cat"]) is None
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -241,3 +241,23 @@ def test_bad_input_ends_in_one_line(recipe, tmp_path):
     )
     assert result.returncode == 2 and not (tmp_path / "run").exists()
     assert result.stderr.strip() == "error: mixed_precision='fp16': needs a GPU; on a CPU bf16 or no"
+
+
+def test_a_metric_that_cannot_tell_is_named_with_better_ones(tmp_path, recipe, capsys):
+    words = "en\tfr\n" + "".join(f"w{number % 7}\tm{number % 7}\n" for number in range(40))
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text(words)
+    plan = yaml.safe_load(Path(recipe).read_text())
+    del plan["dataset_name"], plan["max_train_samples"]
+    plan |= {"train_file": str(tmp_path / "train.tsv"), "validation_file": str(tmp_path / "dev.tsv")}
+    plan |= {"min_frequency": 1, "eval_steps": 2, "learning_rate": 0.01}
+    Path(recipe).write_text(yaml.safe_dump(plan))
+    assert train(recipe, "--output_dir", tmp_path / "bleu") == 0
+    said = capsys.readouterr().err
+    assert said.count("warning: metric_for_best_model='bleu': bleu counts runs of four words, and 9 of 9 ref") == 1
+    assert "choose exact_match or chrf" in said
+    best = ("--metric_for_best_model", "exact_match")
+    assert train(recipe, *best, "--output_dir", tmp_path / "exact") == 0
+    assert "warning" not in capsys.readouterr().err
+    summary = json.loads((tmp_path / "exact" / "summary.json").read_text())
+    assert summary["best_metric_name"] == "exact_match" and summary["eval_exact_match"] >= 0

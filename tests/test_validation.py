@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hf_rnn_seq2seq.batching import Collator
+from hf_rnn_seq2seq.progress import Progress
 from hf_rnn_seq2seq.updates import BatchLoader
 from hf_rnn_seq2seq.validation import Validator
 from tests.training_checks import assert_same_weights, weights
@@ -78,9 +79,50 @@ def test_without_evaluation_the_last_weights_are_kept(tmp_path):
 
 def test_early_stopping(tmp_path):
     options = arguments(tmp_path, max_steps=100, eval_steps=1, predict_with_generate=True, early_stopping_patience=2)
-    loop = build_loop("bart", options, validator=scripted_validator([5, 6, 4, 6, 9]))
+    loop = build_loop("bart", options, validator=scripted_validator([5, 6, 4, 5, 9]))
     assert loop.run() == "early_stopping"
     assert loop.state.progress.step == 4
+
+
+BEST = {  # metric, (value, loss) of each evaluation -> the step that wins, evaluations without a gain
+    "the better metric": ("bleu", [(5, 1.0), (6, 2.0), (4, 0.1)], 2, 1),
+    "lower loss at a tie": ("bleu", [(0, 3.0), (0, 2.0), (0, 2.5)], 2, 1),
+    "later at equal loss": ("bleu", [(0, 2.0), (0, 2.0), (0, 2.0)], 3, 2),
+    "lower is better": ("perplexity", [(9, 2.2), (8, 2.1), (8.5, 2.1)], 2, 1),
+    "later where the metric is the loss": ("loss", [(2.0, 2.0), (2.0, 2.0)], 2, 1),
+    "nothing but finite numbers": ("bleu", [(math.nan, 1.0), (3, 2.0), (9, math.nan), (math.inf, 1.0), (3, 3.0)], 2, 3),
+    "none": ("loss", [(math.nan, math.nan)], None, 1),
+}
+
+
+@pytest.mark.parametrize("case", BEST)
+def test_the_best_evaluation(case):
+    name, evaluations, best, waiting = BEST[case]
+    progress = Progress()
+    for step, (value, loss) in enumerate(evaluations, start=1):
+        progress.step = step
+        wins = progress.record_evaluation({"loss": loss, name: value}, name, 0.0)
+        assert wins == (progress.best_step == step)
+        # What a checkpoint stores is enough to go on.
+        progress = Progress.from_state(json.loads(json.dumps(progress.state_dict())))
+    assert (progress.best_step, progress.evaluations_without_gain) == (best, waiting)
+
+
+def test_a_threshold_counts_small_gains_as_none_and_keeps_their_weights_all_the_same():
+    progress = Progress()
+    for step, value in enumerate((5.0, 5.5, 5.9), start=1):
+        progress.step = step
+        assert progress.record_evaluation({"loss": 1.0 / step, "bleu": value}, "bleu", 1.0)
+    assert (progress.best_step, progress.evaluations_without_gain) == (3, 2)
+
+
+def test_a_metric_that_ties_leaves_the_choice_to_the_loss(tmp_path):
+    options = arguments(tmp_path, max_steps=6, eval_steps=2, predict_with_generate=True, early_stopping_patience=1)
+    loop = build_loop("bart", options, validator=scripted_validator([0, 0, 0]))
+    assert loop.run() == "max_steps"
+    losses = {line["step"]: line["eval_loss"] for line in log_lines(tmp_path, "eval")}
+    assert json.loads((tmp_path / "summary.json").read_text())["best_step"] == min(losses, key=losses.get) == 6
+    assert_same_weights(weights(tmp_path), weights(tmp_path / "checkpoints" / "step-00000006"), 0)
 
 
 def test_evaluating_often_does_not_change_the_training(tmp_path):

@@ -172,7 +172,6 @@ class TrainingArguments(OptionGroup):
         "no", "arithmetic of the training step; auto: bf16 where the processor has it", choices=PRECISIONS
     )
     gradient_checkpointing: bool = option(False, "recompute activations to save memory")
-    cuda_graphs: bool = option(False, "on one CUDA device: pad batches to few shapes, launch each one's step at once")
     max_skipped_updates: int = option(10, "stop after so many non-finite updates in a row", at_least=1)
     # Sequence-level training, a second stage
     objective: str = option("ml", "cross entropy, minimum risk, or REINFORCE; see the README", choices=OBJECTIVES)
@@ -211,7 +210,6 @@ class TrainingArguments(OptionGroup):
         self.report_to = [name for name in self.report_to if name != "none"]
         self._validate_vectors()
         self._validate_objective()
-        self._validate_cuda_graphs()
 
     def _validate_objective(self) -> None:
         of_mrt, of_both = ("mrt_alpha",), ("objective_metric", "objective_samples", "ml_weight")
@@ -227,16 +225,6 @@ class TrainingArguments(OptionGroup):
             )
         if self.gradient_checkpointing:
             raise ArgumentError(f"gradient_checkpointing=True: has no effect with objective={self.objective!r}")
-
-    def _validate_cuda_graphs(self) -> None:
-        if not self.cuda_graphs:
-            return
-        # What is drawn again, read back or scaled by a number that changes is not the same launches at each update.
-        for name, allowed in (("gradient_checkpointing", False), ("objective", "ml")):
-            if getattr(self, name) != allowed:
-                raise ArgumentError(f"{name}={getattr(self, name)!r}: must be {allowed!r} with cuda_graphs")
-        if self.mixed_precision == "fp16":
-            raise ArgumentError("mixed_precision='fp16': must be 'bf16' or 'no' with cuda_graphs")
 
     def _validate_vectors(self) -> None:
         given = [name for name in ("source_vectors", "target_vectors") if getattr(self, name)]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 Lengths = Sequence[int] | np.ndarray
 
@@ -220,39 +219,3 @@ class Collator:
         padded = np.full((len(sequences), width), value, dtype=np.int64)
         padded[filled] = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
         return torch.from_numpy(padded), torch.from_numpy(filled)
-
-
-# What pads each column of a batch beside the pad token, and its sides behind the rows.
-_LABEL_PADDING = -100
-_SIDES = {
-    "input_ids": ("source",),
-    "attention_mask": ("source",),
-    "labels": ("target",),
-    "alignments": ("target", "source"),
-}
-SHAPED_WIDTH = 8
-
-
-def to_few_shapes(
-    collate: Callable[[Any], dict[str, torch.Tensor]], pad_token_id: int
-) -> Callable[[Any], dict[str, torch.Tensor]]:
-    """`collate`, its batches padded so that few shapes serve a run; what is added counts for nothing.
-
-    Widths become multiples of 8, and rows multiples of an eighth of the power of two that is not above them: 1 to 16
-    stay, 100 become 104. A row that is added holds padding alone: a mask of zeros, ignored labels, no alignment.
-    """
-
-    def shaped(columns: Any) -> dict[str, torch.Tensor]:
-        batch = collate(columns)
-        rows = len(batch["input_ids"])
-        more_rows = -rows % max(1, 1 << max(0, rows.bit_length() - 4))
-        values = {"input_ids": pad_token_id, "labels": _LABEL_PADDING}
-        padded = {}
-        for name, tensor in batch.items():
-            gaps = [-tensor.shape[1 + number] % SHAPED_WIDTH for number, _ in enumerate(_SIDES[name])]
-            # F.pad counts axes from the last.
-            places = [part for gap in reversed([more_rows, *gaps]) for part in (0, gap)]
-            padded[name] = F.pad(tensor, places, value=values.get(name, 0))
-        return padded
-
-    return shaped

@@ -80,15 +80,11 @@ def read_sentences(
 def decoding_variants(
     model: Any, sentences: Sentences, arguments: Namespace, shortlist: Any = None
 ) -> dict[str, Decoding]:
-    """`generate()`, also in batches sorted by length, and the search with each kind of weights and a shortlist.
-
-    On CUDA 8-bit weights give way to steps that are captured as graphs.
-    """
+    """`generate()`, also in batches sorted by length, and the search with each kind of weights and a shortlist."""
     device = arguments.device
     kinds = {"": {}, " bf16": {"weight_type": "bfloat16"}, " int8": {"weight_type": "int8"}}
     if device == "cuda":
         del kinds[" int8"]
-        kinds |= {f"{suffix} graph": {**chosen, "capture_step": True} for suffix, chosen in kinds.items()}
     limits: dict[str, Any] = {"max_new_tokens": arguments.target_length} if arguments.target_length else {}
     if arguments.model is None:  # random weights: no sentence may end, so that every variant takes as many steps
         limits["eos_token_id"] = None

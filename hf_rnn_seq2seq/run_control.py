@@ -90,8 +90,7 @@ def build_accelerator(arguments: TrainingArguments, say: Callable[[str], None] =
 
     Raises:
         ArgumentError: mixed_precision=fp16 without a GPU, which would silently run in float32; or a distribution
-            that shards the model (FSDP, DeepSpeed), whose states the checkpoints here do not hold; or cuda_graphs
-            elsewhere than in one process on a CUDA device.
+            that shards the model (FSDP, DeepSpeed), whose states the checkpoints here do not hold.
     """
     precision = resolve_precision(arguments.mixed_precision, say)
     if precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
@@ -116,10 +115,6 @@ def build_accelerator(arguments: TrainingArguments, say: Callable[[str], None] =
         raise ArgumentError(f"distributed_type={accelerator.distributed_type.value}: {_ONLY_WHOLE_MODELS}")
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise ArgumentError("mixed_precision='fp16': needs a GPU; on a CPU bf16 or no")
-    if arguments.cuda_graphs and (accelerator.device.type != "cuda" or accelerator.num_processes > 1):
-        # The exchange of gradients between processes is no part of a graph.
-        place = f"{accelerator.num_processes} on {accelerator.device.type}"
-        raise ArgumentError(f"cuda_graphs=True: needs one process on a CUDA device; there is {place}")
     return accelerator
 
 

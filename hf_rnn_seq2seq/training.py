@@ -22,7 +22,6 @@ from torch import Tensor
 from . import checkpointing
 from .adaptation import freeze
 from .arguments import ArgumentError, TrainingArguments
-from .batching import to_few_shapes
 from .finite_guard import FiniteGuard, TrainingError
 from .heap import Heap
 from .run_control import StopSignals, check_output_dir, largest, naming_lost_processes, summed
@@ -42,8 +41,7 @@ class TrainingLoop:
 
     Args:
         model: any `PreTrainedModel` whose forward takes `input_ids`, `attention_mask`, `labels` (-100 is ignored) and
-            returns the mean loss over the label tokens; for `cuda_graphs` it also has `record_training`, see
-            `RnnSeq2SeqForConditionalGeneration`.
+            returns the mean loss over the label tokens.
         train_dataset: rows with `input_ids`, `labels`, `source_length`, `target_length`, and optionally `id`;
             `dataset[list_of_rows]` gives a dict of lists. Or a TextStream, or a SampledTable.
         arguments: options.
@@ -80,8 +78,6 @@ class TrainingLoop:
         self.after_save, self.recipe = after_save, recipe
         self.screen = Screen(accelerator.is_main_process)
         self.facts = {**(facts or {}), **freeze(model, arguments.freeze, self.screen.say)}
-        if arguments.cuda_graphs:
-            collate = to_few_shapes(collate, model.config.pad_token_id)
         self.plan, self.loader = plan_and_loader(train_dataset, arguments, accelerator, collate)
         self.identity = {
             **(identity or {}),
@@ -186,13 +182,6 @@ class TrainingLoop:
         self.state = TrainingState(self.model, self.arguments, self.accelerator, self.objective)
         self._figure_sums = torch.zeros(len(self.state.figures), 2, dtype=self._kind, device=self.accelerator.device)
         self.guard = FiniteGuard(self.state, self.loader, nonfinite_folder, self.screen.say)
-        self._train: Callable[..., None] = self._train_on
-        if self.arguments.cuda_graphs:
-            if not hasattr(self.model, "record_training"):
-                raise ArgumentError(
-                    f"cuda_graphs=True: {type(self.model).__name__} has no record_training, so not for it"
-                )
-            self._train = self.model.record_training(self._train_on)
 
     # --- one update -----------------------------------------------------------------------------------------------
 
@@ -213,13 +202,11 @@ class TrainingLoop:
                 # A micro-batch's mean becomes its share of the mean over the update. The exchange averages over
                 # processes, which the factor undoes.
                 share = batch.target_tokens * accelerator.num_processes / target_tokens
-                numbers = (torch.full((), float(n), device=accelerator.device) for n in (batch.target_tokens, share))
-                self._train(tuple(batch.inputs), *numbers, *batch.inputs.values())
+                self._train_on(batch, share)
         limit = self.arguments.max_grad_norm or math.inf
         self.norm = accelerator.clip_grad_norm_(self.model.parameters(), limit).detach()
         self.guard.step(self.norm, update)
-        # A graph adds to the gradients that were there when it was captured.
-        state.optimizer.zero_grad(set_to_none=not self.arguments.cuda_graphs)
+        state.optimizer.zero_grad()
         self.heap.give_back()
         if state.average is not None:
             state.average.update(p.step)
@@ -237,24 +224,15 @@ class TrainingLoop:
         self.state.progress.left_out_rows += int(totals[2])
         return int(totals[0]), max(int(totals[1]), 1)
 
-    def _train_on(self, names: tuple[str, ...], tokens: Tensor, share: Tensor, *columns: Tensor) -> None:
-        """Adds gradient, loss and figures of one micro-batch.
-
-        Everything that changes from batch to batch is a tensor, so that the same launches serve all of a shape.
-
-        Args:
-            names: of the columns.
-            tokens: (), target tokens; 0 for a filler.
-            share: (), what the mean loss is multiplied by.
-            columns: what the model reads.
-        """
-        mean_loss, figures = self.state.step_module(**dict(zip(names, columns, strict=True)))
+    def _train_on(self, batch: MicroBatch, share: float) -> None:
+        """Adds gradient, loss and figures of one micro-batch, whose mean loss counts `share` times."""
+        mean_loss, figures = self.state.step_module(**batch.inputs)
         finite = torch.isfinite(mean_loss.detach())
         # A loss that is not finite makes every gradient so, on every process: all skip alike.
         self.accelerator.backward(mean_loss * torch.where(finite, share, math.nan))
-        self._loss_sum += torch.where(finite, mean_loss.detach(), 0.0) * tokens
-        if figures is not None:
-            self._figure_sums += torch.where(tokens > 0, figures, 0.0)
+        self._loss_sum += torch.where(finite, mean_loss.detach(), 0.0) * batch.target_tokens
+        if figures is not None and batch.target_tokens:
+            self._figure_sums += figures
 
     def _count_time(self, signals: StopSignals) -> None:
         """Adds the time since the last mark; all processes take the longest, and any one's signal."""

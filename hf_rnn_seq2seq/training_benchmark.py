@@ -3,7 +3,6 @@
 Everything takes models from a function of the caller, which knows the classes.
 """
 
-import importlib.util
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -88,29 +87,17 @@ def training_step(
     labels: Tensor,
     fused: bool = True,
     bf16: bool = False,
-    graph: bool = False,
 ) -> Callable[[], float]:
-    """One update with Adam, returning its loss; with `graph` the loss and its gradient are one CUDA graph."""
+    """One update with Adam, returning its loss."""
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused)
 
-    def gradient(source: Tensor, labels: Tensor) -> Tensor:
+    def step() -> float:
         with torch.autocast(source.device.type, torch.bfloat16, enabled=bf16):
             loss = loss_of(model, source, labels)
         loss.backward()
-        return loss.detach()
-
-    compute = gradient
-    if graph:
-        compute = model.record_training(gradient)
-        for _ in range(2):  # so that what is measured is neither the first call nor the capture
-            compute(source, labels)
-        optimizer.zero_grad(set_to_none=False)
-
-    def step() -> float:
-        loss = compute(source, labels)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=not graph)
+        optimizer.zero_grad()
         return loss.item()
 
     return step
@@ -121,46 +108,25 @@ def training_forms(
 ) -> dict[str, Callable[[], Callable[[], float]]]:
     """Makers of the training step of each variant; the first is the reference of the ratios.
 
-    On CUDA there are also the scan with Triton's kernels, and each form of this package as a graph.
-
     Args:
         build, source, labels: as for `compare_training`.
         other_models: also the same model without input feeding, whose weights a checkpoint does not have.
         device: where they run.
     """
-    forms = _plain_forms(build, source, labels, other_models, device)
-    if device != "cuda":
-        return {name: form() for name, form in forms.items()}
-    every = {}
-    for name, form in forms.items():
-        every[name] = form()
-        if name != "tutorial":
-            every[f"{name} graph"] = form(graph=True)
-    return every
-
-
-def _plain_forms(
-    build: Build, source: Tensor, labels: Tensor, other_models: bool, device: str
-) -> dict[str, Callable[..., Callable[[], Callable[[], float]]]]:
     config = build().config
 
     def form(loss_of: Callable = model_loss, fused: bool = True, bf16: bool = False, **fields: Any) -> Callable:
-        def maker(graph: bool = False) -> Callable[[], Callable[[], float]]:
-            def make() -> Callable[[], float]:
-                batch = source.to(device), labels.to(device)
-                return training_step(build(**fields).to(device), loss_of, *batch, fused, bf16, graph)
+        def make() -> Callable[[], float]:
+            batch = source.to(device), labels.to(device)
+            return training_step(build(**fields).to(device), loss_of, *batch, fused, bf16)
 
-            return make
-
-        return maker
+        return make
 
     forms = {"tutorial": form(tutorial_loss, fused=False)} if has_tutorial_form(config) else {}
     path = build(decoder_recurrence="auto").get_decoder().recurrence_path
     if path == "at once":
         return {"at once": form(), "at once bf16": form(bf16=True)}
     kinds = ["loop", "scan"] if path == "scan" else ["loop"]
-    if device == "cuda" and path == "scan" and importlib.util.find_spec("triton"):
-        kinds.append("triton")
     for kind in kinds:
         forms[kind] = form(decoder_recurrence=kind)
         forms[f"{kind} bf16"] = form(decoder_recurrence=kind, bf16=True)

@@ -10,8 +10,7 @@ random weights that never end a sentence, so that every sentence takes --target_
 sentences whose tokens are not those of `generate()`; --references FILE adds BLEU, which is what other weights cost;
 `--batch_sizes 64 1` measures both in one run.
 
-`--device cuda` measures on a GPU: wall time in the place of the CPU's, the memory of the device, and each form as a
-CUDA graph beside it.
+`--device cuda` measures on a GPU: wall time in the place of the CPU's, and the memory of the device.
 
 Model A is a bidirectional LSTM 2x256 and an LSTM 512 with general attention and input feeding, vocabulary 8000; B has
 two and four layers, of which one waits for the attention, and vocabulary 32,000. Options override their sizes.

@@ -13,8 +13,6 @@ import pytest
 _CACHE = Path(tempfile.mkdtemp(prefix="hf_rnn_seq2seq-tests-"))
 os.environ["HF_DATASETS_CACHE"] = str(_CACHE / "datasets")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-# Read by Triton when it is imported, which torch may do: its kernels are interpreted, on a CPU.
-os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_unconfigure() -> None:

@@ -1,6 +1,5 @@
 """The benchmark runs at toy size, and what it compares is the same computation."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_rnn_seq2seq.model.recurrence import RecurrentLayer
 from hf_rnn_seq2seq.step_cost import training_flops
-from hf_rnn_seq2seq.training_benchmark import model_loss, training_forms, training_step
 from tests.models import tiny_model
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
@@ -84,31 +82,6 @@ def test_decoding_takes_every_step_asked_for(tmp_path: Path) -> None:
     assert {row["value"] for row in rows} == {6}
     assert [row["ratio_to_reference"] == 1 for row in rows] == [True, False, False, False] * 2
     assert all(row["sentences_per_s"] > 0 and row["cpu_s"] > 0 for row in rows)
-
-
-def test_on_a_device_there_are_kernels_and_graphs() -> None:
-    """Their names; none is started."""
-    source, labels = torch.randint(4, 11, (3, 6)), torch.randint(4, 11, (3, 5))
-    forms = list(training_forms(lambda **fields: tiny_model(**fields), source, labels, device="cuda"))
-    kernels = ["triton", "triton bf16"] if importlib.util.find_spec("triton") else []
-    plain = ["loop", "loop bf16", "scan", "scan bf16", *kernels, "no feeding", "no feeding bf16"]
-    assert forms == ["tutorial", *(name + graph for name in plain for graph in ("", " graph"))]
-    shallow = training_forms(lambda **fields: tiny_model(context="initial_state"), source, labels, device="cuda")
-    assert list(shallow) == ["at once", "at once graph", "at once bf16", "at once bf16 graph"]
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-def test_a_step_as_a_graph_is_the_step(bf16: bool) -> None:
-    """Off a device the same calls are run again: the losses of four updates, the first before any was made."""
-    torch.manual_seed(0)
-    source, labels = torch.randint(4, 11, (3, 6)), torch.randint(4, 11, (3, 5))
-    losses = []
-    for graph in (False, True):
-        model = tiny_model(dtype=torch.float32)
-        step = training_step(model, model_loss, source, labels, bf16=bf16, graph=graph)
-        losses.append([step() for _ in range(4)])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
-    assert bf16 or losses[0][3] < losses[0][0], "in bfloat16 so small a gain may be rounded away"
 
 
 def test_a_device_that_is_not_there_is_one_clear_line() -> None:

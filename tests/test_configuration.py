@@ -55,7 +55,7 @@ CHOICES = {
     "scheduled_sampling": ("none", "linear", "exponential", "inverse_sigmoid"),
     "scheduled_sampling_words": ("argmax", "sample"),
     "word_dropout_unit": ("token", "type"),
-    "decoder_recurrence": ("auto", "scan", "loop", "triton"),
+    "decoder_recurrence": ("auto", "scan", "loop"),
 }
 # Options that do not go together, and all that the user is told.
 REFUSED: list[tuple[dict[str, Any], str]] = [

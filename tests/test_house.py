@@ -46,19 +46,18 @@ EXPORTS = {
 }
 # Who may import whom at the top of a file of model/: later rows import earlier rows, never the other way round.
 LAYERS = [
-    {"config_errors", "precision", "presets", "products", "recorded", "regularisation"},
+    {"config_errors", "precision", "presets", "products", "regularisation"},
     {"config_checks"},
     {"configuration_rnn_seq2seq"},
     {"context_gate", "coverage", "entmax"},
     {"attention", "recurrence", "scan_cells", "cache", "loss", "scheduled_sampling"},
     {"scan_scores"},
-    {"scan", "scan_triton"},
+    {"scan"},
     {"attention_losses", "copying", "encoder", "decoder_parts", "pretrained", "vocabularies"},
     {"decoder_scan"},
     {"bridge", "decoder"},
     {"encoder_decoder"},
     {"search_step", "search_plan"},
-    {"captured_step"},
     {"fast_step"},
     {"beam_search", "constrained_search", "search_options"},
     {"ensemble", "group_search", "search_batches"},
@@ -66,8 +65,6 @@ LAYERS = [
     {"modeling_rnn_seq2seq"},
 ]
 CORE = {"torch", "transformers", "huggingface_hub"}
-# Comes with torch for CUDA; may be imported where its absence is caught, which the Hub's loader understands too.
-GUARDED = {"triton"}
 # import name -> requirement; what stands in brackets comes with one of the core requirements
 DECLARED = {
     "accelerate": "accelerate",
@@ -125,8 +122,6 @@ def test_model_folder_can_travel(path: Path) -> None:
     assert path.parent == MODEL, "model/ is flat"
     text = path.read_text(encoding="utf-8")
     real = set()
-    tries = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Try)]
-    guarded = {statement for node in tries for statement in node.body}
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom) and node.level:
             assert node.level == 1 and node.module and "." not in node.module, ast.unparse(node)
@@ -137,7 +132,7 @@ def test_model_folder_can_travel(path: Path) -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             for name in names:
                 first = name.split(".")[0]
-                known = first in CORE or first in sys.stdlib_module_names or node in guarded and first in GUARDED
+                known = first in CORE or first in sys.stdlib_module_names
                 assert known, f"{first} is not in the core"
     looks = {number for number, line in enumerate(text.splitlines(), 1) if re.match(r"\s*(from|import)\s+\.", line)}
     assert looks == real, f"lines that look like relative imports and are none: {sorted(looks - real)}"
@@ -190,7 +185,7 @@ def test_third_party_imports_are_declared() -> None:
     lines = [*project["dependencies"], *(line for group in project["optional-dependencies"].values() for line in group)]
     required = {re.match(r"[\w.-]+", line)[0] for line in lines}
     for path in [*sources(PACKAGE), *sources(ROOT / "scripts")]:
-        for name in top_level(path) - set(sys.stdlib_module_names) - CORE - GUARDED - {"hf_rnn_seq2seq"}:
+        for name in top_level(path) - set(sys.stdlib_module_names) - CORE - {"hf_rnn_seq2seq"}:
             requirement = DECLARED.get(name, name)
             assert requirement.startswith("(") or requirement in required, f"{path.name} imports {name}"
 

@@ -131,7 +131,6 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
             output layer).
         decoder_recurrence: `auto` runs the fused scan over the target where it covers the options and the plain time
             loop otherwise; `scan` and `loop` force one of them. `model.get_decoder().recurrence_path` says which runs.
-            `triton` is the scan with Triton's kernels on a CUDA device; they have never run on one so far.
         logits_memory_mb: Where the logits of all positions would take more than so many MiB, the loss makes them in chunks
             of positions: the same value and gradients, in bounded memory.
 
@@ -207,7 +206,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     share_encoder_decoder_embeddings: bool = False
     embedding_activation: Literal["none", "relu"] = "none"
     initializer_range: float | None = None
-    decoder_recurrence: Literal["auto", "scan", "loop", "triton"] = "auto"
+    decoder_recurrence: Literal["auto", "scan", "loop"] = "auto"
     logits_memory_mb: int = 512
     use_cache: bool = True
     is_encoder_decoder: bool = True

@@ -95,7 +95,7 @@ class RnnDecoder(nn.Module):
 
     def _scans(self) -> bool:
         path, asked = self.recurrence_path, self.config.decoder_recurrence
-        if path != "scan" and asked in ("scan", "triton"):
+        if path != "scan" and asked == "scan":
             raise ConfigError(f"decoder_recurrence={asked!r}: the scan does not cover this model ({path})")
         return path == "scan"
 

@@ -1,7 +1,5 @@
 """How the decoder hands its attended layers to the fused scan, and which decoders the scan covers."""
 
-import os
-
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +60,6 @@ def attended_scan(decoder: nn.Module, embedded: Tensor, state: DecoderState, mem
         before_cell=decoder.before_cell,
         residual=tuple(decoder.residual(number) for number in range(decoder.attended)),
         reads_extra=tuple(decoder.extra_size(number) > 0 for number in range(decoder.attended)),
-        kernels=decoder.config.decoder_recurrence == "triton" and _runs_kernels(words),
     )
     source = ScanSource(keys * form.scale if form.scale != 1 else keys, values, form.query_weight, form.energy)
     # The GRU's reset gate multiplies the recurrent product with its bias; elsewhere the two biases are one.
@@ -85,12 +82,6 @@ def attended_scan(decoder: nn.Module, embedded: Tensor, state: DecoderState, mem
         extra if decoder.feeds_readout else None,
         done.extra[-1] if decoder.feed_size else None,
     )
-
-
-def _runs_kernels(like: Tensor) -> bool:
-    """Whether Triton's kernels run on tensors like this one: on CUDA, or anywhere in Triton's interpreter."""
-    where = like.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-    return where and like.dtype != torch.float64
 
 
 def _attentional_vector(

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import Attention, DotAttention
-from .captured_step import CapturedStep
 from .copying import Copying
 from .regularisation import zone_out
 from .search_step import GeneralStep, SearchState, StepOutput, product, repeat_rows
@@ -160,13 +159,12 @@ def can_fuse(model: nn.Module) -> bool:
     )
 
 
-def build_step(model: nn.Module, weight_type: str = "float32", captured: bool = False) -> GeneralStep | CapturedStep:
+def build_step(model: nn.Module, weight_type: str = "float32") -> GeneralStep:
     """The fastest step for `model`, kept with it until its weights change.
 
     Args:
         weight_type: `float32` leaves the model's own type; `bfloat16` computes encoder and decoder with bfloat16
             weights and states; `int8` computes the decoder's products with 8-bit weights (CPU only).
-        captured: the step as CUDA graphs, see `CapturedStep`.
 
     Raises:
         ValueError: the weight type is unknown, or int8 is asked for on another device than the CPU.
@@ -175,14 +173,13 @@ def build_step(model: nn.Module, weight_type: str = "float32", captured: bool = 
         raise ValueError(f"weight_type={weight_type!r}: must be one of {', '.join(WEIGHT_TYPES)}")
     if weight_type == "int8" and model.device.type != "cpu":
         raise ValueError(f"weight_type='int8': the model is on {model.device.type}; 8-bit products need the CPU")
-    kind = weight_type, captured
     with _ONE_BUILDS:
         kept, mark = _KEPT.setdefault(model, {}), weights_mark(model)
-        if kept.get(kind, (None,))[0] != mark:
+        if kept.get(weight_type, (None,))[0] != mark:
             own = copy.deepcopy(model).to(torch.bfloat16) if weight_type == "bfloat16" else model
             step = (FusedStep if can_fuse(own) else GeneralStep)(own, weight_type == "int8")
-            kept[kind] = (mark, CapturedStep(step, model.device) if captured else step)
-        return kept[kind][1]
+            kept[weight_type] = (mark, step)
+        return kept[weight_type][1]
 
 
 def weights_mark(model: nn.Module) -> tuple[Any, ...]:
@@ -201,7 +198,7 @@ def weights_mark(model: nn.Module) -> tuple[Any, ...]:
 _ONE_BUILDS = threading.Lock()
 
 # A step holds parts of its model and not the model, so that an entry goes when the model does.
-_KEPT: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, bool], tuple[Any, Any]]]" = weakref.WeakKeyDictionary()
+_KEPT: "weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Any, Any]]]" = weakref.WeakKeyDictionary()
 
 
 __all__ = ["WEIGHT_TYPES", "FusedStep", "build_step", "can_fuse", "weights_mark"]

@@ -1,7 +1,6 @@
 """The recurrent encoder-decoder with an output layer, for `generate()`."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from .attention_losses import attention_terms, figure_names
 from .cache import RnnSeq2SeqCache
-from .configuration_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig
+from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying, copy_loss, mixture
 from .decoder import RnnDecoder
 from .encoder import drop
@@ -18,7 +17,6 @@ from .encoder_decoder import RnnSeq2SeqModel, shift_right
 from .loss import IGNORED_LABEL, output_loss
 from .pretrained import RnnSeq2SeqPreTrainedModel
 from .products import Linear
-from .recorded import WIDTH, Recorded
 from .scheduled_sampling import scheduled_inputs
 from .search import SearchMixin
 from .vocabularies import VocabularyMixin
@@ -59,23 +57,6 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
     def set_training_progress(self, step: int) -> None:
         """Tells `scheduled_sampling` how many updates lie behind; a training loop calls it before each update."""
         self.training_progress = step
-
-    def record_training(self, function: Callable[..., object]) -> Recorded:
-        """A training step of this model, as CUDA graphs on the model's device: see `Recorded`.
-
-        Raises:
-            ConfigError: an option of the model makes a step depend on values, or on how far training is.
-        """
-        config = self.config
-        for name, steady in (("scheduled_sampling", "none"), ("teacher_forcing_ratio", 1)):
-            if getattr(config, name) != steady:
-                raise ConfigError(f"{name}={getattr(config, name)!r}: must be {steady!r} with cuda_graphs")
-        longest = config.max_source_positions
-        if config.attention_type == "location" and longest % WIDTH:
-            raise ConfigError(
-                f"max_source_positions={longest}: must be a multiple of {WIDTH} with cuda_graphs, as widths are"
-            )
-        return Recorded(function, self.device)
 
     @property
     def training_figures(self) -> tuple[str, ...]:

@@ -46,7 +46,6 @@ class ScanPlan(NamedTuple):
     before_cell: bool
     residual: tuple[bool, ...]  # per layer
     reads_extra: tuple[bool, ...]  # per layer
-    kernels: bool = False  # by Triton's kernels where there are some
 
 
 class ScanOutputs(NamedTuple):
@@ -123,13 +122,7 @@ class _Scan(torch.autograd.Function):
 
 def _classes(plan: ScanPlan, source: ScanSource) -> tuple[Any, Any]:
     """What computes the cells, and the attention."""
-    cell, score = CELLS[plan.cell], score_class(source)
-    if not plan.kernels:
-        return cell, score
-    # Triton is imported where it is asked for.
-    from .scan_triton import with_kernels
-
-    return with_kernels(cell), with_kernels(score)
+    return CELLS[plan.cell], score_class(source)
 
 
 def _run(inputs: _Inputs, plan: ScanPlan, cells: list, score: Any) -> tuple[list[Tensor], Tensor]:

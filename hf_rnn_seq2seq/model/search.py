@@ -193,9 +193,7 @@ def _not_covered(model: nn.Module, settings: Settings, options: dict[str, Any]) 
 def _step(model: nn.Module, own: OwnOptions) -> GeneralStep:
     if training := [other for other in own.ensemble if other.training]:
         raise SearchError(f"ensemble: {len(training)} member(s) in training mode; call eval() on them")
-    if own.capture_step and model.device.type != "cuda":
-        raise SearchError(f"capture_step=True: needs a model on a CUDA device; this one is on {model.device.type}")
-    steps = [build_step(member, own.weight_type, own.capture_step) for member in (model, *own.ensemble)]
+    steps = [build_step(member, own.weight_type) for member in (model, *own.ensemble)]
     return EnsembleStep(steps) if own.ensemble else steps[0]
 
 

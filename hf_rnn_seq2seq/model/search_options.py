@@ -96,8 +96,6 @@ class OwnOptions:
             beams ends as well, which is OpenNMT-py's rule. `generate()` goes on until `num_beams` hypotheses have
             ended: fewer steps for hypotheses that need not be the same. Without effect on a single beam.
         rows_per_batch: search so many sentences at a time, of similar length; results keep the input's order.
-        capture_step: run each position as a CUDA graph, captured for each padded shape that comes twice and kept with the
-            model until its weights change; needs a CUDA device.
 
     Raises:
         SearchError: a value is out of range.
@@ -113,7 +111,6 @@ class OwnOptions:
     must_contain: Sequence[Sequence[Sequence[int]]] | None = None
     stop_at_top: bool = False
     rows_per_batch: int | None = None
-    capture_step: bool = False
 
     def __post_init__(self) -> None:
         if self.gnmt_alpha is not None and self.gnmt_alpha < 0:
@@ -125,7 +122,7 @@ class OwnOptions:
         if self.rows_per_batch is not None and self.rows_per_batch < 1:
             raise SearchError(f"rows_per_batch={self.rows_per_batch}: must be at least 1, or None")
         if self.must_contain is not None:
-            for name in ("shortlist", "prefix", "coverage_penalty", "stop_at_top", "capture_step"):
+            for name in ("shortlist", "prefix", "coverage_penalty", "stop_at_top"):
                 if getattr(self, name) not in (None, 0.0):
                     raise SearchError(f"must_contain: does not go with {name}")
 

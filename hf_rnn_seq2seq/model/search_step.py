@@ -19,10 +19,19 @@ from torch.nn import functional as F
 from .attention import AdditiveAttention, MultiHeadAdditiveAttention
 from .copying import Copying, mixture
 from .products import PackedProduct, packs
-from .recorded import map_tensors
 
 
 IN_ONE_PIECE = 2**20  # elements that an additive score makes for all beams at once
+
+
+def map_tensors(structure: Any, function: Callable[[Tensor], Any]) -> Any:
+    """`function` applied to every tensor of nested tuples; what is neither stays."""
+    if isinstance(structure, Tensor):
+        return function(structure)
+    if not isinstance(structure, (tuple, list)):
+        return structure
+    mapped = [map_tensors(part, function) for part in structure]
+    return type(structure)(*mapped) if hasattr(structure, "_fields") else tuple(mapped)
 
 
 class SearchState(NamedTuple):

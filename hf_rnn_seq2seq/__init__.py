@@ -15,7 +15,7 @@ from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import (
 )
 from hf_rnn_seq2seq.model.search import SearchOutput
 from hf_rnn_seq2seq.model.search_options import SearchError
-from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
+from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
 from hf_rnn_seq2seq.translation_pipeline import register as register_pipeline
 
 __version__ = "0.2.0"
@@ -37,7 +37,8 @@ __all__ = [
 AutoConfig.register(RnnSeq2SeqConfig.model_type, RnnSeq2SeqConfig, exist_ok=True)
 AutoModel.register(RnnSeq2SeqConfig, RnnSeq2SeqModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration, exist_ok=True)
-# For two vocabularies; a joint one is a plain fast tokenizer, and its own files say so.
+# The files of a tokenizer name one of these classes; without this package a joint one loads as a plain fast tokenizer.
+AutoTokenizer.register(RnnSeq2SeqConfig, fast_tokenizer_class=RnnSeq2SeqJointTokenizer, exist_ok=True)
 AutoTokenizer.register(RnnSeq2SeqConfig, fast_tokenizer_class=RnnSeq2SeqTokenizer, exist_ok=True)
 register_pipeline()
 

@@ -150,8 +150,10 @@ def grow_tables(model: Any, *, source_vocab_size: int, vocab_size: int) -> None:
     Scores are what the softmax reads: the new entries take their share of its probability.
     New rows are drawn around the mean of the old ones (Hewitt 2021), so that no new entry outdoes the old at first.
     """
+    had = getattr(model.config, "source_vocab_size", model.config.vocab_size), model.config.vocab_size
     if model.config.vocab_size < vocab_size:
-        model.resize_token_embeddings(vocab_size)
+        one = had[0] == had[1] and source_vocab_size == vocab_size
+        (model.resize_token_embeddings if one else model.resize_target_embeddings)(vocab_size)
     if getattr(model.config, "source_vocab_size", source_vocab_size) < source_vocab_size:
         model.resize_source_embeddings(source_vocab_size)
 

@@ -21,7 +21,9 @@ from itertools import chain
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
+
+from .model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer
 
 ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char")
 LOSSLESS = ("bpe", "unigram", "char")
@@ -154,7 +156,7 @@ def build_tokenizer(
         source_texts, target_texts: the training split, each read once.
         vocab_size: entries of the joint vocabulary, or of the target's.
         source_vocab_size: entries of the source's vocabulary when not joint; default `vocab_size`.
-        joint: one vocabulary for both sides: a plain `PreTrainedTokenizerFast`, which loads without any code of ours.
+        joint: one vocabulary for both sides: its files load without any code of ours.
         model_max_length: tokens of the longest source the model takes; saved with the tokenizer.
         separate_class: `RnnSeq2SeqTokenizer`, needed when not joint (this module knows no model class).
 
@@ -170,14 +172,12 @@ def build_tokenizer(
         "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,
-        # What a text says is text: "</s>" inside a sentence neither ends it nor disappears on the way back.
-        "split_special_tokens": True,
     }
     if joint:
         if source_vocab_size not in (None, vocab_size):
             raise ValueError(f"source_vocab_size={source_vocab_size}: a joint vocabulary has one size, vocab_size")
         backend = train_tokenizer(chain(source_texts, target_texts), vocab_size=vocab_size, **options)
-        return PreTrainedTokenizerFast(tokenizer_object=backend, **wrapping)
+        return RnnSeq2SeqJointTokenizer(tokenizer_object=backend, **wrapping)
     if separate_class is None:
         raise ValueError("separate_class: separate vocabularies need the tokenizer class, RnnSeq2SeqTokenizer")
     source = train_tokenizer(source_texts, vocab_size=source_vocab_size or vocab_size, **options)

@@ -194,16 +194,21 @@ def test_initialisation_is_bounded_by_the_fan_in() -> None:
 
 
 @pytest.mark.parametrize("ties", TIES)
-@pytest.mark.parametrize("size", [20, 8])
+@pytest.mark.parametrize("size", [20, 11, 8])
 def test_resize_token_embeddings(ties: str, size: int, tmp_path: Path) -> None:
+    """Of one vocabulary, in every tying; with two, `size` is the target's alone."""
     model = tiny_model(**WIDE, **TIES[ties][0], dtype=torch.float32)
     before, shared = {name: value.clone() for name, value in model.state_dict().items()}, ties in ("embeddings", "all")
     source_size = model.config.source_vocab_size
-    returned = model.resize_token_embeddings(size, mean_resizing=False)
-    assert returned is model.model.decoder.embed_tokens
-    assert model.config.vocab_size == size and model.config.source_vocab_size == (size if shared else source_size)
+    if shared:
+        assert model.resize_token_embeddings(size, mean_resizing=False) is model.get_input_embeddings()
+    else:
+        assert model.resize_target_embeddings(size, mean_resizing=False) is model.model.decoder.embed_tokens
+    assert model.config.vocab_size == model.vocab_size == size
+    assert model.config.source_vocab_size == (size if shared else source_size)
+    table = model.model.decoder.embed_tokens
     assert model.lm_head.weight.shape == (size, 5) and model.lm_head.bias.shape == (size,)
-    assert (model.lm_head.out_features, returned.num_embeddings, returned.padding_idx) == (size, size, 0)
+    assert (model.lm_head.out_features, table.num_embeddings, table.padding_idx) == (size, size, 0)
     assert len(tables(model)) == len(TIES[ties][1])
     kept = min(size, 11)
     for name in (SOURCE, TARGET, OUTPUT, "lm_head.bias"):
@@ -218,9 +223,40 @@ def test_resize_token_embeddings(ties: str, size: int, tmp_path: Path) -> None:
     assert torch.equal(again(**words).logits, told.logits)
 
 
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("sizes", [(11, 11), (13, 11), (9, 11)])
+def test_tokens_added_as_transformers_documents_it(ties: str, sizes: tuple[int, int], tmp_path: Path) -> None:
+    """`resize_token_embeddings(len(tokenizer))`, and both sides can read and write what was added."""
+    model = tiny_model(**WIDE, **{"source_vocab_size": sizes[0], **TIES[ties][0]}, dtype=torch.float32)
+    source, target = model.config.source_vocab_size, model.config.vocab_size
+    words = {"input_ids": torch.tensor([[5, 7, 2]]), "max_new_tokens": 5}
+    first = model.search(**words)
+    model.lm_head.requires_grad_(False)
+    assert model.resize_token_embeddings(source + 2).num_embeddings == source + 2
+    assert (model.config.source_vocab_size, model.config.vocab_size) == (source + 2, target + 2)
+    assert not model.lm_head.weight.requires_grad
+    new = {"input_ids": torch.tensor([[source + 1, source, 2]]), "labels": torch.tensor([[target + 1, target, 2]])}
+    assert model(**new).loss.isfinite()
+    for options in ({}, {"num_beams": 3}, {"do_sample": True}):
+        assert len(model.generate(new["input_ids"], **{**options, "max_new_tokens": 5})) == 1
+    with torch.no_grad():
+        model.lm_head.bias[target + 1] = 100.0
+    found = model.search(**words)
+    assert found.tolist() == model.generate(**words).tolist() != first.tolist() and found.max() == target + 1
+    model.save_pretrained(tmp_path)
+    again = RnnSeq2SeqForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(again(**new).logits, model(**new).logits)
+    if source != target:
+        with pytest.raises(ValueError, match=f"^new_num_tokens=8: two vocabularies, of {source + 2} and {target + 2} "):
+            model.resize_token_embeddings(8)
+    else:
+        with pytest.raises(ValueError, match="^new_num_tokens=2: must be larger than eos_token_id=2"):
+            model.resize_token_embeddings(2)
+
+
 def test_resizing_to_a_multiple_and_to_nothing() -> None:
     model = tiny_model(dtype=torch.float32)
-    assert model.resize_token_embeddings().num_embeddings == 11
+    assert model.resize_token_embeddings().num_embeddings == 13 and model.config.vocab_size == 11
     assert model.resize_token_embeddings(pad_to_multiple_of=8).num_embeddings == 16 == model.config.vocab_size
     assert model.resize_token_embeddings(17, pad_to_multiple_of=8).num_embeddings == 24 == model.lm_head.out_features
     assert model.resize_source_embeddings(20).num_embeddings == 20 == model.config.source_vocab_size

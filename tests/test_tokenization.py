@@ -11,10 +11,16 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, DataCollatorForSeq2Seq
+from transformers import (
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerFast,
+)
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
-from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
+from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
 from hf_rnn_seq2seq.token_columns import tokenizer_hash
 from hf_rnn_seq2seq.tokenization import (
     ALGORITHMS,
@@ -179,10 +185,44 @@ def test_a_checkpoint_with_a_joint_vocabulary_keeps_its_plain_tokenizer(tmp_path
     RnnSeq2SeqConfig(vocab_size=400, embedding_size=8, hidden_size=8).save_pretrained(tmp_path)
     BUILT["bpe", True].save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert not isinstance(loaded, RnnSeq2SeqTokenizer)
+    assert type(loaded) is RnnSeq2SeqJointTokenizer
     assert dict(loaded("the cat")) == dict(BUILT["bpe", True]("the cat"))
     BUILT["bpe", False].save_pretrained(tmp_path)
     assert isinstance(AutoTokenizer.from_pretrained(tmp_path), RnnSeq2SeqTokenizer)
+
+
+@pytest.mark.parametrize("joint", [True, False], ids=["joint", "separate"])
+@pytest.mark.parametrize("algorithm", ["bpe", "word"])
+def test_tokens_added_later_are_recognized_in_text_and_the_first_ones_are_not(algorithm, joint, tmp_path):
+    tokenizer = build(algorithm, joint)
+    sizes = source_vocabulary_size(tokenizer), target_vocabulary_size(tokenizer)
+    assert tokenizer.add_special_tokens({"additional_special_tokens": ["<2fr>"], "sep_token": "<sep>"}) == 2
+    assert tokenizer.add_tokens(["<2de>", "chat"]) >= 1  # one side may know the last as a word already
+    tokenizer.save_pretrained(tmp_path)
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert type(one) is type(tokenizer)
+        grown = source_vocabulary_size(one) - sizes[0], target_vocabulary_size(one) - sizes[1]
+        assert grown[0] == grown[1] >= 3  # so that one number says the sizes of both
+        text = "<2fr> hello <sep> <2de> </s> chat"
+        source, target = (one(**{side: text})["input_ids"] for side in ("text", "text_target"))
+        new = ["<2fr>", "<sep>", "<2de>", "chat"]
+        for named, ids in ((source_tokens, source), (target_tokens, target)):
+            assert [name.strip() for name in named(one, ids) if name.strip() in new] == new
+            assert ids.count(2) == 1
+        assert one.sep_token == "<sep>" and one.extra_special_tokens == ["<2fr>"]
+        written = one.decode(target, skip_special_tokens=True)
+        assert "<2de>" in written and "<2fr>" not in written and "<sep>" not in written
+        assert "<2fr>" in one.decode(target)
+        assert one.convert_ids_to_tokens(source, skip_special_tokens=True).count("<2fr>") == 0
+    if joint:  # what a plain tokenizer makes of the same files
+        plain = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+        assert type(plain) is not type(tokenizer) and "<2fr>" in plain.tokenize(text)
+
+
+def test_a_shared_special_token_cannot_get_two_ids():
+    tokenizer = build("word", joint=False, vocab_size=30, source_vocab_size=12)
+    with pytest.raises(ValueError, match=r"special token '\[PAD\]' has id 12 in the source vocabulary and \d+ in the"):
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
 
 
 @pytest.mark.parametrize("joint", [True, False])

@@ -1,27 +1,89 @@
-"""A fast tokenizer with two vocabularies, one for the source and one for the target.
+"""Fast tokenizers in which a special token that a text writes out is text: with one vocabulary, and with two.
 
-One joint vocabulary needs no code: a plain `PreTrainedTokenizerFast` serves both sides.
+What one of them saves with a joint vocabulary needs no code: transformers alone loads it as a plain fast tokenizer.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import BatchEncoding, PreTrainedTokenizerFast
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizerFast
 
 TARGET_TOKENIZER_FILE = "target_tokenizer.json"
+# Their ids stand in the model's config, which has one of each.
+_SHARED_TOKENS = ("pad_token", "bos_token", "eos_token", "unk_token")
 
 
-class RnnSeq2SeqTokenizer(PreTrainedTokenizerFast):
+class RnnSeq2SeqJointTokenizer(PreTrainedTokenizerFast):
+    """One vocabulary for both sides, whose own special tokens (`</s>`) are text where a text writes them out.
+
+    Special tokens that are added later, by `add_special_tokens`, are recognized in text: somebody puts them there. To
+    `tokenizers` these are ordinary added tokens, since it recognizes either all special tokens in a text or none.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "split_special_tokens": True})
+
+    @classmethod
+    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """Hands the files over unread: the default rebuilds the model from parts and drops the merges of BPE."""
+        return kwargs
+
+    def _backends(self) -> list[Any]:
+        return [self._tokenizer]
+
+    def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+        return max(self._add_to(backend, new_tokens) for backend in self._backends())
+
+    @staticmethod
+    def _add_to(backend: Any, new_tokens: Sequence[str | AddedToken]) -> int:
+        """How many entries a vocabulary receives."""
+        own = {str(token) for token in backend.get_added_tokens_decoder().values() if token.special}
+        kinds = ("single_word", "lstrip", "rstrip", "normalized")
+        added = [
+            AddedToken(str(token), **{kind: getattr(token, kind) for kind in kinds}, special=False)
+            if isinstance(token, AddedToken)
+            else token
+            for token in new_tokens
+            if str(token) not in own
+        ]
+        before = backend.get_vocab_size()
+        backend.add_tokens(added)
+        return backend.get_vocab_size() - before
+
+    def _decode(self, token_ids: Any, skip_special_tokens: bool = False, *args: Any, **kwargs: Any) -> str:
+        if skip_special_tokens:
+            special = {*self.all_special_ids}
+            ids = [token_ids] if isinstance(token_ids, int) else token_ids
+            token_ids = [token for token in ids if token not in special]
+        return super()._decode(token_ids, skip_special_tokens, *args, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """As transformers does it. Where special tokens were added, a plain tokenizer that loads the files without this
+        class recognizes all special tokens in text, these among them, as it cannot tell one kind from the other."""
+        own = {token for token in self.backend_tokenizer.get_added_tokens_decoder().values() if token.special}
+        self.split_special_tokens = {*self.all_special_tokens} <= {str(token) for token in own}
+        try:
+            return super().save_pretrained(*args, **kwargs)
+        finally:
+            self.split_special_tokens = True
+
+
+class RnnSeq2SeqTokenizer(RnnSeq2SeqJointTokenizer):
     """Encodes text with the source vocabulary, `text_target` with the target's, and decodes with the target's.
 
     Saved as `tokenizer.json` (source) and `target_tokenizer.json`. `vocab_size`, `len()`, `get_vocab()` and
     `convert_ids_to_tokens` speak of the source; `target_vocab_size`, `get_target_vocab()` and
     `convert_target_ids_to_tokens` of the target. The special tokens have the same ids on both sides. Encoding a target
     swaps the vocabularies for the time of the call, so an instance belongs to one thread.
+
+    `add_tokens` and `add_special_tokens` add to both vocabularies, to both as many entries: where one side has a token
+    already, it receives one that stands for nothing. So `model.resize_token_embeddings(len(tokenizer))` knows both sizes.
 
     Args:
         tokenizer_object, tokenizer_file: the source's `tokenizers.Tokenizer`, or its file.
@@ -32,7 +94,6 @@ class RnnSeq2SeqTokenizer(PreTrainedTokenizerFast):
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": TARGET_TOKENIZER_FILE}
-    model_input_names = ["input_ids", "attention_mask"]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         target = kwargs.pop("target_tokenizer_object", None)
@@ -44,17 +105,31 @@ class RnnSeq2SeqTokenizer(PreTrainedTokenizerFast):
             target = type(self._tokenizer).from_file(str(target_file))
         self._source_backend = self._tokenizer
         self._target_backend = target
-        for token in self.all_special_tokens:
-            if target.token_to_id(token) != self._source_backend.token_to_id(token):
+        self._add_to(target, [token for token in self.all_special_tokens if target.token_to_id(token) is None])
+        self._check_shared_tokens()
+
+    def _check_shared_tokens(self) -> None:
+        for token in [token for name in _SHARED_TOKENS if (token := getattr(self, name)) is not None]:
+            source, target = (backend.token_to_id(token) for backend in self._backends())
+            if source != target:
                 raise ValueError(
-                    f"special token {token!r} has id {self._source_backend.token_to_id(token)} in the source vocabulary "
-                    f"and {target.token_to_id(token)} in the target vocabulary; they must agree"
+                    f"special token {token!r} has id {source} in the source vocabulary and {target} in the target "
+                    "vocabulary; they must agree"
                 )
 
-    @classmethod
-    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
-        """Hands the files over unread: the default rebuilds the model from parts and drops the merges of BPE."""
-        return kwargs
+    def _backends(self) -> list[Any]:
+        # Before the target's is there, transformers adds special tokens that the source's file lacks.
+        return [self._source_backend, self._target_backend] if hasattr(self, "_target_backend") else [self._tokenizer]
+
+    def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+        backends = self._backends()
+        added = [self._add_to(backend, new_tokens) for backend in backends]
+        for backend, count in zip(backends, added, strict=True):
+            size = backend.get_vocab_size()
+            self._add_to(backend, [f"<unused {size + number}>" for number in range(max(added) - count)])
+        if len(backends) > 1:
+            self._check_shared_tokens()
+        return max(added)
 
     def _switch_to_input_mode(self) -> None:
         self._tokenizer = self._source_backend
@@ -83,7 +158,7 @@ class RnnSeq2SeqTokenizer(PreTrainedTokenizerFast):
 
     def decode_source(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
         """The text of source ids; `decode` and `batch_decode` read target ids."""
-        return self._source_backend.decode(list(map(int, token_ids)), skip_special_tokens=skip_special_tokens)
+        return super()._decode(list(map(int, token_ids)), skip_special_tokens)
 
     def convert_target_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
         """`convert_ids_to_tokens` of the target vocabulary."""

@@ -122,8 +122,8 @@ def draw(model: Any, source: Source, samples: int, max_new_tokens: int) -> Tenso
     drawn = torch.full((len(words) * samples, max_new_tokens), IGNORED, device=device)
     cache, active = None, torch.arange(len(drawn), device=device)
     for position in range(max_new_tokens):
-        output = model(decoder_input_ids=words, past_key_values=cache, use_cache=True, **source.inputs())
-        cache, probabilities = output.past_key_values, _exact(output.logits[:, -1]).softmax(-1)
+        output = model(decoder_input_ids=words, cache=cache, use_cache=True, **source.inputs())
+        cache, probabilities = output.cache, _exact(output.logits[:, -1]).softmax(-1)
         if position == 0:
             words = torch.multinomial(probabilities, samples, replacement=True).view(-1, 1)
             rows = active // samples

@@ -61,7 +61,7 @@ class TrainingState:
         self, model: Any, arguments: TrainingArguments, accelerator: Accelerator, objective: Any = None
     ) -> None:
         if arguments.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         model.to(accelerator.device)
         model.train()
         self.model, self.arguments, self.accelerator = model, arguments, accelerator

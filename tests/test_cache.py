@@ -31,14 +31,14 @@ def read(kind: str, tokens: int = 4, *, record: bool = False) -> tuple[Any, RnnS
     if record:
         cache.activate_past_recording()
     sources = {"input_ids": pad(SOURCES), "attention_mask": mask(SOURCES)}
-    model(**sources, decoder_input_ids=PREFIX[:, :tokens], past_key_values=cache, use_cache=True)
+    model(**sources, decoder_input_ids=PREFIX[:, :tokens], cache=cache, use_cache=True)
     return model, cache
 
 
 def next_logits(model: Any, cache: RnnSeq2SeqCache) -> Tensor:
     """After one more word, the same in every row."""
     word = torch.full((cache.batch_size, 1), 6)
-    return model(decoder_input_ids=word, past_key_values=cache, use_cache=True).logits[:, 0]
+    return model(decoder_input_ids=word, cache=cache, use_cache=True).logits[:, 0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,16 +94,16 @@ def test_crop_takes_words_back_exactly(kind: str) -> None:
             for tensor, wanted in zip(cache.states, read(kind, 4 - dropped)[1].states, strict=True):
                 torch.testing.assert_close(tensor, wanted)
         if dropped:
-            model(decoder_input_ids=PREFIX[:, 4 - dropped :], past_key_values=cache, use_cache=True)
+            model(decoder_input_ids=PREFIX[:, 4 - dropped :], cache=cache, use_cache=True)
         torch.testing.assert_close(next_logits(model, cache), next_logits(*read(kind)))
 
 
-def test_crop_keeps_a_length_where_transformers_asks_so() -> None:
+def test_crop_takes_tokens_back_and_keeps_no_given_length() -> None:
     model, cache = read("lstm, 2 layers, fed", record=True)
-    cache.crop(9)
+    with pytest.raises(ValueError, match=r"crop\(3\): must be 0 or negative; -2 removes the last two tokens"):
+        cache.crop(3)
     assert cache.get_seq_length() == 4
-    cache.crop(3)
-    torch.testing.assert_close(next_logits(model, cache), next_logits(*read("lstm, 2 layers, fed", 3)))
+    torch.testing.assert_close(next_logits(model, cache), next_logits(*read("lstm, 2 layers, fed")))
 
 
 def test_what_was_not_recorded_cannot_be_taken_back() -> None:
@@ -117,7 +117,7 @@ def test_what_was_not_recorded_cannot_be_taken_back() -> None:
 def test_recording_from_the_middle() -> None:
     model, cache = read("gru, not fed", 2)
     cache.activate_past_recording()
-    model(decoder_input_ids=PREFIX[:, 2:], past_key_values=cache, use_cache=True)
+    model(decoder_input_ids=PREFIX[:, 2:], cache=cache, use_cache=True)
     cache.crop(-2)
     torch.testing.assert_close(next_logits(model, cache), next_logits(*read("gru, not fed", 2)))
     cache.crop(-1)
@@ -134,7 +134,7 @@ def test_word_by_word_equals_all_at_once(kind: str, record: bool) -> None:
         cache.activate_past_recording()
     for step in PREFIX.split([1, 2, 1], 1):
         sources = {} if cache.is_initialized else {"input_ids": pad(SOURCES), "attention_mask": mask(SOURCES)}
-        logits.append(model(**sources, decoder_input_ids=step, past_key_values=cache, use_cache=True).logits)
+        logits.append(model(**sources, decoder_input_ids=step, cache=cache, use_cache=True).logits)
     at_once = model(input_ids=pad(SOURCES), attention_mask=mask(SOURCES), decoder_input_ids=PREFIX)
     torch.testing.assert_close(torch.cat(logits, 1), at_once.logits)
     for tensor, wanted in zip(cache.states, whole.states, strict=True):
@@ -146,19 +146,25 @@ def test_reset_forgets_the_source() -> None:
     cache.reset()
     assert (cache.states, cache.get_seq_length()) == ((), 0)
     other = pad([row[::-1] for row in SOURCES])
-    told = model(input_ids=other, decoder_input_ids=PREFIX, past_key_values=cache)
+    told = model(input_ids=other, decoder_input_ids=PREFIX, cache=cache)
     torch.testing.assert_close(told.logits, model(input_ids=other, decoder_input_ids=PREFIX).logits)
 
 
 def test_a_cache_of_another_kind_is_refused() -> None:
     model, _ = read("lstm, 2 layers, fed")
-    with pytest.raises(ValueError, match="past_key_values of type DynamicCache: must be an RnnSeq2SeqCache or None"):
-        model(input_ids=pad(SOURCES), decoder_input_ids=PREFIX, past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match="cache of type DynamicCache: must be an RnnSeq2SeqCache or None"):
+        model(input_ids=pad(SOURCES), decoder_input_ids=PREFIX, cache=DynamicCache())
+
+
+def test_a_cache_under_its_old_name_is_refused() -> None:
+    model, cache = read("lstm, 2 layers, fed")
+    with pytest.raises(ValueError, match="past_key_values: the argument is called cache"):
+        model(decoder_input_ids=PREFIX, past_key_values=cache)
 
 
 def test_a_pass_without_cache_returns_none_and_leaves_a_given_one_readable() -> None:
     model, cache = read("lstm, 2 layers, fed")
     told = model(input_ids=pad(SOURCES), decoder_input_ids=PREFIX, use_cache=False)
-    assert told.past_key_values is None
-    assert model(input_ids=pad(SOURCES), decoder_input_ids=PREFIX).past_key_values.get_seq_length() == 4
+    assert told.cache is None
+    assert model(input_ids=pad(SOURCES), decoder_input_ids=PREFIX).cache.get_seq_length() == 4
     assert cache.to("meta").states[0].device.type == "meta"

@@ -391,7 +391,7 @@ def test_names_that_transformers_reads() -> None:
     config = RnnSeq2SeqConfig(encoder_layers=3)
     assert config.num_hidden_layers == 3
     assert config.is_encoder_decoder
-    assert config.keys_to_ignore_at_inference == ["past_key_values"]
+    assert config.keys_to_ignore_at_inference == ["cache"]
 
 
 def test_an_unknown_preset_is_refused() -> None:

@@ -52,8 +52,8 @@ def test_a_padded_position_holds_the_state(kind: str) -> None:
             torch.testing.assert_close(told.cross_attentions[0][row][:, real], whole.cross_attentions[0][row])
         for here, there in zip(told.decoder_hidden_states, whole.decoder_hidden_states, strict=True):
             torch.testing.assert_close(here[row, real], there[row])
-    torch.testing.assert_close(told.past_key_values.states, whole.past_key_values.states)
-    assert torch.equal(told.past_key_values.state.position, torch.full((3,), 4))
+    torch.testing.assert_close(told.cache.states, whole.cache.states)
+    assert torch.equal(told.cache.state.position, torch.full((3,), 4))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,7 +74,7 @@ def test_hidden_states_are_the_word_vectors_and_each_layer(kind: str) -> None:
     torch.testing.assert_close(vectors, model.get_decoder().embed_tokens(pad(decoder_inputs())))
     assert [tuple(states.shape) for states in layers] == [(3, 5, 4)] * model.config.decoder_layers
     for number, states in enumerate(layers):
-        torch.testing.assert_close(states[:, -1], told.past_key_values.state.layers[number][0])
+        torch.testing.assert_close(states[:, -1], told.cache.state.layers[number][0])
 
 
 PATHS = {

@@ -71,7 +71,7 @@ def words(row: Tensor) -> list[int]:
 def next_word_scores(model: Model, source: list[int], target: list[int]) -> Tensor:
     """Log-probabilities (vocab,) of the word after `target`, by a pass over the whole target without a cache."""
     told = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target]), use_cache=False)
-    assert told.past_key_values is None
+    assert told.cache is None
     return told.logits[0, -1].log_softmax(-1)
 
 
@@ -104,7 +104,7 @@ def test_cached_equals_uncached(model: Model, search: dict[str, Any]) -> None:
         kept = {"return_dict_in_generate": True, "output_scores": True, "use_cache": use_cache}
         told.append(model.generate(**sources(), **search, **kept))
     cached, uncached = told
-    assert (cached.past_key_values is None, uncached.past_key_values is None) == (False, True)
+    assert (cached.cache is None, uncached.cache is None) == (False, True)
     assert torch.equal(cached.sequences, uncached.sequences)
     torch.testing.assert_close(cached.scores, uncached.scores)
     returned = search.get("num_return_sequences", 1) * len(SOURCES)
@@ -255,7 +255,7 @@ def test_assisted_decoding_equals_greedy(model: Model, row: list[int]) -> None:
     for help_ in ({"assistant_model": assistant}, {"assistant_model": model}, {"prompt_lookup_num_tokens": 3}):
         found = model.generate(**sources([row]), max_new_tokens=20, **help_)
         # transformers 5.8 may say one word more than `max_new_tokens` when the prompt is looked up.
-        assert torch.equal(found[:, : wanted.shape[1]], wanted) and found.shape[1] <= max(wanted.shape[1], 22)
+        assert torch.equal(found[:, : wanted.shape[1]], wanted) and found.shape[1] <= wanted.shape[1]
 
 
 def test_assisted_sampling_and_prompts(plain: Model) -> None:
@@ -270,11 +270,11 @@ def test_assisted_sampling_and_prompts(plain: Model) -> None:
 def test_continuation_from_a_returned_cache(model: Model) -> None:
     whole = model.generate(**sources(), max_new_tokens=8, min_new_tokens=8)
     first = model.generate(**sources(), max_new_tokens=3, min_new_tokens=3, return_dict_in_generate=True)
-    assert first.past_key_values.get_seq_length() == 3
+    assert first.cache.get_seq_length() == 3
     second = model.generate(
         **sources(),
         decoder_input_ids=first.sequences,
-        past_key_values=first.past_key_values,
+        cache=first.cache,
         max_new_tokens=5,
         min_new_tokens=5,
     )

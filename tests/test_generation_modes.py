@@ -276,7 +276,7 @@ def test_an_assistant_with_another_target_vocabulary_helps(speaker: tuple[Any, A
 @pytest.mark.parametrize("implementation", ["static", "dynamic", "offloaded", "quantized"])
 def test_other_caches_are_not_taken(plain: Any, implementation: str) -> None:
     told = plain.generate(**sources(), cache_implementation=implementation, return_dict_in_generate=True)
-    assert type(told.past_key_values).__name__ == "RnnSeq2SeqCache"
+    assert type(told.cache).__name__ == "RnnSeq2SeqCache"
     assert torch.equal(told.sequences, plain.generate(**sources()))
 
 

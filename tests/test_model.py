@@ -70,7 +70,7 @@ def test_model_equals_the_equations(case: str) -> None:
 
 def final_states(told: Seq2SeqLMOutput) -> list[Tensor]:
     """Every tensor of the decoder's last state."""
-    state = told.past_key_values.state
+    state = told.cache.state
     return [tensor for layer in state.layers for tensor in layer] + [state.feed] * (state.feed is not None)
 
 
@@ -144,7 +144,7 @@ def test_loss(smoothing: float) -> None:
 def test_logits_of_every_position_of_some_and_of_none() -> None:
     model = tiny_model()
     whole = model(**batch())
-    assert whole.logits.shape == (3, 5, 11) and whole.past_key_values is None
+    assert whole.logits.shape == (3, 5, 11) and whole.cache is None
     assert torch.equal(model(**batch(), logits_to_keep=2).logits, whole.logits[:, -2:])
     skipped = model(**batch(), skip_logits=True)
     assert skipped.logits is None and torch.equal(skipped.loss, whole.loss)
@@ -232,8 +232,7 @@ def test_target_word_vectors_in_place_of_words() -> None:
 def test_gradient_checkpointing_changes_nothing() -> None:
     model = tiny_model(encoder_layers=2, decoder_layers=2).train()
     plain = gradients(model, model(**batch()).loss)
-    # Named anew in transformers 5.2x.
-    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    model.activation_checkpointing_enable()
     runs = []
     model.get_encoder().layers[1].forward_layer.register_forward_hook(lambda *_: runs.append(1))
     torch.testing.assert_close(gradients(model, model(**batch()).loss), plain)

@@ -198,10 +198,10 @@ def test_word_by_word_equals_the_sentence(model: Model, rows: Pairs) -> None:
     whole = model(**given_, output_attentions=True)
     words = given_.pop("decoder_input_ids")
     for step in words.split(1, 1):
-        logits.append(model(**given_, decoder_input_ids=step, past_key_values=cache, use_cache=True).logits)
+        logits.append(model(**given_, decoder_input_ids=step, cache=cache, use_cache=True).logits)
         given_ = {}
     torch.testing.assert_close(torch.cat(logits, 1), whole.logits)
-    torch.testing.assert_close(cache.states, whole.past_key_values.states)
+    torch.testing.assert_close(cache.states, whole.cache.states)
 
 
 @quickly
@@ -242,9 +242,7 @@ def test_padding_of_the_target_holds_the_state(model: Model, rows: Pairs) -> Non
     for number, row in enumerate(rows):
         alone = model(**inputs([row]))
         torch.testing.assert_close(told.logits[number, -len(row[1]) :], alone.logits[0])
-        for here, there in zip(
-            told.past_key_values.state.tensors(), alone.past_key_values.state.tensors(), strict=True
-        ):
+        for here, there in zip(told.cache.state.tensors(), alone.cache.state.tensors(), strict=True):
             # Coverage has a place for each source word, padding included.
             real = tuple(slice(width) for width in there[0].shape)
             torch.testing.assert_close(here[number][real], there[0])

@@ -1,8 +1,10 @@
 """A checkpoint loads with `trust_remote_code=True` where this package is not installed, and gives identical logits."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_rnn_seq2seq.model.library_check import LOWEST_TRANSFORMERS
 from tests.models import batch, decoder_inputs, mask, pad, tiny_model
 
 # Programs for a process that sees the site packages and the checkpoint, but not this package.
@@ -53,6 +56,18 @@ with torch.no_grad():
 assert "hf_rnn_seq2seq" not in sys.modules
 """
 
+OLD = """
+import transformers
+transformers.__version__ = "5.23.9"
+try:
+    LOAD
+except ImportError as error:
+    print(error)
+"""
+
+TOO_OLD = "transformers 5.23.9: hf_rnn_seq2seq needs 5.24 or newer; pip install 'transformers>=5.24'\n"
+ROOT = Path(__file__).resolve().parent.parent
+
 KINDS: dict[str, dict[str, Any]] = {
     "two vocabularies": {
         "attention_type": "additive",
@@ -78,8 +93,7 @@ def run_elsewhere(program: str, model: PreTrainedModel, given: dict[str, Tensor]
     save_file(given, folder / "given.safetensors")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_", "TRANSFORMERS"))}
     kept |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    root = str(Path(__file__).resolve().parent.parent)
-    command = [sys.executable, "-P", "-c", HIDE + program, str(folder / "checkpoint"), str(folder), root]
+    command = [sys.executable, "-P", "-c", HIDE + program, str(folder / "checkpoint"), str(folder), str(ROOT)]
     ended = subprocess.run(command, env=kept, cwd=folder, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     return load_file(folder / "told.safetensors"), ended.stdout
@@ -107,3 +121,20 @@ def test_the_base_model_by_itself(tmp_path: Path) -> None:
     told, _ = run_elsewhere(BASE, model, given, tmp_path)
     with torch.no_grad():
         assert torch.equal(told["readout"], model(**given).last_hidden_state)
+
+
+@pytest.mark.parametrize("kind", ["AutoConfig", "AutoModel", "AutoModelForSeq2SeqLM"])
+def test_code_of_a_checkpoint_names_the_transformers_it_needs(kind: str, tmp_path: Path) -> None:
+    load = OLD.replace("LOAD", f"transformers.{kind}.from_pretrained(folder, trust_remote_code=True)")
+    given = {"input_ids": batch()["input_ids"]}
+    _, printed = run_elsewhere(load + "save_file(given, out + '/told.safetensors')", tiny_model(), given, tmp_path)
+    assert printed == TOO_OLD
+
+
+def test_an_import_of_the_package_names_the_transformers_it_needs() -> None:
+    program = OLD.replace("LOAD", "import hf_rnn_seq2seq")
+    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout == TOO_OLD
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (needed,) = [line for line in project["dependencies"] if line.startswith("transformers")]
+    assert re.fullmatch(r"transformers>=([\d.]+),<\d+", needed)[1] == LOWEST_TRANSFORMERS

@@ -1,4 +1,8 @@
-"""A checkpoint gives back what was saved: ties, types, devices, sizes; and new parameters start as they should."""
+"""A checkpoint gives back what was saved: ties, types, devices, sizes; and new parameters start as they should.
+
+`fixtures/checkpoint_0_1_0` was trained by scripts/train.py of version 0.1.0 with transformers 5.23; `expected.json` is
+what they said.
+"""
 
 import json
 import re
@@ -9,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoModelForSeq2SeqLM
+from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration, RnnSeq2SeqModel
@@ -275,3 +279,19 @@ def test_input_embeddings_can_be_replaced() -> None:
     head = torch.nn.Linear(4, 11)
     model.set_output_embeddings(head)
     assert model.get_output_embeddings() is head
+
+
+def test_a_checkpoint_of_version_0_1_0_translates_as_it_did() -> None:
+    folder = Path(__file__).parent / "fixtures" / "checkpoint_0_1_0"
+    expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    sources = tokenizer(expected["sources"], return_tensors="pt", padding=True)
+    assert sources["input_ids"].tolist() == expected["input_ids"]
+    written = model.generate(**sources, max_new_tokens=12)
+    assert written.tolist() == expected["greedy"]
+    assert model.search(**sources, max_new_tokens=12).tolist() == expected["greedy"]
+    assert model.generate(**sources, max_new_tokens=12, num_beams=3).tolist() == expected["beams"]
+    assert tokenizer.batch_decode(written, skip_special_tokens=True) == expected["translations"]
+    with torch.no_grad():
+        scores = model(**sources, labels=torch.tensor(expected["labels"])).logits
+    torch.testing.assert_close(scores[1, 2], torch.tensor(expected["logits"]), atol=2e-5, rtol=1e-5)

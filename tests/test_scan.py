@@ -186,13 +186,12 @@ def test_a_second_backward_pass_gives_the_same() -> None:
 
 @pytest.mark.parametrize("options", [{}, BEFORE | {"attention_type": "additive"}], ids=["after", "before"])
 def test_gradient_checkpointing_changes_nothing(options: dict[str, Any]) -> None:
-    """Of the encoder's layers, as `gradient_checkpointing_enable` does it, and around the whole model."""
+    """Of the encoder's layers, as `activation_checkpointing_enable` does it, and around the whole model."""
 
     def gradients(enabled: bool, whole: bool) -> dict[str, Tensor]:
         model = tiny_model(**options, encoder_layers=2, decoder_recurrence="scan").train()
         if enabled:
-            # Named anew in transformers 5.2x.
-            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+            model.activation_checkpointing_enable()
         given = batch()
         loss = checkpoint(lambda: model(**given).loss, use_reentrant=False) if whole else model(**given).loss
         loss.backward()

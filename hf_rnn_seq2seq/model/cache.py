@@ -37,7 +37,7 @@ class DecoderState(NamedTuple):
 
 
 class RnnSeq2SeqCache(Cache):
-    """The decoder's state and its view of the source, as `generate()` carries them in `past_key_values`.
+    """The decoder's state and its view of the source, as `generate()` carries them from step to step.
 
     Unlike a Transformer's cache it does not grow with the target. For assisted decoding it can record a snapshot per
     token, so that rejected tokens are taken back exactly; memory then grows by one decoder state per token.
@@ -109,12 +109,14 @@ class RnnSeq2SeqCache(Cache):
         self._recording = True
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Takes tokens back: n <= 0 drops -n of them; n > 0 keeps the first n (transformers before 5.20).
+        """Takes the last tokens back: -2 removes two of them.
 
         Raises:
-            ValueError: the state wanted was not recorded.
+            ValueError: the number is positive, or the state wanted was not recorded.
         """
-        drop = -tokens_to_remove if tokens_to_remove <= 0 else max(0, self.length - tokens_to_remove)
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop({tokens_to_remove}): must be 0 or negative; -2 removes the last two tokens")
+        drop = -tokens_to_remove
         if drop:
             if drop > len(self._snapshots):
                 raise ValueError(

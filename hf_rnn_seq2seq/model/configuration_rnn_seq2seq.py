@@ -3,6 +3,8 @@
 import difflib
 from typing import Any, Literal
 
+from .library_check import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
+
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 
@@ -140,7 +142,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     """
 
     model_type = "rnn_seq2seq"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache"]
     attribute_map = {"num_hidden_layers": "encoder_layers"}
 
     vocab_size: int = 8000

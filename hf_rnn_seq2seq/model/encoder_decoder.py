@@ -57,7 +57,7 @@ class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: RnnSeq2SeqCache | None = None,
+        cache: RnnSeq2SeqCache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
@@ -75,7 +75,7 @@ class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
                 moved right by one, as denoising models do; needs vocabularies of one size.
             decoder_attention_mask: (batch, >= target), zero where a target position is padding; the last columns count.
             encoder_outputs: what `get_encoder()` returned, any ModelOutput or tuple of states (batch, source, states).
-            past_key_values: the decoder's state from the positions before.
+            cache: the decoder's state from the positions before.
             use_cache: return the state after the last position.
             output_attentions: return the attention weights, (batch, heads, target, source).
             output_hidden_states: return word vectors and each layer's states.
@@ -85,18 +85,19 @@ class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
             one attention of the model, and is None with another context.
 
         Raises:
-            ValueError: inputs are missing, doubled, of other shapes, or a cache of another class is given.
+            ValueError: inputs are missing, doubled, of other shapes, or a cache of another class or name is given.
         """
         config = self.config
         use_cache = config.use_cache if use_cache is None else use_cache
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.return_dict if return_dict is None else return_dict
-        if past_key_values is not None and not hasattr(past_key_values, "advance"):
-            raise ValueError(
-                f"past_key_values of type {type(past_key_values).__name__}: must be an RnnSeq2SeqCache or None"
-            )
-        cache = past_key_values if past_key_values is not None else RnnSeq2SeqCache()
+        if "past_key_values" in kwargs:
+            # Swallowed with the other keywords, it would be read as "no cache" without a word.
+            raise ValueError("past_key_values: the argument is called cache, as everywhere in transformers 5.24")
+        if cache is not None and not hasattr(cache, "advance"):
+            raise ValueError(f"cache of type {type(cache).__name__}: must be an RnnSeq2SeqCache or None")
+        cache = RnnSeq2SeqCache() if cache is None else cache
         source = encoder_outputs
         if source is None and (input_ids is not None or inputs_embeds is not None or not cache.is_initialized):
             source = self.encoder(input_ids, attention_mask, inputs_embeds, output_hidden_states)
@@ -112,7 +113,7 @@ class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
         attentions = output_attentions and trace.weights is not None
         output = RnnSeq2SeqModelOutput(
             last_hidden_state=trace.readout,
-            past_key_values=cache if use_cache else None,
+            cache=cache if use_cache else None,
             decoder_hidden_states=trace.hidden_states if output_hidden_states else None,
             cross_attentions=(trace.weights,) if attentions else None,
             encoder_last_hidden_state=None if source is None else source.last_hidden_state,

@@ -98,7 +98,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: RnnSeq2SeqCache | None = None,
+        cache: RnnSeq2SeqCache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -161,7 +161,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
@@ -188,7 +188,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         output = RnnSeq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             decoder_hidden_states=outputs.decoder_hidden_states,
             cross_attentions=outputs.cross_attentions if shows_attentions else None,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
@@ -228,12 +228,12 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         """Puts an `RnnSeq2SeqCache` in place before the first step, unless the caller gave one or wants none."""
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = RnnSeq2SeqCache()
-            # From 5.20 on transformers activates the recording of the assisted model itself, after its prompt.
-            assisted = "assisted_generation" in (*args, *kwargs.values())
-            if assisted or generation_config.is_assistant:
-                model_kwargs["past_key_values"].activate_past_recording()
+        if model_kwargs.get("cache") is None and generation_config.use_cache is not False:
+            model_kwargs["cache"] = RnnSeq2SeqCache()
+            # What an assistant proposes is taken back where it was wrong. The assisted model's cache records as well:
+            # the decoding itself sees to that.
+            if generation_config.is_assistant:
+                model_kwargs["cache"].activate_past_recording()
 
     def _expand_inputs_for_generation(self, *args: object, **kwargs: object) -> tuple[Tensor, dict[str, object]]:
         """Repeats rows for beams, in a copy of the encoder's output: transformers writes into the caller's own."""
@@ -245,15 +245,15 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
-        past_key_values: RnnSeq2SeqCache | None = None,
+        cache: RnnSeq2SeqCache | None = None,
         **kwargs: object,
     ) -> dict[str, object]:
         """The target words that the cache has not read yet, and everything else as it is."""
-        read = 0 if past_key_values is None else past_key_values.get_seq_length()
+        read = 0 if cache is None else cache.get_seq_length()
         inputs = {key: value for key, value in kwargs.items() if key not in ("is_first_iteration", "labels")}
         if inputs.get("encoder_outputs") is not None:
             inputs.pop("inputs_embeds", None)
-        return {"decoder_input_ids": input_ids[:, read:], "past_key_values": past_key_values, **inputs}
+        return {"decoder_input_ids": input_ids[:, read:], "cache": cache, **inputs}
 
 
 __all__ = ["RnnSeq2SeqForConditionalGeneration", "RnnSeq2SeqModel", "RnnSeq2SeqPreTrainedModel"]

@@ -102,11 +102,11 @@ def mix_inputs(model, inputs: Tensor, truth: Tensor, mask: Tensor | None, encode
                 decoder_input_ids=mixed[:, time : time + 1],
                 decoder_attention_mask=None if mask is None else mask[:, -inputs.shape[1] :][:, time : time + 1],
                 encoder_outputs=encoder_outputs if cache is None else None,
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
                 return_dict=True,
             )
-            cache = output.past_key_values
+            cache = output.cache
             logits = model.score_words(output.last_hidden_state, output.copying)[:, 0]
             chosen = _choose(logits, model.config.scheduled_sampling_words)
             mixed[:, time + 1] = torch.where(wanted[:, time + 1], chosen, mixed[:, time + 1])

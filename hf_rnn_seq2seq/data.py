@@ -29,6 +29,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+EMPTY = ("empty_source", "empty_target")
 CLDR_ROWS = {"train": 20_000, "validation": 1_000, "test": 1_000}
 CLDR_SHARD = 50_000
 
@@ -44,8 +45,8 @@ class Corpus:
             (row number within its split).
         skipped: split -> reason -> number of rows that could not be used and were left out (empty_source, empty_target,
             wrong_field_count, not_text). Not known beforehand, hence empty, when streaming.
-        description: name, config, source_lang, target_lang, licence, rows (of each split), fingerprint (content hash),
-            streaming.
+        description: name, config, source_lang, target_lang, licence, lines (of each split, as they were found), rows
+            (of each split, as they are used), fingerprint (content hash), streaming.
     """
 
     splits: DatasetDict | IterableDatasetDict
@@ -72,6 +73,7 @@ def load_corpus(
     seed: int = 0,
     streaming: bool = False,
     splits: Sequence[str] = SPLITS,
+    keep_empty: Sequence[str] = ("validation", "test"),
 ) -> Corpus:
     """Loads a corpus by name or from files.
 
@@ -90,9 +92,12 @@ def load_corpus(
         seed: draws the train rows of `cldr`; its validation and test rows are the same for every seed.
         streaming: read rows as they are needed instead of writing the cache first.
         splits: which splits to load.
+        keep_empty: splits whose rows may have an empty side. What is scored counts every row; nothing is learnt from an
+            empty one.
 
     Raises:
-        DataError: an unknown name, file, column or locale; a file that is empty, damaged, not UTF-8 or not parallel.
+        DataError: an unknown name, file, column or locale; a file that is empty, damaged, not UTF-8 or not parallel; a
+            split of which no row has text on one side.
     """
     limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_predict_samples}
     for option, limit in zip(("max_train_samples", "max_eval_samples", "max_predict_samples"), limits.values()):  # noqa: B905
@@ -123,8 +128,9 @@ def load_corpus(
         found, facts = _load_named(dataset_name, dataset_config_name, columns, alignment_column, streaming, splits)
     kept, skipped = {}, {}
     for split, rows in found.items():
-        kept[split], skipped[split] = _usable(rows, split, limits[split])
+        kept[split], skipped[split] = _usable(rows, split, limits[split], EMPTY if split in keep_empty else ())
     description |= facts
+    description["lines"] = None if streaming else {split: len(rows) for split, rows in found.items()}
     description["rows"] = None if streaming else {split: len(rows) for split, rows in kept.items()}
     description["streaming"] = streaming
     return Corpus((IterableDatasetDict if streaming else DatasetDict)(kept), skipped, description)
@@ -316,23 +322,39 @@ def _pair(row: dict[str, Any], number: int, columns: Columns, alignment: str | N
     return {"source": source, "target": target, "problem": problem, "id": number, **more}
 
 
-def _usable(rows: AnyDataset, split: str, limit: int | None) -> tuple[AnyDataset, dict[str, int]]:
-    """Leaves out the rows that have a problem and counts them; ids then number what is left."""
+def _usable(
+    rows: AnyDataset, split: str, limit: int | None, allowed: Sequence[str]
+) -> tuple[AnyDataset, dict[str, int]]:
+    """Leaves out the rows whose problem is not allowed and counts them; ids then number what is left."""
     skipped: dict[str, int] = {}
+    sound = {"function": _sound, "input_columns": "problem", "fn_kwargs": {"allowed": list(allowed)}}
     if isinstance(rows, IterableDataset):
         if "problem" in (rows.features or {}):
-            rows = rows.filter(_sound, input_columns="problem").remove_columns("problem")
+            rows = rows.filter(**sound).remove_columns("problem")
         return rows.take(limit) if limit is not None else rows, skipped
     if "problem" in rows.column_names:
         problems = rows.with_format("arrow")["problem"]
         counts = Counter(p for chunk in _arrow_batches(problems) for p in chunk if p is not None)
-        skipped = dict(sorted(counts.items()))
-        if sum(counts.values()) == len(rows):
+        skipped = {problem: count for problem, count in sorted(counts.items()) if problem not in allowed}
+        if sum(skipped.values()) == len(rows):
             raise DataError(f"{split}: no usable row among {len(rows)} ({listed(skipped)})")
         if skipped:
-            rows = rows.filter(_sound, input_columns="problem").map(_numbered, with_indices=True)
+            rows = rows.filter(**sound).map(_numbered, with_indices=True)
         rows = rows.remove_columns("problem")
+        if allowed and counts:
+            _require_text(rows, split)
     return rows.select(range(min(limit, len(rows)))) if limit is not None else rows, skipped
+
+
+def _require_text(rows: Dataset, split: str) -> None:
+    """Raises DataError where no row has text on one of its sides: nothing could be translated, or scored."""
+    for side in ("source", "target"):
+        column = rows.with_format("arrow")[side]
+        if not any(text and text.strip() for chunk in _arrow_batches(column) for text in chunk):
+            raise DataError(
+                f"{split}: the {side} of all {len(rows)} rows is empty; there is nothing to score. Name the right "
+                f"columns or files"
+            )
 
 
 def _arrow_batches(column: Any, size: int = 10_000) -> Iterator[list[str | None]]:
@@ -340,8 +362,8 @@ def _arrow_batches(column: Any, size: int = 10_000) -> Iterator[list[str | None]
         yield column[start : start + size].to_pylist()
 
 
-def _sound(problem: str | None) -> bool:
-    return problem is None
+def _sound(problem: str | None, allowed: Sequence[str]) -> bool:
+    return problem is None or problem in allowed
 
 
 def _numbered(_: dict[str, Any], number: int) -> dict[str, int]:

@@ -11,7 +11,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hf_rnn_seq2seq.alignment import SPECIAL, AttentionError, source_pieces, stands_alone, word_groups
-from hf_rnn_seq2seq.evaluation import EvaluationError, Hypothesis, translate_n_best
+from hf_rnn_seq2seq.evaluation import (
+    Encoded,
+    EvaluationError,
+    Hypothesis,
+    encode_sources,
+    source_problems,
+    translate_n_best,
+)
 from hf_rnn_seq2seq.reporting import TestSet, read_test_set
 from hf_rnn_seq2seq.run_directory import load_checkpoint
 
@@ -94,7 +101,7 @@ def length_error(translation: str, reference: str) -> str | None:
     """`empty`, `too_short`, `too_long`, or None where the lengths go together."""
     produced, expected = len(split_words(translation)), len(split_words(reference))
     if not translation.strip():
-        return "empty"
+        return "empty" if reference.strip() else None
     # A word more or less is no length error of a sentence of two.
     if produced < LENGTH_RATIO[0] * expected and expected - produced > 1:
         return "too_short"
@@ -166,7 +173,9 @@ def _attention_facts(source: str, hypothesis: Hypothesis, tokenizer: Any) -> dic
     return {"entropy": attention_entropy(weights), "coverage": coverage, "unread": tuple(unread)}
 
 
-def translate_with_attention(model: Any, tokenizer: Any, sources: Sequence[str], **options: Any) -> list[Hypothesis]:
+def translate_with_attention(
+    model: Any, tokenizer: Any, sources: Sequence[str] | Encoded, **options: Any
+) -> list[Hypothesis]:
     """The best hypothesis of each source, with attention where the model has any; `options` as `translate_n_best`."""
     if getattr(model.config, "context", "attention") == "attention":
         try:
@@ -186,6 +195,11 @@ class AnalysedSystem:
     reports: list[SentenceReport]
     tokenizer: Any
     num_beams: int
+    encoded: Encoded = field(default_factory=lambda: Encoded([], [], []))  # the sources as the model read them
+
+    def notes(self) -> list[str]:
+        """Sources that the model could not read whole."""
+        return source_problems(self.encoded.counts())
 
 
 def short_names(directories: Sequence[str]) -> list[str]:
@@ -217,11 +231,12 @@ def analyse_systems(
             raise EvaluationError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
         test_set = own
         model, tokenizer = load_checkpoint(directory, device=device, dtype=dtype, attention=True)
-        hypotheses = translate_with_attention(model, tokenizer, own.sources, **options)
+        encoded = encode_sources(tokenizer, own.sources)
+        hypotheses = translate_with_attention(model, tokenizer, encoded, **options)
         name += " (again)" * [system.directory for system in systems].count(directory)
         reports = analyse(own.sources, own.references, hypotheses, tokenizer)
         beams = options.get("num_beams") or model.generation_config.num_beams or 1
-        systems.append(AnalysedSystem(name, directory, hypotheses, reports, tokenizer, beams))
+        systems.append(AnalysedSystem(name, directory, hypotheses, reports, tokenizer, beams, encoded))
     if test_set is None:
         raise EvaluationError("no model was named")
     return test_set, systems

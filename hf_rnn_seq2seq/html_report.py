@@ -21,7 +21,7 @@ from hf_rnn_seq2seq.alignment import SPECIAL, merge_words, source_pieces, target
 from hf_rnn_seq2seq.comparison import score_by_length
 from hf_rnn_seq2seq.error_analysis import ERRORS, AnalysedSystem, summary_table
 from hf_rnn_seq2seq.evaluation import EvaluationError, score
-from hf_rnn_seq2seq.reporting import TestSet, default_metrics
+from hf_rnn_seq2seq.reporting import TestSet, default_metrics, notes
 
 _NAMES = {"bleu": "BLEU", "chrf": "chrF", "char_bleu": "BLEU over characters"}
 
@@ -125,7 +125,8 @@ def _about(test_set: TestSet, systems: Sequence[AnalysedSystem]) -> str:
         if test_set.description.get(key):
             facts.append(f"{test_set.description[key]}")
     beams = sorted({system.num_beams for system in systems})
-    return ", ".join(facts) + "; " + " and ".join("greedy" if beam == 1 else f"beam {beam}" for beam in beams)
+    search = " and ".join("greedy" if beam == 1 else f"beam {beam}" for beam in beams)
+    return "; ".join([", ".join(facts), search, *notes(test_set, systems)])
 
 
 def _score_rows(test_set: TestSet, systems: Sequence[AnalysedSystem]) -> tuple[list[list[str]], str]:

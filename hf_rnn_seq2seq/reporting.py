@@ -2,12 +2,13 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_rnn_seq2seq.evaluation import EvaluationError, score, translate
+from hf_rnn_seq2seq.evaluation import EvaluationError, encode_sources, score, source_problems, translate
 from hf_rnn_seq2seq.metrics import LOWER_IS_BETTER
 from hf_rnn_seq2seq.run_directory import data_options
 
@@ -27,6 +28,28 @@ class TestSet:
     split: str
     own: bool
     description: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> rows of the file that are in no figure
+
+    def facts(self) -> dict[str, Any]:
+        """How many lines there are, what is left out of the figures, and how many are scored with an empty side."""
+        lines = (self.description.get("lines") or {}).get(self.split, len(self.sources))
+        return {
+            "test_lines": lines,
+            "left_out": dict(self.left_out),
+            "empty_sources": sum(not text.strip() for text in self.sources),
+            "empty_references": sum(not text.strip() for text in self.references),
+        }
+
+    def notes(self) -> list[str]:
+        """The same in sentences, for the lines that are not plain pairs; none where all are."""
+        facts = self.facts()
+        found = [
+            f"{self.left_out[reason]} of {facts['test_lines']} lines left out: {reason}" for reason in self.left_out
+        ]
+        for side in ("sources", "references"):
+            if count := facts[f"empty_{side}"]:
+                found.append(f"{count} of {len(self.sources)} {side} are empty and scored as they are")
+        return found
 
 
 @dataclass
@@ -40,6 +63,11 @@ class System:
     num_beams: int
     seconds: float
     scores: dict[str, Any] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)  # of `evaluation.Encoded`
+
+    def notes(self) -> list[str]:
+        """What is said beside the scores: sources that the model could not read whole."""
+        return source_problems(self.counts)
 
 
 def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], split: str = "test") -> TestSet:
@@ -62,7 +90,7 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
         options[ROW_LIMITS[split]] = options.pop("max_predict_samples")
     from hf_rnn_seq2seq.data import load_corpus
 
-    corpus = load_corpus(**options, splits=(split,))
+    corpus = load_corpus(**options, splits=(split,), keep_empty=(split,))
     if split not in corpus.splits:
         raise EvaluationError(
             f"{directory}: the data has no {split} split; it has: {', '.join(corpus.splits) or 'none'}"
@@ -71,7 +99,8 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
     if not len(rows):
         raise EvaluationError(f"{directory}: the {split} split has no usable row")
     sources, references = [str(text) for text in rows["source"]], [str(text) for text in rows["target"]]
-    return TestSet(sources, references, split, not given and split == "test", dict(corpus.description))
+    own_split = not given and split == "test"
+    return TestSet(sources, references, split, own_split, dict(corpus.description), corpus.skipped[split])
 
 
 def default_metrics(test_set: TestSet) -> list[str]:
@@ -85,10 +114,11 @@ def translate_test_set(
 ) -> System:
     """Translate every source; `options` go to `translate` (num_beams, batch_size, search, ...)."""
     start = time.perf_counter()
-    hypotheses = translate(model, tokenizer, test_set.sources, **options)
+    encoded = encode_sources(tokenizer, test_set.sources, options.pop("max_source_length", None))
+    hypotheses = translate(model, tokenizer, encoded, **options)
     seconds = time.perf_counter() - start
     beams = options.get("num_beams") or model.generation_config.num_beams or 1
-    return System(name, directory, test_set, hypotheses, beams, seconds)
+    return System(name, directory, test_set, hypotheses, beams, seconds, counts=encoded.counts())
 
 
 def score_system(system: System, metrics: Sequence[str], n_bootstrap: int = 0) -> None:
@@ -119,6 +149,9 @@ def summary_facts(system: System) -> dict[str, Any]:
         "split": system.test_set.split,
         "num_beams": system.num_beams,
         "test_sentences": len(system.hypotheses),
+        **system.test_set.facts(),
+        "truncated_sources": system.counts["truncated"],
+        "unknown_sources": system.counts["unknown"],
         "test_seconds": round(system.seconds, 3),
         "test_sentences_per_second": round(len(system.hypotheses) / max(system.seconds, 1e-9), 1),
         "samples": sample_rows(system),
@@ -138,7 +171,12 @@ def score_table(systems: Sequence[System]) -> str:
             cells.append(f"{system.scores[name]:.2f}" + (f" ± {interval:.2f}" if interval is not None else ""))
         speed = len(system.hypotheses) / max(system.seconds, 1e-9)
         rows.append([*cells, str(system.num_beams), str(len(system.hypotheses)), f"{speed:.1f}"])
-    return aligned(rows)
+    return "\n".join([aligned(rows), *notes(systems[0].test_set, systems)])
+
+
+def notes(test_set: TestSet, systems: Sequence[Any]) -> list[str]:
+    """What is said beside the scores of systems on one test set: lines left out or empty, sources not read whole."""
+    return [*test_set.notes(), *(f"{system.name}: {note}" for system in systems for note in system.notes())]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

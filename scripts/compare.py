@@ -147,6 +147,8 @@ def evaluate(runs: Sequence[Run], directory: Path) -> list[Any]:
         say(f"{run.folder}: translating {len(test_set.sources)} sentences")
         system = reporting.translate_test_set(run.folder, folder, test_set, model, tokenizer, progress=False)
         reporting.score_system(system, reporting.default_metrics(test_set))
+        for note in (*test_set.notes(), *system.notes()):
+            say(f"{run.folder}: {note}")
         update_summary(folder, reporting.summary_facts(system))
         systems.append(system)
     return systems
@@ -154,6 +156,7 @@ def evaluate(runs: Sequence[Run], directory: Path) -> list[Any]:
 
 def write_results(runs: Sequence[Run], finished: Sequence[Run], systems: Sequence[Any], directory: Path) -> str:
     """The table and the two pictures; returns the table."""
+    from hf_rnn_seq2seq import reporting
     from hf_rnn_seq2seq.comparison import score_by_length
     from hf_rnn_seq2seq.plotting import plot_learning_curve, plot_score_by_length
     from hf_rnn_seq2seq.run_directory import read_summary, write_atomically
@@ -171,6 +174,7 @@ def write_results(runs: Sequence[Run], finished: Sequence[Run], systems: Sequenc
         "budget of each run": ", ".join(f"{name} {value}" for name, value in budget.items() if value not in (None, -1)),
         "seeds": ", ".join(map(str, sorted({run.seed for run in runs}))),
         "test": f"{first['test_sentences']} sentences, beam {first['num_beams']}, {first['signature']}",
+        **({"test lines": "; ".join(notes)} if (notes := reporting.notes(systems[0].test_set, systems)) else {}),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {first['threads']} threads, {first['device']}",
         "date": time.strftime("%Y-%m-%d"),
         "command": f"`{shlex.join(['python', 'scripts/compare.py', *sys.argv[1:]])}`",

@@ -53,15 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen, options = command_line.data_options(arguments), command_line.analysis_options(arguments)
     test_set, systems = error_analysis.analyse_systems(arguments.models, chosen, **options)
     print(reporting.aligned(error_analysis.summary_table({system.name: system.reports for system in systems})))
+    for note in reporting.notes(test_set, systems):
+        print(note)
     for system in systems:
         if arguments.worst:
             show(system, test_set, error_analysis.worst(system.reports, arguments.worst, by=arguments.by))
     if arguments.output:
         rows = []
         for system in systems:
+            truncated, unknown = {*system.encoded.truncated}, {*system.encoded.unknown}
             texts = zip(test_set.sources, test_set.references, system.hypotheses, system.reports, strict=True)
             for number, (source, reference, found, report) in enumerate(texts):
                 row = {"system": system.name, "sentence": number, "source": source, "reference": reference}
+                row |= {"truncated": number in truncated, "unknown": number in unknown}
                 rows.append(row | {"translation": found.text} | error_analysis.as_dict(report))
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(arguments.output, text)

@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line.quiet_libraries()
     from hf_rnn_seq2seq.error_analysis import analyse_systems
     from hf_rnn_seq2seq.html_report import render_report
+    from hf_rnn_seq2seq.reporting import notes
     from hf_rnn_seq2seq.run_directory import write_atomically
 
     chosen, options = command_line.data_options(arguments), command_line.analysis_options(arguments)
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = render_report(test_set, systems, title=arguments.title, words=not arguments.tokens)
     write_atomically(arguments.output, page)
     print(f"{arguments.output}: {len(test_set.sources):,} sentences, {len(page.encode()) / 1e6:.1f} MB")
+    for note in notes(test_set, systems):
+        print(note)
     return 0
 
 

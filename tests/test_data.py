@@ -110,6 +110,22 @@ def test_rows_that_cannot_be_used_are_counted_and_reported(tmp_path):
     assert corpus.skipped == {"train": {"empty_target": 1, "not_text": 1}}
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_that_are_scored_may_have_an_empty_side(tmp_path, streaming):
+    path = write(tmp_path / "x.tsv", "source\ttarget\na\tb\n\tc\nd\t \ne\n \t\nf\tg\n")
+    corpus = load_corpus(train_file=path, validation_file=path, test_file=path, streaming=streaming)
+    kept = [(row["source"], row["target"]) for row in corpus.splits["train"]]
+    assert kept == [("a", "b"), ("f", "g")]
+    for split in ("validation", "test"):
+        kept = [(row["source"], row["target"]) for row in corpus.splits[split]]
+        assert kept == [("a", "b"), ("", "c"), ("d", ""), ("", ""), ("f", "g")]
+        assert streaming or corpus.skipped[split] == {"wrong_field_count": 1}
+    for side, rows in (("source", "\tc\n \td\n"), ("target", "c\t\nd\t \n")):
+        path = write(tmp_path / "y.tsv", "source\ttarget\n" + rows)
+        with pytest.raises(DataError, match=f"test: the {side} of all 2 rows is empty; there is nothing to score"):
+            load_corpus(test_file=path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
@@ -207,7 +223,8 @@ def test_a_saved_data_set_is_loaded_by_its_folder(tmp_path):
     corpus = load_corpus(str(tmp_path / "both"), source_lang="fr", target_lang="en", max_eval_samples=2)
     assert pairs_of(corpus.splits["train"]) == PAIRS
     assert pairs_of(corpus.splits["validation"]) == PAIRS[:2]
-    assert corpus.skipped == {"train": {"empty_source": 1}, "validation": {"empty_source": 1}}
+    assert corpus.skipped == {"train": {"empty_source": 1}, "validation": {}}  # what is scored counts every row
+    assert corpus.description["lines"] == {"train": len(PAIRS) + 1, "validation": len(PAIRS) + 1}
     assert corpus.description["name"] == "both"
     columns = {"src": [s for s, _ in PAIRS], "tgt": [t for _, t in PAIRS]}
     datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "one")

@@ -137,6 +137,25 @@ def test_script_prints_tables_and_writes_every_sentence(
         script.main([*models, *data_of(runs), "--output", str(tmp_path / "no" / "x.jsonl")])
 
 
+def test_every_line_is_analysed_and_what_was_cut_is_said(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
+    (tmp_path / "t.tsv").write_text("en\tfr\n2 kg\t2 kg\n\tun\nin an hour\t\n" + "ago " * 90 + "\til y a\n")
+    data = ["--test_file", str(tmp_path / "t.tsv"), "--source_lang", "en", "--target_lang", "fr", "--no_progress"]
+    models = [str(runs / "attention"), str(runs / "plain")]
+    assert importlib.import_module("error_analysis").main([*models, *data, "--output", str(tmp_path / "a.jsonl")]) == 0
+    printed = {"error_analysis": capsys.readouterr().out}
+    assert importlib.import_module("report").main([*models, *data, "--output", str(tmp_path / "r.html")]) == 0
+    printed |= {"report": capsys.readouterr().out, "page": (tmp_path / "r.html").read_text(encoding="utf-8")}
+    for text in printed.values():
+        assert "1 of 4 sources are empty and scored as they are" in text
+        assert "attention: 1 of 4 sources are longer than the limit and were cut" in text
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["truncated"] for row in rows] == [False, False, False, True] * 2
+    assert [row["translation"] for row in rows if not row["source"]] == ["", ""]
+
+
 # ---------------------------------------------------------------- beam tree
 
 

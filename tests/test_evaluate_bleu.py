@@ -58,6 +58,35 @@ def test_evaluate_bleu_names_a_metric_that_cannot_tell(checkpoint: Path, tmp_pat
     assert [line for line in lines if "warning: bleu counts runs of four words, and 3 of 3" in line]
 
 
+def test_every_line_of_the_test_set_is_in_the_figures(checkpoint: Path, tmp_path: Path) -> None:
+    sources, references = [*SOURCES[:2], "", SOURCES[2], " "], [*TARGETS[:2], "un deux", "", ""]
+    for name, lines in (("t.en", sources), ("t.fr", references)):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    rows = [f"{source}\t{reference}" for source, reference in zip(sources, references, strict=True)]
+    (tmp_path / "t.tsv").write_text("\n".join(["en\tfr", *rows, "no tab"]) + "\n")
+    model, tokenizer = load_checkpoint(checkpoint)
+    metrics = ("bleu", "char_bleu", "chrf", "chrf++", "gleu", "ter", "wer", "cer")
+    for files, lines in ((f"{tmp_path / 't.en'},{tmp_path / 't.fr'}", 5), (tmp_path / "t.tsv", 6)):
+        options = ("--source_lang", "en", "--target_lang", "fr", "--json", tmp_path / "all.json")
+        options += ("--max_source_length", 5, "--scores", *metrics)
+        result = run("evaluate_bleu.py", checkpoint, "--test_file", files, *options)
+        (found,) = json.loads((tmp_path / "all.json").read_text())["systems"]
+        cut = evaluation.encode_sources(tokenizer, sources, 5)
+        hypotheses = evaluation.translate(model, tokenizer, cut, progress=False)
+        wanted = evaluation.score(hypotheses, references, metrics)
+        assert hypotheses[2] == hypotheses[4] == ""
+        assert {name: found[name] for name in metrics} == {name: wanted[name] for name in metrics}
+        assert (found["test_sentences"], found["test_lines"]) == (5, lines)
+        assert found["left_out"] == ({} if lines == 5 else {"wrong_field_count": 1})
+        assert (found["empty_sources"], found["empty_references"]) == (2, 2)
+        assert found["truncated_sources"] == len(cut.truncated) > 0
+        printed = result.stdout.decode()
+        assert "2 of 5 sources are empty and scored as they are" in printed
+        assert "2 of 5 references are empty and scored as they are" in printed
+        assert f"{len(cut.truncated)} of 5 sources are longer than the limit and were cut" in printed
+        assert ("1 of 6 lines left out: wrong_field_count" in printed) == (lines == 6)
+
+
 def test_evaluate_bleu_refuses_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("no network")

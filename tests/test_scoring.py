@@ -12,7 +12,7 @@ import pytest
 import torch
 from checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, pipeline
 
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.averaging import AveragingError, average_checkpoints
@@ -235,6 +235,87 @@ def test_the_pipeline_returns_n_best_and_alignments(checkpoint: Path, loaded: tu
                 assert sum(weights) == pytest.approx(1, abs=1e-4) and weights[source] == max(weights)
     with pytest.raises(ValueError, match="input of type int: must be a text"):
         translator([3])
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "n-grams": {"no_repeat_ngram_size": 2},
+    "at least": {"min_new_tokens": 3},
+    "repetition": {"repetition_penalty": 1.3},
+    "bad words": {"bad_words_ids": [[5]]},
+    "beams": {"num_beams": 3, "num_return_sequences": 2, "no_repeat_ngram_size": 2},
+    "config": {"generation_config": GenerationConfig(max_new_tokens=4, suppress_tokens=[7])},
+    "strings": {"stop_strings": ["e"]},
+    "plain": {"return_dict_in_generate": False, "renormalize_logits": True},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_pipeline_takes_the_options_of_generate(mode: str, checkpoint: Path, loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    options = MODES[mode] if mode == "config" else {"max_new_tokens": 8, **MODES[mode]}
+    wanted = {**options, "tokenizer": tokenizer} if mode == "strings" else options
+    translator = pipeline("rnn-translation", model=str(checkpoint))
+    found = translator([*SOURCES[:3], " "], batch_size=2, return_alignments=True, **options)
+    for text, rows in zip(SOURCES[:3], found, strict=False):
+        source = tokenizer([text], return_tensors="pt")
+        sequences = model.generate(**source, **{**wanted, "return_dict_in_generate": False})
+        assert isinstance(rows, list) == (len(sequences) > 1)
+        for row, sequence in zip(rows if isinstance(rows, list) else [rows], sequences, strict=True):
+            assert row["translation_text"] == tokenizer.decode(sequence, skip_special_tokens=True)
+            length = len(row["target_tokens"])
+            ids = sequence[1 : 1 + length]
+            assert length == len(row["attention"]) and (sequence[1 + length :] == tokenizer.pad_token_id).all()
+            loss = model(**source, labels=ids[None]).loss  # the model's own probability, whatever the options forbid
+            assert row["log_probability"] == pytest.approx(-float(loss.detach()) * length, rel=1e-4)
+
+
+def test_the_pipeline_draws_and_a_checkpoints_own_options_count(
+    checkpoint: Path, loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    own = shutil.copytree(checkpoint, tmp_path / "own")
+    config = GenerationConfig.from_pretrained(own)
+    config.update(no_repeat_ngram_size=2, max_new_tokens=6)
+    config.save_pretrained(own)
+    translator = pipeline("rnn-translation", model=str(own))
+    wanted = loaded[0].generate(**loaded[1](SOURCES[0], return_tensors="pt"), no_repeat_ngram_size=2, max_new_tokens=6)
+    assert translator(SOURCES[0])["translation_text"] == loaded[1].decode(wanted[0], skip_special_tokens=True)
+    torch.manual_seed(3)
+    drawn = translator(SOURCES[:2], do_sample=True, num_return_sequences=4)
+    assert [len(rows) for rows in drawn] == [4, 4] and len({row["translation_text"] for row in drawn[0]}) > 1
+    assert translator(SOURCES[0], return_tensors=True)["translation_token_ids"].tolist() == wanted[0, 1:].tolist()
+    with pytest.raises(ValueError, match="typo"):
+        translator(SOURCES[0], typo=1)
+
+
+def test_what_the_pipeline_was_made_with_holds_until_a_call_says_otherwise(checkpoint: Path) -> None:
+    made = {"n_best": 2, "num_beams": 3, "max_new_tokens": 5, "return_alignments": True, "max_source_length": 3}
+    translator = pipeline("rnn-translation", model=str(checkpoint), **made)
+    rows = translator(SOURCES[1])
+    assert len(rows) == 2 and len(rows[0]["source_tokens"]) == 3
+    assert len(translator(SOURCES[1], n_best=1)) == 1
+
+
+def test_the_pipeline_names_what_is_no_text(checkpoint: Path) -> None:
+    translator = pipeline("rnn-translation", model=str(checkpoint))
+    assert translator([]) == [] == translator(())
+    for given, kind in (([["a"]], "list"), (None, "NoneType"), ([b"a"], "bytes"), ({"text": "a"}, "dict")):
+        with pytest.raises(ValueError, match=f"input of type {kind}: must be a text or a list of texts"):
+            translator(given)
+
+
+def test_the_pipeline_tells_which_texts_were_not_read_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = tiny_tokenizer("word")
+    translator = pipeline("rnn-translation", model=tiny_rnn(tokenizer), tokenizer=tokenizer, max_new_tokens=3)
+    texts = ["three", "qqq zzz", "three days ago in an hour", "qqq", " "]
+    translator(texts, max_source_length=4)
+    wanted = [
+        "2 of 5 sources hold nothing but unknown tokens (the first is text 2)",
+        "1 of 5 sources are longer than the limit and were cut (the first is text 3)",
+    ]
+    assert caplog.messages == wanted
+    caplog.clear()
+    assert len(list(translator((text for text in texts), max_source_length=4))) == 5
+    assert caplog.messages == wanted
 
 
 def test_the_pipeline_without_this_package_name_in_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:

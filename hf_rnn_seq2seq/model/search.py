@@ -76,7 +76,7 @@ class SearchMixin:
     def search_covers(self, **options: Any) -> bool:
         """Whether `search` follows these options itself; otherwise it hands them to `generate()`."""
         OwnOptions.take(options)
-        settings = Settings(self.generation_config, None, options)
+        settings = Settings(self.generation_config, options.pop("generation_config", None), options)
         return _not_covered(self, settings, {"input_ids": True, **options}) is None
 
     def _validate_generation_mode(self, generation_mode: Any, generation_config: GenerationConfig, *args: Any) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hf_rnn_seq2seq.run_directory import vocabulary_hash
+
 WEIGHTS = "model.safetensors"
 
 
@@ -54,13 +56,26 @@ def average_weights(directories: Sequence[str | os.PathLike[str]]) -> dict[str, 
     }
 
 
+def _require_one_vocabulary(directories: Sequence[str | os.PathLike[str]]) -> None:
+    """Rows of the mean table must mean one word each; a checkpoint without a tokenizer cannot be compared."""
+    from transformers import AutoTokenizer
+
+    named = [directory for directory in directories if (Path(directory) / "tokenizer_config.json").is_file()]
+    hashes = [vocabulary_hash(AutoTokenizer.from_pretrained(directory)) for directory in named]
+    for directory, found in zip(named, hashes, strict=True):
+        if found != hashes[0]:
+            raise AveragingError(
+                f"{directory}: its vocabulary is not that of {named[0]}; average runs of one tokenizer"
+            )
+
+
 def average_checkpoints(directories: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> None:
     """Writes a checkpoint with averaged weights; everything else (config, tokenizer) is the first one's.
 
     `output` appears whole or not at all.
 
     Raises:
-        AveragingError: fewer than two checkpoints, `output` exists, or the weights do not go together.
+        AveragingError: fewer than two checkpoints, `output` exists, or the weights or vocabularies do not go together.
     """
     from safetensors.torch import save_file
 
@@ -71,6 +86,7 @@ def average_checkpoints(directories: Sequence[str | os.PathLike[str]], output: s
         raise AveragingError(f"{output} exists; name a directory that does not")
     if not output.absolute().parent.is_dir():
         raise AveragingError(f"{output}: its folder does not exist")
+    _require_one_vocabulary(directories)
     weights = average_weights(directories)
     part = output.with_name(f".{output.name}.{os.getpid()}")
     try:

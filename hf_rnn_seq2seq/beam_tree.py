@@ -12,7 +12,7 @@ import torch
 from transformers import LogitsProcessor
 
 from hf_rnn_seq2seq.alignment import target_pieces
-from hf_rnn_seq2seq.evaluation import EvaluationError, encode_sources
+from hf_rnn_seq2seq.evaluation import EvaluationError, encoded_sources
 from hf_rnn_seq2seq.figures import INK, QUIET, SERIES, check_output, new_figure, save_figure
 from hf_rnn_seq2seq.fonts import choose_fonts, printable_labels, warn_about
 
@@ -58,7 +58,7 @@ def beam_tree(model: Any, tokenizer: Any, source: str, *, num_beams: int = 4, **
     """
     if num_beams < 2:
         raise EvaluationError(f"num_beams is {num_beams}; a beam tree needs at least 2")
-    (ids,) = encode_sources(tokenizer, [source]).ids
+    (ids,) = encoded_sources(tokenizer, [source]).ids
     if not ids:
         raise EvaluationError("source: must hold text")
     recorder = BeamRecorder()

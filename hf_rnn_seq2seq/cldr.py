@@ -40,7 +40,8 @@ from .cldr_phrases import (
     require_data,
     unit_name,
 )
-from .readers import DataError, content_hash, digest
+from .readers import DataError
+from .run_directory import content_hash, digest
 
 LICENCE = "Unicode-3.0"
 SPLITS = ("train", "validation", "test")

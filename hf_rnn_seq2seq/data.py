@@ -18,7 +18,8 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from datasets.exceptions import DatasetGenerationError
 
 from .batching import Collator, plan_batches
-from .readers import Columns, DataError, checked, content_hash, digest, listed, read_aligned, read_rows, split_paths
+from .readers import Columns, DataError, checked, listed, read_aligned, read_rows, split_paths
+from .run_directory import content_hash, digest
 from .token_columns import AnyDataset, tokenize_corpus
 
 __all__ = ["Collator", "Corpus", "DataError", "load_corpus", "plan_batches", "tokenize_corpus"]

@@ -6,10 +6,11 @@ of its n best, the one closest to the reference by sentence BLEU.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .evaluation import translate, translate_n_best
+from .evaluation import encode_sources, translate, translate_n_best
 from .line_streams import LineWriter
 from .metrics._sentence import sentence_metric
 
@@ -27,6 +28,8 @@ def distilled(
     *,
     interpolate: int = 0,
     source_prefix: str = "",
+    max_source_length: int | None = None,
+    counts: Counter[str] | None = None,
     **options: Any,
 ) -> list[str]:
     """What the teacher says for each source.
@@ -36,15 +39,19 @@ def distilled(
         references: read with `interpolate` only.
         interpolate: how many of the teacher's best hypotheses to choose from by the reference; 0 takes the best one.
         source_prefix: what the teacher reads before each source.
+        max_source_length: tokens a source is cut at.
+        counts: gets those of `Encoded.counts` added: sources that the teacher could not read whole.
         options: of `evaluation.translate`.
 
     Raises:
         EvaluationError: `interpolate` is more than the number of beams.
     """
-    sources = [source_prefix + source for source in sources]
+    encoded = encode_sources(tokenizer, [source_prefix + source for source in sources], max_source_length)
+    if counts is not None:
+        counts.update(encoded.counts())
     if not interpolate:
-        return translate(model, tokenizer, sources, progress=False, **options)
-    found = translate_n_best(model, tokenizer, sources, n_best=interpolate, progress=False, **options)
+        return translate(model, tokenizer, encoded, progress=False, **options)
+    found = translate_n_best(model, tokenizer, encoded, n_best=interpolate, progress=False, **options)
     similarity = sentence_metric("bleu")
     return [
         closest([hypothesis.text for hypothesis in hypotheses], reference, similarity)

@@ -96,10 +96,13 @@ def encode_sources(
     return Encoded(encoded, truncated, unknown)
 
 
-def _encoded(
-    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str] | Encoded, max_source_length: int | None
+def encoded_sources(
+    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str] | Encoded, max_source_length: int | None = None
 ) -> Encoded:
-    """What was encoded already as it is: its problems are the caller's to report. Texts are encoded, and reported."""
+    """Texts encoded, and a warning of those that could not be read whole.
+
+    What was encoded before comes back as it is: its problems are the caller's to report.
+    """
     if isinstance(sources, Encoded):
         return sources
     encoded = encode_sources(tokenizer, sources, max_source_length)
@@ -217,7 +220,7 @@ def translate(
     Sources longer than `max_source_length` tokens are cut (see `encode_sources`) and counted in a warning. Who counts
     for himself encodes first and hands over what `encode_sources` gave.
     """
-    encoded = _encoded(tokenizer, sources, max_source_length).ids
+    encoded = encoded_sources(tokenizer, sources, max_source_length).ids
     rows = translate_ids(
         model, encoded, search=search, batch_size=batch_size, max_tokens=max_tokens, progress=progress, **generation
     )
@@ -250,7 +253,7 @@ def translate_n_best(
     samples = generation.get("do_sample", model.generation_config.do_sample)
     if n_best < 1 or (n_best > beams and not samples):
         raise EvaluationError(f"n_best is {n_best}; allowed: 1 to the number of beams ({beams})")
-    encoded = _encoded(tokenizer, sources, max_source_length).ids
+    encoded = encoded_sources(tokenizer, sources, max_source_length).ids
     generation |= {"num_return_sequences": n_best, "return_dict_in_generate": True}
     own, hypotheses = search, _generated_hypotheses
     if own is not None or _searches(model, attention, layer, generation):
@@ -322,7 +325,7 @@ def forced_hypothesis(
 
     Raises EvaluationError when either side has no text.
     """
-    (source_ids,) = _encoded(tokenizer, [source], None).ids
+    (source_ids,) = encoded_sources(tokenizer, [source]).ids
     encoding = tokenizer(text_target=translation, verbose=False)
     target_ids = list(encoding["labels"] if "labels" in encoding else encoding["input_ids"])
     if not source_ids or not translation.strip():

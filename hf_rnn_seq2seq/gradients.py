@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_rnn_seq2seq.curves import _legend
-from hf_rnn_seq2seq.evaluation import EvaluationError, encode_sources
+from hf_rnn_seq2seq.evaluation import EvaluationError, encoded_sources
 from hf_rnn_seq2seq.figures import QUIET, SERIES, PlotError, check_output, dress, log_axis, new_figure, save_figure
 
 
@@ -86,7 +86,7 @@ def word_gradients(
     was_training = model.training
     model.eval()
     try:
-        for ids, reference in zip(encode_sources(tokenizer, sources).ids, references, strict=True):
+        for ids, reference in zip(encoded_sources(tokenizer, sources).ids, references, strict=True):
             if not ids or not reference.strip():
                 continue
             encoding = tokenizer(text_target=reference, verbose=False)

@@ -3,25 +3,33 @@
 import gzip
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from hf_rnn_seq2seq.run_directory import write_atomically
+from hf_rnn_seq2seq.run_directory import content_hash, write_atomically
 
 
 class StreamError(ValueError):
     """Input or output that cannot be used; the message names the file and what is allowed."""
 
 
+_HASH = re.compile("[0-9a-f]{16,64}")
+_GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
+_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
+
+
 class LineReader:
     """Texts of standard input or of a file: plain, JSON lines (`.jsonl`), and either gzipped (`.gz`).
 
     A line ends at a line feed and nowhere else (a carriage return before it is dropped), so that no character inside a
-    sentence changes the count. A line that is not UTF-8 is read with U+FFFD for what cannot be; a row of JSON that
-    holds no text reads as an empty line. `damaged_count` counts both, `damaged` has the first hundred line numbers.
+    sentence changes the count. A line that is not UTF-8 is read with U+FFFD for what cannot be, and so are half
+    characters (lone surrogates) in a row of JSON; a row that holds no text reads as an empty line. `damaged_count`
+    counts all of them, `damaged` has the first hundred line numbers.
     With `pairs` the caller splits lines at their tab: a .tsv file is then read line by line too.
     """
 
@@ -39,27 +47,43 @@ class LineReader:
 
     def _open(self) -> BinaryIO:
         if self.path is None:
+            if sys.stdin is None:
+                raise StreamError("standard input is closed; name a file, or let something be read")
             return sys.stdin.buffer
         return gzip.open(self.path, "rb") if self.path.endswith(".gz") else open(self.path, "rb")  # type: ignore[return-value]
 
     def count(self) -> int | None:
-        """How many lines a file has; None for standard input."""
+        """How many lines a file has; None for standard input, and for a damaged archive."""
         if self.path is None:
             return None
         total, last = 0, b"\n"
-        with self._open() as file:
-            while block := file.read(1 << 20):
-                total += block.count(b"\n")
-                last = block[-1:]
+        try:
+            with self._open() as file:
+                while block := file.read(1 << 20):
+                    total += block.count(b"\n")
+                    last = block[-1:]
+        except _GZIP_ERRORS:
+            return None
         return total + (last != b"\n")
 
+    def fingerprint(self) -> str | None:
+        """Hash of the file's content; None for standard input."""
+        return None if self.path is None else content_hash([Path(self.path)])
+
     def __iter__(self) -> Iterator[str]:
+        number = 0
         try:
             with self._open() as file:
                 for number, line in enumerate(file, start=1):
                     yield self._text(line.removesuffix(b"\n").removesuffix(b"\r"), number)
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise StreamError(f"input {self.path!r}: not a whole gzip file: {error}") from None
+        except _GZIP_ERRORS as error:
+            raise StreamError(
+                f"input {self.path!r}, line {number + 1}: not a whole gzip file ({error}); unpack or fetch it again"
+            ) from None
+
+    def warnings(self) -> list[str]:
+        """What is said of lines that could not be read as they stand."""
+        return _damage(self)
 
     def _text(self, line: bytes, number: int) -> str:
         try:
@@ -74,11 +98,13 @@ class LineReader:
     def _field(self, text: str, number: int) -> str:
         try:
             row = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         value = row.get(self.column) if isinstance(row, Mapping) else row
         if isinstance(value, str):
-            return value
+            if _HALF_CHARACTERS.search(value):
+                self._report(number)
+            return _HALF_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", value)
         if number == 1:
             raise StreamError(f"input {self.path!r}: line 1 is not a JSON object with a text field {self.column!r}")
         self._report(number)
@@ -88,6 +114,29 @@ class LineReader:
         self.damaged_count += 1
         if len(self.damaged) < 100:
             self.damaged.append(number)
+
+
+def _damage(reader: Any) -> list[str]:
+    first = ", ".join(map(str, reader.damaged[:5]))
+    count = reader.damaged_count
+    return [f"{count} line(s) could not be read whole (first: line {first})"] if count else []
+
+
+def windows(lines: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` lines. Where the input is damaged, the lines before the damage come first."""
+    window: list[Any] = []
+    try:
+        for line in lines:
+            window.append(line)
+            if len(window) == size:
+                yield window
+                window = []
+    except StreamError:
+        if window:
+            yield window
+        raise
+    if window:
+        yield window
 
 
 class DatasetReader:
@@ -145,6 +194,14 @@ class DatasetReader:
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise StreamError(f"data set {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
+    def fingerprint(self) -> str:
+        """What `datasets` knows the rows by."""
+        return self._rows._fingerprint
+
+    def warnings(self) -> list[str]:
+        """What is said of rows without a text."""
+        return _damage(self)
+
     def _languages(self) -> list[str]:
         return sorted(next(iter(self._rows))["translation"]) if len(self._rows) else []
 
@@ -180,12 +237,19 @@ class LineWriter:
         identity: Mapping[str, Any] = {},
     ) -> None:
         self.path = Path(path) if path else None
-        self.done = 0
-        self._file: BinaryIO = sys.stdout.buffer
+        self.done = 0  # lines that an earlier run has written
+        self.written = 0  # lines since
         if self.path is None:
+            if sys.stdout is None:
+                raise StreamError("standard output is closed; give --output_file, or let something read the output")
+            self._file: BinaryIO = sys.stdout.buffer
             return
+        if self.path.exists() and not self.path.is_file():
+            raise StreamError(f"output_file {str(path)!r}: is not a regular file; name one")
         if not self.path.parent.is_dir():
             raise StreamError(f"output_file {str(path)!r}: folder {str(self.path.parent)!r} does not exist")
+        if not os.access(self.path.parent, os.W_OK):
+            raise StreamError(f"output_file {str(path)!r}: folder {str(self.path.parent)!r} cannot be written to")
         if self.path.exists() and not overwrite:
             raise StreamError(f"output_file {str(path)!r} exists; remove it, or allow --overwrite")
         self.part = self.path.with_name(self.path.name + ".part")
@@ -208,15 +272,33 @@ class LineWriter:
         except (OSError, ValueError):
             raise StreamError(f"{str(self.note)!r} is missing or damaged; start again with --overwrite") from None
         now = json.loads(json.dumps(dict(identity)))
+        if not isinstance(earlier, Mapping) or (missing := sorted(now.keys() - earlier.keys())):
+            name = missing[0] if isinstance(earlier, Mapping) else "input"
+            raise StreamError(
+                f"{str(self.part)!r}: does not say with which {name} it was made; start again with --overwrite"
+            )
         changed = sorted(key for key in {*earlier, *now} if earlier.get(key) != now.get(key))
         if changed:
-            raise StreamError(f"{str(self.part)!r} was made with another {changed[0]} ({earlier.get(changed[0])!r})")
+            value = earlier.get(changed[0])
+            hashes = value if isinstance(value, list) else [value]
+            told = "" if any(_HASH.fullmatch(str(one)) for one in hashes) else f" ({value!r:.80})"
+            raise StreamError(
+                f"{str(self.part)!r} was made with another {changed[0]}{told}; give that again, or start again with "
+                "--overwrite"
+            )
 
     def write(self, lines: Sequence[str]) -> None:
         """Append lines; a line feed inside one becomes a space, so that the count holds."""
-        cleaned = ("".join(" " if mark in "\r\n" else mark for mark in line) + "\n" for line in lines)
-        self._file.write("".join(cleaned).encode("utf-8"))
-        self._file.flush()
+        cleaned = [line.replace("\r", " ").replace("\n", " ") + "\n" for line in lines]
+        try:
+            self._file.write("".join(cleaned).encode("utf-8", errors="replace"))
+            self._file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            name = "standard output" if self.path is None else f"output_file {str(self.path)!r}"
+            raise StreamError(f"{name}: cannot be written ({error.strerror or error})") from None
+        self.written += len(cleaned)
 
     def __enter__(self) -> "LineWriter":
         return self

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Sequence
@@ -55,20 +54,6 @@ def kind_of(path: Path) -> str:
     """The suffix that tells a file's kind, lower case, `.gz` left aside: `train.tsv.gz` -> `.tsv`."""
     name = path.name.lower()
     return Path(name[: -len(".gz")] if name.endswith(".gz") else name).suffix
-
-
-def content_hash(paths: Sequence[Path]) -> str:
-    """SHA-256 over the bytes of the files, so that a changed file is never served from a cache."""
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def listed(counts: dict[str, int]) -> str:

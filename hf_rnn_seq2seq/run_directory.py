@@ -1,5 +1,6 @@
 """What a trained directory holds: the checkpoint, the options it was trained with, and the facts of its run."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -36,9 +37,9 @@ def load_checkpoint(
     `attention` asks for an implementation that returns attention weights. `device` defaults to a GPU where there is
     one. Raises CheckpointError in one line for whatever keeps the checkpoint from loading.
     """
-    import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+    device = usable_device(device)
     path = Path(name)
     if path.exists() or path.parent.is_dir() or str(name).count("/") != 1:
         if not path.is_dir():
@@ -59,8 +60,31 @@ def load_checkpoint(
         raise CheckpointError(
             f"{name}: the tokenizer has {known} target tokens, the model's vocab_size is {model.config.vocab_size}"
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.eval().to(device), tokenizer
+
+
+def usable_device(name: str | None) -> str:
+    """The device to compute on: the one that was named, else a GPU where there is one.
+
+    Raises:
+        CheckpointError: there is no such device here.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if torch.device(name).type == "meta":
+            raise ValueError("it holds no numbers")
+        torch.zeros(1, device=name)
+    except Exception as error:  # torch raises RuntimeError, AssertionError and others
+        found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        found += ["mps"] if torch.backends.mps.is_available() else []
+        reason = " ".join(str(error).split())[:100]
+        raise CheckpointError(
+            f"device={name!r}: cannot be used ({reason}); this machine has {', '.join(found)}"
+        ) from None
+    return name
 
 
 def load_ensemble(
@@ -77,7 +101,9 @@ def load_ensemble(
     for directory in directories:
         member, own = load_checkpoint(directory, **options)
         if _vocabularies(own) != _vocabularies(tokenizer):
-            raise CheckpointError(f"{directory}: its vocabulary is not that of {first}")
+            raise CheckpointError(
+                f"{directory}: its vocabulary is not that of {first}; models decode together with one tokenizer only"
+            )
         members.append(member)
     return members
 
@@ -85,6 +111,29 @@ def load_ensemble(
 def _vocabularies(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]]:
     """Tokens by name; the second is that of the target where it has its own."""
     return tokenizer.get_vocab(), getattr(tokenizer, "get_target_vocab", dict)()
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """Hash of what token ids mean; files that hold ids keep it, so that they are read with the right tokenizer."""
+    return digest(_vocabularies(tokenizer))
+
+
+def model_hash(model: Any) -> str:
+    """Hash of what a model says: its weights, its configuration and its generation config, wherever it was loaded."""
+    import torch
+
+    configs = [
+        {name: value for name, value in config.to_dict().items() if name not in _NOT_CONTENT}
+        for config in (model.config, model.generation_config)
+    ]
+    total = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+_NOT_CONTENT = ("_name_or_path", "transformers_version")  # where a model was loaded from, and by what
 
 
 def data_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -129,6 +178,20 @@ def update_summary(directory: str | os.PathLike[str], facts: Mapping[str, Any]) 
     merged = read_summary(directory) | dict(facts)
     write_atomically(Path(directory) / SUMMARY, json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
     return merged
+
+
+def content_hash(paths: Sequence[Path]) -> str:
+    """SHA-256 over the bytes of the files, so that a changed file is never served from a cache."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.evaluation import MAX_TOKENS, EvaluationError, encode_sources, length_batches
+from hf_rnn_seq2seq.evaluation import MAX_TOKENS, Encoded, EvaluationError, encoded_sources, length_batches
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,22 @@ def score_ids(
 def score_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[str],
+    sources: Sequence[str] | Encoded,
     targets: Sequence[str],
     **options: Any,
 ) -> list[Score]:
-    """As `score_ids`, of texts.
+    """As `score_ids`, of texts. Sources that are too long are cut, and counted in a warning, as by `translate`.
 
     Raises:
         EvaluationError: as many sources as targets are needed, and each must hold text.
     """
-    for number, pair in enumerate(zip(sources, targets, strict=False), start=1):
-        if not all(text.strip() for text in pair):
+    ids = encoded_sources(tokenizer, sources).ids
+    for number, (row, target) in enumerate(zip(ids, targets, strict=False), start=1):
+        if not row or not target.strip():
             raise EvaluationError(f"pair {number}: source and target must both hold text")
     encoded = tokenizer(text_target=list(targets), verbose=False) if targets else {"input_ids": []}
     rows = encoded["labels"] if "labels" in encoded else encoded["input_ids"]
-    return score_ids(model, encode_sources(tokenizer, sources).ids, rows, **options)
+    return score_ids(model, ids, rows, **options)
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_rnn_seq2seq.run_directory import write_atomically
+from hf_rnn_seq2seq.run_directory import vocabulary_hash, write_atomically
 
 
 class ShortlistError(ValueError):
@@ -25,11 +25,15 @@ class Shortlist:
     Args:
         always: ids that every sentence may say.
         by_source: source id -> ids that go with it.
+        vocabulary: `vocabulary_hash` of the tokenizer whose ids they are; None where nothing checks it.
     """
 
-    def __init__(self, always: Iterable[int], by_source: Mapping[int, Sequence[int]]) -> None:
+    def __init__(
+        self, always: Iterable[int], by_source: Mapping[int, Sequence[int]], vocabulary: str | None = None
+    ) -> None:
         self.always = tuple(sorted(set(always)))
         self.by_source = {int(word): tuple(words) for word, words in by_source.items()}
+        self.vocabulary = vocabulary
 
     @classmethod
     def learn(
@@ -39,6 +43,7 @@ class Shortlist:
         *,
         per_word: int = 30,
         frequent: int = 200,
+        vocabulary: str | None = None,
     ) -> "Shortlist":
         """The `frequent` commonest target ids, and for each source id the `per_word` that go with it best.
 
@@ -62,7 +67,7 @@ class Shortlist:
         for word, counts in together.items():
             dice = {other: 2 * both / (in_source[word] + in_target[other]) for other, both in counts.items()}
             by_source[word] = sorted(dice, key=lambda other: (-dice[other], other))[:per_word]
-        return cls((word for word, _ in total.most_common(frequent)), by_source)
+        return cls((word for word, _ in total.most_common(frequent)), by_source, vocabulary)
 
     def words(self, source: Iterable[int]) -> list[int]:
         """Ids that a sentence with these source ids may say."""
@@ -80,21 +85,27 @@ class Shortlist:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON, whole or not at all."""
-        write_atomically(path, json.dumps({"always": self.always, "by_source": self.by_source}) + "\n")
+        content = {"vocabulary": self.vocabulary, "always": self.always, "by_source": self.by_source}
+        write_atomically(path, json.dumps(content) + "\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Shortlist":
-        """What `save` wrote.
+    def load(cls, path: str | os.PathLike[str], tokenizer: Any) -> "Shortlist":
+        """What `save` wrote, to be used with `tokenizer`.
 
         Raises:
-            ShortlistError: the file is not a shortlist.
+            ShortlistError: the file is not a shortlist, or its ids are not those of the tokenizer.
         """
         try:
             with open(path, encoding="utf-8") as file:
                 content = json.load(file)
-            return cls(content["always"], {int(word): words for word, words in content["by_source"].items()})
+            by_source = {int(word): words for word, words in content["by_source"].items()}
+            found = cls(content["always"], by_source, content.get("vocabulary"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ShortlistError(f"{path}: not a shortlist: {error}") from None
+        if found.vocabulary != vocabulary_hash(tokenizer):
+            made = "for another tokenizer" if found.vocabulary else "before shortlists named their tokenizer"
+            raise ShortlistError(f"{path}: was made {made}; learn it again with learn_shortlist.py and this model")
+        return found
 
 
 __all__ = ["Shortlist", "ShortlistError"]

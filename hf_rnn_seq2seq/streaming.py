@@ -16,7 +16,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from hf_rnn_seq2seq.alignment import AttentionError, stack_layer
 from hf_rnn_seq2seq.beam_tree import BeamRecorder
-from hf_rnn_seq2seq.evaluation import EvaluationError, encode_sources
+from hf_rnn_seq2seq.evaluation import EvaluationError, encoded_sources
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def stream_translation(
             f"temperature={temperature}, num_beams={num_beams}, max_new_tokens={limit}: "
             "must be at least 0, 1 and 1 in this order"
         )
-    (ids,) = encode_sources(tokenizer, [source]).ids
+    (ids,) = encoded_sources(tokenizer, [source]).ids
     if not ids:
         raise EvaluationError("source: must hold text")
     reader = _Reader(model.eval(), tokenizer, ids)

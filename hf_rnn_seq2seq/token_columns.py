@@ -13,7 +13,8 @@ import datasets
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value
 
-from .readers import DataError, content_hash, digest, listed
+from .readers import DataError, listed
+from .run_directory import content_hash, digest
 from .word_alignment import FEATURE, token_alignments
 
 _TOKENS = {

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, List, Value
 
-from .readers import DataError, content_hash, digest
+from .readers import DataError
+from .run_directory import content_hash, digest
 from .updates import column
 
 UNITS = ("word", "token")

@@ -144,7 +144,7 @@ def decode(arguments: Namespace) -> list[dict]:
         model, tokenizer = load_checkpoint(arguments.model, device=arguments.device)
         files = filter(None, (arguments.input, arguments.references))
         texts = [list(LineReader(path))[: arguments.sentences] for path in files]
-        shortlist = Shortlist.load(arguments.shortlist) if arguments.shortlist else None
+        shortlist = Shortlist.load(arguments.shortlist, tokenizer) if arguments.shortlist else None
     ends = () if arguments.model is None else (model.config.eos_token_id,)
     report = []
     for size in arguments.batch_sizes or [arguments.batch_size]:

@@ -15,6 +15,7 @@ brings its languages along in a tokenizer and a generation config that were save
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -69,14 +70,24 @@ def corpus_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return chosen
 
 
-def identity(arguments: argparse.Namespace, fingerprint: Any) -> dict[str, Any]:
-    """What the rows depend on: a part made with other values is not continued."""
+def identity(
+    arguments: argparse.Namespace, fingerprint: Any, teachers: Sequence[Any], tokenizer: Any
+) -> dict[str, Any]:
+    """What the rows depend on, teachers by their weights: a part made with other values is not continued."""
+    from hf_rnn_seq2seq.run_directory import model_hash
+    from hf_rnn_seq2seq.token_columns import tokenizer_hash
+
     silent = ("resume", "overwrite", "no_progress", "window", "batch_size", "max_tokens", "output_file", "device")
-    return {name: value for name, value in vars(arguments).items() if name not in silent} | {"corpus": fingerprint}
+    given = {name: value for name, value in vars(arguments).items() if name not in silent}
+    given |= {"corpus": fingerprint, "tokenizer": tokenizer_hash(tokenizer)}
+    return given | {"teachers": [model_hash(teacher) for teacher in teachers]}
 
 
-def load_teacher(arguments: argparse.Namespace) -> Any:
-    """(sources, references) -> targets, by the model or the ensemble that was named."""
+def load_teacher(arguments: argparse.Namespace, counts: Counter[str]) -> tuple[Any, list[Any], Any]:
+    """(sources, references) -> targets, by the model or the ensemble that was named; the models; their tokenizer.
+
+    `counts` gets those of the sources that were read.
+    """
     from hf_rnn_seq2seq.distillation import distilled
     from hf_rnn_seq2seq.run_directory import load_checkpoint, load_ensemble
 
@@ -85,10 +96,10 @@ def load_teacher(arguments: argparse.Namespace) -> Any:
     model, tokenizer = load_checkpoint(first, **where)
     options = command_line.generation_options(arguments)
     options |= {name: getattr(arguments, name) for name in ("batch_size", "max_tokens", "max_source_length")}
-    if others:
-        options["ensemble"] = load_ensemble(others, first, model, tokenizer, **where)
-    options |= {"interpolate": arguments.interpolate or 0, "source_prefix": arguments.source_prefix}
-    return partial(distilled, model, tokenizer, **options)
+    members = load_ensemble(others, first, model, tokenizer, **where) if others else []
+    options |= {"ensemble": members} if members else {}
+    options |= {"interpolate": arguments.interpolate or 0, "source_prefix": arguments.source_prefix, "counts": counts}
+    return partial(distilled, model, tokenizer, **options), [model, *members], tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from hf_rnn_seq2seq.data import load_corpus
     from hf_rnn_seq2seq.distillation import column_names, write_distilled
+    from hf_rnn_seq2seq.evaluation import source_problems
     from hf_rnn_seq2seq.line_streams import LineWriter
 
     command_line.quiet_libraries()
@@ -105,15 +117,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "train" not in corpus.splits:
         raise ValueError("the data has no train split")
     rows, header = corpus.splits["train"], column_names(chosen, corpus.description)
-    teach = load_teacher(arguments)
+    counts: Counter[str] = Counter()
+    teach, teachers, tokenizer = load_teacher(arguments, counts)
     kept = {"resume": arguments.resume, "overwrite": arguments.overwrite}
-    kept["identity"] = identity(arguments, corpus.description.get("fingerprint"))
+    kept["identity"] = identity(arguments, corpus.description.get("fingerprint"), teachers, tokenizer)
     with (
         LineWriter(arguments.output_file, **kept) as writer,
         tqdm(total=len(rows), unit=" rows", desc="distilling", disable=arguments.no_progress) as bar,
     ):
         for done in write_distilled(writer, header, rows, teach, arguments.window):
             bar.update(done - bar.n)
+    for problem in source_problems(counts):
+        print(f"warning: {problem}", file=sys.stderr)
     reasons = ", ".join(f"{count} {reason}" for reason, count in corpus.skipped["train"].items())
     print(f"{arguments.output_file}: {len(rows)} rows; left out: {reasons or 'none'}", file=sys.stderr)
     return 0

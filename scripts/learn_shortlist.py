@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from transformers import AutoTokenizer
 
     import hf_rnn_seq2seq  # noqa: F401  (registers the tokenizer)
+    from hf_rnn_seq2seq.run_directory import vocabulary_hash
     from hf_rnn_seq2seq.shortlist import Shortlist
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -41,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     source_ids = tokenizer(sources, verbose=False)["input_ids"] if kept else []
     encoded = tokenizer(text_target=targets, verbose=False) if kept else {"labels": []}
     target_ids = encoded["labels"] if "labels" in encoded else encoded["input_ids"]
-    shortlist = Shortlist.learn(source_ids, target_ids, per_word=arguments.per_word, frequent=arguments.frequent)
+    limits = {"per_word": arguments.per_word, "frequent": arguments.frequent}
+    shortlist = Shortlist.learn(source_ids, target_ids, vocabulary=vocabulary_hash(tokenizer), **limits)
     shortlist.save(arguments.output)
     words = sum(len(shortlist.words(row)) for row in source_ids) / len(source_ids)
-    print(f"{arguments.output}: {len(kept)} pairs, {words:.0f} words a sentence on average")
+    print(f"{arguments.output}: {len(kept)} pairs of {len(rows)} lines, {words:.0f} words a sentence on average")
     return 0
 
 

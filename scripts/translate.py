@@ -6,6 +6,7 @@ checkpoint's generation config.
   An empty line, or one of white space only, gives an empty line.
   A line of more than --max_source_length tokens (default: the tokenizer's limit) is cut there; a warning says how many.
   A line that is not UTF-8 is translated with U+FFFD in place of the bytes that cannot be read; a warning counts them.
+  A damaged .gz file ends with an error after the lines before the damage; it says how many were written.
   In JSON lines a row without the text field gives an empty line; a warning counts them.
 
   A row of a data set (--dataset NAME --split SPLIT) is a line; one without text gives an empty line, and is counted.
@@ -23,8 +24,10 @@ ends with the most memory it has used: with the demo's model and two threads 542
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from hf_rnn_seq2seq import command_line
@@ -64,6 +67,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--dataset and --input: give one of them")
     if (arguments.resume or arguments.overwrite) and not arguments.output_file:
         parser.error("--resume and --overwrite need --output_file")
+    if arguments.resume and not (arguments.input or arguments.dataset):
+        parser.error("--resume: needs --input or --dataset; what standard input held before cannot be compared")
     return arguments
 
 
@@ -109,14 +114,8 @@ def decoding_options(arguments: argparse.Namespace, model: Any, tokenizer: Any) 
     if arguments.shortlist:
         from hf_rnn_seq2seq.shortlist import Shortlist
 
-        options["search"] = Shortlist.load(arguments.shortlist).search(model)
+        options["search"] = Shortlist.load(arguments.shortlist, tokenizer).search(model)
     return options
-
-
-def windows(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(lines)
-    while window := list(islice(iterator, size)):
-        yield window
 
 
 def word_alignment(tokenizer: Any, source: str, hypothesis: Any) -> list[tuple[int, int]]:
@@ -136,13 +135,15 @@ def word_alignment(tokenizer: Any, source: str, hypothesis: Any) -> list[tuple[i
     return [(numbers[0][s], numbers[1][t]) for s, t in pairs if s in numbers[0] and t in numbers[1]]
 
 
-def rich_lines(arguments: argparse.Namespace, model: Any, tokenizer: Any, window: list[str], options: Any) -> list[str]:
+def rich_lines(
+    arguments: argparse.Namespace, model: Any, tokenizer: Any, window: list[str], encoded: Any, options: Any
+) -> list[str]:
     """Output lines with more than the translation in them."""
     from hf_rnn_seq2seq.evaluation import translate_n_best
     from hf_rnn_seq2seq.unknown_words import read_dictionary, replace_unknown
 
     attention = arguments.alignments or arguments.replace_unknown is not None
-    found = translate_n_best(model, tokenizer, window, n_best=arguments.n_best, attention=attention, **options)
+    found = translate_n_best(model, tokenizer, encoded, n_best=arguments.n_best, attention=attention, **options)
     dictionary = read_dictionary(arguments.replace_unknown) if arguments.replace_unknown else None
     lines = []
     for source, hypotheses in zip(window, found, strict=True):
@@ -179,43 +180,57 @@ def _as_text(source: str, rows: list[dict[str, Any]]) -> str:
     return "\t".join(columns)
 
 
-def identity(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the lines depend on: a part made with other values is not continued."""
+def identity(arguments: argparse.Namespace, reader: Any, model: Any, tokenizer: Any, options: Any) -> dict[str, Any]:
+    """What the lines depend on, files by their content: a part made with other values is not continued."""
+    from hf_rnn_seq2seq.run_directory import content_hash, model_hash
+    from hf_rnn_seq2seq.token_columns import tokenizer_hash
+
     silent = ("resume", "overwrite", "no_progress", "window", "batch_size", "max_tokens", "output_file", "device")
-    return {name: value for name, value in vars(arguments).items() if name not in silent}
+    given = {name: value for name, value in vars(arguments).items() if name not in silent}
+    files = {name: content_hash([Path(given[name])]) for name in ("shortlist", "replace_unknown") if given[name]}
+    return {
+        **given,
+        **files,
+        "input": reader.fingerprint(),
+        "model": model_hash(model),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "ensemble": [model_hash(member) for member in options.get("ensemble", ())],
+    }
 
 
-def translate_lines(arguments: argparse.Namespace, reader: Any, writer: Any, model: Any, tokenizer: Any) -> int:
-    """Read, translate and write window by window, so that memory stays flat; returns how many lines were cut."""
+def translate_lines(
+    arguments: argparse.Namespace, reader: Any, writer: Any, model: Any, tokenizer: Any, decoding: dict[str, Any]
+) -> Counter[str]:
+    """Read, translate and write window by window, so that memory stays flat; returns counts of `Encoded`."""
     from tqdm import tqdm
 
     from hf_rnn_seq2seq.evaluation import encode_sources, translate
+    from hf_rnn_seq2seq.line_streams import StreamError, windows
 
-    options = command_line.generation_options(arguments) | {
-        "batch_size": arguments.batch_size,
-        "max_tokens": arguments.max_tokens,
-        "max_source_length": arguments.max_source_length,
-        "progress": False,
-    }
-    options |= decoding_options(arguments, model, tokenizer)
+    options = command_line.generation_options(arguments) | decoding | {"progress": False}
+    options |= {"batch_size": arguments.batch_size, "max_tokens": arguments.max_tokens}
     if arguments.search:
         options["search"] = command_line.find_search(arguments.search, model)
     rich = arguments.output_format == "jsonl" or arguments.n_best > 1 or arguments.scores or arguments.alignments
     rich = rich or arguments.replace_unknown is not None
     size = 1 if reader.path is None and sys.stdin.isatty() else arguments.window
-    total, cut = reader.count(), 0
+    total, counts = reader.count(), Counter()
     if total is not None and writer.done > total:
         raise ValueError(f"{arguments.output_file}.part has {writer.done} lines, the input {total}: not its output")
     bar = tqdm(total=total, initial=writer.done, unit=" lines", desc="translating", disable=arguments.no_progress)
     with bar:
-        for window in windows(islice(reader, writer.done, None), size):
-            cut += len(encode_sources(tokenizer, window, arguments.max_source_length).truncated)
-            if rich:
-                writer.write(rich_lines(arguments, model, tokenizer, window, options))
-            else:
-                writer.write(translate(model, tokenizer, window, **options))
-            bar.update(len(window))
-    return cut
+        try:
+            for window in windows(islice(reader, writer.done, None), size):
+                encoded = encode_sources(tokenizer, window, arguments.max_source_length)
+                counts += encoded.counts()
+                if rich:
+                    writer.write(rich_lines(arguments, model, tokenizer, window, encoded, options))
+                else:
+                    writer.write(translate(model, tokenizer, encoded, **options))
+                bar.update(len(window))
+        except StreamError as error:
+            raise StreamError(f"{error}. {writer.done + writer.written} lines were written") from None
+    return counts
 
 
 def open_reader(arguments: argparse.Namespace) -> Any:
@@ -237,6 +252,7 @@ def peak_megabytes() -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
+    from hf_rnn_seq2seq.evaluation import source_problems
     from hf_rnn_seq2seq.line_streams import LineWriter
 
     command_line.quiet_libraries()
@@ -249,15 +265,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtype=arguments.dtype,
         attention=arguments.alignments or arguments.replace_unknown is not None,
     )
-    with LineWriter(
-        arguments.output_file, resume=arguments.resume, overwrite=arguments.overwrite, identity=identity(arguments)
-    ) as writer:
-        cut = translate_lines(arguments, reader, writer, model, tokenizer)
-    if cut:
-        print(f"warning: {cut} line(s) were longer than the limit and were cut", file=sys.stderr)
-    if reader.damaged_count:
-        first = ", ".join(map(str, reader.damaged[:5]))
-        print(f"warning: {reader.damaged_count} line(s) could not be read whole (first: line {first})", file=sys.stderr)
+    decoding, kept = decoding_options(arguments, model, tokenizer), {}
+    if arguments.output_file:
+        kept = {"resume": arguments.resume, "overwrite": arguments.overwrite}
+        kept["identity"] = identity(arguments, reader, model, tokenizer, decoding)
+    with LineWriter(arguments.output_file, **kept) as writer:
+        counts = translate_lines(arguments, reader, writer, model, tokenizer, decoding)
+    for problem in (*source_problems(counts), *reader.warnings()):
+        print(f"warning: {problem}", file=sys.stderr)
     if not arguments.no_progress:
         print(f"memory: {peak_megabytes():.0f} MB at most", file=sys.stderr)
     return 0

@@ -75,16 +75,21 @@ def test_an_interrupted_table_is_continued(teacher: Path, tmp_path: Path) -> Non
     whole = output.read_text().splitlines(keepends=True)
     output.unlink()
     arguments = parse(words)
+    model, tokenizer = load_checkpoint(teacher)
     fingerprint = load_corpus(**corpus_options(arguments), splits=("train",)).description["fingerprint"]
     with (
         pytest.raises(KeyboardInterrupt),
-        LineWriter(str(output), identity=identity(arguments, fingerprint)) as writer,
+        LineWriter(str(output), identity=identity(arguments, fingerprint, [model], tokenizer)) as writer,
     ):
         writer.write([whole[0].rstrip("\n"), "marked\trow"])
         writer._file.write(b"half a ro")
         raise KeyboardInterrupt
     refused = run("distill.py", *words, "--resume", "--num_beams", 2)
     assert refused.returncode == 2 and b"was made with another num_beams" in refused.stderr
+    other = save_checkpoint(tmp_path / "other", tiny_rnn(tokenizer, cell_type="gru"), tokenizer)
+    (other / "recipe.yaml").write_text((teacher / "recipe.yaml").read_text())
+    refused = run("distill.py", other, *words[1:], "--resume")
+    assert refused.returncode == 2 and b"was made with another teachers" in refused.stderr, refused.stderr
     assert run("distill.py", *words, "--resume").returncode == 0
     assert output.read_text() == whole[0] + "marked\trow\n" + "".join(whole[2:])
 

@@ -112,6 +112,24 @@ def test_score_script_reads_one_file_or_two(loaded: tuple[Any, Any], checkpoint:
     assert [len(json.loads(row)["per_token"]) for row in rows] == [score.tokens for score in told]
 
 
+def test_score_writes_a_line_for_each_line(checkpoint: Path, tmp_path: Path) -> None:
+    lines = [b"3 days\xff ago\til y a 3 jours"] * 5
+    lines[1], lines[3] = b"3 days ago\t", b"no tab " * 70
+    lines[4] = b"ago " * 90 + b"\til y a"
+    (tmp_path / "p.tsv").write_bytes(b"\n".join(lines))
+    code, out, err = run("score", checkpoint, tmp_path / "p.tsv", "--window", 2)
+    assert code == 0 and [bool(line) for line in out.split("\n")] == [True, False, True, False, True, False]
+    assert "warning: 2 line(s) could not be read whole (first: line 1, 3)" in err
+    assert "warning: 2 line(s) have an empty side and no score (first: line 2)" in err
+    assert "warning: 1 of 3 sources are longer than the limit and were cut" in err
+    assert "  3 of 5 lines" in err.splitlines()[-1]
+    rows = run("score", checkpoint, tmp_path / "p.tsv", "--output_format", "jsonl")[1].splitlines()
+    assert [json.loads(row)["tokens"] > 0 for row in rows] == [bool(line) for line in out.split("\n")[:-1]]
+    code, out, err = run("score", checkpoint, "-", stdin="\n\t\n")
+    assert (code, out) == (0, "\n\n") and "no score: 0 of 2 lines" in err
+    assert run("score", checkpoint, "-")[:2] == (0, "")
+
+
 def test_score_script_refuses_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("a\n")
     (tmp_path / "long.txt").write_text("a\nb\n")
@@ -158,18 +176,22 @@ def test_an_average_is_the_mean_and_loads(loaded: tuple[Any, Any], checkpoint: P
 def test_what_cannot_be_averaged(loaded: tuple[Any, Any], checkpoint: Path, tmp_path: Path) -> None:
     wide = save_checkpoint(tmp_path / "wide", tiny_rnn(loaded[1], hidden_size=32), loaded[1])
     deep = save_checkpoint(tmp_path / "deep", tiny_rnn(loaded[1], decoder_layers=2), loaded[1])
+    other = save_checkpoint(tmp_path / "other", loaded[0], tiny_tokenizer("word"))
     (tmp_path / "empty").mkdir()
     for folders, output, message in (
         ([checkpoint], "out", "averaging needs at least 2"),
         ([checkpoint, tmp_path / "empty"], "out", "empty: has no model.safetensors"),
         ([checkpoint, wide], "out", "has the shape"),
+        ([checkpoint, other], "out", "other: its vocabulary is not that of .*tiny; average runs of one tokenizer"),
         ([checkpoint, deep], "out", "differs from .* in which weights it has"),
         ([checkpoint, checkpoint], "wide", "wide exists"),
         ([checkpoint, checkpoint], "no/out", "its folder does not exist"),
     ):
         with pytest.raises(AveragingError, match=message):
             average_checkpoints(folders, tmp_path / output)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "empty", "wide"], "nothing half-written"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "empty", "other", "wide"], (
+        "nothing half-written"
+    )
 
 
 # ---------------------------------------------------------------- unknown words

@@ -1,6 +1,7 @@
 """What the search has beside generate(): ensembles, alignments, prefixes, phrases, shortlists, weights; its errors."""
 
 import gc
+import json
 import logging
 import random
 import weakref
@@ -15,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_rnn_seq2seq import SearchError, SearchOutput
 from hf_rnn_seq2seq.model import search_step
 from hf_rnn_seq2seq.model.fast_step import build_step
+from hf_rnn_seq2seq.run_directory import vocabulary_hash
 from hf_rnn_seq2seq.shortlist import Shortlist, ShortlistError
+from tests.checkpoints import tiny_tokenizer
 from tests.decoding import WORDS, call, inputs, sentence, trained, translation
 from tests.models import tiny_model
 
@@ -249,14 +252,16 @@ def test_a_shortlist_of_everything_changes_nothing_and_a_short_one_is_kept(name:
 
 
 def test_a_shortlist_is_learnt_from_pairs(tmp_path: Any) -> None:
-    generator = random.Random(5)
+    generator, tokenizer = random.Random(5), tiny_tokenizer("word")
     sources = [sentence(generator) for _ in range(400)]
-    shortlist = Shortlist.learn(sources, [translation(row) for row in sources], per_word=3, frequent=1)
+    shortlist = Shortlist.learn(
+        sources, [translation(row) for row in sources], per_word=3, frequent=1, vocabulary=vocabulary_hash(tokenizer)
+    )
     for row in ROWS:
         assert {*translation(row)} <= {*shortlist.words(row), 2}
     assert len(shortlist.words([5, 2])) <= 7
     shortlist.save(tmp_path / "list.json")
-    again = Shortlist.load(tmp_path / "list.json")
+    again = Shortlist.load(tmp_path / "list.json", tokenizer)
     assert again.always == shortlist.always and again.by_source == shortlist.by_source
     search = again.search(trained())
     rows = [row for row in ROWS if len(row) > 4]
@@ -265,7 +270,13 @@ def test_a_shortlist_is_learnt_from_pairs(tmp_path: Any) -> None:
     assert same > len(rows) // 2
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(ShortlistError, match="not a shortlist"):
-        Shortlist.load(tmp_path / "bad.json")
+        Shortlist.load(tmp_path / "bad.json", tokenizer)
+    with pytest.raises(ShortlistError, match="was made for another tokenizer; learn it again with learn_shortlist"):
+        Shortlist.load(tmp_path / "list.json", tiny_tokenizer("word", joint=False))
+    old = json.loads((tmp_path / "list.json").read_text())
+    (tmp_path / "old.json").write_text(json.dumps({name: old[name] for name in ("always", "by_source")}))
+    with pytest.raises(ShortlistError, match="was made before shortlists named their tokenizer; learn it again"):
+        Shortlist.load(tmp_path / "old.json", tokenizer)
 
 
 # ---------------------------------------------------------------- weights

@@ -9,7 +9,7 @@ import torch
 from checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
 
 from hf_rnn_seq2seq import evaluation
-from hf_rnn_seq2seq.line_streams import LineWriter
+from hf_rnn_seq2seq.line_streams import LineReader, LineWriter
 from hf_rnn_seq2seq.run_directory import load_checkpoint
 from tests.script_runs import run, run_alone
 
@@ -30,7 +30,7 @@ def test_one_line_out_for_each_line_in_and_equal_to_generate(checkpoint: Path) -
         expected = tokenizer.batch_decode(ids, skip_special_tokens=True)[0]
         assert found[index].decode() == " ".join(expected.splitlines() or [""])
     errors = result.stderr.decode()
-    assert "warning: 1 line(s) were longer than the limit and were cut" in errors
+    assert "warning: 1 of 8 sources are longer than the limit and were cut" in errors
     assert "warning: 1 line(s) could not be read whole (first: line 5)" in errors
     assert "8 lines" in errors
 
@@ -208,6 +208,24 @@ def test_an_interrupted_file_is_continued_and_never_mixed(checkpoint: Path, tmp_
     assert refused.returncode == 2 and b"--resume continues it" in refused.stderr
     other = run(*command, "--resume", "--num_beams", 2)
     assert other.returncode == 2 and b"was made with another num_beams (None)" in other.stderr
+    note, text = tmp_path / "out.txt.part.json", source.read_text()
+    written = json.loads(note.read_text())
+    for name in ("input", "model", "tokenizer"):
+        note.write_text(json.dumps({key: value for key, value in written.items() if key != name}))
+        other = run(*command, "--resume")
+        assert other.returncode == 2 and f"does not say with which {name} it was made".encode() in other.stderr
+        assert b"start again with --overwrite" in other.stderr
+    note.write_text(json.dumps(written))
+    source.write_text(text.replace("2 kg", "3 kg"))  # another text under the same name
+    other = run(*command, "--resume")
+    assert other.returncode == 2 and b"was made with another input; give that again, or" in other.stderr
+    source.write_text(text)
+    model, tokenizer = load_checkpoint(checkpoint)
+    model.generation_config.length_penalty, model.generation_config.num_beams = 0.5, 2
+    changed = save_checkpoint(tmp_path / "changed", model, tokenizer)
+    other = run("translate.py", changed, *command[2:], "--resume")
+    assert other.returncode == 2 and b"was made with another model; give that again, or" in other.stderr
+    assert b"--resume: needs --input or --dataset" in run("translate.py", checkpoint, *command[4:], "--resume").stderr
     assert part.read_bytes().endswith(b"half a li")
     result = run(*command, "--resume")
     assert result.returncode == 0, result.stderr
@@ -218,7 +236,9 @@ def test_an_interrupted_file_is_continued_and_never_mixed(checkpoint: Path, tmp_
 def _identity(checkpoint: Path, source: Path) -> dict[str, object]:
     from translate import identity, parse
 
-    return identity(parse([str(checkpoint), "--input", str(source)]))
+    return identity(
+        parse([str(checkpoint), "--input", str(source)]), LineReader(str(source)), *load_checkpoint(checkpoint), {}
+    )
 
 
 BAD = {

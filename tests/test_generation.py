@@ -281,6 +281,27 @@ def test_continuation_from_a_returned_cache(model: Model) -> None:
     assert torch.equal(second, whole)
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["", "with a mask"])
+def test_a_continued_cache_holds_what_one_pass_leaves(plain: Model, masked: bool) -> None:
+    """And it is a `Cache` as transformers counts its layers; the loop over them has nothing to compare."""
+    options = {"eos_token_id": -1, "return_dict_in_generate": True, "output_scores": True}
+    whole = plain.generate(**sources(), max_new_tokens=4, **options)
+    first = plain.generate(**sources(), max_new_tokens=3, **options)
+    given = {"decoder_input_ids": first.sequences}
+    if masked:
+        given["decoder_attention_mask"] = torch.ones_like(first.sequences)
+    second = plain.generate(**sources(), **given, cache=first.cache, max_new_tokens=1, **options)
+    assert torch.equal(second.sequences, whole.sequences)
+    torch.testing.assert_close(first.scores + second.scores, whole.scores)
+    assert second.cache is first.cache and second.cache.get_seq_length() == 4
+    torch.testing.assert_close(second.cache.states, whole.cache.states)
+    assert len(second.cache) == len(second.cache.layers)
+    with pytest.raises(
+        ValueError, match="decoder_input_ids of 4 tokens: the cache has read 4; hand over the whole seq"
+    ):
+        plain.generate(**sources(), **given, cache=second.cache, max_new_tokens=1)
+
+
 def test_generation_config_of_a_checkpoint(plain: Model, tmp_path: Path) -> None:
     Model(plain.config).save_pretrained(tmp_path)
     written = json.loads((tmp_path / "generation_config.json").read_text())

@@ -147,11 +147,28 @@ def test_logits_of_every_position_of_some_and_of_none() -> None:
     assert whole.logits.shape == (3, 5, 11) and whole.cache is None
     assert torch.equal(model(**batch(), logits_to_keep=2).logits, whole.logits[:, -2:])
     skipped = model(**batch(), skip_logits=True)
-    assert skipped.logits is None and torch.equal(skipped.loss, whole.loss)
+    assert skipped.logits is None
+    torch.testing.assert_close(skipped.loss, whole.loss)
     assert model.train()(**batch()).logits is None
     assert model(**batch(), skip_logits=False).logits is not None
     inputs = {key: value for key, value in batch().items() if key != "labels"}
     assert model(**inputs, decoder_input_ids=pad(decoder_inputs()), skip_logits=True).logits is not None
+
+
+@pytest.mark.parametrize("copying", [False, True], ids=["", "copying"])
+@pytest.mark.parametrize("budget_mb", [512, 0.0001], ids=["at once", "in chunks"])
+def test_outside_training_the_loss_is_a_function_of_the_logits(copying: bool, budget_mb: float) -> None:
+    model = tiny_model(copy_mechanism=copying, label_smoothing=0.1)
+    # Below a MiB, which the config refuses: the tiny logits must not fit.
+    model.config.__dict__["logits_memory_mb"] = budget_mb
+    given = batch()
+    told = model(**given)
+    (found,) = torch.autograd.grad(told.loss, told.logits)
+    real = given["labels"] != -100
+    target = torch.nn.functional.one_hot(given["labels"].clamp(min=0), told.logits.shape[-1])
+    wanted = (told.logits.detach().softmax(-1) - target) / real.sum() * real.unsqueeze(-1)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(told.loss, model(**given, skip_logits=True).loss)
 
 
 def test_a_batch_without_a_single_label_costs_nothing() -> None:

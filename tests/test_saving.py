@@ -269,6 +269,20 @@ def test_resizing_to_a_multiple_and_to_nothing() -> None:
         tiny_model(share_encoder_decoder_embeddings=True).resize_source_embeddings(20)
 
 
+@pytest.mark.parametrize("ties", TIES)
+def test_the_base_model_resizes_both_tables(ties: str, tmp_path: Path) -> None:
+    """`config.vocab_size` is the target's, which the default would set to the size of the source's table."""
+    base = RnnSeq2SeqModel(tiny_config(**WIDE, **TIES[ties][0])).eval()
+    source, target = base.config.source_vocab_size, base.config.vocab_size
+    assert base.resize_token_embeddings(source + 4).num_embeddings == source + 4
+    assert (base.config.source_vocab_size, base.config.vocab_size, base.vocab_size) == (source + 4, *[target + 4] * 2)
+    words = {"input_ids": torch.tensor([[source + 3, 2]]), "decoder_input_ids": torch.tensor([[1, target + 3]])}
+    with torch.no_grad():
+        told = base(**words).last_hidden_state
+        base.save_pretrained(tmp_path)
+        assert torch.equal(RnnSeq2SeqModel.from_pretrained(tmp_path)(**words).last_hidden_state, told)
+
+
 def test_input_embeddings_can_be_replaced() -> None:
     for share in (False, True):
         model = tiny_model(share_encoder_decoder_embeddings=share)

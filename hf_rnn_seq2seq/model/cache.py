@@ -57,9 +57,6 @@ class RnnSeq2SeqCache(Cache):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(length={self.length}, tensors={len(self.states)})"
 
-    def __len__(self) -> int:
-        return 0 if self.state is None else len(self.state.layers)
-
     @property
     def is_initialized(self) -> bool:
         """Whether a source has been read."""

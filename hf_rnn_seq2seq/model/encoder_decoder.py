@@ -15,6 +15,7 @@ from .decoder_parts import DecoderTrace
 from .encoder import RnnEncoder, RnnEncoderOutput
 from .loss import IGNORED_LABEL
 from .pretrained import RnnSeq2SeqPreTrainedModel
+from .vocabularies import VocabularyMixin
 
 
 @dataclass
@@ -24,7 +25,7 @@ class RnnSeq2SeqModelOutput(Seq2SeqModelOutput):
     copying: Copying | None = None
 
 
-class RnnSeq2SeqModel(RnnSeq2SeqPreTrainedModel):
+class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
     """Encoder, bridge and decoder without an output layer."""
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:

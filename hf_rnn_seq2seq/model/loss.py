@@ -52,6 +52,20 @@ def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: flo
     return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
 
 
+def logits_loss(logits: Tensor, labels: Tensor, budget: int) -> Tensor:
+    """Sum over the labelled positions of the cross entropy, in nats; a scalar of float32 at least.
+
+    Args:
+        logits: (batch, target, V).
+        labels: (batch, target), -100 where there is none.
+        budget: bytes that the log-softmax may take, in float32, before it is made in chunks.
+    """
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    size = max(1, budget // (logits.shape[-1] * exact.itemsize))
+    chunks = zip(logits.flatten(0, 1).split(size), labels.to(logits.device).flatten().split(size), strict=True)
+    return sum(F.cross_entropy(rows.to(exact), words, reduction="sum") for rows, words in chunks)
+
+
 def chunked_cross_entropy(
     rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, size: int
 ) -> Tensor:
@@ -166,4 +180,4 @@ def _add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
         total[start : start + block] += outer(left[:, start : start + block], right)
 
 
-__all__ = ["IGNORED_LABEL", "chunked_cross_entropy", "output_loss"]
+__all__ = ["IGNORED_LABEL", "chunked_cross_entropy", "logits_loss", "output_loss"]

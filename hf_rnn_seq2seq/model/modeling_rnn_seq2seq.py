@@ -14,7 +14,7 @@ from .copying import Copying, copy_loss, mixture
 from .decoder import RnnDecoder
 from .encoder import drop
 from .encoder_decoder import RnnSeq2SeqModel, shift_right
-from .loss import IGNORED_LABEL, output_loss
+from .loss import IGNORED_LABEL, logits_loss, output_loss
 from .pretrained import RnnSeq2SeqPreTrainedModel
 from .products import Linear
 from .scheduled_sampling import scheduled_inputs
@@ -129,7 +129,8 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
 
         Returns:
             `loss` (with labels: cross entropy in nats per word; in training smoothed by `label_smoothing`, and with the
-            weighted losses of the attention), `logits` (batch, target, vocab) or None, and what the base model returns.
+            weighted losses of the attention; outside it differentiable by the `logits`), `logits` (batch, target, vocab)
+            or None, and what the base model returns.
 
         Raises:
             ValueError: labels do not have the shape of the decoder's input, or alignments are missing or not of theirs.
@@ -172,19 +173,18 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         )
         readout = drop(outputs.last_hidden_state, config.dropout, self.training, config.variational_dropout)
         skip = (self.training and labels is not None) if skip_logits is None else skip_logits and labels is not None
-        copying = outputs.copying
+        copying, logits = outputs.copying, None
+        if not skip:
+            last = copying.last(logits_to_keep) if copying and logits_to_keep else copying
+            logits = self.score_words(readout[:, -logits_to_keep:], last)
         loss, figures = None, None
         if labels is not None:
             items = (labels != IGNORED_LABEL).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            nats = self._loss(readout, copying, labels)
+            nats = self._loss(readout, copying, labels, None if logits_to_keep else logits)
             loss = nats / items
         if watched:
             penalty, figures = attention_terms(nats, outputs.cross_attentions[0], labels, alignments, config)
             loss = loss + penalty / items if supervised else loss
-        if logits_to_keep and not skip:
-            readout = readout[:, -logits_to_keep:]
-            copying = copying and copying.last(logits_to_keep)
-        logits = None if skip else self.score_words(readout, copying)
         output = RnnSeq2SeqLMOutput(
             loss=loss,
             logits=logits,
@@ -202,14 +202,19 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         logits = self.lm_head(readout)
         return logits if copying is None else mixture(logits, copying)
 
-    def _loss(self, readout: Tensor, copying: Copying | None, labels: Tensor) -> Tensor:
-        """Cross entropy summed over the positions that have a label; the default loss of transformers shifts them."""
+    def _loss(self, readout: Tensor, copying: Copying | None, labels: Tensor, logits: Tensor | None) -> Tensor:
+        """Cross entropy summed over the positions that have a label; the default loss of transformers shifts them.
+
+        Outside training it is a function of the `logits` that are returned, as with every model of transformers.
+        """
         if labels.shape != readout.shape[:2]:
             raise ValueError(
                 f"labels of shape {tuple(labels.shape)}: must be (batch, target) = {tuple(readout.shape[:2])}"
             )
         smoothing = self.config.label_smoothing if self.training else 0.0
         budget = self.config.logits_memory_mb * 2**20
+        if logits is not None and not self.training:
+            return logits_loss(logits, labels, budget)
         if copying is None:
             return output_loss(readout, self.lm_head, labels, smoothing, budget)
         return copy_loss(readout, self.lm_head, copying, labels, smoothing, budget)
@@ -248,8 +253,17 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         cache: RnnSeq2SeqCache | None = None,
         **kwargs: object,
     ) -> dict[str, object]:
-        """The target words that the cache has not read yet, and everything else as it is."""
+        """The target words that the cache has not read yet, and everything else as it is.
+
+        Raises:
+            ValueError: the cache has read them all; it is continued with the whole sequence, its start included.
+        """
         read = 0 if cache is None else cache.get_seq_length()
+        if input_ids.shape[1] <= read:
+            raise ValueError(
+                f"decoder_input_ids of {input_ids.shape[1]} tokens: the cache has read {read}; hand over the whole "
+                "sequence, of which at least the last token is new to it"
+            )
         inputs = {key: value for key, value in kwargs.items() if key not in ("is_first_iteration", "labels")}
         if inputs.get("encoder_outputs") is not None:
             inputs.pop("inputs_embeds", None)

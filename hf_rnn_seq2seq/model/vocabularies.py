@@ -6,7 +6,7 @@ from .config_errors import ConfigError
 
 
 class VocabularyMixin:
-    """Methods of the conditional-generation model that replace its embeddings and output layer."""
+    """Methods of both models that replace the embeddings, and the output layer where there is one."""
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -48,7 +48,7 @@ class VocabularyMixin:
         """
         self._require_two_vocabularies()
         self._resize_source(new_num_tokens, None, mean_resizing)
-        return self.model.encoder.embed_tokens
+        return self.base_model.encoder.embed_tokens
 
     def resize_target_embeddings(self, new_num_tokens: int, mean_resizing: bool = True) -> nn.Embedding:
         """Resizes the target vocabulary of a model with two: the decoder's embedding, which is returned, and the output
@@ -60,7 +60,7 @@ class VocabularyMixin:
         self._require_two_vocabularies()
         self._resize_target(new_num_tokens, None, mean_resizing)
         self.tie_weights()
-        return self.model.decoder.embed_tokens
+        return self.base_model.decoder.embed_tokens
 
     def _require_two_vocabularies(self) -> None:
         if self.config.copy_mechanism:
@@ -69,22 +69,24 @@ class VocabularyMixin:
             raise ConfigError("share_encoder_decoder_embeddings=True: call resize_token_embeddings, there is one table")
 
     def _resize_source(self, size: int, multiple: int | None, mean_resizing: bool) -> None:
-        encoder = self.model.encoder
+        encoder = self.base_model.encoder
         encoder.embed_tokens = self._get_resized_embeddings(encoder.embed_tokens, size, multiple, mean_resizing)
         self.config.source_vocab_size = encoder.embed_tokens.num_embeddings
 
     def _resize_target(self, size: int, multiple: int | None, mean_resizing: bool) -> None:
-        config, decoder = self.config, self.model.decoder
+        config, decoder, head = self.config, self.base_model.decoder, self.get_output_embeddings()
         named = {name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         for name, token in (named | {"decoder_start_token_id": config.decoder_start_token_id}).items():
             if any(one is not None and one >= size for one in (token if isinstance(token, list) else [token])):
                 raise ConfigError(f"new_num_tokens={size}: must be larger than {name}={token}")
-        learns = self.lm_head.weight.requires_grad
         decoder.embed_tokens = self._get_resized_embeddings(decoder.embed_tokens, size, multiple, mean_resizing)
         size = decoder.embed_tokens.num_embeddings
-        self.lm_head = self._get_resized_lm_head(self.lm_head, size, mean_resizing=mean_resizing).requires_grad_(learns)
+        if head is not None:
+            learns = head.weight.requires_grad
+            head = self._get_resized_lm_head(head, size, mean_resizing=mean_resizing).requires_grad_(learns)
+            self.set_output_embeddings(head)
         if config.share_encoder_decoder_embeddings:
-            self.model.encoder.embed_tokens = decoder.embed_tokens
+            self.base_model.encoder.embed_tokens = decoder.embed_tokens
             config.source_vocab_size = size
         self.config.vocab_size = self.vocab_size = size
 

@@ -53,8 +53,11 @@ def build_tokenizer(options: TokenizerArguments, data: DataArguments, corpus: An
     from transformers import AutoTokenizer
 
     from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
+    from hf_rnn_seq2seq.named_tokenizer import load_tokenizer
     from hf_rnn_seq2seq.tokenization import build_tokenizer
 
+    if saved is not None and saved == options.tokenizer_name_or_path:
+        return load_tokenizer(saved, say=lambda text: print(text, file=sys.stderr))
     if saved is not None:
         return AutoTokenizer.from_pretrained(saved)
     train = corpus.splits["train"]
@@ -81,6 +84,7 @@ def build_model(
     from transformers import AutoModelForSeq2SeqLM
 
     from hf_rnn_seq2seq.adaptation import grow_tables
+    from hf_rnn_seq2seq.named_tokenizer import start_token_id
     from hf_rnn_seq2seq.tokenization import source_vocabulary_size, target_vocabulary_size
 
     sizes = {"source_vocab_size": source_vocabulary_size(tok), "vocab_size": target_vocabulary_size(tok)}
@@ -104,7 +108,7 @@ def build_model(
         if fields.get("attention_type") == "location":
             fields.setdefault("max_source_positions", data.max_source_length)
         special = {name: getattr(tok, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-        fields = {**fields, **sizes, **special, "decoder_start_token_id": tok.bos_token_id}
+        fields = {**fields, **sizes, **special, "decoder_start_token_id": start_token_id(tok)}
         preset = options.get("preset")
         config = RnnSeq2SeqConfig.from_preset(preset, **fields) if preset else RnnSeq2SeqConfig(**fields)
         model = AutoModelForSeq2SeqLM.from_config(config)

@@ -102,10 +102,41 @@ class TokenizerArguments(OptionGroup):
 class GenerationArguments(OptionGroup):
     """How the checkpoint translates by default (its generation_config.json)."""
 
-    num_beams: int = option(1, "beams; 1 is greedy", at_least=1)
+    num_beams: int | None = option(None, "beams (default: model_name_or_path's, else 1, which is greedy)", at_least=1)
     max_new_tokens: int = option(128, "longest translation in tokens", at_least=1)
-    length_penalty: float = option(1.0, "beam scores are divided by length to this power")
-    no_repeat_ngram_size: int = option(0, "never write an n-gram of this size twice; 0 is off", at_least=0)
+    length_penalty: float | None = option(None, "beam scores are divided by length to this power (default: likewise)")
+    no_repeat_ngram_size: int | None = option(
+        None, "never write an n-gram of this size twice; 0 is off (default: likewise)", at_least=0
+    )
+
+    def set(self, config: Any, inherited: str | None = None) -> None:
+        """Puts what was given into a GenerationConfig, and makes sure that transformers will save it.
+
+        Args:
+            config: of a fresh model, or of the checkpoint `inherited`, whose values stay where nothing was given.
+
+        Raises:
+            ArgumentError: the options contradict one another or the checkpoint's.
+        """
+        # A value that says nothing stays out of generation_config.json, where transformers would warn about it.
+        neutral = {"length_penalty": 1.0, "no_repeat_ngram_size": 0}
+        for name, value in dataclasses.asdict(self).items():
+            if value is not None:
+                setattr(config, name, None if neutral.get(name) == value else value)
+        if config.num_beams is None:
+            config.num_beams = 1
+        try:
+            config.validate(strict=True)
+        except ValueError as error:
+            reason = " ".join(str(error).split()).removeprefix("GenerationConfig is invalid: - ")
+            names = dict.fromkeys(re.findall(r"`(\w+)`", reason))
+            values = {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
+            shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
+            where = f"in the generation config of {inherited} with the options of this run" if inherited else "together"
+            mend = (
+                "give other values for them" if not inherited else "give a value for each that fits, or change it there"
+            )
+            raise ArgumentError(f"{shown}: cannot be saved {where}; {mend} ({reason[:200]})") from None
 
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "adadelta")

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import math
 import os
 import sys
 import warnings
@@ -21,16 +22,33 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def at_least(smallest: int) -> Callable[[str], int]:
-    """An argparse type: a whole number not below `smallest`."""
+def at_least(smallest: int, largest: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number not below `smallest`, nor above `largest`."""
+    allowed = f"at least {smallest}" + ("" if largest is None else f" and at most {largest}")
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = smallest - 1
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {smallest}")
+        if value < smallest or (largest is not None and value > largest):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {allowed}")
+        return value
+
+    return parse
+
+
+def finite(smallest: float | None = None) -> Callable[[str], float]:
+    """An argparse type: a number that is neither infinite nor none at all, and not below `smallest`."""
+    allowed = "a finite number" + ("" if smallest is None else f" of at least {smallest:g}")
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or (smallest is not None and value < smallest):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
         return value
 
     return parse
@@ -48,7 +66,7 @@ def add_generation_options(parser: Parser) -> None:
     group = parser.add_argument_group("generation (default: the checkpoint's generation config)")
     group.add_argument("--num_beams", type=at_least(1), help="1 is greedy")
     group.add_argument("--max_new_tokens", type=at_least(1), help="longest translation in tokens")
-    group.add_argument("--length_penalty", type=float, help="beam scores are divided by length to this power")
+    group.add_argument("--length_penalty", type=finite(), help="beam scores are divided by length to this power")
     group.add_argument("--no_repeat_ngram_size", type=at_least(0), help="never write an n-gram of this size twice")
 
 
@@ -97,7 +115,7 @@ def add_data_options(parser: Parser, *, training: bool = False) -> None:
     group.add_argument("--target_column", help="column of a table that holds the target")
     limit = f"--max_{'train' if training else 'predict'}_samples"
     group.add_argument(limit, type=at_least(1), help="use only so many rows")
-    group.add_argument("--data_seed", type=at_least(0), help="seed of what a corpus draws")
+    group.add_argument("--data_seed", type=at_least(0, 2**32 - 1), help="seed of what a corpus draws")
     if not training:
         group.add_argument("--split", default="test", choices=("train", "validation", "test"), help="(default: test)")
 

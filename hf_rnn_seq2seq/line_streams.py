@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from hf_rnn_seq2seq.run_directory import content_hash, write_atomically
+from hf_rnn_seq2seq.run_directory import FileLock, InUseError, content_hash, write_atomically
 
 
 class StreamError(ValueError):
@@ -254,16 +254,28 @@ class LineWriter:
             raise StreamError(f"output_file {str(path)!r} exists; remove it, or allow --overwrite")
         self.part = self.path.with_name(self.path.name + ".part")
         self.note = self.path.with_name(self.path.name + ".part.json")
-        if self.part.exists() and not resume and not overwrite:
+        begun = self.part.exists()
+        try:
+            self._lock = FileLock(self.part)
+        except InUseError:
+            raise StreamError(f"{str(self.part)!r}: another process is writing it; wait until it has ended") from None
+        try:
+            self._open(begun, resume, overwrite, identity or {})
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, begun: bool, resume: bool, overwrite: bool, identity: Mapping[str, Any]) -> None:
+        if begun and not resume and not overwrite:
             raise StreamError(
                 f"{str(self.part)!r} is left from an interrupted run; --resume continues it, or remove it"
             )
-        if self.part.exists() and resume:
-            self._check_identity(identity or {})
+        if begun and resume:
+            self._check_identity(identity)
             self.done = _keep_whole_lines(self.part)
         else:
             self.part.write_bytes(b"")
-            write_atomically(self.note, json.dumps(dict(identity or {}), indent=2, ensure_ascii=False) + "\n")
+            write_atomically(self.note, json.dumps(dict(identity), indent=2, ensure_ascii=False) + "\n")
         self._file = self.part.open("ab")
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
@@ -310,9 +322,14 @@ class LineWriter:
             return
         os.fsync(self._file.fileno())
         self._file.close()
-        if kind is None:
-            os.replace(self.part, self.path)
-            self.note.unlink(missing_ok=True)
+        if os.name == "nt":  # where an open file cannot be moved
+            self._lock.release()
+        try:
+            if kind is None:
+                os.replace(self.part, self.path)
+                self.note.unlink(missing_ok=True)
+        finally:
+            self._lock.release()
 
 
 def _keep_whole_lines(path: Path) -> int:

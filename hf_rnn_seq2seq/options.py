@@ -118,7 +118,7 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
-    float: "a number",
+    float: "a finite number",
     str: "text",
     type(None): "none",
     Any: "anything",
@@ -165,7 +165,7 @@ def _to_bool(value: Any) -> Any:
 
 def _to_int(value: Any) -> Any:
     number = _to_float(value)
-    if number is _REFUSED or not math.isfinite(number) or number != int(number):
+    if number is _REFUSED or number != int(number):
         return _REFUSED
     return int(value) if isinstance(value, int) else int(number)
 
@@ -177,7 +177,7 @@ def _to_float(value: Any) -> Any:
         number = float(value)
     except (TypeError, ValueError):
         return _REFUSED
-    return _REFUSED if math.isnan(number) else number
+    return number if math.isfinite(number) else _REFUSED
 
 
 def _to_str(value: Any) -> Any:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
+from huggingface_hub import get_token
 
 from .arguments import ArgumentError, TrainingArguments
 from .checkpointing import CHECKPOINTS, WEIGHTS
@@ -38,8 +42,12 @@ def check_output_dir(arguments: TrainingArguments) -> Path:
     if arguments.output_dir is None:
         raise ArgumentError("output_dir=None: must name the run directory")
     folder = Path(arguments.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ArgumentError(f"output_dir={arguments.output_dir!r}: is a file; must be a directory")
+    nearest = _existing(folder)
+    if not nearest.is_dir():
+        where = "is a file" if nearest == folder else f"{nearest} is a file"
+        raise ArgumentError(f"output_dir={arguments.output_dir!r}: {where}; must be a directory")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ArgumentError(f"output_dir={arguments.output_dir!r}: {nearest} cannot be written; name another directory")
     held = [name for name in RUN_FILES if (folder / name).exists()]
     if held and arguments.resume_from_checkpoint is None:
         raise ArgumentError(
@@ -47,6 +55,55 @@ def check_output_dir(arguments: TrainingArguments) -> Path:
             "continue with --resume_from_checkpoint latest"
         )
     return folder
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
+
+
+def check_before_work(arguments: TrainingArguments) -> None:
+    """What the end of a run needs, asked before its beginning.
+
+    Raises:
+        ArgumentError: the output directory cannot be written, or the Hub is to be written without a token.
+    """
+    if arguments.output_dir is not None:
+        check_output_dir(dataclasses.replace(arguments, resume_from_checkpoint="latest"))
+    if arguments.push_to_hub and not (arguments.hub_token or get_token()):
+        raise ArgumentError(
+            "push_to_hub=True: there is no token of the Hub; run `hf auth login`, set HF_TOKEN, or give hub_token"
+        )
+
+
+def check_savable(arguments: TrainingArguments, model: Any, save_beside: Callable[[Path], Any] | None) -> None:
+    """A rehearsal of the first save, with everything but the tensors.
+
+    Raises:
+        ArgumentError: something beside the weights cannot be written, or the disk has no room for a checkpoint.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model.config.save_pretrained(folder)
+            if model.can_generate():
+                model.generation_config.save_pretrained(folder)
+            if save_beside is not None:
+                save_beside(Path(folder))
+        except Exception as error:  # each library raises classes of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ArgumentError(
+                f"output_dir={arguments.output_dir!r}: no checkpoint could be saved: {reason}"
+            ) from error
+    if arguments.output_dir is None:
+        return
+    free = shutil.disk_usage(_existing(Path(arguments.output_dir))).free
+    # The weights of the best model, and a checkpoint: the weights again, and twice their size for the optimizer.
+    needed = 4 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if free < needed:
+        raise ArgumentError(
+            f"output_dir={arguments.output_dir!r}: the disk has {free >> 20} MiB left; a checkpoint and the best "
+            f"weights need about {(needed >> 20) + 1}; free some, or name another directory"
+        )
 
 
 def use_all_cores(chosen: int | None = None) -> int:

@@ -24,8 +24,8 @@ from .adaptation import freeze
 from .arguments import ArgumentError, TrainingArguments
 from .finite_guard import FiniteGuard, TrainingError
 from .heap import Heap
-from .run_control import StopSignals, check_output_dir, largest, naming_lost_processes, summed
-from .run_directory import RECIPE, read_summary, update_summary, write_atomically
+from .run_control import StopSignals, check_output_dir, check_savable, largest, naming_lost_processes, summed
+from .run_directory import RECIPE, only_writer, read_summary, update_summary, write_atomically
 from .run_log import LOG_FILE, RunLog, Screen, draw_learning_curve, versions
 from .streamed_corpus import plan_and_loader
 from .training_report import interval_facts, run_facts
@@ -112,8 +112,13 @@ class TrainingLoop:
             ArgumentError: the directory holds another run, or a checkpoint that does not continue with these options.
             TrainingError: too many updates in a row were not finite.
             CheckpointError: a checkpoint cannot be written or read.
+            InUseError: another process is writing the directory.
         """
-        with naming_lost_processes(self.accelerator):
+        with contextlib.ExitStack() as held:
+            held.enter_context(naming_lost_processes(self.accelerator))
+            self.output_dir = check_output_dir(self.arguments)
+            if self.accelerator.is_main_process:
+                held.enter_context(only_writer(self.output_dir))
             self._start()
             reason = self._end_reason()
             if reason is not None and read_summary(self.output_dir).get("steps") == self.state.progress.step:
@@ -148,7 +153,7 @@ class TrainingLoop:
     def _start(self) -> None:
         """The state of a fresh or a resumed run, and its directory."""
         a, accelerator = self.arguments, self.accelerator
-        self.output_dir = check_output_dir(a)
+        check_output_dir(a)  # again, now that no other run can write there
         # Nobody writes the directory before everybody has looked into it.
         accelerator.wait_for_everyone()
         self.keeper = StateKeeper(
@@ -179,6 +184,7 @@ class TrainingLoop:
 
     def prepare_state(self, nonfinite_folder: Path | None) -> None:
         """The state of step 0, wrapped by Accelerate, from which `run_update` can begin."""
+        check_savable(self.arguments, self.model, self.save_beside)
         self.state = TrainingState(self.model, self.arguments, self.accelerator, self.objective)
         self._figure_sums = torch.zeros(len(self.state.figures), 2, dtype=self._kind, device=self.accelerator.device)
         self.guard = FiniteGuard(self.state, self.loader, nonfinite_folder, self.screen.say)

@@ -15,7 +15,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="directories that training wrote, or user/name")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: loopback)")
-    parser.add_argument("--port", type=command_line.at_least(1), help="(default: the first free one from 7860 on)")
+    parser.add_argument(
+        "--port", type=command_line.at_least(1, 65535), help="(default: the first free one from 7860 on)"
+    )
     parser.add_argument("--title", default="", help="heading of the page")
     parser.add_argument("--example", action="append", help="a sentence to offer; may be repeated (default: the run's)")
     parser.add_argument("--space", metavar="DIR", help="write the files of a Space there and end")

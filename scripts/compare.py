@@ -208,6 +208,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     names, directory, seeds, common = read_command(sys.argv[1:] if argv is None else argv)
     runs = plan_runs(read_systems(names, list(PRESETS)), seeds)
 
+    from hf_rnn_seq2seq.run_directory import only_writer
+
+    with only_writer(directory):
+        return compare(runs, directory, common)
+
+
+def compare(runs: Sequence[Run], directory: Path, common: list[str]) -> int:
+    """Trains what is not trained yet, evaluates all, and writes the tables."""
     import yaml
 
     (directory / "logs").mkdir(parents=True, exist_ok=True)

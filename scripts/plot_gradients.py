@@ -27,8 +27,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="picture to write: .png, .svg or .pdf")
     parser.add_argument("--steps", type=command_line.at_least(2), default=60, help="positions (default: 60)")
     parser.add_argument("--hidden_size", type=command_line.at_least(1), default=256, help="of fresh layers")
-    parser.add_argument("--gate_bias", type=float, default=4.0, help="how far the open gates are (default: 4)")
-    parser.add_argument("--seed", type=command_line.at_least(0), default=0, help="of fresh layers and their input")
+    parser.add_argument(
+        "--gate_bias", type=command_line.finite(), default=4.0, help="how far the open gates are (default: 4)"
+    )
+    parser.add_argument(
+        "--seed", type=command_line.at_least(0, 2**32 - 1), default=0, help="of fresh layers and their input"
+    )
     parser.add_argument("--title", default="", help="text above the chart")
     command_line.add_data_options(parser)
     command_line.add_model_options(parser)

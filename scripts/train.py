@@ -7,6 +7,7 @@ Options override the recipe. The same command with `--resume_from_checkpoint lat
 stopped by signal n with the state saved.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -112,11 +113,7 @@ def build_model(
         preset = options.get("preset")
         config = RnnSeq2SeqConfig.from_preset(preset, **fields) if preset else RnnSeq2SeqConfig(**fields)
         model = AutoModelForSeq2SeqLM.from_config(config)
-    defaults = {field.name: field.default for field in dataclasses.fields(GenerationArguments)}
-    for name, value in dataclasses.asdict(generation).items():
-        # A value that says nothing stays out of generation_config.json, where transformers would warn about it.
-        if name in ("num_beams", "max_new_tokens") or value != defaults[name]:
-            setattr(model.generation_config, name, value)
+    generation.set(model.generation_config, training.model_name_or_path)
     return model
 
 
@@ -277,14 +274,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     *groups, options = parse_arguments(words, GROUPS, model_options(), description=__doc__ or "")
     training = groups[-1]
 
+    from transformers import GenerationConfig
+
+    from hf_rnn_seq2seq.run_control import check_before_work, check_output_dir
+    from hf_rnn_seq2seq.run_directory import only_writer
+
+    command_line.quiet_libraries()
+    check_before_work(training)
+    if not training.model_name_or_path:  # else where the checkpoint is read
+        groups[2].set(GenerationConfig())
+    if training.dry_run:
+        return train(groups, options)
+    check_output_dir(training)
+    # One process of the run takes the directory for all; the launcher ends the others where it cannot.
+    first = os.environ.get("RANK", "0") == "0"
+    with only_writer(training.output_dir) if first else contextlib.nullcontext():
+        return train(groups, options)
+
+
+def train(groups: Sequence[Any], options: dict[str, Any]) -> int:
+    """The run, from the corpus to the last checkpoint."""
     from hf_rnn_seq2seq import hub_uploads
     from hf_rnn_seq2seq.dry_run import dry_run
     from hf_rnn_seq2seq.run_control import build_accelerator, use_all_cores
-    from hf_rnn_seq2seq.training import TrainingError, check_output_dir
+    from hf_rnn_seq2seq.training import TrainingError
 
-    command_line.quiet_libraries()
-    if not training.dry_run:
-        check_output_dir(training)
+    training = groups[-1]
     use_all_cores(training.cpu_threads)
     accelerator = build_accelerator(training, say=lambda message: print(message, file=sys.stderr))
     uploads = hub_uploads.for_run(training) if accelerator.is_main_process else None

@@ -78,8 +78,10 @@ DECODING = ("gnmt_alpha", "coverage_penalty", "stop_at_top", "weight_type", "sho
 
 def add_decoding_options(parser: command_line.Parser) -> None:
     group = parser.add_argument_group("what the model's own search adds to generation")
-    group.add_argument("--gnmt_alpha", type=float, metavar="A", help="length normalisation of GNMT")
-    group.add_argument("--coverage_penalty", type=float, metavar="B", help="GNMT's reward for covering the source")
+    group.add_argument("--gnmt_alpha", type=command_line.finite(0), metavar="A", help="length normalisation of GNMT")
+    group.add_argument(
+        "--coverage_penalty", type=command_line.finite(0), metavar="B", help="GNMT's reward for covering the source"
+    )
     group.add_argument(
         "--stop_at_top", action="store_true", default=None, help="end a sentence when its likeliest continuation does"
     )

@@ -1,12 +1,17 @@
 """Options: where they come from, what is refused and how."""
 
+import argparse
 import dataclasses
+import importlib
+import math
 from dataclasses import dataclass
-from typing import Literal
+from inspect import get_annotations
+from typing import Literal, get_args, get_type_hints
 
 import pytest
 import yaml
 
+from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.arguments import (
     ArgumentError,
     DataArguments,
@@ -17,7 +22,9 @@ from hf_rnn_seq2seq.arguments import (
     parse_arguments,
     read_recipe,
 )
+from hf_rnn_seq2seq.model.config_errors import ConfigError
 from hf_rnn_seq2seq.options import OptionGroup, convert, option
+from tests.script_runs import ROOT
 
 GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingArguments)
 MODEL = {
@@ -67,7 +74,7 @@ def test_a_name_of_a_group_is_not_a_model_option():
         (["--max_steps", "1.5"], "max_steps='1.5': must be a whole number"),
         (["--max_steps", "0"], "max_steps=0: must be at least 1, or -1"),
         (["--max_steps", "-2"], "max_steps=-2: must be at least -1"),
-        (["--learning_rate", "nan"], "learning_rate='nan': must be a number"),
+        (["--learning_rate", "nan"], "learning_rate='nan': must be a finite number"),
         (["--learning_rate", "-1"], "learning_rate=-1.0: must be at least 0"),
         (["--num_train_epochs", "0"], "num_train_epochs=0.0: must be greater than 0"),
         (["--ema_decay", "1"], "ema_decay=1.0: must be at least 0 and less than 1"),
@@ -76,7 +83,7 @@ def test_a_name_of_a_group_is_not_a_model_option():
         (["--lowercase", "maybe"], "'maybe': one recipe only|lowercase='maybe': must be true or false|cannot be read"),
         (["--lowercase=maybe"], "lowercase='maybe': must be true or false"),
         (["--cell_type", "lstn"], "cell_type='lstn': must be one of lstm, gru"),
-        (["--dropout", "x"], "dropout='x': must be a whole number or a number"),
+        (["--dropout", "x"], "dropout='x': must be a whole number or a finite number"),
         (["--dataset_name", "cldr", "--train_file", "a.tsv"], "train_file='a.tsv': either dataset_name"),
         (
             ["--predict_with_generate", "false", "--metric_for_best_model", "bleu"],
@@ -195,3 +202,51 @@ def test_limits_are_checked_on_each_item_of_a_list():
     assert Group(sizes="2,3").sizes == [2, 3]
     with pytest.raises(ArgumentError, match=r"sizes=0: must be at least 1"):
         Group(sizes=[1, 0])
+
+
+NEGATIVE = {"max_steps", "length_penalty", "layer", "gate_bias"}  # -1 means something
+
+
+def numeric_options():
+    for group in GROUPS:
+        for name, hint in get_type_hints(group).items():
+            if {int, float} & {hint, *get_args(hint)}:
+                yield group, name
+
+
+def test_no_option_takes_what_is_not_a_finite_number_or_negative():
+    seen = 0
+    for group, name in numeric_options():
+        for value in ("nan", "inf", "-inf", "1e999", math.nan, math.inf, *([] if name in NEGATIVE else ["-1", -1])):
+            with pytest.raises(ArgumentError, match=rf"^{name}={value!r}: must be|^{name}=-1(\.0)?: must be"):
+                group(**{name: value})
+            seen += 1
+    assert seen > 250
+
+
+def test_no_field_of_the_model_takes_what_is_not_a_finite_number_or_negative():
+    numeric = [
+        name for name, hint in get_annotations(RnnSeq2SeqConfig).items() if {int, float} & {hint, *get_args(hint)}
+    ]
+    assert len(numeric) > 35
+    for name in numeric:
+        for value in (math.nan, math.inf, -math.inf, -1, -1.0):
+            with pytest.raises(ConfigError, match=name):
+                RnnSeq2SeqConfig(**{name: value})
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "scripts").glob("*.py")))
+def test_no_script_takes_what_is_not_a_finite_number_or_negative(script, monkeypatch):
+    found = []
+
+    def parse(parser, *_):
+        found.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
+    with pytest.raises((SystemExit, ArgumentError)):
+        importlib.import_module(script).main(["x"])
+    for action in (action for parser in found for action in parser._actions if action.type is not None):
+        for text in ("nan", "inf", "-inf", "1e999", *([] if action.dest in NEGATIVE else ["-1"])):
+            with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+                action.type(text)

@@ -261,3 +261,47 @@ def test_a_metric_that_cannot_tell_is_named_with_better_ones(tmp_path, recipe, c
     assert "warning" not in capsys.readouterr().err
     summary = json.loads((tmp_path / "exact" / "summary.json").read_text())
     assert summary["best_metric_name"] == "exact_match" and summary["eval_exact_match"] >= 0
+
+
+def test_what_could_not_be_saved_is_refused_before_the_first_update(tmp_path, recipe):
+    def refused(*words) -> str:
+        with pytest.raises(ArgumentError) as caught:
+            train(recipe, *words)
+        return str(caught.value)
+
+    for more in ((), ("--dry_run",)):
+        said = refused("--length_penalty", 0.6, "--output_dir", tmp_path / "run", *more)
+        assert said.startswith("length_penalty=0.6, num_beams=1: cannot be saved together"), said
+    assert refused("--num_beams", 1, "--length_penalty", 2, "--dry_run").startswith("length_penalty=2.0, num_beams=1")
+    (tmp_path / "file").write_text("")
+    assert "/file is a file; must be a directory" in refused("--output_dir", tmp_path / "file" / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_generation_options_of_a_checkpoint_are_carried_over(tmp_path, recipe):
+    teacher = tmp_path / "teacher"
+    assert train(recipe, "--num_beams", 2, "--length_penalty", 0.6, "--output_dir", teacher) == 0
+    tuned = (recipe, "--model_name_or_path", teacher)
+    with pytest.raises(
+        ArgumentError, match=r"^length_penalty=0.6, num_beams=1: cannot be saved in the generation conf"
+    ):
+        train(*tuned, "--num_beams", 1, "--dry_run")
+    assert train(*tuned, "--output_dir", tmp_path / "a") == 0
+    assert train(*tuned, "--num_beams", 1, "--length_penalty", 1, "--output_dir", tmp_path / "b") == 0
+    held = [json.loads((tmp_path / run / "generation_config.json").read_text()) for run in ("a", "b")]
+    assert [config.get("num_beams") for config in held] == [2, 1]
+    assert [config.get("length_penalty") for config in held] == [0.6, None]
+
+
+def test_a_directory_that_another_process_writes_is_refused(tmp_path, recipe):
+    code = "import sys, time\nfrom hf_rnn_seq2seq.run_directory import only_writer\n"
+    code += "with only_writer(sys.argv[1]):\n    print(flush=True)\n    time.sleep(600)"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        for more in ((), ("--resume_from_checkpoint", "latest")):
+            with pytest.raises(ValueError, match=r"run': another process .* is writing this directory; wait until"):
+                train(recipe, "--output_dir", tmp_path / "run", *more)
+        holder.kill()
+    assert train(recipe, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "latest") == 0
+    assert not (tmp_path / "run" / ".lock").exists()

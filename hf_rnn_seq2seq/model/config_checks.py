@@ -1,5 +1,7 @@
 """What the fields of a configuration must satisfy, each by itself and together."""
 
+import math
+
 from .config_errors import ConfigError
 
 # Names of the scores a config may ask for. `register_attention` adds a user's own.
@@ -37,7 +39,10 @@ class ConfigChecks:
     """The checks of `RnnSeq2SeqConfig`: each method `validate_...` runs when a config is made, and raises `ConfigError`."""
 
     def validate_sizes(self) -> None:
-        """Widths, depths and probabilities lie in their ranges."""
+        """Widths, depths and probabilities lie in their ranges, and every number is finite."""
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{name}={value!r}: must be a finite number")
         positive = ("vocab_size", "source_vocab_size", "embedding_size", "hidden_size", "encoder_hidden_size")
         positive += ("encoder_layers", "decoder_layers", "encoder_transition_depth", "decoder_transition_depth")
         positive += ("decoder_upper_transition_depth", "context_size", "attention_size", "num_attention_heads")

@@ -1,5 +1,6 @@
 """The options of a search: those of `generate()` that it follows, and its own."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,10 +114,10 @@ class OwnOptions:
     rows_per_batch: int | None = None
 
     def __post_init__(self) -> None:
-        if self.gnmt_alpha is not None and self.gnmt_alpha < 0:
-            raise SearchError(f"gnmt_alpha={self.gnmt_alpha}: must be 0 or more, or None")
-        if self.coverage_penalty < 0:
-            raise SearchError(f"coverage_penalty={self.coverage_penalty}: must be 0 or more")
+        if self.gnmt_alpha is not None and not 0 <= self.gnmt_alpha < math.inf:
+            raise SearchError(f"gnmt_alpha={self.gnmt_alpha}: must be 0 or more and finite, or None")
+        if not 0 <= self.coverage_penalty < math.inf:
+            raise SearchError(f"coverage_penalty={self.coverage_penalty}: must be 0 or more and finite")
         if self.weight_type not in WEIGHT_TYPES:
             raise SearchError(f"weight_type={self.weight_type!r}: must be one of {', '.join(WEIGHT_TYPES)}")
         if self.rows_per_batch is not None and self.rows_per_batch < 1:

@@ -132,7 +132,7 @@ class HubUploads:
             if not checkpoints:
                 raise PublishError(f"{source}: holds no model yet")
             source = checkpoints[-1]
-        plan = plan_upload(source, self.repo_id, keep_strays=True)
+        plan = plan_upload(source, self.repo_id)
         self._taken += 1
         folder = self.directory / SNAPSHOTS / str(self._taken)
         files: dict[str, bytes | Path] = {}

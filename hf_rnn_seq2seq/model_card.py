@@ -76,12 +76,15 @@ class CardError(ValueError):
     """Facts from which no card can be made; the message names the file or fact that is missing."""
 
 
-def read_facts(directory: str | os.PathLike[str], *, repo_id: str | None = None) -> dict[str, Any]:
+def read_facts(
+    directory: str | os.PathLike[str], *, repo_id: str | None = None, license: str | None = None
+) -> dict[str, Any]:
     """Collect what DIRECTORY's own files say: a JSON-able mapping for `render`.
 
     Args:
         directory: a run directory; config.json must be there, summary.json, recipe.yaml and pictures may.
         repo_id: `user/name` on the Hub, shown in the usage example.
+        license: of the weights, by the Hub's name; only their owner can say.
 
     Raises:
         CardError: a file is missing or not readable.
@@ -97,7 +100,7 @@ def read_facts(directory: str | os.PathLike[str], *, repo_id: str | None = None)
         "recipe": _read(path / "recipe.yaml", _load_yaml) or {},
         "pictures": [name for name in PICTURES if (path / name).is_file()],
     }
-    return without_folders(facts)
+    return without_folders(facts | ({"license": license} if license else {}))
 
 
 def render(facts: Mapping[str, Any]) -> str:
@@ -105,10 +108,10 @@ def render(facts: Mapping[str, Any]) -> str:
 
     Args:
         facts: as `read_facts` returns them; `config` is required. Optional `license` is the Hub's name of the weights'
-            licence (default `apache-2.0`).
+            license.
 
     Returns:
-        Markdown whose metadata holds language, licence, library, tags and the measured results (`model-index`).
+        Markdown whose metadata holds language, license, library, tags and the measured results (`model-index`).
 
     Raises:
         CardError: `config` is missing.
@@ -265,7 +268,7 @@ def _metadata(facts: Mapping[str, Any], corpus: Mapping[str, Any], results: list
     ]
     return ModelCardData(
         language=languages or None,
-        license=facts.get("license", "apache-2.0"),
+        license=facts.get("license"),
         library_name="transformers",
         pipeline_tag="translation",
         tags=tags,

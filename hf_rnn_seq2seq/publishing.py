@@ -1,8 +1,8 @@
 """Publish a run directory on the Hub: which files go, what is refused, and one commit with all of them.
 
 A checkpoint, its card, its pictures and the facts of its run are uploaded. Unfinished states (`checkpoints/`),
-TensorBoard events and hidden files stay. Anything else in the directory is a stray and stops the upload, as does a file
-with a secret.
+TensorBoard events and hidden files stay. So does anything else that belongs to no checkpoint, such as the optimizer and
+the pickles that a Trainer leaves; a file with a secret stops the upload.
 """
 
 import json
@@ -26,6 +26,12 @@ UPLOADED = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    # of tokenizers of other models
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
     "*.py",
     "custom_generate/*.py",
     "custom_generate/requirements.txt",
@@ -64,6 +70,7 @@ class Upload:
 
     files: dict[str, bytes | Path]
     kept_here: list[str]
+    left_out: list[str]  # of no checkpoint, so not what its owner may expect to go
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, in the order of its path."""
@@ -73,17 +80,16 @@ class Upload:
         }
 
 
-def plan_upload(directory: str | os.PathLike[str], repo_id: str, *, keep_strays: bool = False) -> Upload:
+def plan_upload(directory: str | os.PathLike[str], repo_id: str, *, license: str | None = None) -> Upload:
     """Decide what of DIRECTORY is published as `repo_id`; nothing is sent and nothing is written.
 
-    With `keep_strays` a file that belongs to no checkpoint stays here instead of stopping the upload.
-
-    A README.md in the directory is the card; without one the card is rendered from the run's facts. Absolute paths in
-    the recipe, the summary and the log are shortened to names: the folders of this machine are nobody's business.
+    A README.md in the directory is the card; without one the card is rendered from the run's facts, with `license` (the
+    Hub's name of it) where one is given. Absolute paths in the recipe, the summary and the log are shortened to names:
+    the folders of this machine are nobody's business.
 
     Raises:
-        PublishError: the name is not `user/name`, the checkpoint is incomplete or damaged, a file is a stray, or one
-            holds a secret.
+        PublishError: the name is not `user/name`, the checkpoint is incomplete or damaged, a file holds a secret, or
+            the card in the directory is to get a license.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise PublishError(f"repository {repo_id!r}: must be user/name")
@@ -91,7 +97,7 @@ def plan_upload(directory: str | os.PathLike[str], repo_id: str, *, keep_strays:
     if not root.is_dir():
         raise PublishError(f"{directory}: no such directory; expected one that training or save_pretrained wrote")
     files: dict[str, bytes | Path] = {}
-    kept_here, strays = [], []
+    kept_here, left_out = [], []
     for path in sorted(each for each in root.rglob("*") if each.is_file()):
         name = path.relative_to(root).as_posix()
         if any(fnmatch(name, pattern) for pattern in KEPT_HERE):
@@ -99,22 +105,22 @@ def plan_upload(directory: str | os.PathLike[str], repo_id: str, *, keep_strays:
         elif any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in UPLOADED):
             files[name] = path
         else:
-            strays.append(name)
-    if keep_strays:
-        kept_here += strays
-    elif strays:
-        raise PublishError(f"{directory}: not part of a checkpoint: {', '.join(strays)}; move them elsewhere")
+            left_out.append(name)
     _check_checkpoint(root, files)
     for name in ("recipe.yaml", "summary.json", "train_log.jsonl"):
         if name in files:
             files[name] = _public(root / name)
+    if "README.md" in files and license is not None:
+        raise PublishError(
+            f"license={license!r}: {root / 'README.md'} is the card; write `license: {license}` between its --- lines"
+        )
     if "README.md" not in files:
         try:
-            files["README.md"] = render(read_facts(root, repo_id=repo_id)).encode("utf-8")
+            files["README.md"] = render(read_facts(root, repo_id=repo_id, license=license)).encode("utf-8")
         except CardError as error:
             raise PublishError(str(error)) from None
     _refuse_secrets(root, files)
-    return Upload(files, kept_here)
+    return Upload(files, kept_here, left_out)
 
 
 def push(
@@ -134,33 +140,42 @@ def push(
         The address of the commit. Content that is already there makes no commit.
 
     Raises:
-        PublishError: the Hub found the card's metadata invalid.
+        PublishError: the Hub cannot be reached, or found the card's metadata invalid.
         huggingface_hub.errors.HfHubHTTPError: the Hub refused; its subclasses say why.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     card = upload.files["README.md"]
     text = card if isinstance(card, bytes) else card.read_bytes()
-    try:
-        ModelCard(text.decode("utf-8")).validate(repo_type="model")
-    except ValueError as error:
-        raise PublishError(f"README.md: {' '.join(str(error).split())}") from None
-    api = HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
     operations = [
         CommitOperationAdd(path_in_repo=path, path_or_fileobj=content if isinstance(content, bytes) else str(content))
         for path, content in sorted(upload.files.items())
     ]
-    commit = api.create_commit(repo_id, operations, commit_message=message or "Upload model", revision=revision)
+    api = HfApi(token=token)
+    try:
+        ModelCard(text.decode("utf-8")).validate(repo_type="model")
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.create_commit(repo_id, operations, commit_message=message or "Upload model", revision=revision)
+    except (HfHubHTTPError, OfflineModeIsEnabled):
+        raise
+    except ValueError as error:
+        raise PublishError(f"README.md: {' '.join(str(error).split())}") from None
+    except Exception as error:  # the client's transport raises classes of its own
+        if not type(error).__module__.startswith(("httpx", "requests", "urllib3", "builtins", "socket")):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PublishError(f"{repo_id}: the Hub cannot be reached at {api.endpoint}: {reason[:200]}") from None
     return commit.commit_url
 
 
 def _check_checkpoint(root: Path, files: dict[str, Any]) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         if name not in files:
-            raise PublishError(f"{root}: has no {name}; a published checkpoint needs it")
+            mend = "tokenizer.save_pretrained" if name.startswith("tokenizer") else "model.save_pretrained"
+            raise PublishError(f"{root}: has no {name}; a published checkpoint needs it, and {mend} writes it")
     weights = [name for name in files if name.endswith(".safetensors")]
     if not weights:
         raise PublishError(f"{root}: has no model.safetensors; weights are published as safetensors only")

@@ -1,27 +1,32 @@
 """Publish a trained directory on the Hub: checkpoint, model card, pictures and the facts of the run, in one commit.
 
     python scripts/push_to_hub.py runs/demo user/name --dry_run
-    python scripts/push_to_hub.py runs/demo user/name --private --revision draft
+    python scripts/push_to_hub.py runs/demo user/name --private --revision draft --license mit
 
-The token is the one of `hf auth login` or HF_TOKEN. The card is rendered from the run's own files unless the directory
-has a README.md. Stray files and files that hold secrets are refused; checkpoints/ and tensorboard/ are not uploaded.
+The directory is one that training, a Trainer's `save_model` or `save_pretrained` (of model and tokenizer) wrote. The
+token is the one of `hf auth login` or HF_TOKEN. The card is rendered from the run's own files unless the directory has
+a README.md; it names a license where one is given. Files that belong to no checkpoint stay here, and are named; files
+that hold secrets are refused.
 """
 
 import argparse
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from hf_rnn_seq2seq import command_line
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line.Parser(__doc__)
     parser.add_argument("directory", metavar="DIR", nargs="?", help="directory that training wrote")
     parser.add_argument("repo_id", metavar="user/name", nargs="?", help="repository; created where it does not exist")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     parser.add_argument("--revision", help="branch to push to; created from main where it does not exist")
     parser.add_argument("--message", default="Upload model", help="commit message")
+    parser.add_argument(
+        "--license", help="of the weights, by the Hub's name, such as mit (default: the card names none)"
+    )
     parser.add_argument("--card", metavar="FILE", help="write the model card to FILE, and its facts to FILE with .json")
     parser.add_argument("--dry_run", action="store_true", help="list files and sizes, send nothing")
     parser.add_argument(
@@ -33,8 +38,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def main() -> int:
-    arguments = parse()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     from hf_rnn_seq2seq.model_card import read_facts, render_again, template_path
@@ -45,36 +50,43 @@ def main() -> int:
         for path in render_again(template_path().parent):
             print(path)
         return 0
+    directory, repo_id, license = arguments.directory, arguments.repo_id, arguments.license
+    upload = plan_upload(directory, repo_id, license=license)
+    if arguments.card:
+        card = upload.files["README.md"]
+        facts = read_facts(directory, repo_id=repo_id, license=license)
+        write_atomically(Path(arguments.card).with_suffix(".json"), json.dumps(facts, indent=1, ensure_ascii=False))
+        write_atomically(arguments.card, card if isinstance(card, bytes) else card.read_bytes())
+    sizes = upload.sizes()
+    for name, size in sizes.items():
+        print(f"{size:>12,}  {name}")
+    print(f"{sum(sizes.values()):>12,}  bytes in {len(sizes)} files for {repo_id}")
+    for names, what in ((upload.kept_here, "kept here"), (upload.left_out, "left out, of no checkpoint")):
+        if names:
+            print(f"{what}: {len(names)} files ({', '.join(sorted({_top(name) for name in names}))})")
+    if arguments.dry_run:
+        print("dry run: nothing was sent")
+        return 0
     try:
-        upload = plan_upload(arguments.directory, arguments.repo_id)
-        if arguments.card:
-            card = upload.files["README.md"]
-            facts = read_facts(arguments.directory, repo_id=arguments.repo_id)
-            write_atomically(Path(arguments.card).with_suffix(".json"), json.dumps(facts, indent=1, ensure_ascii=False))
-            write_atomically(arguments.card, card if isinstance(card, bytes) else card.read_bytes())
-        sizes = upload.sizes()
-        for name, size in sizes.items():
-            print(f"{size:>12,}  {name}")
-        print(f"{sum(sizes.values()):>12,}  bytes in {len(sizes)} files for {arguments.repo_id}")
-        if upload.kept_here:
-            print(
-                f"kept here: {len(upload.kept_here)} files ({', '.join(sorted({_top(n) for n in upload.kept_here}))})"
-            )
-        if arguments.dry_run:
-            print("dry run: nothing was sent")
-            return 0
         address = push(
-            upload,
-            arguments.repo_id,
-            private=arguments.private,
-            revision=arguments.revision,
-            message=arguments.message,
+            upload, repo_id, private=arguments.private, revision=arguments.revision, message=arguments.message
         )
-    except (PublishError, OSError, HfHubHTTPError, OfflineModeIsEnabled) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except OfflineModeIsEnabled:
+        raise PublishError(f"{repo_id}: HF_HUB_OFFLINE is set; unset it to reach the Hub") from None
+    except HfHubHTTPError as error:
+        raise PublishError(f"{repo_id}: {refusal(error)}") from None
     print(f"published: {address}")
     return 0
+
+
+def refusal(error: Exception) -> str:
+    """What the Hub said, in one line, and what mends it."""
+    mends = {
+        401: "the Hub does not know the token (401); run `hf auth login`, or set HF_TOKEN to one that may write",
+        403: "the token may not write there (403); take one that may write, or a repository of your own",
+    }
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return mends.get(status) or command_line.one_line(error)[:300]
 
 
 def _top(name: str) -> str:
@@ -83,4 +95,4 @@ def _top(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.run(main)

@@ -73,7 +73,8 @@ def test_card_tells_the_facts() -> None:
 
 
 def test_card_metadata() -> None:
-    data = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", render(facts()), re.DOTALL)[1])
+    assert "license:" not in render(facts()), "nobody decides it for the owner"
+    data = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", render(facts(license="apache-2.0")), re.DOTALL)[1])
     assert data["language"] == ["en", "fr"]
     assert (data["license"], data["library_name"], data["pipeline_tag"]) == (
         "apache-2.0",

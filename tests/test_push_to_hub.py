@@ -1,6 +1,7 @@
 """scripts/push_to_hub.py: what goes, what stays, what is refused, and that a stranger gets it back."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hf_rnn_seq2seq.publishing import PublishError, plan_upload, push
 from tests.checkpoints import tiny_rnn, tiny_tokenizer
@@ -117,15 +119,16 @@ def test_a_card_the_hub_refuses_stops_the_push(owner: HfApi, run_directory: Path
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda d: (d / "notes.txt").write_text("x"), r"not part of a checkpoint: notes\.txt"),
-        (lambda d: (d / "pytorch_model.bin").write_bytes(b"x"), r"not part of a checkpoint: pytorch_model\.bin"),
-        (lambda d: (d / "id_rsa").write_text("x"), "not part of a checkpoint: id_rsa"),
         (lambda d: (d / "summary.json").write_text(json.dumps({"token": "hf_" + "a1" * 17})), "a Hugging Face token"),
         (lambda d: (d / "README.md").write_text("-----BEGIN RSA PRIVATE " + "KEY-----"), "holds a private key"),
         (lambda d: (d / "model.safetensors").write_bytes(b"short"), "not a whole safetensors file"),
         (lambda d: torch.save({}, d / "model.safetensors"), "not a whole safetensors file"),
         (lambda d: (d / "model.safetensors").unlink(), r"no model\.safetensors"),
         (lambda d: (d / "config.json").unlink(), r"no config\.json"),
+        (
+            lambda d: (d / "tokenizer_config.json").unlink(),
+            "tokenizer_config.json; .* tokenizer.save_pretrained writes",
+        ),
         (lambda d: (d / "config.json").write_text("{"), "not readable as JSON"),
         (lambda d: (d / "recipe.yaml").write_text("a: [1"), "not readable"),
     ],
@@ -150,3 +153,42 @@ def test_bad_names(script: Script, run_directory: Path, tmp_path: Path) -> None:
 def test_own_card_is_kept(run_directory: Path) -> None:
     (run_directory / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     assert plan_upload(run_directory, "owner/name").files["README.md"] == run_directory / "README.md"
+    with pytest.raises(PublishError, match=r"license='bsd': .*README.md is the card; write `license: bsd` between"):
+        plan_upload(run_directory, "owner/name", license="bsd")
+
+
+def test_a_folder_that_a_trainer_wrote(script: Script, tmp_path: Path) -> None:
+    """Pickles and the optimizer are left out and named; nobody decides the license but the owner."""
+    folder, tokenizer = tmp_path / "trainer", tiny_tokenizer()
+    trainer = Seq2SeqTrainer(
+        tiny_rnn(tokenizer),
+        Seq2SeqTrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True),
+        processing_class=tokenizer,
+    )
+    trainer.save_model()
+    trainer.save_state()
+    assert (folder / "training_args.bin").is_file()
+    for name in ("optimizer.pt", "pytorch_model.bin", "id_rsa", "checkpoint-5/model.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    done = script(folder, "owner/trainer", "--dry_run", "--card", tmp_path / "card.md")
+    assert done.returncode == 0, done.stderr
+    left_out = "checkpoint-5/, id_rsa, optimizer.pt, pytorch_model.bin, trainer_state.json, training_args.bin"
+    assert f"left out, of no checkpoint: 6 files ({left_out})" in done.stdout
+    assert "license" not in (tmp_path / "card.md").read_text()
+    done = script(folder, "owner/trainer", "--dry_run", "--card", tmp_path / "card.md", "--license", "mit")
+    assert done.returncode == 0 and "\nlicense: mit\n" in (tmp_path / "card.md").read_text()
+    done = script(folder, "owner/trainer", "--license", "mit")
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_network_there_is_one_line(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "push_to_hub.py"), str(run_directory), "owner/name"]
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_x", "PYTHONPATH": str(ROOT)}
+    for more, said in (
+        ({}, "owner/name: the Hub cannot be reached at http://127.0.0.1:9"),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
+    ):
+        done = subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+        assert said in done.stderr

@@ -68,7 +68,7 @@ class OnnxTranslator:
         """Token ids (batch, target), start token first; a setting that is not given is the model's own.
 
         Raises:
-            ValueError: a setting out of range.
+            ValueError: a setting out of range, or an empty batch.
         """
         given = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
         given |= {"length_penalty": length_penalty, "early_stopping": early_stopping}
@@ -79,6 +79,11 @@ class OnnxTranslator:
         if options["early_stopping"] not in (True, False, "never"):
             raise ValueError(f"early_stopping={options['early_stopping']!r}: must be true, false or 'never'")
         input_ids = np.asarray(input_ids)
+        if 0 in input_ids.shape:
+            raise ValueError(
+                f"input_ids of shape {input_ids.shape}: a batch needs at least one row and one token; leave empty "
+                "sources out, their translation is empty"
+            )
         if attention_mask is None:
             attention_mask = input_ids != self.settings["pad_token_id"]
         state, memory = self.encode(input_ids, np.asarray(attention_mask))

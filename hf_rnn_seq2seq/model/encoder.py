@@ -226,6 +226,13 @@ class RnnEncoder(nn.Module):
 
     def _mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None) -> Tensor:
         given = input_ids if inputs_embeds is None else inputs_embeds
+        # A graph that is being exported knows no batch.
+        if not torch.compiler.is_compiling() and 0 in given.shape[:2]:
+            name = "input_ids" if inputs_embeds is None else "inputs_embeds"
+            raise ValueError(
+                f"{name} of shape {tuple(given.shape)}: a batch needs at least one row and one token; leave empty "
+                "sources out, their translation is empty"
+            )
         if attention_mask is not None:
             if attention_mask.shape != given.shape[:2]:
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import math
 import os
 import sys
@@ -18,8 +19,27 @@ class Parser(argparse.ArgumentParser):
             description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
         )
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; a word that is not UTF-8 is refused, since nothing can be translated or written under it."""
+        found = super().parse_args(args, namespace)
+        for name, value in vars(found).items():
+            for word in value if isinstance(value, list) else [value]:
+                if isinstance(word, str) and is_undecodable(word):
+                    self.error(undecodable(name, word))
+        return found
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
+
+
+def is_undecodable(word: str) -> bool:
+    """Whether Python could not decode a word of the command line: its bytes then stand as lone surrogates."""
+    return any("\ud800" <= character <= "\udfff" for character in word)
+
+
+def undecodable(name: str, word: str) -> str:
+    """What is said of such a word."""
+    return f"{name}={word[:80]!a}: holds bytes that are not UTF-8; write it in UTF-8"
 
 
 def at_least(smallest: int, largest: int | None = None) -> Callable[[str], int]:
@@ -174,9 +194,16 @@ def analysis_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return where | how | generation_options(arguments)
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | Warning | str) -> str:
     """An exception's message without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+class _OneLine(logging.Handler):
+    """Our own warnings, as a script prints them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"warning: {one_line(record.getMessage())}", file=sys.stderr)
 
 
 def quiet_libraries() -> None:
@@ -187,6 +214,9 @@ def quiet_libraries() -> None:
     huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    ours = logging.getLogger("hf_rnn_seq2seq")
+    if not ours.handlers:
+        ours.addHandler(_OneLine())
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {one_line(message)}", file=sys.stderr)
 
 

@@ -95,9 +95,13 @@ class _Panel:
         self.step: Step | None = None
         self.others: list[Any] = []
         self.note = self.error = self.how = ""
-        if encode_sources(system.tokenizer, [text], LONGEST_SOURCE).truncated:
-            self.text = text[: _end_of(system.tokenizer, text)]
+        limit = min(LONGEST_SOURCE, system.tokenizer.model_max_length)
+        encoded = encode_sources(system.tokenizer, [text], limit)
+        if encoded.truncated:
+            self.text = text[: _end_of(system.tokenizer, text, limit)]
             self.note = "the sentence was cut"
+        if encoded.unknown:
+            self.note = "the model knows nothing of it: every token is unknown"
 
     def advance(self, running: dict[str, Iterator[Step]], name: str) -> None:
         """One step on; a system that has finished or failed leaves."""
@@ -159,10 +163,10 @@ class _Panel:
         return attention_table(weights, source, target)
 
 
-def _end_of(tokenizer: Any, text: str) -> int:
+def _end_of(tokenizer: Any, text: str, limit: int) -> int:
     """Where in the text the last token stands that is read."""
     offsets = tokenizer([text], return_offsets_mapping=True, verbose=False)["offset_mapping"][0]
-    return max(end for _, end in offsets[: LONGEST_SOURCE - 1])
+    return max(end for _, end in offsets[: limit - 1])
 
 
 def attention_table(weights: torch.Tensor, source: Sequence[str], target: Sequence[str]) -> str:

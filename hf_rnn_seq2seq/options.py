@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from hf_rnn_seq2seq.command_line import is_undecodable, undecodable
+
 
 class ArgumentError(ValueError):
     """An option that cannot be used: the message names the option, its value and what is allowed."""
@@ -268,8 +270,10 @@ def parse_arguments(
         raise SystemExit(0)
     given, recipe = _read_words(argv, hints)
     values = {**(read_recipe(recipe) if recipe else {}), **given}
-    for name in values:
+    for name, value in values.items():
         check_known(name, hints)
+        if isinstance(value, str) and is_undecodable(value):
+            raise ArgumentError(undecodable(name, value))
     parsed: list[Any] = []
     claimed: set[str] = set()
     for group in groups:

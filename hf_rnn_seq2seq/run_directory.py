@@ -124,6 +124,27 @@ def _vocabularies(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]]:
     return tokenizer.get_vocab(), getattr(tokenizer, "get_target_vocab", dict)()
 
 
+def require_vocabulary(name: str | os.PathLike[str], tokenizer: Any) -> None:
+    """Tokens must have the ids that they have in the checkpoint `name`; further ones may follow.
+
+    Raises:
+        CheckpointError: one has another id, so that its row in the checkpoint's tables is another token's.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        own = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError):
+        return  # weights without a tokenizer: nothing to compare
+    for known, given in zip(_vocabularies(own), _vocabularies(tokenizer), strict=True):
+        moved = [token for token, place in known.items() if given.get(token) != place]
+        if moved:
+            raise CheckpointError(
+                f"tokenizer_name_or_path: {len(moved)} of {len(known)} tokens of {name} have another id in it, or none "
+                f"({moved[0]!r:.40}); leave it out, and the checkpoint's own tokenizer is used"
+            )
+
+
 def vocabulary_hash(tokenizer: Any) -> str:
     """Hash of what token ids mean; files that hold ids keep it, so that they are read with the right tokenizer."""
     return digest(_vocabularies(tokenizer))

@@ -51,6 +51,9 @@ def read_command(argv: Sequence[str]) -> tuple[list[str], Path, list[int], list[
         raise SystemExit(0)
     names, own, common = [], {"seeds": "42"}, []
     words = list(argv)
+    for word in words:
+        if command_line.is_undecodable(word):
+            raise ArgumentError(command_line.undecodable("word of the command line", word))
     while words and not words[0].startswith("--"):
         names.append(words.pop(0))
     while words:
@@ -93,6 +96,25 @@ def check(run: Run, recipe: Path, common: Sequence[str]) -> None:
         raise ArgumentError(f"system {run.system!r}: {command_line.one_line(error)}") from None
 
 
+def files_hash(run: Run, common: Sequence[str]) -> str:
+    """Hash of the files, checkpoints and saved data sets that a run's options name.
+
+    A finished run is kept only while they are what it was trained on.
+    """
+    from hf_rnn_seq2seq.run_directory import content_hash
+
+    words = [str(value) for value in run.options.values()] + [word.partition("=")[2] or word for word in common]
+    found: list[Path] = []
+    for name in dict.fromkeys(part for word in words for part in (word, *word.split(",")) if part):
+        if os.path.isfile(name):
+            found.append(Path(name))
+        elif os.path.isdir(name):
+            whole = ("config.json", "tokenizer.json", "model.safetensors")
+            found += [path for path in map(Path(name).joinpath, whole) if path.is_file()]
+            found += sorted(Path(name).glob("state.json")) + sorted(Path(name).glob("*/state.json"))
+    return content_hash(found)
+
+
 def train(run: Run, directory: Path, common: Sequence[str]) -> bool:
     """Whether the run is finished, now or since an earlier call."""
     folder, log = directory / run.folder, directory / "logs" / f"{run.folder}.log"
@@ -121,6 +143,24 @@ def train(run: Run, directory: Path, common: Sequence[str]) -> bool:
         return False
     say(f"{run.folder}: done in {time.monotonic() - start:,.0f} s")
     return True
+
+
+def refuse_other_run(directory: Path, run: Run, recipe: Path, text: str, whole: str) -> None:
+    """A run that is there is kept or continued only with its own options, on its own files."""
+    recorded = recipe.read_text(encoding="utf-8")
+    if recorded == whole:
+        return
+    options, noted, _ = recorded.rpartition("# files ")
+    if options == text:
+        differs = "was trained on other files than those that the options name now"
+    elif recorded == text and not noted:
+        differs = f"does not say on which files it was trained ({recipe})"
+    else:
+        differs = f"has other options ({recipe})"
+    raise ArgumentError(
+        f"output_dir={str(directory)!r}: its run {run.folder} {differs}; give another directory, or the options and "
+        "files it was started with"
+    )
 
 
 def say(message: str) -> None:
@@ -223,12 +263,10 @@ def compare(runs: Sequence[Run], directory: Path, common: list[str]) -> int:
         recipe = directory / "logs" / f"{run.folder}.yaml"
         text = yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True)
         text += f"# {shlex.join(common)}\n"
-        if (directory / run.folder).exists() and recipe.is_file() and recipe.read_text(encoding="utf-8") != text:
-            raise ArgumentError(
-                f"output_dir={str(directory)!r}: its run {run.folder} has other options ({recipe}); "
-                "give another directory, or the options it was started with"
-            )
-        recipe.write_text(text, encoding="utf-8")
+        whole = f"{text}# files {files_hash(run, common)}\n"
+        if (directory / run.folder).exists() and recipe.is_file():
+            refuse_other_run(directory, run, recipe, text, whole)
+        recipe.write_text(whole, encoding="utf-8")
         check(run, recipe, common)
     command_line.quiet_libraries()
     finished = [run for run in runs if train(run, directory, common)]

@@ -140,6 +140,7 @@ def build_loop(
     from hf_rnn_seq2seq.evaluation import score, translate
     from hf_rnn_seq2seq.hub_uploads import without_token
     from hf_rnn_seq2seq.metrics import why_blind
+    from hf_rnn_seq2seq.run_directory import require_vocabulary
     from hf_rnn_seq2seq.sampled_corpus import SampledTable, build_sampler
     from hf_rnn_seq2seq.sequence_objectives import build_objective
     from hf_rnn_seq2seq.streamed_corpus import TextStream, in_memory
@@ -168,6 +169,8 @@ def build_loop(
         training, resumed=resumed is not None, say=lambda text: print(text, file=sys.stderr) if main else None
     )
     adaptation.extend(tokenizer)
+    if training.model_name_or_path and tokenizer_options.tokenizer_name_or_path and resumed is None:
+        require_vocabulary(training.model_name_or_path, tokenizer)
     limits = {"max_source_length": data.max_source_length, "max_target_length": data.max_target_length}
     sampler = build_sampler(tokenizer, tokenizer_options, seed=training.seed, **limits)
     tokenized, skipped = {}, {split: dict(counts) for split, counts in corpus.skipped.items()}

@@ -162,8 +162,32 @@ def test_compare_trains_scores_draws_and_continues(tmp_path: Path) -> None:
     assert "plain: finished earlier" in again.stderr
     assert (out / "plain" / "model.safetensors").stat().st_mtime_ns == weights
 
+    main = runpy.run_path(str(SCRIPT))["main"]
     with pytest.raises(ArgumentError, match="its run plain has other options"):
-        runpy.run_path(str(SCRIPT))["main"]([*words, "--dropout", "0.3"])
+        main([*words, "--dropout", "0.3"])
+    recipe = out / "logs" / "plain.yaml"
+    recorded = recipe.read_text()
+    recipe.write_text(recorded.replace("# files ", "# files 0"))
+    with pytest.raises(ArgumentError, match="its run plain was trained on other files than those that the options"):
+        main(words)
+    recipe.write_text(recorded.rpartition("# files ")[0])
+    with pytest.raises(ArgumentError, match="its run plain does not say on which files it was trained"):
+        main(words)
+
+
+def test_files_that_options_name_are_known_by_their_content(tmp_path: Path) -> None:
+    files_hash = runpy.run_path(str(SCRIPT))["files_hash"]
+    for name in ("a.tsv", "b.en", "b.fr"):
+        (tmp_path / name).write_text("x")
+    (run,) = plan_runs({"plain": {"train_file": str(tmp_path / "a.tsv")}}, [1])
+    common = [f"--test_file={tmp_path / 'b.en'},{tmp_path / 'b.fr'}", "--dropout", "0.1"]
+    before = files_hash(run, common)
+    assert before == files_hash(run, common)
+    for name in ("a.tsv", "b.en", "b.fr"):
+        (tmp_path / name).write_text("y")
+        assert files_hash(run, common) != before
+        (tmp_path / name).write_text("x")
+    assert before == files_hash(run, common)
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,16 @@ def test_settings_that_the_loop_does_not_know_are_refused(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_onnx_refuses_an_empty_batch(exported: tuple[Any, Programs, Any], options: dict[str, Any]) -> None:
+    """onnxruntime would end the process."""
+    if exported[2] is None:
+        pytest.skip("onnxruntime or onnxscript is not installed")
+    for shape in ((0, 4), (2, 0)):
+        with pytest.raises(ValueError, match=rf"input_ids of shape \({shape[0]}, {shape[1]}\): a batch needs at least"):
+            exported[2].generate(np.zeros(shape, dtype=np.int64), **options)
+
+
 def test_an_old_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
     from hf_rnn_seq2seq.onnx_export import export_onnx

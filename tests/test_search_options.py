@@ -279,6 +279,21 @@ def test_a_shortlist_is_learnt_from_pairs(tmp_path: Any) -> None:
         Shortlist.load(tmp_path / "old.json", tokenizer)
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0), (0, 0)])
+@pytest.mark.parametrize("options", [{}, BEAMS, {"do_sample": True}, {"ensemble": 1}])
+def test_an_empty_batch_is_refused_by_its_shape(shape: tuple[int, int], options: dict[str, Any]) -> None:
+    model, empty = trained(), torch.zeros(shape, dtype=torch.long)
+    options = options | ({"ensemble": [model]} if "ensemble" in options else {})
+    for decode in (model.search, *([] if "ensemble" in options else [model.generate])):
+        with pytest.raises(ValueError, match=rf"input_ids of shape \({shape[0]}, {shape[1]}\): a batch needs at least"):
+            decode(input_ids=empty, attention_mask=empty, **options)
+
+
+def test_a_long_list_of_options_makes_no_long_message(caplog: pytest.LogCaptureFixture) -> None:
+    trained().search(**inputs(ROWS[:1]), suppress_tokens=list(range(WORDS)) * 99, max_new_tokens=2)
+    assert "because of suppress_tokens=[0, 1, 2, 3, 4, 5, ...]" in caplog.text and len(caplog.text) < 400
+
+
 # ---------------------------------------------------------------- weights
 
 

@@ -241,7 +241,48 @@ def _identity(checkpoint: Path, source: Path) -> dict[str, object]:
     )
 
 
+def test_half_characters_in_json_are_replaced_and_counted(checkpoint: Path, tmp_path: Path) -> None:
+    rows = [b'{"source": "3 days ago"}', b'{"source": "3 days \\ud83d ago"}', b'{"source": "\\ud83d\\ude00 three"}']
+    (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join([*rows, b"[" * 100_000]))
+    for options in ((), ("--output_format", "jsonl"), ("--alignments",)):
+        result = run("translate.py", checkpoint, "--input", tmp_path / "in.jsonl", *options)
+        assert result.returncode == 0 and result.stdout.count(b"\n") == 4, result.stderr
+        assert b"warning: 2 line(s) could not be read whole (first: line 2, 4)" in result.stderr
+        result.stdout.decode()
+
+
+def test_a_damaged_archive_names_its_line_after_the_lines_before_it(checkpoint: Path, tmp_path: Path) -> None:
+    text = "".join(f"{number} days ago\n" for number in range(300))
+    whole = gzip.compress(text.encode(), mtime=0)
+    for content, first in ((whole[:300], 1), (whole[:-8], 1), (text.encode(), 0), (whole[:200] + bytes(50), 0)):
+        (tmp_path / "in.txt.gz").write_bytes(content)
+        result = run("translate.py", checkpoint, "--input", tmp_path / "in.txt.gz", "--max_new_tokens", 1)
+        lines = result.stdout.count(b"\n")
+        assert result.returncode == 2 and (lines > 0) == bool(first), result.stderr
+        message = result.stderr.decode().splitlines()[-1]
+        assert message.startswith("error: input ") and f"in.txt.gz', line {lines + 1}: not a whole gzip file" in message
+        assert message.endswith(f". {lines} lines were written")
+    target = tmp_path / "out.txt"
+    result = run("translate.py", checkpoint, "--input", tmp_path / "in.txt.gz", "--output_file", target)
+    assert result.returncode == 2 and not target.exists()
+
+
+def test_what_cannot_be_written_to_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("2 kg\n")
+    for place, message in (
+        (tmp_path, "is not a regular file; name one"),
+        ("/dev/full", "is not a regular file; name one"),
+        (tmp_path / "no" / "out", "no' does not exist"),
+    ):
+        result = run("translate.py", checkpoint, "--input", tmp_path / "in.txt", "--output_file", place)
+        assert result.returncode == 2 and message in result.stderr.decode().splitlines()[-1], result.stderr
+
+
 BAD = {
+    "no such GPU": (("DIR", "--device", "cuda:99"), "device='cuda:99': cannot be used ("),
+    "no such device": (("DIR", "--device", "toaster"), "device='toaster': cannot be used ("),
+    "a device without numbers": (("DIR", "--device", "meta"), "); this machine has cpu"),
+    "not UTF-8": (("DIR", "--source_lang", "e\udcffn"), r"source_lang='e\udcffn': holds bytes that are not UTF-8"),
     "no such directory": (("missing-run",), "no such directory"),
     "misspelt option": (("DIR", "--num_beam", "2"), "unrecognized arguments: --num_beam"),
     "out of range": (("DIR", "--num_beams", "0"), "'0' is not a whole number of at least 1"),

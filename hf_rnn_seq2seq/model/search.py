@@ -7,6 +7,7 @@ to `generate()` with a warning that names the option. Its own options are those 
 import functools
 import logging
 import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,7 +321,7 @@ def _check_phrases(own: OwnOptions, plan: SearchPlan, vocab_size: int, sentences
         words = [word for phrase in phrases for word in phrase]
         if not all(phrases) or any(not 0 <= word < vocab_size or word in plan.eos_token_ids for word in words):
             raise SearchError(
-                f"must_contain={phrases!r}: phrases hold target ids, at least one, and no end of sentence"
+                f"must_contain={reprlib.repr(phrases)}: phrases hold target ids, at least one, and no end of sentence"
             )
         if len(words) + 1 > plan.max_new_tokens:
             raise SearchError(

@@ -1,6 +1,7 @@
 """The options of a search: those of `generate()` that it follows, and its own."""
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,10 +55,10 @@ class Settings:
         return self.values[name]
 
     def not_followed(self) -> list[str]:
-        """`name=value` of the options that are set and that the search here does not follow."""
+        """`name=value`, long lists shortened, of the options that are set and that the search here does not follow."""
         ignored = FOLLOWED | SAMPLING
         return [
-            f"{name}={value!r}"
+            f"{name}={reprlib.repr(value)}"
             for name, value in self.values.items()
             if name not in ignored and value is not None and value is not False and value != _DEFAULTS[name]
         ]

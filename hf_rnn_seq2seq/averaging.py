@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hf_rnn_seq2seq.model.precision import not_finite
 from hf_rnn_seq2seq.run_directory import vocabulary_hash
 
 WEIGHTS = "model.safetensors"
@@ -23,7 +24,7 @@ def average_weights(directories: Sequence[str | os.PathLike[str]]) -> dict[str, 
     One checkpoint is read at a time, so memory holds the sums and one of them. Other tensors must be equal.
 
     Raises:
-        AveragingError: a checkpoint is missing, or has other names or shapes than the first.
+        AveragingError: a checkpoint is missing, is not finite, or has other names or shapes than the first.
     """
     from safetensors.torch import load_file
 
@@ -34,6 +35,8 @@ def average_weights(directories: Sequence[str | os.PathLike[str]]) -> dict[str, 
         if not path.is_file():
             raise AveragingError(f"{directory}: has no {WEIGHTS}")
         weights = load_file(path)
+        if found := not_finite(weights.items()):
+            raise AveragingError(f"{directory}: {found}; leave it out")
         if number == 0:
             types = {name: tensor.dtype for name, tensor in weights.items()}
             sums = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}

@@ -5,6 +5,7 @@ takes what `generate()` takes and returns the sequences.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.alignment import hypothesis_attention, stack_layer
 from hf_rnn_seq2seq.metrics import load_metric
+from hf_rnn_seq2seq.model.precision import why_not_finite
 from hf_rnn_seq2seq.side_by_side import side_by_side
 
 logger = logging.getLogger(__name__)
@@ -265,6 +267,8 @@ def translate_n_best(
     results: list[list[Hypothesis]] = [[Hypothesis("")] for _ in encoded]
     for batch, output in _batch_outputs(model, encoded, search, batch_size, max_tokens, progress, generation):
         rows = hypotheses(model, output, [len(encoded[index]) for index in batch], layer)
+        if any(math.isnan(total) for _, total, _ in rows):
+            raise EvaluationError(why_not_finite([model]))
         for row, index in enumerate(batch):
             results[index] = [
                 Hypothesis(

@@ -84,7 +84,13 @@ def render_report(test_set: TestSet, systems: Sequence[AnalysedSystem], *, title
         raise EvaluationError(f"nothing to show: {len(systems)} systems, {len(test_set.sources)} sentences")
     languages = [str(test_set.description.get(key) or "") for key in ("source_lang", "target_lang")]
     title = title or "Translations, " + (" to ".join(languages) if all(languages) else f"{test_set.split} split")
-    data = json.dumps(report_data(test_set, systems, words=words), ensure_ascii=False, separators=(",", ":"))
+    content = report_data(test_set, systems, words=words)
+    try:
+        data = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        raise EvaluationError(
+            "a score or an attention weight is not finite (nan or inf), and no page can show it"
+        ) from None
     scores, signature = _score_rows(test_set, systems)
     style, script = _template("report.css"), _template("report.js")
     parts = {

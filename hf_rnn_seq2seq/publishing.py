@@ -181,12 +181,16 @@ def _check_checkpoint(root: Path, files: dict[str, Any]) -> None:
         raise PublishError(f"{root}: has no model.safetensors; weights are published as safetensors only")
     from safetensors import SafetensorError, safe_open
 
+    from hf_rnn_seq2seq.model.precision import not_finite
+
     for name in weights:
         try:
             with safe_open(root / name, framework="pt") as tensors:
-                tensors.keys()
+                found = not_finite((key, tensors.get_tensor(key)) for key in tensors.keys())  # noqa: SIM118  no dictionary
         except (SafetensorError, OSError) as error:
             raise PublishError(f"{root / name}: not a whole safetensors file: {error}") from None
+        if found:
+            raise PublishError(f"{root / name}: {found}; publish a checkpoint from before")
     for name in (each for each in files if each.endswith(".json")):
         try:
             json.loads((root / name).read_bytes())

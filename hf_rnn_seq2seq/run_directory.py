@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,21 @@ def load_checkpoint(
     except Exception as error:  # safetensors, tokenizers and json each raise classes of their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{name}: the checkpoint cannot be loaded: {reason[:300]}") from error
+    require_finite(model.state_dict().items(), f"{name}: " + (f"in {dtype}, " if dtype else ""))
     known = getattr(tokenizer, "target_vocab_size", None) or len(tokenizer)
     if known > model.config.vocab_size:
         raise CheckpointError(
             f"{name}: the tokenizer has {known} target tokens, the model's vocab_size is {model.config.vocab_size}"
         )
     return model.eval().to(device), tokenizer
+
+
+def require_finite(tensors: Iterable[tuple[str, Any]], where: str) -> None:
+    """Raises CheckpointError, which begins with `where`, for the first of the named tensors that holds nan or inf."""
+    from hf_rnn_seq2seq.model.precision import not_finite
+
+    if found := not_finite(tensors):
+        raise CheckpointError(f"{where}{found}; name a checkpoint from before, or train again at a lower learning_rate")
 
 
 def usable_device(name: str | None) -> str:

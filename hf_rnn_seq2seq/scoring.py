@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.evaluation import MAX_TOKENS, Encoded, EvaluationError, encoded_sources, length_batches
+from hf_rnn_seq2seq.model.precision import why_not_finite
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def score_ids(
     The sum over all pairs, divided by the tokens, is the model's loss on them without label smoothing.
 
     Raises:
-        EvaluationError: as many sources as targets are needed, and no side may be empty.
+        EvaluationError: as many sources as targets are needed, and no side may be empty; the scores are not finite.
     """
     if len(sources) != len(targets):
         raise EvaluationError(f"{len(sources)} sources for {len(targets)} targets; need as many")
@@ -58,6 +59,8 @@ def score_ids(
             mask = _pad([[1] * len(sources[index]) for index in batch], 0, model.device)
             logits = model(input_ids=inputs, attention_mask=mask, labels=labels).logits
             chosen = logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+            if bool(chosen.isnan().any()):
+                raise EvaluationError(why_not_finite([model]))
             for row, index in enumerate(batch):
                 own = chosen[row, : len(targets[index])].double()
                 results[index] = Score(float(own.sum()), len(targets[index]), tuple(own.tolist()))

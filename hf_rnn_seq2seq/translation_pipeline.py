@@ -11,6 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_rnn_seq2seq.alignment import hard_alignment, source_pieces, target_pieces
+from hf_rnn_seq2seq.model.precision import why_not_finite
 from hf_rnn_seq2seq.model.search_options import Settings
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,8 @@ class RnnTranslationPipeline(Pipeline):
         chosen = told.logits[:, prompt - 1 :].float().log_softmax(-1).gather(-1, produced.unsqueeze(-1)).squeeze(-1)
         own = torch.arange(produced.shape[1], device=produced.device) < lengths.unsqueeze(1)
         total = chosen.masked_fill(~own, 0).sum(1)
+        if bool(total.isnan().any()):
+            raise ValueError(why_not_finite([self.model]))
         score = getattr(found, "sequences_scores", None)
         score = total / lengths ** settings["length_penalty"] if score is None else score
         output = {"length": lengths, "score": score, "log_probability": total}

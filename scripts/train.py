@@ -86,6 +86,7 @@ def build_model(
 
     from hf_rnn_seq2seq.adaptation import grow_tables
     from hf_rnn_seq2seq.named_tokenizer import start_token_id
+    from hf_rnn_seq2seq.run_directory import require_finite
     from hf_rnn_seq2seq.tokenization import source_vocabulary_size, target_vocabulary_size
 
     sizes = {"source_vocab_size": source_vocabulary_size(tok), "vocab_size": target_vocabulary_size(tok)}
@@ -97,6 +98,7 @@ def build_model(
         if "preset" in options:
             raise ArgumentError(f"preset={options['preset']!r}: model_name_or_path decides what the model is")
         model = AutoModelForSeq2SeqLM.from_pretrained(training.model_name_or_path, use_safetensors=True, **fields)
+        require_finite(model.state_dict().items(), f"model_name_or_path={training.model_name_or_path!r}: ")
         if training.extend_vocabulary:
             grow_tables(model, **sizes)
         for name, needed in sizes.items():

@@ -11,6 +11,7 @@ selection. Rows are sentences times beams.
 import torch
 from torch import Tensor
 
+from .precision import refuse_nan
 from .search_plan import NO_LIMITS, Found, Limits, SearchPlan, is_end, top_words
 from .search_step import GeneralStep, SearchState
 
@@ -33,11 +34,12 @@ def greedy_search(
     produced = torch.full((count, plan.max_new_tokens), plan.pad_token_id, dtype=torch.long, device=device)
     total = torch.zeros(count, device=device)
     lengths = torch.full((count,), plan.max_new_tokens, dtype=torch.long, device=device)
-    live, weights = torch.arange(count, device=device), []
+    live, weights, doubt = torch.arange(count, device=device), [], torch.zeros((), device=device)
     for time in range(plan.max_new_tokens):
         readout, shown, state = step(tokens, state, plan.need_weights)
         logits = limits.scores(step.scores(readout, limits.words), live)
         best, places = limits.force(logits, live, time).max(-1)
+        doubt = doubt + (best - best).sum()  # nan of inf, too: the best of all words has a score
         if plan.need_scores:
             largest, rest = step.normalisers(logits, scratch=logits)
             total[live] += best - largest.squeeze(1) - rest.squeeze(1)
@@ -53,6 +55,7 @@ def greedy_search(
                 break
             live, tokens = live[stay], tokens[stay]
             state = step.select(state, stay, stay)
+    refuse_nan(doubt)
     longest = int(lengths.max())
     stacked = torch.stack(weights, 1) if weights else None
     norms = total.new_tensor([plan.norm(length) for length in lengths.tolist()])
@@ -125,6 +128,7 @@ def beam_search(
     produced = torch.empty(sentences, beams, 0, dtype=torch.long, device=device)
     parents = torch.empty_like(produced)
     coverage: Tensor | None = None
+    doubt = torch.zeros((), device=device)
     history: list[tuple[Tensor, Tensor]] = []
     first = torch.arange(plan.candidates, device=device) < beams
     if limits.prefix is None and step.vocab_size >= plan.candidates:
@@ -136,6 +140,7 @@ def beam_search(
         logits = limits.scores(step.scores(readout, limits.words), live)
         likely = top_words(limits.force(logits, live, time), min(plan.candidates, logits.shape[1]))
         sums, beam, places = _candidates(*likely, step.normalisers(logits, scratch=logits), running, plan)
+        doubt = doubt + sums.sum()
         word = limits.tokens(places)
         if plan.need_weights:
             shown = shown.float().unflatten(0, (len(live), -1))
@@ -176,6 +181,7 @@ def beam_search(
             coverage = None if coverage is None else coverage[stay]
         coverage = None if coverage is None else pick(coverage, beam)
         state, tokens = step.select(state, rows.flatten(), stay), word.flatten()
+    refuse_nan(doubt)
     return _best(finished, plan, history)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .precision import refuse_nan
 from .search_plan import Found, SearchPlan
 from .search_step import GeneralStep, SearchState
 
@@ -69,6 +70,7 @@ def constrained_search(
             break
         state = step.select(state, torch.tensor([h.row for h in running], device=tokens.device), None)
         tokens = torch.tensor([h.tokens[-1] for h in running], device=tokens.device)
+    refuse_nan(torch.tensor(sum(hypothesis.total for hypothesis in (*finished, *running))))
     # A limit of few tokens leaves few ways to say everything; what is missing is returned empty.
     missing = _Hypothesis((), -torch.inf, frozenset(), (), 0, ())
     chosen = finished + [missing] * plan.num_return_sequences

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .beam_search import NEVER, Finished, done_sentences, follow, pick
+from .precision import refuse_nan
 from .search_plan import NO_LIMITS, Found, Limits, SearchPlan, is_end
 from .search_step import GeneralStep, SearchState
 
@@ -27,6 +28,7 @@ class _Group:
         self.parents = torch.empty_like(self.produced)
         self.done = torch.zeros(sentences, dtype=torch.bool, device=device)
         self.history: list[tuple[Tensor, Tensor]] = []
+        self.doubt = torch.zeros((), device=device)
 
     def advance(self, scores: Tensor, penalty: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         """One position, as `beam_search` takes it.
@@ -42,6 +44,7 @@ class _Group:
         beams, words = scores.shape[1:]
         total = scores - penalty.unsqueeze(1) + self.running.unsqueeze(-1)
         sums, chosen = total.flatten(1).topk(min(self.plan.candidates, beams * words), 1)
+        self.doubt = self.doubt + sums.sum()
         beam, place = chosen // words, chosen % words
         paid = self.penalties.gather(1, beam) + penalty.gather(1, place)
         word, length = limits.tokens(place), self.produced.shape[2] + 1
@@ -98,6 +101,7 @@ def group_search(
             break
         state = step.select(state, torch.cat(rows, 1).flatten(), None)
         tokens = torch.cat(words, 1).flatten()
+    refuse_nan(torch.stack([group.doubt for group in groups]).sum())
     return _best(groups, plan)
 
 

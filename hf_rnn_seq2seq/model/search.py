@@ -23,7 +23,7 @@ from .constrained_search import constrained_search
 from .ensemble import EnsembleStep
 from .fast_step import build_step
 from .group_search import group_search
-from .precision import without_autocast
+from .precision import NotFiniteError, why_not_finite, without_autocast
 from .search_batches import join_parts, make_limits, map_inputs, split_inputs
 from .search_options import OwnOptions, SearchError, Settings
 from .search_plan import Found, Limits, SearchPlan
@@ -141,7 +141,8 @@ def search(
         `return_alignments`; what `generate()` returns where it decodes instead.
 
     Raises:
-        SearchError: an option of `OwnOptions` is out of range, or is given with one that only `generate()` follows.
+        SearchError: an option of `OwnOptions` is out of range, or is given with one that only `generate()` follows; the
+            scores are not finite (the message names the weight).
     """
     options = {**dict(zip(_CALL, positional, strict=False)), **options}
     own = OwnOptions.take(options)
@@ -152,8 +153,11 @@ def search(
     if reason is None:
         # A step is kept from call to call, with weights in the type that its model gave them.
         with without_autocast(next(model.parameters())):
-            step = _step(model, own)
-            return _run(step, settings, own, {name: options.get(name) for name in _INPUTS}, model.device)
+            try:
+                step = _step(model, own)
+                return _run(step, settings, own, {name: options.get(name) for name in _INPUTS}, model.device)
+            except NotFiniteError:
+                raise SearchError(why_not_finite([model, *own.ensemble])) from None
     if own.changed():
         raise SearchError(f"{', '.join(own.changed())}: cannot go with {reason}, which only generate() covers")
     _say_once(type(model).__name__, reason)

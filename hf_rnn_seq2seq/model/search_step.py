@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from .attention import AdditiveAttention, MultiHeadAdditiveAttention
 from .copying import Copying, mixture
+from .precision import NotFiniteError
 from .products import PackedProduct, packs
 
 
@@ -72,6 +73,8 @@ class Int8Product:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         weight = weight.detach().float().cpu()
         scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
+        if not bool(scale.isfinite().all()):
+            raise NotFiniteError
         zero = torch.zeros(len(weight), dtype=torch.long)
         with warnings.catch_warnings():
             # torch 2.13 announces the end of its quantised tensors and has no other product of this speed on a CPU.

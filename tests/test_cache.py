@@ -47,6 +47,10 @@ def test_what_it_holds(kind: str) -> None:
     assert len(cache.states) == KINDS[kind][1]
     assert {len(tensor) for tensor in cache.states} == {3} == {cache.batch_size}
     assert (cache.get_seq_length(), cache.is_initialized) == (4, True)
+    assert len(cache) == len(cache.layers) == KINDS[kind][0].get("decoder_layers", 1)
+    for number, layer in enumerate(cache.state.layers):
+        for state, tensor in enumerate(layer):
+            assert cache.get_recurrent_state(number, state) is tensor
     assert repr(cache) == f"RnnSeq2SeqCache(length=4, tensors={len(cache.states)})"
     # Every tensor that differs between the rows must be moved with them: none is alike by chance.
     told_apart = [tensor for tensor in cache.states if len(tensor.unique(dim=0)) == 3]
@@ -56,7 +60,7 @@ def test_what_it_holds(kind: str) -> None:
 def test_an_empty_one() -> None:
     cache = RnnSeq2SeqCache()
     assert (cache.get_seq_length(), cache.states, cache.is_initialized) == (0, (), False)
-    assert cache.batch_size == 0
+    assert (len(cache), cache.layers, cache.batch_size) == (0, [], 0)
     cache.reorder_cache(torch.tensor([0]))
     cache.crop(0)
     assert cache.states == ()

@@ -283,7 +283,6 @@ def test_continuation_from_a_returned_cache(model: Model) -> None:
 
 @pytest.mark.parametrize("masked", [False, True], ids=["", "with a mask"])
 def test_a_continued_cache_holds_what_one_pass_leaves(plain: Model, masked: bool) -> None:
-    """And it is a `Cache` as transformers counts its layers; the loop over them has nothing to compare."""
     options = {"eos_token_id": -1, "return_dict_in_generate": True, "output_scores": True}
     whole = plain.generate(**sources(), max_new_tokens=4, **options)
     first = plain.generate(**sources(), max_new_tokens=3, **options)
@@ -295,7 +294,8 @@ def test_a_continued_cache_holds_what_one_pass_leaves(plain: Model, masked: bool
     torch.testing.assert_close(first.scores + second.scores, whole.scores)
     assert second.cache is first.cache and second.cache.get_seq_length() == 4
     torch.testing.assert_close(second.cache.states, whole.cache.states)
-    assert len(second.cache) == len(second.cache.layers)
+    for layer, wanted in zip(second.cache.layers, whole.cache.layers, strict=True):
+        torch.testing.assert_close(layer.recurrent_states, wanted.recurrent_states)
     with pytest.raises(
         ValueError, match="decoder_input_ids of 4 tokens: the cache has read 4; hand over the whole seq"
     ):

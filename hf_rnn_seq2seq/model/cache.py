@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, LinearAttentionLayer
 
 
 class Memory(NamedTuple):
@@ -36,6 +36,13 @@ class DecoderState(NamedTuple):
         return DecoderState(tuple(tuple(function(t) for t in layer) for layer in self.layers), *optional)
 
 
+def _as_layer(state: tuple[Tensor, ...]) -> LinearAttentionLayer:
+    layer = LinearAttentionLayer(number_of_states=len(state))
+    layer.recurrent_states = dict(enumerate(state))
+    layer.is_recurrent_states_initialized = layer.has_previous_state = dict.fromkeys(range(len(state)), True)
+    return layer
+
+
 class RnnSeq2SeqCache(Cache):
     """The decoder's state and its view of the source, as `generate()` carries them from step to step.
 
@@ -56,6 +63,15 @@ class RnnSeq2SeqCache(Cache):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(length={self.length}, tensors={len(self.states)})"
+
+    @property
+    def layers(self) -> list[LinearAttentionLayer]:
+        """Each decoder layer's state as transformers holds recurrent ones: h, and the LSTM's cell; made to be read."""
+        return [] if self.state is None else [_as_layer(layer) for layer in self.state.layers]
+
+    @layers.setter
+    def layers(self, layers: list[LinearAttentionLayer]) -> None:
+        """`Cache` sets an empty list at the start."""
 
     @property
     def is_initialized(self) -> bool:

@@ -165,6 +165,8 @@ def test_unknown_words_are_replaced(tmp_path: Path) -> None:
     assert run(*call, stdin=b"three\n").stdout == b"three\n"
     assert run(*call, tmp_path / "words.tsv", stdin=b"three\n\n").stdout == b"trois\n\n"
     assert run(*call[:-1], stdin=b"three\n").stdout != b"three\n"
+    told = run(*call[:-1], stdin=b"qqq zzz\nthree\n\nqqq three\n").stderr
+    assert b"warning: 1 of 4 sources hold nothing but unknown tokens" in told
 
 
 @pytest.mark.slow

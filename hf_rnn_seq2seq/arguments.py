@@ -34,17 +34,21 @@ __all__ = [
 class DataArguments(OptionGroup):
     """The corpus."""
 
-    dataset_name: str | None = option(None, "`cldr`, a saved `datasets` folder, or a data set of the Hub")
+    dataset_name: str | None = option(None, "`cldr`, a saved `datasets` folder, or a data set of the Hub", path=True)
     dataset_config_name: str | None = option(None, "its configuration; for cldr a pair of locales such as en-fr")
-    train_file: str | None = option(None, "TSV, CSV, JSONL or Parquet file, or two text files `a,b`; may be .gz")
-    validation_file: str | None = option(None, "like train_file")
-    test_file: str | None = option(None, "like train_file")
+    train_file: str | None = option(
+        None, "TSV, CSV, JSONL or Parquet file, or two text files `a,b`; may be .gz", path=True
+    )
+    validation_file: str | None = option(None, "like train_file", path=True)
+    test_file: str | None = option(None, "like train_file", path=True)
     source_lang: str | None = option(None, "language of the source sentences")
     target_lang: str | None = option(None, "language of the target sentences")
     source_column: str | None = option(None, "column of a table that holds the source (default: source_lang)")
     target_column: str | None = option(None, "column of a table that holds the target (default: target_lang)")
     alignment_file: str | None = option(
-        None, "word alignments of the training rows (`0-0 1-2` a line), for guided_alignment_weight; default: computed"
+        None,
+        "word alignments of the training rows (`0-0 1-2` a line), for guided_alignment_weight; default: computed",
+        path=True,
     )
     alignment_column: str | None = option(None, "column of train_file or of the data set that holds them instead")
     alignment_unit: str = option("word", "what they count: words between spaces, or tokens", choices=("word", "token"))
@@ -71,7 +75,7 @@ class DataArguments(OptionGroup):
 class TokenizerArguments(OptionGroup):
     """The vocabulary, trained on the training split unless one is named."""
 
-    tokenizer_name_or_path: str | None = option(None, "a saved tokenizer to use instead of training one")
+    tokenizer_name_or_path: str | None = option(None, "a saved tokenizer to use instead of training one", path=True)
     tokenizer_algorithm: str = option(
         "bpe", "how words are split", choices=("bpe", "unigram", "wordpiece", "word", "char")
     )
@@ -148,18 +152,27 @@ PRECISIONS = ("no", "bf16", "fp16", "auto")
 REWARDS = ("gleu", "bleu", "chrf")
 
 
+_RESUME = {**dict.fromkeys(("latest", "true", "yes", "on"), "latest"), **dict.fromkeys(("false", "no", "off"), None)}
+
+
 @dataclass
 class TrainingArguments(OptionGroup):
     """The training loop."""
 
-    output_dir: str | None = option(None, "the run directory; one run each")
-    resume_from_checkpoint: str | None = option(None, "`latest`, or a folder under output_dir/checkpoints")
-    model_name_or_path: str | None = option(None, "start from the weights and tokenizer of this checkpoint")
-    extend_vocabulary: str | None = option(
-        None, "text file of new tokens, one a line, added to the vocabulary; two files `source,target` where it is two"
+    output_dir: str | None = option(None, "the run directory; one run each", path=True)
+    resume_from_checkpoint: str | None = option(
+        None, "`latest` (or true), a step, or the folder of a checkpoint", path=True
     )
-    source_vectors: str | None = option(None, "word vectors (word2vec or GloVe text, also .gz) of source words")
-    target_vectors: str | None = option(None, "the same of target words")
+    model_name_or_path: str | None = option(None, "start from the weights and tokenizer of this checkpoint", path=True)
+    extend_vocabulary: str | None = option(
+        None,
+        "text file of new tokens, one a line, added to the vocabulary; two files `source,target` where it is two",
+        path=True,
+    )
+    source_vectors: str | None = option(
+        None, "word vectors (word2vec or GloVe text, also .gz) of source words", path=True
+    )
+    target_vectors: str | None = option(None, "the same of target words", path=True)
     freeze_vectors: bool = option(False, "do not train the tables that word vectors were put in")
     freeze: list[str] = option([], "do not train the parameters whose names match, such as model.encoder.*")
     dry_run: bool = option(False, "print the plan, time 20 steps, write nothing")
@@ -231,6 +244,7 @@ class TrainingArguments(OptionGroup):
     def validate(self) -> None:
         if self.max_steps == 0:
             raise ArgumentError("max_steps=0: must be at least 1, or -1 for num_train_epochs")
+        self.resume_from_checkpoint = _RESUME.get(str(self.resume_from_checkpoint).lower(), self.resume_from_checkpoint)
         if self.metric_for_best_model in OF_TRANSLATIONS and not self.predict_with_generate:
             raise ArgumentError(
                 f"metric_for_best_model={self.metric_for_best_model!r}: needs predict_with_generate, "

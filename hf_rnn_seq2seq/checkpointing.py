@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .options import ArgumentError
 from .run_directory import CheckpointError
 
 CHECKPOINTS = "checkpoints"
@@ -109,6 +110,27 @@ def _order(path: Path) -> tuple[int, int]:
     match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match.group(1)), int(match.group(2) or 0)
+
+
+def named_checkpoint(output_dir: str | Path, name: str) -> Path:
+    """The folder of a checkpoint that is named by its path, by its name or step in the run, or by its run directory.
+
+    Raises:
+        ArgumentError: there is none of that name.
+    """
+    path, store = Path(name), CheckpointStore(output_dir)
+    step = re.fullmatch(r"(?:step-)?(\d+)(?:\.\d+)?", name)
+    same = [each for each in store.all() if each.name == name or (step and _order(each)[0] == int(step[1]))]
+    if same and not path.is_dir():
+        return same[-1]
+    newest = CheckpointStore(path).latest(lambda _: None)
+    if newest is None and not path.is_dir():
+        held = ", ".join(each.name for each in store.all()) or "none"
+        raise ArgumentError(
+            f"resume_from_checkpoint={name!r}: no such checkpoint; must be latest, false, the folder of one, or "
+            f"one of {output_dir}: {held}"
+        )
+    return newest or path
 
 
 def write_manifest(folder: Path) -> None:
@@ -199,12 +221,26 @@ def load_weights(model: nn.Module, file: Path) -> None:
         stored = load_file(file)
         missing, unexpected = model.load_state_dict(stored, strict=False)
     except Exception as error:
-        raise CheckpointError(f"{file}: does not fit the model: {' '.join(str(error).split())}") from None
+        if different := _different_fields(model, file.parent):
+            raise CheckpointError(f"{'; '.join(different)} ({file.parent}); a run goes on as it began") from None
+        raise CheckpointError(f"{file}: does not fit the model: {' '.join(str(error).split())[:500]}") from None
     state = model.state_dict(keep_vars=True)
     filled = {state[name].data_ptr() for name in stored if name in state}
     missing = [name for name in missing if state[name].data_ptr() not in filled]
     if missing or unexpected:
         raise CheckpointError(f"{file}: does not fit the model: lacks {missing[:3]}, has in excess {unexpected[:3]}")
+
+
+def _different_fields(model: Any, folder: Path) -> list[str]:
+    """`hidden_size=32: the checkpoint has 16` for each field of the configuration that differs."""
+    try:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    own = json.loads(model.config.to_json_string(use_diff=False))
+    same = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "auto_map")
+    names = [name for name in own if name in stored and name not in same and not name.startswith("_")]
+    return [f"{name}={own[name]!r}: the checkpoint has {stored[name]!r}" for name in names if own[name] != stored[name]]
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> dict[str, Any]:

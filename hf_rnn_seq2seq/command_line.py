@@ -1,6 +1,7 @@
 """What the scripts share: one clear line for bad input, and the options that mean the same everywhere."""
 
 import argparse
+import difflib
 import importlib
 import logging
 import math
@@ -9,6 +10,13 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
+
+from hf_rnn_seq2seq.options import ArgumentError, expand_path
+
+# Where an option or a positional word names files or folders.
+PATHS = {"model", "models", "directory", "directories", "teachers", "runs", "sources", "pairs", "targets", "input"}
+PATHS |= {"output", "output_file", "json", "translations", "plot_by_length", "shortlist", "ensemble", "replace_unknown"}
+PATHS |= {"train_file", "test_file", "dataset", "dataset_name", "card", "space", "font"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,17 +27,87 @@ class Parser(argparse.ArgumentParser):
             description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
         )
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's; a word that is not UTF-8 is refused, since nothing can be translated or written under it."""
-        found = super().parse_args(args, namespace)
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Reads a command as it is typed.
+
+        `-` stands for `_` in a name, a flag may be followed by true or false, options may stand before the positional
+        words also where they take several, `~` and `$NAME` in a path are what a shell would make of them. A word that
+        is not UTF-8 is refused, since nothing can be translated or written under it.
+        """
+        words = self._hand_back(self._as_declared(sys.argv[1:] if args is None else list(args)))
+        found, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            nearest = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
+            self.error(
+                f"{name}: " + (f"no such option; the nearest is {nearest[0]}" if nearest else "nothing takes it")
+            )
         for name, value in vars(found).items():
             for word in value if isinstance(value, list) else [value]:
                 if isinstance(word, str) and is_undecodable(word):
                     self.error(undecodable(name, word))
+            if name in PATHS and isinstance(value, str):
+                setattr(found, name, self._path(name, value))
+            elif name in PATHS and isinstance(value, list):
+                setattr(found, name, [self._path(name, each) for each in value])
         return found
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
+    def _path(self, name: str, text: str) -> str:
+        try:
+            return expand_path(name, text)
+        except ArgumentError as error:
+            self.error(str(error))
+
+    def _as_declared(self, words: list[str]) -> list[str]:
+        """The words with the names of options as they are declared, and flags without their true or false."""
+        known, read = self._option_string_actions, []
+        while words:
+            name, equals, value = words.pop(0).partition("=")
+            name = (
+                name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") and name not in known else name
+            )
+            action = known.get(name)
+            if isinstance(action, argparse._StoreTrueAction):
+                if not equals and words and words[0].lower() in ("true", "false"):
+                    equals, value = "=", words.pop(0)
+                if equals and value.lower() not in ("true", "false"):
+                    self.error(f"{name[2:]}={value!r}: must be true or false")
+                read += [name] if not equals or value.lower() == "true" else []
+            else:
+                read.append(name + equals + value)
+        return read
+
+    def _hand_back(self, words: list[str]) -> list[str]:
+        """The words with the positional ones in front that an option of several words would swallow at the end.
+
+        An option with choices keeps what is one of them; another keeps all but the last word.
+        """
+        needed = sum(not action.option_strings and action.nargs in (None, "+") for action in self._actions)
+        count, number, swallowing = 0, 0, None
+        while number < len(words):
+            name, equals, _ = words[number].partition("=")
+            action = self._option_string_actions.get(name)
+            number += 1
+            if action is None:
+                count += not name.startswith("--")
+                continue
+            start = number
+            most = 0 if equals or action.nargs == 0 else len(words) if action.nargs == "+" else 1
+            while number < len(words) and number - start < most and not words[number].startswith("--"):
+                number += 1
+            if action.nargs in ("+", "?") and number > start:
+                swallowing = action, start, number
+        if count >= needed or swallowing is None:
+            return words
+        action, start, end = swallowing
+        if action.choices is not None:
+            first = next((n for n in range(start + 1, end) if words[n] not in action.choices), end)
+        else:
+            first = max(end - 1, start + (action.nargs == "+"))
+        return [*words[first:end], *words[:first], *words[end:]]
 
 
 def is_undecodable(word: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
@@ -34,12 +35,17 @@ def option(
     at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    path: bool = False,
 ) -> Any:
-    """A dataclass field with its help text and its allowed range; a list default is copied for each instance."""
+    """A dataclass field with its help text and its allowed range; a list default is copied for each instance.
+
+    In a `path` (or several, between commas) `~` and `$NAME` are what a shell would make of them.
+    """
     limits = {"at least": at_least, "at most": at_most, "greater than": above, "less than": below}
     metadata = {
         "help": help,
         "choices": tuple(choices) if choices else None,
+        "path": path,
         "limits": {words: value for words, value in limits.items() if value is not None},
     }
     if isinstance(default, list):
@@ -58,12 +64,30 @@ class OptionGroup:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = convert(field.name, getattr(self, field.name), hints[field.name])
+            if field.metadata.get("path") and value is not None:
+                value = expand_path(field.name, value)
             _check_allowed(field.name, value, field.metadata)
             setattr(self, field.name, value)
         self.validate()
 
     def validate(self) -> None:
         """Checks that involve more than one field; groups override it."""
+
+
+def expand_path(name: str, text: str) -> str:
+    """Paths between commas with `~` and the variables of the environment replaced.
+
+    Raises:
+        ArgumentError: a variable is not set.
+    """
+    parts = [os.path.expandvars(os.path.expanduser(part.strip())) for part in text.split(",")]
+    for part in parts:
+        unknown = re.search(r"\$\w+|\$\{\w+\}", part)
+        if unknown and not os.path.exists(part):
+            raise ArgumentError(
+                f"{name}={text!r}: {unknown[0]} is not set in the environment; set it, or write the path"
+            )
+    return ",".join(parts)
 
 
 def _check_allowed(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
@@ -201,7 +225,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         ArgumentError: when the file is missing, is not YAML, is not one flat mapping, or sets an option twice.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).expanduser().read_text(encoding="utf-8")
         options = yaml.load(text, Loader=_RecipeLoader)
     except OSError as error:
         raise ArgumentError(f"recipe={str(path)!r}: cannot be read ({error.strerror or error})") from None

@@ -136,7 +136,7 @@ class StateKeeper:
         """The checkpoint to continue from: `latest` takes the newest that verifies, None where there is none.
 
         Raises:
-            ArgumentError: the named checkpoint is damaged.
+            ArgumentError: the named checkpoint is missing or damaged.
         """
         if resume_from is None:
             return None
@@ -150,10 +150,11 @@ class StateKeeper:
             if found[0] is None:
                 self.say(f"{self.output_dir}: no complete checkpoint, so training starts at step 0")
         else:
-            reason = checkpointing.damage(Path(resume_from))
+            named = checkpointing.named_checkpoint(self.output_dir, resume_from)
+            reason = checkpointing.damage(named)
             if reason is not None:
                 raise ArgumentError(f"resume_from_checkpoint={resume_from!r}: {reason}")
-            found = [resume_from]
+            found = [str(named)]
         return Path(found[0]) if found[0] else None
 
     def restore(self, checkpoint: Path, state: TrainingState) -> None:

@@ -39,6 +39,7 @@ from hf_rnn_seq2seq.arguments import (
 )
 from hf_rnn_seq2seq.ladder import Run, markdown, plan_runs, read_systems, table_rows
 from hf_rnn_seq2seq.model.presets import PRESETS
+from hf_rnn_seq2seq.options import expand_path
 
 GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingArguments)
 OWN = ("output_dir", "seeds", "seed", "resume_from_checkpoint", "dry_run")
@@ -76,7 +77,7 @@ def read_command(argv: Sequence[str]) -> tuple[list[str], Path, list[int], list[
         seeds = [int(seed) for seed in own["seeds"].split(",")]
     except ValueError:
         raise ArgumentError(f"seeds={own['seeds']!r}: must be whole numbers separated by commas") from None
-    return names, Path(own["output_dir"]), seeds, common
+    return names, Path(expand_path("output_dir", own["output_dir"])), seeds, common
 
 
 def check(run: Run, recipe: Path, common: Sequence[str]) -> None:

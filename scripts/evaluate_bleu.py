@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_rnn_seq2seq import command_line
+from hf_rnn_seq2seq.metrics import METRICS
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
     parser.add_argument("models", nargs="+", metavar="DIR", help="directories that training wrote")
     parser.add_argument(
-        "--scores", nargs="+", metavar="NAME", help="bleu char_bleu chrf chrf++ gleu ter wer cer exact_match"
+        "--scores", nargs="+", metavar="NAME", choices=tuple(METRICS), help=f"any of {', '.join(METRICS)}"
     )
     parser.add_argument("--metric", action="append", default=[], help="name or path for evaluate.load; may be repeated")
     parser.add_argument("--bootstrap", type=command_line.at_least(2), metavar="N", help="95 %% intervals, N resamples")

@@ -121,12 +121,12 @@ def build_model(
 
 def resumed_tokenizer(training: TrainingArguments) -> Path | None:
     """The newest complete checkpoint of the run to continue: its vocabulary is the run's."""
-    from hf_rnn_seq2seq.checkpointing import CheckpointStore
+    from hf_rnn_seq2seq.checkpointing import CheckpointStore, named_checkpoint
 
     if training.resume_from_checkpoint in (None, "latest"):
         store = CheckpointStore(str(training.output_dir))
         return store.latest(lambda _: None) if training.resume_from_checkpoint else None
-    return Path(training.resume_from_checkpoint)
+    return named_checkpoint(str(training.output_dir), training.resume_from_checkpoint)
 
 
 def build_loop(

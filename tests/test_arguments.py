@@ -250,3 +250,25 @@ def test_no_script_takes_what_is_not_a_finite_number_or_negative(script, monkeyp
         for text in ("nan", "inf", "-inf", "1e999", *([] if action.dest in NEGATIVE else ["-1"])):
             with pytest.raises((argparse.ArgumentTypeError, ValueError)):
                 action.type(text)
+
+
+def test_paths_are_what_a_shell_would_make_of_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "/data")
+    lines = ["train_file: ~/a.en, $DATA/a.fr", "output_dir: ${DATA}/run", "model_name_or_path: user/name"]
+    (tmp_path / "r.yaml").write_text("\n".join([*lines, "validation_file: dev.tsv"]))
+    data, _, _, training = parse_arguments([str(tmp_path / "r.yaml"), "--extend_vocabulary=~/v"], GROUPS)[:4]
+    assert (data.train_file, data.validation_file) == ("/home/me/a.en,/data/a.fr", "dev.tsv")
+    assert (training.output_dir, training.extend_vocabulary) == ("/data/run", "/home/me/v")
+    assert training.model_name_or_path == "user/name"
+    with pytest.raises(ArgumentError, match=r"^test_file='\$NOWHERE/x': \$NOWHERE is not set in the environment"):
+        DataArguments(test_file="$NOWHERE/x")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("true", "latest"), ("True", "latest"), (True, "latest"), ("yes", "latest"), ("Latest", "latest"), ("false", None)]
+    + [(None, None), ("2", "2"), (2, "2"), ("a/b", "a/b")],
+)
+def test_resuming_as_people_type_it(typed, meant):
+    assert TrainingArguments(resume_from_checkpoint=typed).resume_from_checkpoint == meant

@@ -96,7 +96,7 @@ def test_evaluate_bleu_refuses_in_one_line(checkpoint: Path, tmp_path: Path, mon
         (): "has no recipe.yaml that says what it was trained on",
         ("--metric", "bleu"): "metric 'bleu': evaluate.load could not load it; a name needs network",
         ("--paired", "bs"): "--paired compares systems",
-        ("--scores", "blue"): "metric 'blue' is not known",
+        ("--scores", "blue"): "argument --scores: invalid choice: 'blue' (choose from 'bleu'",
         ("--dataset_name", "cldr", "--json", tmp_path / "no" / "x.json"): "its folder does not exist",
     }
     for arguments, message in cases.items():

@@ -305,3 +305,20 @@ def test_a_directory_that_another_process_writes_is_refused(tmp_path, recipe):
         holder.kill()
     assert train(recipe, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "latest") == 0
     assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_checkpoint_is_named_by_its_step_or_folder(tmp_path, recipe, monkeypatch):
+    run = tmp_path / "run"
+    assert train(recipe, "--save_steps", 2, "--output_dir", run) == 0
+    again = (recipe, "--output_dir", run, "--max_steps", 5, "--save_total_limit", "none")
+    for typed in ("2", "step-00000002", run / "checkpoints" / "step-00000002"):
+        assert train(*again, "--resume_from_checkpoint", typed) == 0
+        resumed = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in resumed if line["event"] == "resume"][-1] == 2
+    with pytest.raises(
+        ArgumentError, match=r"resume_from_checkpoint='9': no such checkpoint; .*: step-00000002, step-0"
+    ):
+        train(*again, "--resume_from_checkpoint", 9)
+    with pytest.raises(ValueError, match=r"(^|; )hidden_size=10: the checkpoint has 12;") as caught:
+        train(*again, "--hidden_size", 10, "--encoder_hidden_size", 6, "--resume_from_checkpoint", "true")
+    assert len(str(caught.value)) < 700 and "bridge" not in str(caught.value)

@@ -1,0 +1,62 @@
+"""Command lines as people type them: what every script makes of the order, the spelling and the paths of its words."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from hf_rnn_seq2seq import command_line
+from tests.script_runs import run
+
+TYPED = {
+    ("translate", "--ensemble A B MODEL"): {"model": "MODEL", "ensemble": ["A", "B"]},
+    ("translate", "--ensemble A --n_best 2 MODEL"): {"model": "MODEL", "ensemble": ["A"], "n_best": 2},
+    ("translate", "--ensemble A MODEL --n_best=2"): {"model": "MODEL", "ensemble": ["A"], "n_best": 2},
+    ("translate", "MODEL --ensemble A B"): {"model": "MODEL", "ensemble": ["A", "B"]},
+    ("translate", "--replace_unknown MODEL"): {"model": "MODEL", "replace_unknown": ""},
+    ("translate", "--replace-unknown words.tsv MODEL"): {"model": "MODEL", "replace_unknown": "words.tsv"},
+    ("translate", "--scores true MODEL --no-progress"): {"model": "MODEL", "scores": True, "no_progress": True},
+    ("translate", "--alignments=false MODEL --length_penalty -1"): {"alignments": False, "length_penalty": -1.0},
+    ("translate", "--output_file=~/out.txt $FOLDER/run"): {"model": "/data/run", "output_file": "/home/me/out.txt"},
+    ("evaluate_bleu", "--scores bleu chrf DIR OTHER"): {"models": ["DIR", "OTHER"], "scores": ["bleu", "chrf"]},
+    ("evaluate_bleu", "DIR --scores chrf --no-summary"): {"models": ["DIR"], "scores": ["chrf"], "summary": False},
+    ("evaluate_bleu", "--scores chrf --test_file ~/a,~/b DIR"): {
+        "models": ["DIR"],
+        "test_file": "/home/me/a,/home/me/b",
+    },
+    ("benchmark", "--only vocab_size growth"): {"what": "growth", "only": ["vocab_size"]},
+}
+
+
+@pytest.mark.parametrize(("script", "line"), TYPED)
+def test_words_may_stand_in_any_order(script: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("FOLDER", "/data")
+    found = vars(importlib.import_module(script).parse(line.split()))
+    assert {name: found[name] for name in TYPED[script, line]} == TYPED[script, line]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("MODEL --bem_size 4", "--bem_size: no such option; the nearest is --batch_size"),
+        ("--ensemble MODEL", "the following arguments are required: model"),
+        ("MODEL --batch_size 20k", "argument --batch_size: '20k' is not a whole number of at least 1"),
+        ("MODEL --length_penalty inf", "argument --length_penalty: 'inf' is not a finite number"),
+        ("MODEL --coverage_penalty=-1", "argument --coverage_penalty: '-1' is not a finite number of at least 0"),
+        ("MODEL --scores=maybe", "scores='maybe': must be true or false"),
+        ("MODEL --input $NOWHERE/x", "input='$NOWHERE/x': $NOWHERE is not set in the environment"),
+    ],
+)
+def test_what_cannot_be_read_is_named_in_one_line(line: str, message: str) -> None:
+    done = run("translate.py", *line.split())
+    assert done.returncode == 2 and done.stderr.decode().startswith(f"error: {message}"), done.stderr
+
+
+def test_every_path_of_a_script_is_one_of_the_paths() -> None:
+    """A FILE or DIR of which `command_line` does not know would keep its `~`."""
+    text = "".join(path.read_text() for path in (Path(__file__).parents[1] / "scripts").glob("*.py"))
+    for name in ("FILE", "DIR", "MODEL", "TEACHER", "RUN"):
+        for line in text.splitlines():
+            if "add_argument(" in line and f'metavar="{name}"' in line:
+                assert line.split('"')[1].removeprefix("--") in command_line.PATHS, line

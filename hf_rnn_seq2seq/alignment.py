@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .errors import InputError
+
 SPECIAL = ("</s>", "<s>", "<pad>", "<unk>")
 
 
-class AttentionError(ValueError):
+class AttentionError(InputError):
     """The model gives no attention weights that could be shown."""
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hf_rnn_seq2seq.errors import InputError
 from hf_rnn_seq2seq.model.precision import not_finite
 from hf_rnn_seq2seq.run_directory import vocabulary_hash
 
 WEIGHTS = "model.safetensors"
 
 
-class AveragingError(ValueError):
+class AveragingError(InputError):
     """Checkpoints that cannot be averaged, or a place that cannot be written; the message names which."""
 
 

@@ -3,14 +3,17 @@
 import argparse
 import difflib
 import importlib
+import io
 import logging
 import math
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from hf_rnn_seq2seq.errors import is_ours, is_out_of_memory, is_undecodable, last_input, one_line, reason, undecodable
 from hf_rnn_seq2seq.options import ArgumentError, expand_path
 
 # Where an option or a positional word names files or folders.
@@ -108,16 +111,6 @@ class Parser(argparse.ArgumentParser):
         else:
             first = max(end - 1, start + (action.nargs == "+"))
         return [*words[first:end], *words[:first], *words[end:]]
-
-
-def is_undecodable(word: str) -> bool:
-    """Whether Python could not decode a word of the command line: its bytes then stand as lone surrogates."""
-    return any("\ud800" <= character <= "\udfff" for character in word)
-
-
-def undecodable(name: str, word: str) -> str:
-    """What is said of such a word."""
-    return f"{name}={word[:80]!a}: holds bytes that are not UTF-8; write it in UTF-8"
 
 
 def at_least(smallest: int, largest: int | None = None) -> Callable[[str], int]:
@@ -272,11 +265,6 @@ def analysis_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return where | how | generation_options(arguments)
 
 
-def one_line(error: BaseException | Warning | str) -> str:
-    """An exception's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 class _OneLine(logging.Handler):
     """Our own warnings, as a script prints them."""
 
@@ -298,8 +286,16 @@ def quiet_libraries() -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {one_line(message)}", file=sys.stderr)
 
 
+TRACEBACK = "HF_RNN_SEQ2SEQ_TRACEBACK"
+
+
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
-    """Run a script's `main`; bad input ends in `error: ...` and exit code 2, an interruption in 130."""
+    """Run a script's `main`: the one place where scripts end.
+
+    Bad input ends in `error: ...` and exit code 2, what nobody expected in one such line and 1, an interruption in 130.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
     try:
         code = main(None) or 0
         sys.stdout.flush()
@@ -309,7 +305,29 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except (ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        code = 2
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        message, code = verdict(error)
+        rank, processes = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        process = "" if rank == "0" else f"process {rank} of {processes}: "
+        print(f"error: {process}{message}", file=sys.stderr)
     sys.exit(code)
+
+
+def verdict(error: BaseException) -> tuple[str, int]:
+    """What to say of an exception that ends a script, in one line, and the exit code: 2 where its input is at fault."""
+    cause: BaseException | None = error
+    while cause is not None and not is_ours(cause):
+        cause = cause.__cause__  # libraries wrap what a callback of ours raised
+    if cause is not None:
+        return one_line(cause), 2 if isinstance(cause, ValueError) else 1
+    place = last_input()
+    where = f" (last input: {place})" if place else ""
+    if is_out_of_memory(error):
+        detail = f" ({one_line(error, 200)})" if str(error) else ""
+        return f"out of memory{where}{detail}; a smaller batch, or shorter sentences, need less", 1
+    if isinstance(error, OSError):
+        return f"{reason(error)}{where}", 2
+    told = f"{type(error).__name__}: {one_line(error, 600)}" if str(error) else type(error).__name__
+    return f"unexpected {told}{where}; {TRACEBACK}=1 shows where it came from", 1

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.alignment import hypothesis_attention, stack_layer
+from hf_rnn_seq2seq.errors import InputError
 from hf_rnn_seq2seq.metrics import load_metric
 from hf_rnn_seq2seq.model.precision import why_not_finite
 from hf_rnn_seq2seq.side_by_side import side_by_side
@@ -27,7 +28,7 @@ FEW_ROWS = 4  # of a batch: so few keep Python busier than the processor
 NO_LIMIT = 1_000_000_000  # transformers writes 1e30 into model_max_length for "no limit"
 
 
-class EvaluationError(ValueError):
+class EvaluationError(InputError):
     """An evaluation that cannot be made as asked; the message names what is wrong and what is allowed."""
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .errors import InputError
+
 # The recurrence as one operation whose length stays free: torch's own kernels are unrolled to the length of the
 # example. torch runs it as packed sequences; ONNX has an operator for it.
 OPERATION = "hf_rnn_seq2seq::recurrence"
@@ -20,7 +22,7 @@ KERNELS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 ROWS, SOURCE = 3, 5
 
 
-class ExportError(ValueError):
+class ExportError(InputError):
     """A model that cannot be exported; the message names the setting and why."""
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hf_rnn_seq2seq.errors import InputError
 from hf_rnn_seq2seq.run_directory import write_atomically
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -15,7 +16,7 @@ INK, QUIET, FAINT = "#1b2733", "#7a8794", "#e4e9ee"
 SERIES = ("#0f4a8f", "#d1600a", "#15806b", "#9c3f86", "#b8860b", "#4aa3d8", "#555f69")
 
 
-class PlotError(ValueError):
+class PlotError(InputError):
     """A picture that cannot be drawn as asked; the message names what is wrong and what is allowed."""
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .command_line import one_line
+from .errors import one_line
 from .publishing import PublishError, Upload, plan_upload, push
 
 STRATEGIES = ("every_save", "end")
@@ -168,7 +168,7 @@ class HubUploads:
             try:
                 address = self._request(snapshot)
             except Exception as error:  # the client has classes of its own, and so has its transport
-                reason = one_line(error)[:300]
+                reason = one_line(error, 300)
                 last = attempt == len(self.waits) or is_final(error)
                 self._report(snapshot.step, f"{reason}; {'not pushed' if last else 'trying again'}")
                 if last or self._superseded(self.waits[attempt]):

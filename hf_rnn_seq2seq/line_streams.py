@@ -11,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from hf_rnn_seq2seq.errors import InputError
 from hf_rnn_seq2seq.run_directory import FileLock, InUseError, content_hash, write_atomically
 
 
-class StreamError(ValueError):
+class StreamError(InputError):
     """Input or output that cannot be used; the message names the file and what is allowed."""
 
 

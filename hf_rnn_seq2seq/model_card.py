@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rnn_seq2seq import card_text
+from hf_rnn_seq2seq.errors import InputError
 
 PICTURES = ("attention.png", "learning_curve.png")
 METRICS = {
@@ -72,7 +73,7 @@ ARCHITECTURE_FIELDS = (
 ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s,='"(])|^)(?:[A-Za-z]:)?[/\\](?:[^\s/\\,'"]+[/\\])+([^\s/\\,'"]*)""")
 
 
-class CardError(ValueError):
+class CardError(InputError):
     """Facts from which no card can be made; the message names the file or fact that is missing."""
 
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from hf_rnn_seq2seq.command_line import is_undecodable, undecodable
+from .errors import InputError, is_undecodable, undecodable
 
 
-class ArgumentError(ValueError):
+class ArgumentError(InputError):
     """An option that cannot be used: the message names the option, its value and what is allowed."""
 
 

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from hf_rnn_seq2seq.errors import InputError
 from hf_rnn_seq2seq.model_card import CardError, read_facts, render, without_folders
 
 UPLOADED = (
@@ -60,7 +61,7 @@ SECRETS = {
 }
 
 
-class PublishError(ValueError):
+class PublishError(InputError):
     """A directory or repository name that cannot be published; the message names the file and the reason."""
 
 

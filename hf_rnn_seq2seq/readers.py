@@ -8,6 +8,7 @@ columns of a row with one field too many, read a sentence like "2026-03-12" as a
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
@@ -16,13 +17,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from .errors import InputError, one_line, reading
+
 TABLE_KINDS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 Row = tuple[str, str, str | None]
 
 csv.field_size_limit(2**31 - 1)
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A corpus, or an option that picks one, cannot be used; the message is one line that names the place."""
 
 
@@ -86,12 +89,9 @@ def read_rows(
         reader = {".tsv": _delimited, ".csv": _delimited, ".parquet": _parquet}.get(kind_of(paths[0]), _json)
         rows = reader(paths[0], columns)
     empty = True
-    try:
-        for row in rows:
-            empty = False
-            yield row
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"file {paths[0]}: damaged gzip archive ({error})") from error
+    for row in rows:
+        empty = False
+        yield row
     if empty:
         raise DataError(f"file {paths[0]} holds no rows")
 
@@ -171,26 +171,78 @@ class Columns:
         return row[self.source], row[self.target]
 
 
+# First bytes -> what such a file is, and how to make it readable.
+_FOREIGN = {
+    b"\x1f\x8b": ("a gzip archive", "name it with .gz at the end"),
+    b"BZh": ("a bzip2 archive", "unpack it"),
+    b"\xfd7zXZ\x00": ("an xz archive", "unpack it"),
+    b"PK\x03\x04": ("a zip archive", "unpack it"),
+    b"\x28\xb5\x2f\xfd": ("a Zstandard archive", "unpack it"),
+    b"PAR1": ("a Parquet file", "name it with .parquet at the end"),
+    b"\xff\xfe": ("UTF-16", "convert it with `iconv -f UTF-16 -t UTF-8`"),
+    b"\xfe\xff": ("UTF-16", "convert it with `iconv -f UTF-16 -t UTF-8`"),
+}
+
+
+def _foreign(start: bytes) -> tuple[str, str]:
+    """What a file is by its first bytes, and the mend; both empty for what may be text."""
+    return next((told for magic, told in _FOREIGN.items() if start.startswith(magic)), ("", ""))
+
+
 def open_bytes(path: Path) -> IO[bytes]:
-    """Opens a file, decompressing `.gz`."""
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+    """Opens a file, decompressing `.gz`.
+
+    Raises:
+        DataError: it is not what its name says: no gzip in `.gz`, an archive or another table under a plain name.
+    """
+    if not path.name.lower().endswith(".gz"):
+        return path.open("rb")
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start and not start.startswith(b"\x1f\x8b"):
+        kind = _foreign(start)[0] or "not packed"
+        raise DataError(f"file {path}: damaged gzip archive: it is {kind}; pack it with gzip, or rename it")
+    return gzip.open(path, "rb")  # type: ignore[return-value]
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Lines without their end. Only the line feed ends one: a sentence may hold any other Unicode separator."""
-    offset = 0
-    with open_bytes(path) as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"file {path}, line {number}, byte {offset + error.start}: not UTF-8 ({error.reason})"
-                ) from error
-            offset += len(raw)
-            if number == 1:
-                line = line.removeprefix("\ufeff")
-            yield line.rstrip("\n").removesuffix("\r")
+    """Lines without their end. Only the line feed ends one: a sentence may hold any other Unicode separator.
+
+    Raises:
+        DataError: the file cannot be opened or unpacked, is not UTF-8, or is one line with other ends inside.
+    """
+    with reading(f"file {path}", DataError) as place, open_bytes(path) as file:
+        try:
+            for place.line, raw in enumerate(file, start=1):
+                if place.line == 1:
+                    _require_lines(path, raw)
+                    offset = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
+                    raw = raw[offset:]
+                try:
+                    line = raw.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"file {path}, line {place.line}, byte {offset + error.start}: not UTF-8 ({error.reason}); "
+                        "convert the file with `iconv -t UTF-8`, or remove the line"
+                    ) from None
+                offset += len(raw)
+                yield line.rstrip("\n").removesuffix("\r")
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(
+                f"file {path}: damaged gzip archive after line {place.line} ({one_line(error)}); fetch or pack it again"
+            ) from error
+
+
+def _require_lines(path: Path, first: bytes) -> None:
+    """Raises DataError where the first line shows that the file is no text, or has no line feeds."""
+    kind, mend = _foreign(first)
+    if kind:
+        raise DataError(f"file {path}, line 1, byte 0: not UTF-8: it is {kind}; {mend}")
+    if first.rstrip(b"\r\n").count(b"\r") and first.count(b"\r") > 1:
+        raise DataError(
+            f"file {path}, line 1: its lines end in carriage returns; convert it with `tr '\\r' '\\n'` "
+            "(or `dos2unix`, where a line feed follows)"
+        )
 
 
 def _parallel(source: Path, target: Path) -> Iterator[Row]:

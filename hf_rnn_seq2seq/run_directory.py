@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .errors import InputError
+
 SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
 DATA_OPTIONS = (
@@ -32,11 +34,11 @@ DATA_OPTIONS = (
 LOCK = ".lock"
 
 
-class InUseError(ValueError):
+class InUseError(InputError):
     """A file or directory that another process is writing; the message names it."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A directory that holds no usable checkpoint; the message names the directory and what is missing."""
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_rnn_seq2seq.errors import InputError
 from hf_rnn_seq2seq.run_directory import vocabulary_hash, write_atomically
 
 
-class ShortlistError(ValueError):
+class ShortlistError(InputError):
     """A shortlist that cannot be learnt or read; the message says why."""
 
 

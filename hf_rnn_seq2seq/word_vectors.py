@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .errors import InputError
 from .readers import open_bytes
 from .tokenization import source_tokens, target_tokens
 
@@ -29,7 +30,7 @@ _LONGEST_LINE = 1 << 20
 _WHY_NOT_BINARY = "names neither the type of its numbers nor their byte order, so damage would pass for vectors"
 
 
-class VectorError(ValueError):
+class VectorError(InputError):
     """A file of word vectors that cannot be used; the message names the file, the line and what is wrong."""
 
 

@@ -1,0 +1,124 @@
+"""Errors in one line: the base of what bad input raises, and which input was read last."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+LONGEST = 1000  # characters of a message: a line of a terminal or two for each of its parts, whatever was quoted
+_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+_PACKAGES = (__name__.partition(".")[0], "transformers_modules")  # the second: model code out of a checkpoint
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message is one line, never longer than `LONGEST` characters."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(value: object, limit: int = LONGEST) -> str:
+    """A text, or what an exception says, without line breaks.
+
+    Of a longer one there stay the beginning, which names the place, and the end, which says how to mend it.
+    """
+    text = str(value) or (type(value).__name__ if isinstance(value, BaseException) else "")
+    if len(text) > 10 * limit:
+        text = f"{text[: 5 * limit]} {text[-5 * limit :]}"
+    words = " ".join(text.split())
+    return words if len(words) <= limit else f"{words[: limit * 2 // 3]} ... {words[-(limit // 3 - 5) :]}"
+
+
+def quoted(value: object, limit: int = 80) -> str:
+    """A value as Python writes it, shortened."""
+    return one_line(repr(value[: 2 * limit] if isinstance(value, (str, bytes)) else value), limit)
+
+
+def listed_names(names: object, limit: int = 12) -> str:
+    """The first names, quoted, and how many more there are."""
+    names = list(names)  # type: ignore[call-overload]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(quoted(name) for name in names[:limit]) + more
+
+
+def reason(error: BaseException) -> str:
+    """An exception's message in one line, with its class where the message alone says little, as `KeyError: 'en'`."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    text = one_line(error)
+    return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
+
+
+def is_undecodable(word: str) -> bool:
+    """Whether Python could not decode a word of the command line: its bytes then stand as lone surrogates."""
+    return any("\ud800" <= character <= "\udfff" for character in word)
+
+
+def undecodable(name: str, word: str) -> str:
+    """What is said of such a word."""
+    return f"{name}={word[:80]!a}: holds bytes that are not UTF-8; write it in UTF-8"
+
+
+@dataclass
+class Place:
+    """An input, such as `file a.tsv` or `model_name_or_path='a'`, and, where it has lines, the one that is read."""
+
+    name: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}, line {self.line}" if self.line else self.name
+
+
+_last: Place | None = None
+
+
+@contextmanager
+def reading(name: str, kind: type[InputError] = InputError) -> Iterator[Place]:
+    """Whatever a library raises inside becomes an error of `kind` that names the input.
+
+    The caller may keep the place's `line` up to date. An unexpected error later on is told with the last place, since
+    that is what was being worked on.
+    """
+    global _last
+    place = _last = Place(name)
+    try:
+        yield place
+    except InputError:
+        raise  # it names its place
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        told = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+        raise kind(f"{place}: cannot be read ({told})") from error
+
+
+def last_input() -> str | None:
+    """The input that was opened last, with the line reached in it."""
+    return str(_last) if _last else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, or that of a device (torch has its class; not imported for this)."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether the message was written here: a class of this package, or a ValueError out of a `raise` in our code."""
+    if type(error).__module__.partition(".")[0] in _PACKAGES:
+        return True
+    return type(error) is ValueError and error.__traceback__ is not None and _raised_here(error.__traceback__)
+
+
+def _raised_here(trace: TracebackType) -> bool:
+    import dis
+
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code, module = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__", "")
+    if code.co_code[trace.tb_lasti] != dis.opmap["RAISE_VARARGS"]:
+        return False  # a function written in C, called from there, has its own words
+    return module.partition(".")[0] in _PACKAGES or not code.co_filename.startswith(_LIBRARIES)

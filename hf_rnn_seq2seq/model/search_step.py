@@ -9,7 +9,7 @@ Axes: rows, beams, source, hidden, vocab. Masks are True where attention is allo
 import copy
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -67,8 +67,18 @@ def repeat_rows(state: SearchState, beams: int) -> SearchState:
     return state._replace(rows=map_tensors(state.rows, lambda tensor: tensor.repeat_interleave(beams, 0)))
 
 
+@lru_cache
+def sums_saturate() -> bool:
+    """Whether 8-bit products may overflow on this processor.
+
+    Without VNNI the sum of two products is kept in 16 bits, which two of 8 bits overflow: activations get 7 bits there.
+    """
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return not any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "neon"))
+
+
 class Int8Product:
-    """x W^T + b with 8-bit weights (one scale per output) and 8-bit activations (one scale per call)."""
+    """x W^T + b with 8-bit weights (one scale per output) and 8- or 7-bit activations (one scale per call)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         weight = weight.detach().float().cpu()
@@ -83,7 +93,7 @@ class Int8Product:
         self.packed = torch.ops.quantized.linear_prepack(quantised, None if bias is None else bias.detach().float())
 
     def __call__(self, states: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic(states, self.packed)
+        return torch.ops.quantized.linear_dynamic(states, self.packed, sums_saturate())
 
 
 def product(weight: Tensor, bias: Tensor | None, int8: bool) -> Callable[[Tensor], Tensor]:

@@ -298,12 +298,12 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
     try:
         code = main(None) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of our output left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
         if os.environ.get(TRACEBACK):
@@ -312,7 +312,18 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
         rank, processes = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         process = "" if rank == "0" else f"process {rank} of {processes}: "
         print(f"error: {process}{message}", file=sys.stderr)
+    if code:
+        _drop_output()
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """What could not be written is not tried again when Python ends, which would say so in words of its own."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def verdict(error: BaseException) -> tuple[str, int]:

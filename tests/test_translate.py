@@ -2,6 +2,10 @@
 
 import gzip
 import json
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokeni
 from hf_rnn_seq2seq import evaluation
 from hf_rnn_seq2seq.line_streams import LineReader, LineWriter
 from hf_rnn_seq2seq.run_directory import load_checkpoint
-from tests.script_runs import run, run_alone
+from tests.script_runs import ROOT, run, run_alone
 
 
 def test_one_line_out_for_each_line_in_and_equal_to_generate(checkpoint: Path) -> None:
@@ -278,6 +282,18 @@ def test_what_cannot_be_written_to_is_named(checkpoint: Path, tmp_path: Path) ->
     ):
         result = run("translate.py", checkpoint, "--input", tmp_path / "in.txt", "--output_file", place)
         assert result.returncode == 2 and message in result.stderr.decode().splitlines()[-1], result.stderr
+
+
+def test_an_output_that_cannot_be_written_is_one_line(checkpoint: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "translate.py"), str(checkpoint), "--no_progress"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for place, message in (
+        ("> /dev/full", "error: standard output: cannot be written (No space left on device). 0 lines were written"),
+        (">&-", "error: standard output is closed; give --output_file, or let something read the output"),
+    ):
+        shell = f"{shlex.join(command)} {place}"
+        done = subprocess.run(shell, shell=True, input=b"2 kg\n", capture_output=True, env=environment)
+        assert (done.returncode, done.stderr.decode().splitlines()) == (2, [message])
 
 
 BAD = {

@@ -269,7 +269,8 @@ class _OneLine(logging.Handler):
     """Our own warnings, as a script prints them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"warning: {one_line(record.getMessage())}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # every process reads the same and would say the same
+            print(f"warning: {one_line(record.getMessage())}", file=sys.stderr)
 
 
 def quiet_libraries() -> None:

@@ -6,10 +6,11 @@ cache key holds the content of the files, so a changed file is never served from
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from datasets.exceptions import DatasetGenerationError
 
 from .batching import Collator, plan_batches
-from .readers import Columns, DataError, checked, listed, read_aligned, read_rows, split_paths
+from .errors import is_out_of_memory, listed_names, reading, reason
+from .readers import SPANS, Columns, DataError, checked, listed, read_aligned, read_rows, split_paths
 from .run_directory import content_hash, digest
 from .token_columns import AnyDataset, tokenize_corpus
 
@@ -34,6 +36,9 @@ EMPTY = ("empty_source", "empty_target")
 CLDR_ROWS = {"train": 20_000, "validation": 1_000, "test": 1_000}
 CLDR_SHARD = 50_000
 
+_CLOSE = "where that is not meant, a quote was opened and not closed"
+logger = logging.getLogger(__name__)
+
 _TEXT = {"source": Value("string"), "target": Value("string"), "id": Value("int64")}
 
 
@@ -48,11 +53,18 @@ class Corpus:
             wrong_field_count, not_text). Not known beforehand, hence empty, when streaming.
         description: name, config, source_lang, target_lang, licence, lines (of each split, as they were found), rows
             (of each split, as they are used), fingerprint (content hash), streaming.
+        notes: split -> which of its rows span lines, empty where none does. When streaming, both are warnings instead.
     """
 
     splits: DatasetDict | IterableDatasetDict
     skipped: dict[str, dict[str, int]]
     description: dict[str, Any]
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def left_out(self, split: str, more: Mapping[str, int] = {}) -> str:  # noqa: B006  never changed
+        """What was left out of a split, `more` being what happened later, and its note: for a line that reports it."""
+        counts = listed({**self.skipped.get(split, {}), **more}) or "none"
+        return "; ".join(filter(None, (f"left out: {counts}", self.notes.get(split))))
 
 
 def load_corpus(
@@ -127,14 +139,15 @@ def load_corpus(
     else:
         columns = (source_column, target_column, source_lang, target_lang)
         found, facts = _load_named(dataset_name, dataset_config_name, columns, alignment_column, streaming, splits)
-    kept, skipped = {}, {}
+    kept, skipped, notes = {}, {}, {}
     for split, rows in found.items():
-        kept[split], skipped[split] = _usable(rows, split, limits[split], EMPTY if split in keep_empty else ())
+        allowed = EMPTY if split in keep_empty else ()
+        kept[split], skipped[split], notes[split] = _usable(rows, split, limits[split], allowed)
     description |= facts
     description["lines"] = None if streaming else {split: len(rows) for split, rows in found.items()}
     description["rows"] = None if streaming else {split: len(rows) for split, rows in kept.items()}
     description["streaming"] = streaming
-    return Corpus((IterableDatasetDict if streaming else DatasetDict)(kept), skipped, description)
+    return Corpus((IterableDatasetDict if streaming else DatasetDict)(kept), skipped, description, notes)
 
 
 Loaded = tuple[dict[str, AnyDataset], dict[str, Any]]
@@ -245,12 +258,13 @@ def _generated(
     try:
         return Dataset.from_generator(generator, num_proc=workers if workers > 1 else None, **options)
     except DatasetGenerationError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, DataError):
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, DataError):
             cause = cause.__cause__
-        if cause is None:
-            raise
-        raise cause from None
+        if isinstance(cause, DataError) or is_out_of_memory(cause):
+            raise cause from None
+        cache = datasets.config.HF_DATASETS_CACHE
+        raise DataError(f"{split}: its rows cannot be written to the cache in {cache} ({reason(cause)})") from error
 
 
 def _load_named(
@@ -274,8 +288,10 @@ def _load_named(
             raise DataError(f"dataset_name {name!r} is a file; give it as train_file, validation_file or test_file")
         else:
             loaded = datasets.load_dataset(name, config, streaming=streaming)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, DataError):
+    except DataError:
+        raise
+    except Exception as error:  # of datasets, its file systems, Arrow and the Hub's client
+        if is_out_of_memory(error):
             raise
         raise DataError(f"dataset_name {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
     if isinstance(loaded, (Dataset, IterableDataset)):
@@ -298,53 +314,65 @@ def _load_named(
 
 
 def _two_columns(rows: AnyDataset, columns: Columns, alignment: str | None, where: str) -> AnyDataset:
-    names = rows.column_names or list(next(iter(rows)))
-    kept = ["translation"]
-    if columns.named or "translation" not in names:
-        columns.require(names, where)
-        kept = [columns.source, columns.target]
+    with reading(where, DataError):
+        first = next(iter(rows), {}) if rows.column_names is None else {}
+        names = rows.column_names or list(first)
+        nested = (rows.features or {}).get("translation", first.get("translation"))
+    kept = columns.wanted(names, where)
+    languages = getattr(nested, "languages", nested)
+    if kept == ["translation"] and isinstance(languages, (dict, list)):
+        columns.require(list(languages), f"{where}, column 'translation'")
     if alignment is not None and alignment not in names:
-        raise DataError(f"{where}: no column {alignment!r} (alignment_column); it has {', '.join(map(repr, names))}")
+        raise DataError(f"{where}: no column {alignment!r} (alignment_column); it has {listed_names(names)}")
     rows = rows.select_columns([*kept, *filter(None, [alignment])])
     if isinstance(rows, Dataset) and not len(rows):
         raise DataError(f"{where} holds no rows")
-    return rows.map(
-        _pair,
-        with_indices=True,
-        remove_columns=rows.column_names,
-        features=Features(_TEXT | {"problem": Value("string")} | ({"alignment": Value("string")} if alignment else {})),
-        fn_kwargs={"columns": columns, "alignment": alignment, "where": where},
-    )
+    features = _TEXT | {"problem": Value("string")} | ({"alignment": Value("string")} if alignment else {})
+    with reading(where, DataError):
+        return rows.map(
+            _pair,
+            with_indices=True,
+            remove_columns=rows.column_names,
+            features=Features(features),
+            fn_kwargs={"columns": columns, "alignment": alignment, "where": where},
+        )
 
 
 def _pair(row: dict[str, Any], number: int, columns: Columns, alignment: str | None, where: str) -> dict[str, Any]:
     source, target, problem = checked(*columns.pick(row, where))
     more = {"alignment": row[alignment]} if alignment else {}
+    if more and not isinstance(row[alignment], (str, type(None))):
+        raise DataError(f"{where}, row {number}, column {alignment!r}: a text such as '0-0 1-2' is expected")
     return {"source": source, "target": target, "problem": problem, "id": number, **more}
 
 
 def _usable(
     rows: AnyDataset, split: str, limit: int | None, allowed: Sequence[str]
-) -> tuple[AnyDataset, dict[str, int]]:
-    """Leaves out the rows whose problem is not allowed and counts them; ids then number what is left."""
+) -> tuple[AnyDataset, dict[str, int], str]:
+    """Leaves out the rows whose problem is not allowed and counts them; ids then number what is left.
+
+    The last value says which of the rows left span lines.
+    """
     skipped: dict[str, int] = {}
-    sound = {"function": _sound, "input_columns": "problem", "fn_kwargs": {"allowed": list(allowed)}}
+    spanning = ""
     if isinstance(rows, IterableDataset):
         if "problem" in (rows.features or {}):
-            rows = rows.filter(**sound).remove_columns("problem")
-        return rows.take(limit) if limit is not None else rows, skipped
+            rows = rows.filter(_Sound(split, allowed), input_columns=["problem", "id"]).remove_columns("problem")
+        return rows.take(limit) if limit is not None else rows, skipped, spanning
     if "problem" in rows.column_names:
         problems = rows.with_format("arrow")["problem"]
         counts = Counter(p for chunk in _arrow_batches(problems) for p in chunk if p is not None)
-        skipped = {problem: count for problem, count in sorted(counts.items()) if problem not in allowed}
+        skipped = {p: count for p, count in sorted(counts.items()) if not _is_sound(p, allowed)}
+        spanning = _spanning(counts)
         if sum(skipped.values()) == len(rows):
             raise DataError(f"{split}: no usable row among {len(rows)} ({listed(skipped)})")
         if skipped:
-            rows = rows.filter(**sound).map(_numbered, with_indices=True)
+            rows = rows.filter(_is_sound, input_columns="problem", fn_kwargs={"allowed": list(allowed)})
+            rows = rows.map(_numbered, with_indices=True)
         rows = rows.remove_columns("problem")
         if allowed and counts:
             _require_text(rows, split)
-    return rows.select(range(min(limit, len(rows)))) if limit is not None else rows, skipped
+    return rows.select(range(min(limit, len(rows)))) if limit is not None else rows, skipped, spanning
 
 
 def _require_text(rows: Dataset, split: str) -> None:
@@ -363,8 +391,34 @@ def _arrow_batches(column: Any, size: int = 10_000) -> Iterator[list[str | None]
         yield column[start : start + size].to_pylist()
 
 
-def _sound(problem: str | None, allowed: Sequence[str]) -> bool:
-    return problem is None or problem in allowed
+def _is_sound(problem: str | None, allowed: Sequence[str]) -> bool:
+    return problem is None or problem in allowed or problem.startswith(SPANS)
+
+
+class _Sound:
+    """Tells which rows of a stream are used; of each problem the first row is reported, since nobody counts them."""
+
+    def __init__(self, split: str, allowed: Sequence[str]) -> None:
+        self.split, self.allowed, self.seen = split, tuple(allowed), set[str]()
+
+    def __call__(self, problem: str | None, number: int) -> bool:
+        sound = _is_sound(problem, self.allowed)
+        kind = SPANS if sound else problem
+        if problem is not None and problem not in self.allowed and kind not in self.seen:
+            self.seen.add(str(kind))
+            told = f"spans {problem}; {_CLOSE}" if sound else f"is left out: {problem}"
+            logger.warning("%s: row %d %s (later rows of this kind are not reported)", self.split, number + 1, told)
+        return sound
+
+
+def _spanning(problems: Counter[str]) -> str:
+    """What is said of rows that span lines: how many there are, and where the first one is."""
+    spans = [problem for problem in problems if problem.startswith(SPANS)]
+    if not spans:
+        return ""
+    first = min(spans, key=lambda span: int(span.split()[1]))
+    count = sum(problems[span] for span in spans)
+    return f"{count} {'row spans' if count == 1 else 'rows span'} lines, the first {first}; {_CLOSE}"
 
 
 def _numbered(_: dict[str, Any], number: int) -> dict[str, int]:

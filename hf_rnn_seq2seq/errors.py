@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,9 +53,15 @@ def reason(error: BaseException) -> str:
     return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
 
 
-def is_undecodable(word: str) -> bool:
-    """Whether Python could not decode a word of the command line: its bytes then stand as lone surrogates."""
-    return any("\ud800" <= character <= "\udfff" for character in word)
+_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
+
+
+def is_undecodable(text: str) -> bool:
+    """Whether a text holds half characters (lone surrogates): what no encoding can write.
+
+    They come from escapes of JSON, and stand for the bytes of a command line that Python could not decode.
+    """
+    return not text.isascii() and _HALF_CHARACTERS.search(text) is not None
 
 
 def undecodable(name: str, word: str) -> str:

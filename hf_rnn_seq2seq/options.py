@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from .errors import InputError, is_undecodable, undecodable
+from .errors import InputError, is_undecodable, one_line, undecodable
 
 
 class ArgumentError(InputError):
@@ -229,8 +229,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         options = yaml.load(text, Loader=_RecipeLoader)
     except OSError as error:
         raise ArgumentError(f"recipe={str(path)!r}: cannot be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"recipe={str(path)!r}: is not YAML ({' '.join(str(error).split())})") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # no date 2026-99-99, no list for a name
+        raise ArgumentError(f"recipe={str(path)!r}: is not YAML ({one_line(error, 400)})") from None
     if options is None:
         return {}
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):

@@ -1,5 +1,6 @@
 """The test set of a run, the scores of systems on it, and what is printed and kept of them."""
 
+import logging
 import os
 import time
 from collections import Counter
@@ -11,6 +12,8 @@ from typing import Any
 from hf_rnn_seq2seq.evaluation import EvaluationError, encode_sources, score, source_problems, translate
 from hf_rnn_seq2seq.metrics import LOWER_IS_BETTER
 from hf_rnn_seq2seq.run_directory import data_options
+
+logger = logging.getLogger(__name__)
 
 # Languages written without spaces, or whose words are whole phrases: BLEU over words says little, over characters more.
 CHARACTER_LANGUAGES = frozenset({"ja", "ko", "zh", "yue", "th", "lo", "km", "my"})
@@ -96,6 +99,8 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
             f"{directory}: the data has no {split} split; it has: {', '.join(corpus.splits) or 'none'}"
         )
     rows = corpus.splits[split]
+    if corpus.notes.get(split):
+        logger.warning("%s: %s", split, corpus.notes[split])
     if not len(rows):
         raise EvaluationError(f"{directory}: the {split} split has no usable row")
     sources, references = [str(text) for text in rows["source"]], [str(text) for text in rows["target"]]

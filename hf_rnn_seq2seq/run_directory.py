@@ -191,7 +191,7 @@ def data_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected options by name, found {type(content).__name__}")

@@ -101,7 +101,9 @@ class Shortlist:
                 content = json.load(file)
             by_source = {int(word): words for word, words in content["by_source"].items()}
             found = cls(content["always"], by_source, content.get("vocabulary"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise ShortlistError(f"{path}: cannot be read ({error.strerror or error})") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ShortlistError(f"{path}: not a shortlist: {error}") from None
         if found.vocabulary != vocabulary_hash(tokenizer):
             made = "for another tokenizer" if found.vocabulary else "before shortlists named their tokenizer"

@@ -21,6 +21,7 @@ from datasets import Dataset, IterableDataset
 
 from .arguments import ArgumentError, TrainingArguments
 from .batching import BatchPlan, plan_batches
+from .readers import DataError
 from .sampled_corpus import SampledLoader, SampledPlan, SampledTable
 from .subword_sampling import SubwordSampler
 from .token_columns import encode
@@ -207,4 +208,7 @@ def plan_and_loader(
 
 def in_memory(rows: IterableDataset) -> Dataset:
     """A stream that is small enough to be held, as a table: a validation split is read again and again."""
-    return Dataset.from_list(list(rows), features=rows.features)
+    held = list(rows)
+    if not held:
+        raise DataError(f"{rows.split or 'corpus'}: no usable row")
+    return Dataset.from_list(held, features=rows.features, split=rows.split)

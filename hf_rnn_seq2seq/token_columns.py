@@ -100,7 +100,10 @@ def tokenize_corpus(
         short = [~(source | target) for source, target in _too_long(rows, max_source_length, max_target_length)]
         kept = np.flatnonzero(np.concatenate(short))
         if not len(kept):
-            raise DataError(f"no row within {max_source_length=}, {max_target_length=} ({listed(counts)})")
+            raise DataError(
+                f"{split.split or 'corpus'}: none of its {len(rows)} rows is within {max_source_length=}, "
+                f"{max_target_length=} ({listed(counts)}); raise them, or name another file"
+            )
         # On the disk, like the rows: their numbers would take 8 bytes each of memory.
         file = folder / f"kept-{digest([key, max_source_length, max_target_length])[:32]}.arrow"
         rows = rows.select(kept, indices_cache_file_name=str(file))

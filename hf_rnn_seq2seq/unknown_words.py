@@ -5,11 +5,13 @@ where there is one, the word itself where not (names and numbers are copied).
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.alignment import source_pieces, stands_alone, target_pieces, word_groups
+from hf_rnn_seq2seq.readers import DataError, read_lines
 
 
 def replace_unknown(
@@ -60,15 +62,14 @@ def read_dictionary(path: str) -> dict[str, str]:
     """Source word, tab, target word on each line; the first entry of a word counts.
 
     Raises:
-        ValueError: a line without a tab.
+        DataError: a line without a tab, a file that cannot be read.
     """
     entries: dict[str, str] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            source, tab, target = line.rstrip("\r\n").partition("\t")
-            if not tab:
-                raise ValueError(f"{path}: line {number} has no tab between source and target word")
-            entries.setdefault(source, target)
+    for number, line in enumerate(read_lines(Path(path)), start=1):
+        source, tab, target = line.partition("\t")
+        if not tab:
+            raise DataError(f"{path}: line {number} has no tab between source and target word")
+        entries.setdefault(source, target)
     return entries
 
 

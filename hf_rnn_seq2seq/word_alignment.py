@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, List, Value
 
+from .errors import quoted
 from .readers import DataError
 from .run_directory import content_hash, digest
 from .updates import column
@@ -35,9 +36,9 @@ def parse_pharaoh(line: str, where: str) -> list[tuple[int, int]]:
     """
     pairs = []
     for part in line.split():
-        numbers = re.fullmatch(r"(\d+)-(\d+)", part)
+        numbers = re.fullmatch(r"(\d{1,9})-(\d{1,9})", part)
         if numbers is None:
-            raise DataError(f"{where}: {part!r} is no pair of an alignment, as 0-2 (source word, target word)")
+            raise DataError(f"{where}: {quoted(part)} is no pair of an alignment, as 0-2 (source word, target word)")
         pairs.append((int(numbers[1]), int(numbers[2])))
     return pairs
 

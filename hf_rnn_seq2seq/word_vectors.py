@@ -6,9 +6,7 @@ is a word and its numbers, separated by single spaces; word2vec and fastText wri
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .errors import InputError
-from .readers import open_bytes
+from .errors import InputError, quoted, reading
+from .readers import GZIP_ERRORS, open_bytes
 from .tokenization import source_tokens, target_tokens
 
 KINDS = ("exact", "stripped", "lowercased")  # how a token may find its word, best first
@@ -103,16 +101,16 @@ def read_vectors(path: str | Path, wanted: Mapping[bytes, Any], width: int) -> I
     path = Path(path)
     if not path.is_file():
         raise VectorError(f"word vectors {str(path)!r}: no such file")
-    try:
-        with open_bytes(path) as file:
-            if _BINARY & set(file.read(1 << 16)):
-                raise VectorError(
-                    f"word vectors {str(path)!r}: is binary, which {_WHY_NOT_BINARY}; allowed: text, plain or .gz"
-                )
-        with open_bytes(path) as file:
-            yield from _rows(file, wanted, width, f"word vectors {str(path)!r}")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise VectorError(f"word vectors {str(path)!r}: damaged gzip archive ({error})") from None
+    where = f"word vectors {str(path)!r}"
+    with reading(where, VectorError):
+        try:
+            with open_bytes(path) as file:
+                if _BINARY & set(file.read(1 << 16)):
+                    raise VectorError(f"{where}: is binary, which {_WHY_NOT_BINARY}; allowed: text, plain or .gz")
+            with open_bytes(path) as file:
+                yield from _rows(file, wanted, width, where)
+        except GZIP_ERRORS as error:
+            raise VectorError(f"{where}: damaged gzip archive ({error}); fetch or pack it again") from None
 
 
 def _rows(file: Any, wanted: Mapping[bytes, Any], width: int, where: str) -> Iterator[tuple[bytes, list[float]]]:
@@ -163,7 +161,7 @@ def _is_number(field: bytes) -> bool:
 def _numbers(fields: Sequence[bytes], where: str) -> list[float]:
     for field in fields:
         if not _is_number(field) or not math.isfinite(float(field)):
-            raise VectorError(f"{where}: {field.decode(errors='replace')!r} is not a finite number")
+            raise VectorError(f"{where}: {quoted(field.decode(errors='replace'))} is not a finite number")
     return [float(field) for field in fields]
 
 

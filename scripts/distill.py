@@ -129,8 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             bar.update(done - bar.n)
     for problem in source_problems(counts):
         print(f"warning: {problem}", file=sys.stderr)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in corpus.skipped["train"].items())
-    print(f"{arguments.output_file}: {len(rows)} rows; left out: {reasons or 'none'}", file=sys.stderr)
+    print(f"{arguments.output_file}: {len(rows)} rows; {corpus.left_out('train')}", file=sys.stderr)
     return 0
 
 

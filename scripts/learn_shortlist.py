@@ -7,9 +7,11 @@ listed words only. A word that is not listed cannot be said: measure what that c
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from hf_rnn_seq2seq import command_line
+from hf_rnn_seq2seq.errors import InputError, reading
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -28,8 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from hf_rnn_seq2seq.line_streams import LineReader
 
-    rows = [line.partition("\t") for line in LineReader(arguments.pairs, pairs=True)]
+    reader = LineReader(arguments.pairs, pairs=True)
+    rows = [line.partition("\t") for line in reader]
+    for problem in reader.warnings():
+        print(f"warning: {problem}", file=sys.stderr)
     kept = [(source, target) for source, tab, target in rows if tab and source.strip() and target.strip()]
+    if not kept:
+        raise InputError(f"pairs {arguments.pairs!r}: none of {len(rows)} lines is source, tab, target")
     command_line.quiet_libraries()
     from transformers import AutoTokenizer
 
@@ -37,10 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.run_directory import vocabulary_hash
     from hf_rnn_seq2seq.shortlist import Shortlist
 
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    sources, targets = ([], []) if not kept else map(list, zip(*kept, strict=True))
-    source_ids = tokenizer(sources, verbose=False)["input_ids"] if kept else []
-    encoded = tokenizer(text_target=targets, verbose=False) if kept else {"labels": []}
+    with reading(f"the tokenizer of {arguments.model!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    sources, targets = map(list, zip(*kept, strict=True))
+    source_ids = tokenizer(sources, verbose=False)["input_ids"]
+    encoded = tokenizer(text_target=targets, verbose=False)
     target_ids = encoded["labels"] if "labels" in encoded else encoded["input_ids"]
     limits = {"per_word": arguments.per_word, "frequent": arguments.frequent}
     shortlist = Shortlist.learn(source_ids, target_ids, vocabulary=vocabulary_hash(tokenizer), **limits)

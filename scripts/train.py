@@ -35,6 +35,7 @@ from hf_rnn_seq2seq.arguments import (  # noqa: E402  after GOMP_SPINCOUNT
     dump_recipe,
     parse_arguments,
 )
+from hf_rnn_seq2seq.errors import reading  # noqa: E402  after GOMP_SPINCOUNT
 
 # The tokenizer decides the sizes of the vocabularies and its special tokens, the loop about the cache.
 NOT_OPTIONS = {"vocab_size", "source_vocab_size", "use_cache", "is_encoder_decoder", "transformers_version"}
@@ -60,7 +61,8 @@ def build_tokenizer(options: TokenizerArguments, data: DataArguments, corpus: An
     if saved is not None and saved == options.tokenizer_name_or_path:
         return load_tokenizer(saved, say=lambda text: print(text, file=sys.stderr))
     if saved is not None:
-        return AutoTokenizer.from_pretrained(saved)
+        with reading(f"the tokenizer of {str(saved)!r}", ArgumentError):
+            return AutoTokenizer.from_pretrained(saved)
     train = corpus.splits["train"]
     if data.streaming:
         train = train.take(STREAMED_TOKENIZER_ROWS)
@@ -97,7 +99,8 @@ def build_model(
     if training.model_name_or_path:
         if "preset" in options:
             raise ArgumentError(f"preset={options['preset']!r}: model_name_or_path decides what the model is")
-        model = AutoModelForSeq2SeqLM.from_pretrained(training.model_name_or_path, use_safetensors=True, **fields)
+        with reading(f"model_name_or_path={training.model_name_or_path!r}", ArgumentError):
+            model = AutoModelForSeq2SeqLM.from_pretrained(training.model_name_or_path, use_safetensors=True, **fields)
         require_finite(model.state_dict().items(), f"model_name_or_path={training.model_name_or_path!r}: ")
         if training.extend_vocabulary:
             grow_tables(model, **sizes)
@@ -188,9 +191,8 @@ def build_loop(
             skipped[split] = {**skipped.get(split, {}), **counts}
     if accelerator.is_main_process:
         for split, counts in skipped.items():
-            reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
             rows = "streamed" if isinstance(tokenized[split], TextStream) else f"{len(tokenized[split])} rows"
-            print(f"{split}: {rows}; left out: {reasons or 'none'}", file=sys.stderr)
+            print(f"{split}: {rows}; {corpus.left_out(split, counts)}", file=sys.stderr)
     collate = Collator(tokenizer.pad_token_id)
     validator = None
     if "validation" in tokenized:

@@ -63,11 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         complete = os.path.join(unfinished, "tokenizer")
         tokenizer.save_pretrained(complete)
         os.replace(complete, folder)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in corpus.skipped["train"].items())
     print(
         f"{folder}: {options.tokenizer_algorithm}, {source_vocabulary_size(tokenizer)} source and "
         f"{target_vocabulary_size(tokenizer)} target entries, {'joint' if options.joint_vocabulary else 'separate'}; "
-        f"trained on {len(train)} rows, left out: {reasons or 'none'}"
+        f"trained on {len(train)} rows; {corpus.left_out('train')}"
     )
     return 0
 

@@ -155,6 +155,38 @@ def test_rows_that_are_scored_may_have_an_empty_side(tmp_path, streaming):
             {},
             r"x\.tsv\.gz: damaged gzip archive",
         ),
+        ("x.tsv", gzip.compress(b"source\ttarget\na\tb\n"), {}, r"x\.tsv, line 1.*a gzip archive; name it with \.gz"),
+        ("x.tsv.gz", b"BZh91AY&SY", {}, r"x\.tsv\.gz: damaged gzip archive .it is a bzip2 archive; pack it"),
+        (
+            "x.tsv.gz",
+            gzip.compress(b"source\ttarget\na\tb\n", mtime=0)[:-8] + bytes(8),
+            {},
+            r"x\.tsv\.gz: damaged gzip.*CRC",
+        ),
+        ("x.tsv.gz", "", {}, r"x\.tsv\.gz holds no rows"),
+        ("x.jsonl", b"PK\x03\x04", {}, r"x\.jsonl, line 1.*a zip archive; unpack it"),
+        ("x.tsv", "source\ttarget\r" + "a\tb\r" * 9, {}, "its lines end in carriage returns; convert it with `tr"),
+        ("x.csv", "source,target\r" + "a,b\r" * 9, {}, "its lines end in carriage returns"),
+        ("x.tsv", "source\ttarget\ttarget\na\tb\tc\n", {}, r"x\.tsv: 'target' names 2 columns; rename all but one"),
+        ("x.csv", "source,source,target\na,b,c\n", {}, r"x\.csv: 'source' names 2 columns"),
+        (
+            "x.jsonl",
+            '{"source": "a", "target": "b", "target": "c"}\n',
+            {},
+            "not JSON .the name 'target' stands twice",
+        ),
+        ("x.csv", 'source,target\na,b\n"5 inch,c\nd,e\n', {}, "not a CSV table .*in the record that begins in line 3"),
+        ("x.csv", "source,target\n" + '"' + "a,b\n" * 99_999, {}, "not a CSV table"),
+        ("x.jsonl", "[" * 200_000 + "\n", {}, r"x\.jsonl, line 1: not JSON .*mend or remove the line"),
+        ("x.json", '{"data": [{"source": ' + "1" * 5000 + "}]}", {}, r"x\.json: not JSON"),
+        ("x.jsonl", '{"\\ud83d": "a", "target": "b"}\n', {}, r"no column 'source'; it has '\\ud83d', 'target'"),
+        (
+            "x.jsonl",
+            '{"translation": {"target": "b"}}\n{"translation": null}\n',
+            {},
+            "no column 'source'; it has 'target'",
+        ),
+        ("x.tsv", "x" * 500_000 + "\n", {}, r"x\.tsv: no column 'source'; it has 'x"),
         ("x.txt", "a\n", {}, "kind '.txt' is not known; allowed: .tsv, .csv"),
         ("x", "a\n", {}, "kind 'without suffix' is not known"),
         ("x.tsv", "a\tb\n", {"source_column": "a", "target_column": "a"}, "source and target column are both 'a'"),
@@ -164,7 +196,96 @@ def test_a_bad_file_is_one_clear_line(name, content, options, message, tmp_path)
     path = write(tmp_path / name, content)
     with pytest.raises(DataError, match=message) as caught:
         load_corpus(train_file=path, **options)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) <= 1000
+
+
+def test_the_damaged_one_of_two_files_is_named(tmp_path):
+    whole = gzip.compress(b"a\n" * 999, mtime=0)
+    left, right = write(tmp_path / "p.en.gz", whole), write(tmp_path / "p.fr.gz", whole[:-12])
+    with pytest.raises(DataError, match=r"file .*p\.fr\.gz: damaged gzip archive after line \d+ .*; fetch or pack it"):
+        load_corpus(train_file=f"{left},{right}")
+
+
+SIDES = {"de": "a", "en": "b"}
+DAMAGED = {
+    "flat": ([SIDES, {"de": "a"}, {"de": "a", "en": None}, {"en": "b"}, {}], {"empty_source": 2, "empty_target": 2}),
+    "a side first": ([{"de": "a"}, SIDES], {"empty_target": 1}),
+    "nested": (
+        [
+            {"translation": row}
+            for row in (None, SIDES, {"de": "a"}, {"de": None, "en": "b"}, [1], "a", {"de": 1, "en": "b"})
+        ],
+        {"empty_source": 2, "empty_target": 1, "not_text": 3},
+    ),
+    "half characters": (
+        [SIDES, {"de": "a \ud83d", "en": "b"}, {"de": "a", "en": "\udc00", "\ud83d": ""}],
+        {"not_text": 2},
+    ),
+    "half characters, nested": (
+        [{"translation": row} for row in (SIDES, {"de": "\ud83d", "en": "b"})],
+        {"not_text": 1},
+    ),
+    "another column": ([{**SIDES, "translation": "a text"}, {**SIDES, "translation": None}], {}),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_rows_that_lack_a_side_are_counted(name, tmp_path):
+    rows, skipped = DAMAGED[name]
+    path = write(tmp_path / "x.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    languages = {"source_lang": "de", "target_lang": "en"}
+    corpus = load_corpus(train_file=path, **languages)
+    assert corpus.skipped == {"train": skipped}
+    assert pairs_of(corpus.splits["train"]) == [("a", "b")] * (len(rows) - sum(skipped.values()))
+    stream = load_corpus(train_file=path, **languages, streaming=True).splits["train"]
+    assert [(row["source"], row["target"]) for row in stream] == pairs_of(corpus.splits["train"])
+
+
+def test_nested_rows_of_a_table_and_of_a_folder_may_be_missing(tmp_path):
+    rows = {"translation": [SIDES, None, {"de": "a", "en": None}]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "x.parquet")
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "folder"))
+    languages = {"source_lang": "de", "target_lang": "en"}
+    for where in ({"train_file": str(tmp_path / "x.parquet")}, {"dataset_name": str(tmp_path / "folder")}):
+        corpus = load_corpus(**where, **languages)
+        assert corpus.skipped == {"train": {"empty_source": 1, "empty_target": 1}}
+        with pytest.raises(DataError, match="column 'translation': no column 'fr'; it has 'de', 'en'"):
+            load_corpus(**where, source_lang="de", target_lang="fr")
+
+
+def test_a_parquet_table_with_two_columns_of_one_name_is_refused(tmp_path):
+    table = pyarrow.table([["a"], ["b"], ["c"]], names=["source", "target", "target"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet: 'target' names 2 columns"):
+        load_corpus(train_file=str(tmp_path / "x.parquet"))
+
+
+def test_rows_that_span_lines_are_counted_and_the_first_is_shown(tmp_path, caplog):
+    rows = ["source,target", "a,b", '"5 inch nail,clou', "c,d", 'end",fin', "e,f", '"g', 'h",i']
+    path = write(tmp_path / "x.csv", "\n".join(rows))
+    corpus = load_corpus(train_file=path)
+    assert len(corpus.splits["train"]) == 4
+    assert corpus.left_out("train").startswith("left out: none; 2 rows span lines, the first lines 3 to 5; where that")
+    list(load_corpus(train_file=path, streaming=True).splits["train"])
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == ["train: row 2 spans lines 3 to 5"]
+
+
+def test_what_a_stream_leaves_out_is_said_once_a_kind(tmp_path, caplog):
+    path = write(tmp_path / "x.tsv", "source\ttarget\na\tb\n\tb\n\tc\nd\n")
+    assert len(list(load_corpus(train_file=path, streaming=True).splits["train"])) == 1
+    told = [record.getMessage().split(" (")[0] for record in caplog.records]
+    assert told == ["train: row 2 is left out: empty_source", "train: row 4 is left out: wrong_field_count"]
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "x.tsv")
+    with pytest.raises(DataError, match=r"x\.tsv is a pipe or a device; a file is expected"):
+        load_corpus(train_file=str(tmp_path / "x.tsv"))
+
+
+def test_a_last_line_needs_no_end_and_a_mark_may_stand_before_the_first(tmp_path):
+    for name, content in (("x.tsv", "\ufeffsource\ttarget\r\na\tb"), ("x.csv", '\ufeff"source",target\r\na,b')):
+        assert pairs_of(load_corpus(train_file=write(tmp_path / name, content)).splits["train"]) == [("a", "b")]
 
 
 def test_parallel_files_of_different_length_tell_both_counts(tmp_path):
@@ -283,13 +404,14 @@ def test_tokens_are_cached_by_content_and_memory_mapped(tmp_path):
 
 def test_overlong_rows_are_left_out_and_counted():
     split = datasets.Dataset.from_dict(
-        {"source": ["a", "a a a", "a", "a a a"], "target": ["b", "b", "b b b", "b b b"], "id": [0, 1, 2, 3]}
+        {"source": ["a", "a a a", "a", "a a a"], "target": ["b", "b", "b b b", "b b b"], "id": [0, 1, 2, 3]},
+        split="train",
     )
     tokenizer = build_tokenizer(["a"] * 3, ["b"] * 3, algorithm="word")
     rows, counts = tokenize_corpus(split, tokenizer, max_source_length=3, max_target_length=3)
     assert rows["id"][:] == [0]
     assert counts == {"too_long_source": 2, "too_long_target": 1}
-    with pytest.raises(DataError, match="no row within max_source_length=2, max_target_length=2"):
+    with pytest.raises(DataError, match="train: none of its . rows is within max_source_length=2, max_t.*; raise"):
         tokenize_corpus(split.select([1, 3]), tokenizer, max_source_length=2, max_target_length=2)
     with pytest.raises(DataError, match="max_target_length=1: must be at least 2"):
         tokenize_corpus(split, tokenizer, max_source_length=2, max_target_length=1)

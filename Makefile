@@ -1,15 +1,16 @@
 # Every target does its own set-up: the virtual environment, torch, and this package with its extras.
 #
 #   make demo   train, score, translate and draw on the embedded corpus (no network beyond the package index)
-#   make test   linter, formatter check, tests
+#   make test   linter, formatter check, tests; `make test-all` adds the long ones
 #
 # Variables: PYTHON (3.11 or newer), VENV, TORCH (requirement), TORCH_INDEX_URL (where torch alone comes from),
 #            DEMO (the demo's run directory), WORKERS (test processes), ARGS (more arguments for pytest or benchmark.py)
 
 PYTHON ?= python3
 VENV ?= .venv
-# Without an NVIDIA driver the pinned release is enough and small; with one, the newest build for it is wanted.
-TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
+# Without an NVIDIA driver the release that was tested is enough and small; with one, the newest build for it is wanted.
+TESTED_TORCH := torch==2.13.0
+TORCH ?= $(if $(shell command -v nvidia-smi),torch,$(TESTED_TORCH))
 TORCH_INDEX_URL ?=
 DEMO ?= runs/demo
 WORKERS ?= 2
@@ -22,19 +23,36 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 	--num_cpu_threads_per_process $(CORES)
 DEMO_SENTENCE := Thursday, March 12, 2026
 READY := $(VENV)/.ready
+LOCK := .ci/requirements.lock
+TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 # Test workers share the cores: one thread each, and idle threads sleep.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
+PYTEST := $(TEST_ENVIRONMENT) $(BIN)/python -m pytest
 
-.PHONY: demo test lint format test-faults test-floor bench setup clean
+.PHONY: demo test lint format test-all test-faults test-latest test-floor lock bench setup clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml
+# torch comes first and alone, so that it decides which of its builds and which CUDA packages this machine gets. The lock
+# is complete: nothing is left to be resolved, and what was tested is what is installed.
+$(READY): pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, PYTHON=$(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$(TORCH)"
-	$(BIN)/python -m pip install -e '.[dev]'
+	$(BIN)/python -m pip install $(TORCH_INDEX) "$(TORCH)"
+	$(BIN)/python -m pip install --no-deps -r $(LOCK)
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@
+
+# Renews the lock: the newest versions that pyproject.toml allows beside the tested torch, whose CUDA packages are left out.
+lock:
+	test -x $(VENV)-lock/bin/python || $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --upgrade uv
+	echo '$(TESTED_TORCH)' | $(VENV)-lock/bin/uv pip compile --universal --python-version 3.11 --extra dev \
+		--strip-extras --no-annotate --no-header --no-emit-index-url --output-file $(VENV)-lock/requirements.txt \
+		--upgrade --quiet pyproject.toml -
+	{ echo '# What was tested with $(TESTED_TORCH), for Python 3.11 to 3.14. Made by `make lock`; torch is installed first.'; \
+		grep -vE '^(torch|triton|(nvidia|cuda)-[a-z0-9-]+)==' $(VENV)-lock/requirements.txt; } > $(VENV)-lock/lock.txt
+	mv $(VENV)-lock/lock.txt $(LOCK)
 
 demo: $(READY)
 	@if test -f $(DEMO)/summary.json; then \
@@ -59,20 +77,31 @@ format: $(READY)
 test: lint
 	$(PYTEST) -n $(WORKERS) --dist loadfile $(ARGS)
 
+test-all: lint
+	$(PYTEST) -m 'not faults' -n $(WORKERS) --dist loadfile $(ARGS)
+
 test-faults: $(READY)
 	$(PYTEST) -m faults $(ARGS)
+
+# The newest release of everything that pyproject.toml allows, in an environment of their own.
+test-latest:
+	test -x $(VENV)-latest/bin/python || $(PYTHON) -m venv $(VENV)-latest
+	$(VENV)-latest/bin/python -m pip install --upgrade $(TORCH_INDEX) torch
+	$(VENV)-latest/bin/python -m pip install --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(TEST_ENVIRONMENT) $(VENV)-latest/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # The lowest versions that pyproject.toml declares, in an environment of their own.
 test-floor:
 	test -x $(VENV)-floor/bin/python || $(PYTHON) -m venv $(VENV)-floor
 	$(PYTHON) tests/floor.py > $(VENV)-floor/constraints.txt
+	$(VENV)-floor/bin/python -m pip install $(TORCH_INDEX) "$$(grep '^torch==' $(VENV)-floor/constraints.txt)"
 	$(VENV)-floor/bin/python -m pip install -c $(VENV)-floor/constraints.txt -e '.[dev]'
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)-floor/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(TEST_ENVIRONMENT) $(VENV)-floor/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python scripts/benchmark.py train $(ARGS)
 	$(BIN)/python scripts/benchmark.py decode $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-floor dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-latest $(VENV)-floor $(VENV)-lock dist build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -50,7 +50,9 @@ class DataArguments(OptionGroup):
         "word alignments of the training rows (`0-0 1-2` a line), for guided_alignment_weight; default: computed",
         path=True,
     )
-    alignment_column: str | None = option(None, "column of train_file or of the data set that holds them instead")
+    alignment_column: str | None = option(
+        None, "column of train_file or of the data set that holds them instead; cldr has `alignment`"
+    )
     alignment_unit: str = option("word", "what they count: words between spaces, or tokens", choices=("word", "token"))
     max_train_samples: int | None = option(None, "use only so many training rows, the first", at_least=1)
     max_eval_samples: int | None = option(None, "use only so many validation rows, the first", at_least=1)

@@ -2,7 +2,8 @@
 
 A sentence is drawn as a *fact* that knows no language, ("quantity", 3, "length-kilometer"), and rendered twice: "3
 kilometers", "3 킬로미터". CLDR's patterns are written by professional translators, so the pair is aligned by
-construction, with plural agreement and word order as each language wants them.
+construction, with plural agreement and word order as each language wants them. A row's `alignment` says which words
+tell the same day, month, weekday, year, number, unit or currency.
 
 Train, validation and test are split by the value a fact is about (a date, a time of day, a number with its unit, an
 amount, the set of names in a list), never by the sentence: a value of the test split occurs in no other split, in no
@@ -35,7 +36,9 @@ from .cldr_phrases import (
     SECONDS,
     UNITS,
     Fact,
+    alignment,
     currency_name,
+    phrase,
     render,
     require_data,
     unit_name,
@@ -93,7 +96,8 @@ def generate(
     generated in any order; rows may repeat. Validation and test do not depend on the seed and hold no sentence twice.
 
     Yields:
-        `source`, `target` (text) and `id` (row number within the split).
+        `source`, `target` (text), `alignment` (`1-2`, source word and target word) and `id` (row number within the
+        split).
     """
     book = phrase_book(source, target)
     for start, stop in ranges:
@@ -156,10 +160,11 @@ class PhraseBook:
             self.shares.append(share)
 
     def pair(self, split: str, key: str) -> dict[str, str]:
-        """The sentence pair of `split` that `key` decides."""
+        """The sentence pair of `split` that `key` decides, and its alignment."""
         chance = random.Random(key)
         fact = chance.choices(self.kinds, self.shares)[0](chance, split)
-        return {"source": render(fact, self.locales[0]), "target": render(fact, self.locales[1])}
+        source, target = (phrase(fact, locale) for locale in self.locales)
+        return {"source": source.text, "target": target.text, "alignment": alignment(source, target)}
 
     def split_of(self, value: Fact) -> str:
         """The only split in which a value may occur.

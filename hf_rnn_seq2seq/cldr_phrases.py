@@ -1,22 +1,30 @@
-"""One phrase in one locale: CLDR's patterns and names as Babel gives them, and what it lacks."""
+"""One phrase in one locale: CLDR's patterns and names as Babel gives them, what it lacks, and which words tell what.
+
+While a phrase is put together, each value that has a place in a pattern is enclosed in marks that name it. The marks
+are taken out at the end, and tell which words hold the day, month, weekday, year, number, unit or currency. Not marked
+are times of day (the hour of "15:30" is told by two English words, "3:30" and "PM"), the units of relative times (CLDR
+has "{0} days ago" as a whole) and the names of countries and languages.
+"""
 
 from __future__ import annotations
 
 import datetime
+import re
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import babel
 from babel import Locale
 from babel.dates import (
     TIMEDELTA_UNITS,
-    format_date,
-    format_interval,
-    format_skeleton,
+    DateTimeFormat,
     format_time,
     format_timedelta,
+    get_date_format,
     get_datetime_format,
+    match_skeleton,
+    parse_pattern,
 )
 from babel.lists import format_list
 from babel.numbers import format_currency, get_currency_name
@@ -55,44 +63,130 @@ _PLAIN = _SPACES | dict.fromkeys([0x200E, 0x200F, 0x061C])
 SECONDS = dict(TIMEDELTA_UNITS)
 
 
-@lru_cache(maxsize=1 << 16)
+# Characters of Unicode's private use: no locale's text has them.
+_OPEN, _NAMED, _CLOSE = "\ue000", "\ue001", "\ue002"
+_MARKS = re.compile(f"({_OPEN}[^{_NAMED}]*{_NAMED}|{_CLOSE})")
+_FIELDS = {"E": "weekday", "c": "weekday", "d": "day", "M": "month", "L": "month", "y": "year"}
+
+
+class Phrase(NamedTuple):
+    """A text, and for each value that it tells, named by a path, the numbers of its words (between white space)."""
+
+    text: str
+    words: dict[tuple[str, ...], list[int]]
+
+
 def render(fact: Fact, locale: Locale) -> str:
     """A fact as text of a locale."""
+    return _MARKS.sub("", _marked(fact, locale))
+
+
+def phrase(fact: Fact, locale: Locale) -> Phrase:
+    """A fact as text of a locale, with the words of its values.
+
+    A word that holds two values (the number and the unit of "5公里") is told of neither.
+    """
+    text, names, owners = "", [], []
+    for piece in _MARKS.split(_marked(fact, locale)):
+        if piece.startswith(_OPEN):
+            names.append(piece[1:-1])
+        elif piece == _CLOSE:
+            names.pop()
+        else:
+            text += piece
+            owners += [tuple(names)] * len(piece)
+    words: dict[tuple[str, ...], list[int]] = {}
+    for number, word in enumerate(re.finditer(r"\S+", text)):
+        # A path that ends in a number is a place in a list; only what is in that place is a value.
+        values = {owner for owner in owners[word.start() : word.end()] if owner and not owner[-1].isdigit()}
+        if len(values) == 1:
+            words.setdefault(values.pop(), []).append(number)
+    return Phrase(text, words)
+
+
+def alignment(source: Phrase, target: Phrase) -> str:
+    """Which words tell the same value, in Pharaoh's format: `1-2`, source word and target word, counted from 0."""
+    shared = source.words.keys() & target.words.keys()
+    pairs = sorted((s, t) for value in shared for s in source.words[value] for t in target.words[value])
+    return " ".join(f"{s}-{t}" for s, t in pairs)
+
+
+def _mark(text: str, name: str) -> str:
+    return f"{_OPEN}{name}{_NAMED}{text}{_CLOSE}"
+
+
+@lru_cache(maxsize=1 << 16)
+def _marked(fact: Fact, locale: Locale) -> str:
     return _render(fact, locale).translate(_PLAIN).strip()
+
+
+class _Fields(DateTimeFormat):
+    """The fields of a date, marked. Where `other`, the other end of an interval, differs, the mark holds the date."""
+
+    def __init__(self, day: datetime.date, locale: Locale, other: datetime.date | None = None) -> None:
+        super().__init__(day, locale)
+        self.other = DateTimeFormat(other, locale) if other else None
+
+    def __getitem__(self, field: str) -> str:
+        text, name = super().__getitem__(field), _FIELDS.get(field[0])
+        if name is None:
+            return text
+        shared = self.other is None or self.other[field] == text
+        return _mark(text, name if shared else f"{name} {self.value}")
+
+
+def _interval(first: datetime.date, last: datetime.date, locale: Locale) -> str:
+    """What Babel's `format_interval` gives for yMMMd, whose fields cannot be marked."""
+    ends = _Fields(first, locale, last), _Fields(last, locale, first)
+    formats = locale.interval_formats
+    skeleton = "yMMMd" if "yMMMd" in formats else match_skeleton("yMMMd", formats)
+    for field in "yMd":  # the largest that differs decides
+        if skeleton and field in formats[skeleton] and ends[0].extract(field) != ends[1].extract(field):
+            patterns = zip(formats[skeleton][field], ends, strict=False)
+            return "".join(parse_pattern(pattern) % end for pattern, end in patterns)
+    whole = locale.datetime_skeletons.get(skeleton) or get_date_format("medium", locale)
+    texts = [parse_pattern(whole) % end for end in ends]
+    return formats.get(None, "{0}-{1}").replace("{0}", texts[0]).replace("{1}", texts[1])
 
 
 def _render(fact: Fact, locale: Locale) -> str:
     match fact:
         case ("date", form, day):
-            return format_date(day, form, locale)
+            return get_date_format(form, locale) % _Fields(day, locale)
         case ("time", time):
             return format_time(time, "short", locale=locale)
         case ("datetime", (_, form, _) as date, time):
             pattern = str(get_datetime_format(form, locale=locale)).replace("'", "")
-            return pattern.replace("{0}", render(time, locale)).replace("{1}", render(date, locale))
+            return pattern.replace("{0}", _marked(time, locale)).replace("{1}", _marked(date, locale))
         case ("interval", first, last):
-            return format_interval(first, last, "yMMMd", locale=locale)
+            return _interval(first, last, locale)
         case ("period", skeleton, day):
-            return format_skeleton(skeleton, day, locale=locale)
+            skeletons = locale.datetime_skeletons
+            known = skeleton if skeleton in skeletons else match_skeleton(skeleton, skeletons)
+            return parse_pattern(skeletons[known or skeleton]) % _Fields(day, locale)
         case ("relative", number, unit, direction):
             delta = datetime.timedelta(seconds=direction * number * SECONDS[unit])
             # An endless threshold keeps the unit: "60 seconds", not "1 minute".
-            return format_timedelta(delta, unit, threshold=float("inf"), add_direction=True, locale=locale)
+            text = format_timedelta(delta, unit, threshold=float("inf"), add_direction=True, locale=locale)
+            return text.replace(str(number), _mark(str(number), "number"))  # CLDR's patterns have no digits
         case ("quantity", number, unit):
-            return _unit_text(number, unit, locale)
+            form = _mark(locale.decimal_formats[None].pattern, "number")
+            return _mark(_unit_text(number, unit, locale, form), "unit")
         case ("amount", number, code):
-            form = "#,##0" if isinstance(number, int) else "#,##0.00"
-            return format_currency(number, code, form, locale, currency_digits=False, format_type="name")
+            form = _mark("#,##0" if isinstance(number, int) else "#,##0.00", "number")
+            text = format_currency(number, code, form, locale, currency_digits=False, format_type="name")
+            return _mark(text, "currency")
         case ("list", style, *items):
-            return format_list([render(item, locale) for item in items], style, locale)
+            texts = [_mark(_marked(item, locale), str(place)) for place, item in enumerate(items)]
+            return format_list(texts, style, locale)
         case ("aside", main, aside):
-            return f"{render(main, locale)} ({render(aside, locale)})"
+            return f"{_marked(main, locale)} ({_marked(aside, locale)})"
         case ("territory", code):
             return locale.territories[code]
         case ("language", code):
             return locale.languages[code]
         case ("month", number):
-            return _month_name(number, locale)
+            return _mark(_month_name(number, locale), "month")
     raise ValueError(f"fact {fact!r} is of no known kind")
 
 
@@ -100,10 +194,10 @@ def currency_name(code: str, locale: Locale) -> str | None:
     return get_currency_name(code, locale=locale) if code in locale.currencies else None
 
 
-def _unit_text(number: int | Decimal, code: str, locale: Locale) -> str:
+def _unit_text(number: int | Decimal, code: str, locale: Locale, form: str | None = None) -> str:
     """A quantity in the long form, which in CLDR is the short one where a locale (Chinese, Persian) has no other."""
-    text = format_unit(number, code, "long", locale=locale)
-    return format_unit(number, code, "short", locale=locale) if code in text else text
+    text = format_unit(number, code, "long", form, locale)
+    return format_unit(number, code, "short", form, locale) if code in text else text
 
 
 def unit_name(code: str, locale: Locale) -> str | None:

@@ -40,6 +40,7 @@ _CLOSE = "where that is not meant, a quote was opened and not closed"
 logger = logging.getLogger(__name__)
 
 _TEXT = {"source": Value("string"), "target": Value("string"), "id": Value("int64")}
+_ALIGNED = _TEXT | {"alignment": Value("string")}
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def load_corpus(
     streaming: bool = False,
     splits: Sequence[str] = SPLITS,
     keep_empty: Sequence[str] = ("validation", "test"),
+    aligned_splits: Sequence[str] = ("train",),
 ) -> Corpus:
     """Loads a corpus by name or from files.
 
@@ -98,8 +100,8 @@ def load_corpus(
         source_lang, target_lang: locales of `cldr`; keys of a `translation` column; names of the columns when
             source_column and target_column are not given.
         source_column, target_column: columns of a table (numbers: positions in a table without header).
-        alignment_file, alignment_column: word alignments of the train rows in Pharaoh's format (`0-0 1-2`): a text file
-            with a line for each row of train_file, or a column. They become the text column `alignment`.
+        alignment_file, alignment_column: word alignments in Pharaoh's format (`0-0 1-2`): a text file with a line for
+            each row of train_file, or a column (of `cldr`: `alignment`). They become the text column `alignment`.
         max_train_samples, max_eval_samples, max_predict_samples: rows of train, validation, test. `cldr` generates that
             many (default 20,000, 1,000, 1,000); elsewhere the first that many usable rows.
         seed: draws the train rows of `cldr`; its validation and test rows are the same for every seed.
@@ -107,6 +109,7 @@ def load_corpus(
         splits: which splits to load.
         keep_empty: splits whose rows may have an empty side. What is scored counts every row; nothing is learnt from an
             empty one.
+        aligned_splits: splits that get the column `alignment`, if alignments are given. Training asks for them.
 
     Raises:
         DataError: an unknown name, file, column or locale; a file that is empty, damaged, not UTF-8 or not parallel; a
@@ -124,7 +127,7 @@ def load_corpus(
         raise DataError("give either dataset_name ('cldr', a saved folder, a Hub name) or train_file and its kind")
 
     aligned = (str(alignment_file) if alignment_file else None, alignment_column)
-    if any(aligned) and (all(aligned) or dataset_name == "cldr" or (aligned[0] and not train_file)):
+    if any(aligned) and (all(aligned) or (aligned[0] and (dataset_name or not train_file))):
         raise DataError(
             f"alignment_file={aligned[0]!r}, alignment_column={aligned[1]!r}: give one of them, a file beside "
             "train_file, or a column of train_file or of a data set"
@@ -132,13 +135,18 @@ def load_corpus(
     description: dict[str, Any] = {"name": dataset_name, "config": dataset_config_name, "licence": None}
     description |= {"source_lang": source_lang, "target_lang": target_lang}
     if dataset_name == "cldr":
+        if alignment_column not in (None, "alignment"):
+            raise DataError(f"alignment_column={alignment_column!r}: the column of cldr is 'alignment'")
         found, facts = _load_cldr(dataset_config_name, source_lang, target_lang, limits, seed, streaming, splits)
+        unasked = [split for split in found if alignment_column is None or split not in aligned_splits]
+        found |= {split: found[split].remove_columns("alignment") for split in unasked}
     elif dataset_name is None:
         columns = (source_column, target_column, source_lang, target_lang)
-        found, facts = _load_files(files, columns, aligned, streaming)
+        found, facts = _load_files(files, columns, aligned, streaming, aligned_splits)
     else:
         columns = (source_column, target_column, source_lang, target_lang)
-        found, facts = _load_named(dataset_name, dataset_config_name, columns, alignment_column, streaming, splits)
+        named = {split: alignment_column for split in aligned_splits}
+        found, facts = _load_named(dataset_name, dataset_config_name, columns, named, streaming, splits)
     kept, skipped, notes = {}, {}, {}
     for split, rows in found.items():
         allowed = EMPTY if split in keep_empty else ()
@@ -190,7 +198,7 @@ def _load_cldr(
             "ranges": [(start, min(start + step, rows)) for start in range(0, rows, step)],
             "version": version,
         }
-        found[split] = _generated(cldr.generate, arguments, _TEXT, split, streaming, len(arguments["ranges"]))
+        found[split] = _generated(cldr.generate, arguments, _ALIGNED, split, streaming, len(arguments["ranges"]))
     facts = {"config": f"{source}-{target}", "source_lang": source, "target_lang": target, "licence": cldr.LICENCE}
     facts["fingerprint"] = digest([source, target, seed, version, {split: limits[split] for split in found}])
     return found, facts
@@ -201,13 +209,14 @@ def _load_files(
     columns: tuple[str | None, ...],
     aligned: tuple[str | None, str | None],
     streaming: bool,
+    aligned_splits: Sequence[str],
 ) -> Loaded:
     if not files:
         raise DataError("none of the files given belongs to the splits asked for")
     found: dict[str, AnyDataset] = {}
     hashes = {}
     for split, paths in files.items():
-        beside = aligned if split == "train" else (None, None)
+        beside = (aligned[0] if split == "train" else None, aligned[1]) if split in aligned_splits else (None, None)
         if beside[0] is not None and not Path(beside[0]).is_file():
             raise DataError(f"alignment_file {beside[0]} does not exist")
         hashes[split] = content_hash([*paths, *map(Path, filter(None, beside[:1]))])
@@ -219,7 +228,7 @@ def _load_files(
             "content": hashes[split],
             "version": content_hash([Path(__file__).with_name("readers.py")]),
         }
-        features = _TEXT | {"problem": Value("string")} | ({"alignment": Value("string")} if any(beside) else {})
+        features = (_ALIGNED if any(beside) else _TEXT) | {"problem": Value("string")}
         found[split] = _generated(_file_rows, arguments, features, split, streaming)
     names = {split: [path.name for path in paths] for split, paths in files.items()}
     return found, {"files": names, "fingerprint": digest([hashes, columns, *filter(None, aligned[1:])])}
@@ -271,7 +280,7 @@ def _load_named(
     name: str,
     config: str | None,
     columns: tuple[str | None, ...],
-    alignment: str | None,
+    alignments: dict[str, str | None],
     streaming: bool,
     splits: Sequence[str],
 ) -> Loaded:
@@ -301,8 +310,8 @@ def _load_named(
         for alias in SPLIT_NAMES[split]:
             if alias in loaded:
                 rows = loaded[alias].to_iterable_dataset() if streaming and path.is_dir() else loaded[alias]
-                where, aligned = f"dataset {name!r}, split {alias!r}", alignment if split == "train" else None
-                found[split] = _two_columns(rows, Columns(*columns), aligned, where)
+                where = f"dataset {name!r}, split {alias!r}"
+                found[split] = _two_columns(rows, Columns(*columns), alignments.get(split), where)
                 break
     if not found:
         raise DataError(f"dataset {name!r} has none of the splits {', '.join(splits)}; it has {', '.join(loaded)}")
@@ -327,7 +336,7 @@ def _two_columns(rows: AnyDataset, columns: Columns, alignment: str | None, wher
     rows = rows.select_columns([*kept, *filter(None, [alignment])])
     if isinstance(rows, Dataset) and not len(rows):
         raise DataError(f"{where} holds no rows")
-    features = _TEXT | {"problem": Value("string")} | ({"alignment": Value("string")} if alignment else {})
+    features = (_ALIGNED if alignment else _TEXT) | {"problem": Value("string")}
     with reading(where, DataError):
         return rows.map(
             _pair,

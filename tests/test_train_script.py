@@ -191,7 +191,8 @@ def test_a_run_that_asks_something_of_its_attention(recipe, tmp_path):
         # The guided loss is the mean over the words that stand for something.
         assert line["coverage_loss"] < extra <= line["coverage_loss"] + 0.5 * line["guided_alignment_loss"] + 1e-6
     for words, message in (
-        (["--alignment_column", "a"], "alignment_file=None, alignment_column='a': give one of them"),
+        (["--alignment_column", "a"], "alignment_column='a': the column of cldr is 'alignment'"),
+        (["--alignment_column", "alignment"], "alignment_column='alignment': needs guided_alignment_weight above 0"),
         (["--streaming", "--guided_alignment_weight", 0.5], "guided_alignment_weight=0.5: needs the whole training"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -101,7 +101,23 @@ def test_what_is_no_alignment_of_the_rows_is_refused(tmp_path) -> None:
     with pytest.raises(DataError, match="give one of them, a file beside train_file, or a column"):
         load_corpus(**given, alignment_file="x", alignment_column="a")
     with pytest.raises(DataError, match="give one of them"):
+        load_corpus("cldr", "en-fr", alignment_file="a")
+    with pytest.raises(DataError, match="alignment_column='a': the column of cldr is 'alignment'"):
         load_corpus("cldr", "en-fr", alignment_column="a")
+
+
+def test_the_embedded_corpus_offers_its_alignments_to_the_splits_that_ask() -> None:
+    given = {"dataset_name": "cldr", "dataset_config_name": "en-fr", "max_train_samples": 40, "max_eval_samples": 40}
+    plain = load_corpus(**given, splits=("train", "validation")).splits
+    assert all("alignment" not in rows.column_names for rows in plain.values())
+    for chosen in (("train",), ("train", "validation")):
+        found = load_corpus(
+            **given, splits=("train", "validation"), alignment_column="alignment", aligned_splits=chosen
+        )
+        assert {name for name, rows in found.splits.items() if "alignment" in rows.column_names} == {*chosen}
+    tokenizer = build_tokenizer(plain["train"]["source"], plain["train"]["target"], algorithm="bpe", vocab_size=300)
+    rows, _ = tokenize_corpus(found.splits["train"], tokenizer, max_source_length=96, max_target_length=96)
+    assert with_alignments(rows) is rows and sum(len(flat) > 2 for flat in rows["alignment"]) > 20
 
 
 def test_alignments_in_a_batch() -> None:

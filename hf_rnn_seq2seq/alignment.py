@@ -152,3 +152,21 @@ def _sums(weights: Tensor, groups: Sequence[Sequence[int]], axis: int) -> Tensor
 def hard_alignment(weights: Tensor) -> list[tuple[int, int]]:
     """(source, target) pairs: each target position, and where it attends most; weights are (target, source)."""
     return [(int(row.argmax()), target) for target, row in enumerate(weights)]
+
+
+def word_pairs(tokenizer: PreTrainedTokenizerBase, source: str, hypothesis: Any) -> list[tuple[int, int]]:
+    """(source word, target word) pairs: where each word of a `Hypothesis` attends most.
+
+    Special tokens and white space are left out of the count.
+    """
+    weights, source_words, target_words = merge_words(
+        hypothesis.attention.mean(0),
+        source_pieces(tokenizer, source, len(hypothesis.source_ids)),
+        target_pieces(tokenizer, hypothesis.token_ids),
+    )
+    numbers = []
+    for words in (source_words, target_words):
+        kept = [index for index, word in enumerate(words) if word.strip() and word not in SPECIAL]
+        numbers.append({index: number for number, index in enumerate(kept)})
+    pairs = hard_alignment(weights)
+    return [(numbers[0][s], numbers[1][t]) for s, t in pairs if s in numbers[0] and t in numbers[1]]

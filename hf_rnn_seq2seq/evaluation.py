@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.alignment import hypothesis_attention, stack_layer
+from hf_rnn_seq2seq.alignment import hypothesis_attention, stack_layer, stands_alone, word_pairs
 from hf_rnn_seq2seq.errors import InputError
 from hf_rnn_seq2seq.metrics import load_metric
 from hf_rnn_seq2seq.model.precision import why_not_finite
 from hf_rnn_seq2seq.side_by_side import side_by_side
+from hf_rnn_seq2seq.word_alignment import parse_pharaoh
 
 logger = logging.getLogger(__name__)
 
@@ -322,7 +323,6 @@ def _generated_hypotheses(model: PreTrainedModel, output: Any, source_lengths: S
     return rows
 
 
-@torch.no_grad()
 def forced_hypothesis(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, translation: str, *, layer: int = -1
 ) -> Hypothesis:
@@ -330,22 +330,81 @@ def forced_hypothesis(
 
     Raises EvaluationError when either side has no text.
     """
-    (source_ids,) = encoded_sources(tokenizer, [source]).ids
-    encoding = tokenizer(text_target=translation, verbose=False)
-    target_ids = list(encoding["labels"] if "labels" in encoding else encoding["input_ids"])
-    if not source_ids or not translation.strip():
+    return forced_hypotheses(model, tokenizer, [source], [translation], layer=layer)[0]
+
+
+@torch.no_grad()
+def forced_hypotheses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str] | Encoded,
+    translations: Sequence[str],
+    *,
+    layer: int = -1,
+    batch_size: int = 64,
+) -> list[Hypothesis]:
+    """The same of many pairs, in batches of similar length."""
+    source_ids = encoded_sources(tokenizer, sources).ids
+    encoding = tokenizer(text_target=list(translations), verbose=False)
+    target_ids = encoding["labels"] if "labels" in encoding else encoding["input_ids"]
+    if not all(source_ids) or not all(text.strip() for text in translations):
         raise EvaluationError("source and translation must both hold text")
-    inputs = torch.tensor([source_ids], device=model.device)
-    labels = torch.tensor([target_ids], device=model.device)
+    found: dict[int, Hypothesis] = {}
     was_training = model.training
     model.eval()
     try:
-        output = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), labels=labels, output_attentions=True)
+        for batch in length_batches([len(row) for row in source_ids], batch_size, MAX_TOKENS):
+            inputs = _pad([source_ids[index] for index in batch], model.config.pad_token_id or 0, model.device)
+            padded = _pad([target_ids[index] for index in batch], 0, model.device)
+            real = padded["attention_mask"].bool()
+            labels = padded["input_ids"].masked_fill(~real, -100)
+            output = model(**inputs, labels=labels, output_attentions=True)
+            weights = stack_layer(output.cross_attentions, layer).float().cpu()
+            scores = output.logits.float().log_softmax(-1).gather(-1, padded["input_ids"].unsqueeze(-1)).squeeze(-1)
+            totals = scores.masked_fill(~real, 0.0).sum(-1).tolist()
+            for row, index in enumerate(batch):
+                ids = tuple(target_ids[index]), tuple(source_ids[index])
+                attention = weights[row, :, : len(ids[0]), : len(ids[1])]
+                found[index] = Hypothesis(translations[index], *ids, totals[row], attention)
     finally:
         model.train(was_training)
-    chosen = output.logits[0].float().log_softmax(-1).gather(-1, labels[0, :, None])
-    weights = stack_layer(output.cross_attentions, layer)[0].float().cpu()
-    return Hypothesis(translation, tuple(target_ids), tuple(source_ids), float(chosen.sum()), weights)
+    return [found[index] for index in range(len(translations))]
+
+
+def attention_agreement(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    references: Sequence[str],
+    alignments: Sequence[str | None],
+    batch_size: int = 64,
+) -> tuple[int, int]:
+    """How many aligned words of the references attend most to a source word they stand for, and how many there are.
+
+    The model is made to say the references; attention is averaged over heads and merged to words. `alignments` are in
+    Pharaoh's format and count words between white space. A pair with a script that is written without spaces, whose
+    tokens are not merged into such words, is left out.
+
+    Raises:
+        AttentionError: the model gives no attention weights.
+        DataError: an alignment that cannot be read.
+    """
+    rows = enumerate(zip(sources, references, alignments, strict=True))
+    chosen = [index for index, columns in rows if all(text and text.strip() for text in columns)]
+    encoded = encode_sources(tokenizer, [sources[index] for index in chosen])
+    said = [references[index] for index in chosen]
+    found = forced_hypotheses(model, tokenizer, encoded, said, batch_size=batch_size)
+    agreed = aligned = 0
+    for index, hypothesis in zip(chosen, found, strict=True):
+        gold: dict[int, set[int]] = {}
+        for source, target in parse_pharaoh(alignments[index] or "", f"alignment of row {index}"):
+            gold.setdefault(target, set()).add(source)
+        if any(map(stands_alone, sources[index] + references[index])):
+            continue
+        asked = {target: source for source, target in word_pairs(tokenizer, sources[index], hypothesis)}
+        agreed += sum(asked.get(target) in places for target, places in gold.items())
+        aligned += len(gold)
+    return agreed, aligned
 
 
 def _token_log_probabilities(model: PreTrainedModel, output: Any) -> Tensor:

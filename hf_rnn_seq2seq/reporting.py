@@ -1,5 +1,6 @@
 """The test set of a run, the scores of systems on it, and what is printed and kept of them."""
 
+import contextlib
 import logging
 import os
 import time
@@ -9,7 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_rnn_seq2seq.evaluation import EvaluationError, encode_sources, score, source_problems, translate
+from hf_rnn_seq2seq.alignment import AttentionError
+from hf_rnn_seq2seq.evaluation import (
+    EvaluationError,
+    attention_agreement,
+    encode_sources,
+    score,
+    source_problems,
+    translate,
+)
 from hf_rnn_seq2seq.metrics import LOWER_IS_BETTER
 from hf_rnn_seq2seq.run_directory import data_options
 
@@ -32,6 +41,7 @@ class TestSet:
     own: bool
     description: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> rows of the file that are in no figure
+    alignments: Sequence[str | None] | None = None  # which words stand for each other, where the data says so
 
     def facts(self) -> dict[str, Any]:
         """How many lines there are, what is left out of the figures, and how many are scored with an empty side."""
@@ -67,6 +77,7 @@ class System:
     seconds: float
     scores: dict[str, Any] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)  # of `evaluation.Encoded`
+    agreement: tuple[int, int] | None = None  # of `evaluation.attention_agreement`
 
     def notes(self) -> list[str]:
         """What is said beside the scores: sources that the model could not read whole."""
@@ -91,9 +102,7 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
         options["seed"] = options.pop("data_seed")
     if "max_predict_samples" in options:
         options[ROW_LIMITS[split]] = options.pop("max_predict_samples")
-    from hf_rnn_seq2seq.data import load_corpus
-
-    corpus = load_corpus(**options, splits=(split,), keep_empty=(split,))
+    corpus = _load_split(options, split, required="alignment_column" in given)
     if split not in corpus.splits:
         raise EvaluationError(
             f"{directory}: the data has no {split} split; it has: {', '.join(corpus.splits) or 'none'}"
@@ -104,8 +113,33 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
     if not len(rows):
         raise EvaluationError(f"{directory}: the {split} split has no usable row")
     sources, references = [str(text) for text in rows["source"]], [str(text) for text in rows["target"]]
-    own_split = not given and split == "test"
-    return TestSet(sources, references, split, own_split, dict(corpus.description), corpus.skipped[split])
+    own_split = not given.keys() - {"alignment_column"} and split == "test"
+    alignments = list(rows["alignment"]) if "alignment" in rows.column_names else None
+    return TestSet(sources, references, split, own_split, dict(corpus.description), corpus.skipped[split], alignments)
+
+
+def _load_split(options: dict[str, Any], split: str, required: bool) -> Any:
+    """The corpus with one split, and its alignments where it has them; `required` ones are an error where not."""
+    from hf_rnn_seq2seq.data import DataError, load_corpus
+
+    options = {**options, "splits": (split,), "keep_empty": (split,)}
+    if options.get("dataset_name") == "cldr":
+        options.setdefault("alignment_column", "alignment")
+    try:
+        return load_corpus(**options, aligned_splits=(split,))
+    except DataError:
+        if required or "alignment_column" not in options:
+            raise
+        return load_corpus(**options, aligned_splits=())
+
+
+def measure_attention(system: System, model: Any, tokenizer: Any, batch_size: int = 64) -> None:
+    """Fill `system.agreement`, where the test set has alignments and the model shows its attention."""
+    test_set = system.test_set
+    if test_set.alignments is not None:
+        with contextlib.suppress(AttentionError):
+            columns = (test_set.sources, test_set.references, test_set.alignments)
+            system.agreement = attention_agreement(model, tokenizer, *columns, batch_size=batch_size)
 
 
 def default_metrics(test_set: TestSet) -> list[str]:
@@ -161,6 +195,9 @@ def summary_facts(system: System) -> dict[str, Any]:
         "test_sentences_per_second": round(len(system.hypotheses) / max(system.seconds, 1e-9), 1),
         "samples": sample_rows(system),
     }
+    if system.agreement is not None and system.agreement[1]:
+        agreed, aligned_words = system.agreement
+        facts |= {"attention_agreement": 100 * agreed / aligned_words, "aligned_words": aligned_words}
     return facts
 
 
@@ -216,6 +253,9 @@ def run_summary(directory: str | os.PathLike[str], summary: Mapping[str, Any], c
     if "num_beams" in summary:
         search = "greedy" if summary["num_beams"] == 1 else f"beam {summary['num_beams']}"
         lines.append(f"on {summary.get('test_sentences', '?')} sentences of the {summary.get('split')} split, {search}")
+    if "attention_agreement" in summary:
+        share, words = summary["attention_agreement"], summary["aligned_words"]
+        lines.append(f"attention {share:.2f} %   of {words:,} aligned words attend most to the word they come from")
     for sample in summary.get("samples", [])[:5]:
         verdict = "=" if sample["translation"] == sample["reference"] else "≠"
         lines += ["", f"  source       {sample['source']}", f"  translation  {sample['translation']}"]

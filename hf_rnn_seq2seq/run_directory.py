@@ -25,6 +25,7 @@ DATA_OPTIONS = (
     "target_lang",
     "source_column",
     "target_column",
+    "alignment_column",
     "max_train_samples",
     "max_predict_samples",
     "data_seed",
@@ -199,6 +200,8 @@ def data_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
     for key, value in content.items():
         flat |= value if isinstance(value, Mapping) else {key: value}
     options = {key: flat[key] for key in DATA_OPTIONS if flat.get(key) is not None}
+    if flat.get("alignment_unit") == "token":  # what reads a run's data counts words
+        options.pop("alignment_column", None)
     return options if any(key in options for key in ("dataset_name", "train_file", "test_file")) else {}
 
 

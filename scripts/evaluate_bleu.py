@@ -4,6 +4,9 @@ Without data options the test set is the run's own, by the options in its recipe
 translations are then merged into DIR/summary.json. Scores on other data are printed (and written by --json) only. A
 directory that is not a run needs data options: --dataset_name or --test_file.
 
+Where the data says which words stand for each other (cldr, or --alignment_column), the result also says how many of
+them attend most to the word they come from.
+
 BLEU, chrF and the others are sacrebleu's, by metrics of the `evaluate` library that need no network (--scores).
 --metric NAME_OR_PATH adds any metric that `evaluate.load` can load. Several directories are compared on one test set;
 --paired bs tests their differences against the first (paired bootstrap; ar: approximate randomisation).
@@ -36,6 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--summary", action=argparse.BooleanOptionalAction, help="describe the run (default: with one DIR)"
     )
+    parser.add_argument("--alignment_column", metavar="NAME", help="column with word alignments, for the attention")
     parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
     parser.add_argument("--max_source_length", type=command_line.at_least(2), help="tokens a source is cut at")
     command_line.add_search_option(parser)
@@ -72,7 +76,7 @@ def evaluate_all(arguments: argparse.Namespace) -> list[Any]:
     from hf_rnn_seq2seq.metrics import why_blind
     from hf_rnn_seq2seq.run_directory import load_checkpoint
 
-    chosen = command_line.data_options(arguments)
+    chosen = command_line.data_options(arguments) | {"alignment_column": arguments.alignment_column}
     systems: list[Any] = []
     for directory in arguments.models:
         model, tokenizer = load_checkpoint(directory, device=arguments.device, dtype=arguments.dtype)
@@ -90,6 +94,7 @@ def evaluate_all(arguments: argparse.Namespace) -> list[Any]:
             for blind in filter(None, (why_blind(metric, test_set.references) for metric in metrics)):
                 print(f"warning: {blind}", file=sys.stderr)
         reporting.score_system(system, metrics, arguments.bootstrap or 0)
+        reporting.measure_attention(system, model, tokenizer, arguments.batch_size)
         systems.append(system)
     return systems
 

@@ -120,27 +120,11 @@ def decoding_options(arguments: argparse.Namespace, model: Any, tokenizer: Any) 
     return options
 
 
-def word_alignment(tokenizer: Any, source: str, hypothesis: Any) -> list[tuple[int, int]]:
-    """(source word, target word) pairs, special tokens and white space left out of the count."""
-    from hf_rnn_seq2seq.alignment import SPECIAL, hard_alignment, merge_words, source_pieces, target_pieces
-
-    weights, source_words, target_words = merge_words(
-        hypothesis.attention.mean(0),
-        source_pieces(tokenizer, source, len(hypothesis.source_ids)),
-        target_pieces(tokenizer, hypothesis.token_ids),
-    )
-    numbers = []
-    for words in (source_words, target_words):
-        kept = [index for index, word in enumerate(words) if word.strip() and word not in SPECIAL]
-        numbers.append({index: number for number, index in enumerate(kept)})
-    pairs = hard_alignment(weights)
-    return [(numbers[0][s], numbers[1][t]) for s, t in pairs if s in numbers[0] and t in numbers[1]]
-
-
 def rich_lines(
     arguments: argparse.Namespace, model: Any, tokenizer: Any, window: list[str], encoded: Any, options: Any
 ) -> list[str]:
     """Output lines with more than the translation in them."""
+    from hf_rnn_seq2seq.alignment import word_pairs
     from hf_rnn_seq2seq.evaluation import translate_n_best
     from hf_rnn_seq2seq.unknown_words import read_dictionary, replace_unknown
 
@@ -159,7 +143,7 @@ def rich_lines(
                 row["log_probability"] = hypothesis.log_probability
             if arguments.alignments:
                 aligned = hypothesis.attention is not None
-                row["alignment"] = word_alignment(tokenizer, source, hypothesis) if aligned else []
+                row["alignment"] = word_pairs(tokenizer, source, hypothesis) if aligned else []
             rows.append(row)
         lines.append(_as_json(source, rows) if arguments.output_format == "jsonl" else _as_text(source, rows))
     return lines

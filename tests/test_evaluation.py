@@ -203,6 +203,39 @@ def test_forced_hypothesis_equals_the_models_loss(pair) -> None:
         evaluation.forced_hypothesis(model, tokenizer, SOURCES[0], " ")
 
 
+def test_many_forced_hypotheses_equal_each_alone(pair) -> None:
+    model, tokenizer = pair
+    sources, targets = SOURCES[: len(TARGETS)], list(TARGETS)
+    together = evaluation.forced_hypotheses(model, tokenizer, sources, targets, batch_size=4)
+    for found, source, target in zip(together, sources, targets, strict=True):
+        alone = evaluation.forced_hypothesis(model, tokenizer, source, target)
+        assert (found.text, found.token_ids, found.source_ids) == (target, alone.token_ids, alone.source_ids)
+        assert found.log_probability == pytest.approx(alone.log_probability, abs=1e-4)
+        torch.testing.assert_close(found.attention, alone.attention, atol=1e-5, rtol=0)
+
+
+def test_agreement_counts_the_aligned_words_that_attend_most_to_a_word_they_come_from() -> None:
+    tokenizer = tiny_tokenizer("word")
+    model = tiny_rnn(tokenizer)
+    sources, targets = SOURCES[:4], list(TARGETS[:4])
+    said = evaluation.forced_hypotheses(model, tokenizer, sources, targets)
+    pairs = [alignment.word_pairs(tokenizer, source, found) for source, found in zip(sources, said, strict=True)]
+    where = [{target: source for source, target in row} for row in pairs]
+    assert where[0] and where[1]
+    right = [" ".join(f"{source}-{target}" for target, source in row.items()) for row in where]
+    total = sum(map(len, where))
+    assert evaluation.attention_agreement(model, tokenizer, sources, targets, right) == (total, total)
+    # Any of several words will do; a word that is told of nothing is not counted, nor is a row without alignment.
+    wide = [f"{right[0]} 0-0 1-0", right[1], None, ""]
+    counted = len(where[0] | {0: 0}) + len(where[1])
+    assert evaluation.attention_agreement(model, tokenizer, sources, targets, wide) == (counted, counted)
+    # A word that attends most to the end token looks at no word, and so at none it comes from.
+    asked = range(len(targets[0].split()))
+    wrong = [" ".join(f"{1 - min(where[0].get(target, 0), 1)}-{target}" for target in asked), *[None] * 3]
+    assert evaluation.attention_agreement(model, tokenizer, sources, targets, wrong) == (0, len(asked))
+    assert evaluation.attention_agreement(model, tokenizer, ["三天"], ["a"], ["0-0"]) == (0, 0)
+
+
 def test_a_model_without_attention_says_so() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_rnn(tokenizer, context="initial_state")

@@ -64,7 +64,8 @@ def test_beams_scores_alignments_and_n_best_in_columns(checkpoint: Path) -> None
 def test_word_alignment_counts_words(checkpoint: Path) -> None:
     """Weights that point from each target word to one source word come out as those pairs."""
     import torch
-    from translate import word_alignment
+
+    from hf_rnn_seq2seq.alignment import word_pairs
 
     tokenizer = tiny_tokenizer("word")
     source, target = "three days ago", "il y a trois"
@@ -73,7 +74,7 @@ def test_word_alignment_counts_words(checkpoint: Path) -> None:
     for row, column in enumerate((2, 2, 1, 0, 3)):  # the end of sentence attends to the end of sentence
         weights[0, row, column] = 1
     hypothesis = evaluation.Hypothesis(target, tuple(ids[1]), tuple(ids[0]), 0.0, weights)
-    assert word_alignment(tokenizer, source, hypothesis) == [(2, 0), (2, 1), (1, 2), (0, 3)]
+    assert word_pairs(tokenizer, source, hypothesis) == [(2, 0), (2, 1), (1, 2), (0, 3)]
 
 
 def test_files_plain_gzip_and_jsonl_give_the_same_lines(checkpoint: Path, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from hf_rnn_seq2seq.errors import InputError
 from hf_rnn_seq2seq.metrics import load_metric
 from hf_rnn_seq2seq.model.precision import why_not_finite
 from hf_rnn_seq2seq.side_by_side import side_by_side
-from hf_rnn_seq2seq.word_alignment import parse_pharaoh
 
 logger = logging.getLogger(__name__)
 
@@ -389,6 +388,8 @@ def attention_agreement(
         AttentionError: the model gives no attention weights.
         DataError: an alignment that cannot be read.
     """
+    from hf_rnn_seq2seq.word_alignment import parse_pharaoh  # needs datasets, which translating does not
+
     rows = enumerate(zip(sources, references, alignments, strict=True))
     chosen = [index for index, columns in rows if all(text and text.strip() for text in columns)]
     encoded = encode_sources(tokenizer, [sources[index] for index in chosen])

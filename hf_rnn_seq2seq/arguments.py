@@ -124,6 +124,8 @@ class GenerationArguments(OptionGroup):
         Raises:
             ArgumentError: the options contradict one another or the checkpoint's.
         """
+        from .model.search_options import limit_length
+
         # A value that says nothing stays out of generation_config.json, where transformers would warn about it.
         neutral = {"length_penalty": 1.0, "no_repeat_ngram_size": 0}
         for name, value in dataclasses.asdict(self).items():
@@ -131,6 +133,7 @@ class GenerationArguments(OptionGroup):
                 setattr(config, name, None if neutral.get(name) == value else value)
         if config.num_beams is None:
             config.num_beams = 1
+        limit_length(config)
         try:
             config.validate(strict=True)
         except ValueError as error:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .exporting import ExportError, Programs, export_programs, recurrence
+from .model.search_options import longest_output
 from .onnx_decoding import DECODER, ENCODER, SETTINGS, OnnxTranslator
 
 OPSET = 18
@@ -93,7 +94,7 @@ def decoding_settings(model: Any) -> dict[str, Any]:
         "decoder_start_token_id": config.decoder_start_token_id,
         "pad_token_id": config.pad_token_id,
         "eos_token_id": [ends] if isinstance(ends, int) else list(ends or []),
-        "max_new_tokens": config.max_new_tokens or 128,
+        "max_new_tokens": longest_output(config) or 128,
         "num_beams": config.num_beams or 1,
         "length_penalty": 1.0 if config.length_penalty is None else config.length_penalty,
         "early_stopping": config.early_stopping or False,

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from .arguments import TrainingArguments
 from .metrics._sentence import sentence_metric
+from .model.search_options import longest_output
 
 IGNORED = -100
 SCORED_TOGETHER = 128  # rows of similar length, so that few positions are padding
@@ -249,7 +250,7 @@ class SequenceObjective(nn.Module):
     def _longest(self, labels: Tensor) -> int:
         """Draws may be twice as long as the longest reference and some; what rambles on has lost its reward by then."""
         longest = 2 * int((labels != IGNORED).sum(1).max()) + 5
-        return min(longest, self.model.generation_config.max_new_tokens or longest)
+        return min(longest, longest_output(self.model.generation_config) or longest)
 
 
 def build_objective(arguments: TrainingArguments, model: Any, decode: Decode) -> SequenceObjective | None:

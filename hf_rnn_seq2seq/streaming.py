@@ -17,6 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from hf_rnn_seq2seq.alignment import AttentionError, stack_layer
 from hf_rnn_seq2seq.beam_tree import BeamRecorder
 from hf_rnn_seq2seq.evaluation import EvaluationError, encoded_sources
+from hf_rnn_seq2seq.model.search_options import longest_output
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def stream_translation(
     Raises:
         EvaluationError: no text, or an option out of range.
     """
-    limit = max_new_tokens or model.generation_config.max_new_tokens or 128
+    limit = max_new_tokens or longest_output(model.generation_config) or 128
     if temperature < 0 or num_beams < 1 or limit < 1:
         raise EvaluationError(
             f"temperature={temperature}, num_beams={num_beams}, max_new_tokens={limit}: "

@@ -311,14 +311,14 @@ def test_generation_config_of_a_checkpoint(plain: Model, tmp_path: Path) -> None
         "bos_token_id": START,
         "decoder_start_token_id": START,
         "eos_token_id": END,
-        "max_new_tokens": 128,
+        "max_length": 129,
         "pad_token_id": PAD,
         "output_attentions": False,
         "output_hidden_states": False,
         "use_cache": True,
     }
     loaded = Model.from_pretrained(tmp_path)
-    assert loaded.generation_config.max_new_tokens == 128
+    assert (loaded.generation_config.max_length, loaded.generation_config.max_new_tokens) == (129, None)
     # An end that the model never writes, so that the length alone stops it.
     assert loaded.generate(**sources(SOURCES[:1]), eos_token_id=-1).shape == (1, 129)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rnn_seq2seq.model.fast_step import FusedStep, build_step, can_fuse
+from hf_rnn_seq2seq.model.fast_step import FusedStep, build_step, fused_refusal
 from hf_rnn_seq2seq.model.search_step import GeneralStep
 from tests.model_cases import CASES, TWO_LAYERS
 from tests.models import START, mask, pad, tiny_model
@@ -126,7 +126,7 @@ def test_threads_share_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", FUSED)
 def test_greedy_search_equals_generate(name: str) -> None:
     model = wide_model(end=-10.0, **FUSED[name])
-    assert can_fuse(model)
+    assert fused_refusal(model) is None
     free = model.generate(**inputs(model), max_new_tokens=12)
     # A random model seldom ends a sentence: what few rows say is made an end.
     counts = [(len((free == word).any(1).nonzero()), word) for word in free[:, 1:].unique().tolist()]

@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,15 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GenerationConfig
 
-from hf_rnn_seq2seq import SearchError, SearchOutput
+from hf_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration, SearchError, SearchOutput
 from hf_rnn_seq2seq.model import search_step
 from hf_rnn_seq2seq.model.fast_step import build_step
 from hf_rnn_seq2seq.run_directory import vocabulary_hash
 from hf_rnn_seq2seq.shortlist import Shortlist, ShortlistError
 from tests.checkpoints import tiny_tokenizer
 from tests.decoding import WORDS, call, inputs, sentence, trained, translation
-from tests.models import tiny_model
+from tests.models import START, tiny_model
 
 ROWS = [sentence(random.Random(number)) for number in range(24)]
 BEAMS = {"num_beams": 4, "max_new_tokens": 12}
@@ -413,3 +415,39 @@ def test_attention_is_needed_where_it_is_read() -> None:
     for options in ({"return_alignments": True}, {"coverage_penalty": 0.5}):
         with pytest.raises(SearchError, match=r"the model has no attention \(context='initial_state'\)"):
             model.search(torch.tensor([[3, 2]]), max_new_tokens=3, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "length"),
+    [
+        ({}, 129),
+        ({"max_length": 7}, 7),
+        ({"max_new_tokens": 4}, 5),
+        ({"max_length": 7, "max_new_tokens": 4}, 5),
+        ({"generation_config": GenerationConfig(max_length=6)}, 6),
+        ({"generation_config": GenerationConfig(max_new_tokens=6)}, 7),
+        ({"max_length": 7, "decoder_input_ids": torch.tensor([[START, 4, 5]] * 2)}, 7),
+    ],
+)
+def test_lengths_are_limited_as_generate_limits_them(call: dict[str, Any], length: int) -> None:
+    """`max_length` counts the start token, and gives way to `max_new_tokens`; the model's own gives way to both."""
+    model = tiny_model(vocab_size=40)
+    model.generation_config.eos_token_id = None
+    given = {"input_ids": torch.tensor([[4, 5, 2], [6, 7, 2]]), **call}
+    assert model.search(**given).shape == model.generate(**given).shape == (2, length)
+
+
+def test_a_checkpoint_holds_one_limit_and_that_is_max_length(tmp_path: Path) -> None:
+    """Also one that was saved with `max_new_tokens`, which would beat the max_length of a call."""
+    model = tiny_model()
+    model.generation_config.max_new_tokens = 9
+    model.save_pretrained(tmp_path)
+    assert model.generation_config.max_new_tokens == 9
+    path = tmp_path / "generation_config.json"
+    held = json.loads(path.read_text())
+    assert held["max_length"] == 10 and "max_new_tokens" not in held
+    path.write_text(json.dumps({**held, "max_length": None, "max_new_tokens": 9, "eos_token_id": None}))
+    loaded = RnnSeq2SeqForConditionalGeneration.from_pretrained(tmp_path)
+    ids = torch.tensor([[4, 5, 2]])
+    for decode in (loaded.generate, loaded.search):
+        assert (decode(ids).shape[1], decode(ids, max_length=4).shape[1]) == (10, 4)

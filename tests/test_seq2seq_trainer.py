@@ -8,6 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from hf_rnn_seq2seq.model.search_options import limit_length
 from tests.hub import act_as, running_hub
 from tests.hub_store import OWNER_TOKEN
 from tests.models import PAD, SOURCES, tiny_model
@@ -146,3 +147,39 @@ def test_it_pushes_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     loaded = transformers.AutoModelForSeq2SeqLM.from_pretrained(got)
     torch.testing.assert_close(loaded.state_dict(), run.model.state_dict())
     assert (Path(got) / "modeling_rnn_seq2seq.py").is_file(), "the code travels with it"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_generation_max_length_is_obeyed(tmp_path: Path) -> None:
+    run = trainer(tmp_path, generation_max_length=4)
+    limit_length(run.model.generation_config)
+    run.model.lm_head.bias.data[2] = -50.0  # no sentence ends by itself
+    assert (run.predict(ROWS[:3]).predictions[:, 4:] == PAD).all()
+    assert (run.predict(ROWS[:3], max_length=6).predictions != PAD).sum(1).tolist() == [6, 6, 6]
+    assert run.model.generation_config.max_new_tokens is None
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_a_loss_of_the_users_reads_the_logits(tmp_path: Path) -> None:
+    """And `compute_metrics` reads them where nothing is generated."""
+
+    class Own(transformers.Seq2SeqTrainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **others: Any) -> Any:
+            outputs = model(**inputs)
+            loss = torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), inputs["labels"].flatten())
+            return (loss, outputs) if return_outputs else loss
+
+    run = trainer(tmp_path)
+    run.args.predict_with_generate = False
+    seen: list[Any] = []
+    own = Own(
+        model=run.model,
+        args=run.args,
+        train_dataset=ROWS,
+        eval_dataset=ROWS[:5],
+        data_collator=Padding(),
+        compute_metrics=lambda told: seen.append(told.predictions) or {"words": 1.0},
+    )
+    assert 0 < own.train().training_loss < 10
+    logits = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    assert logits.shape == (5, 5, 11)

@@ -105,7 +105,7 @@ def test_a_run_from_recipe_to_loadable_checkpoint(recipe, tmp_path):
     assert train(recipe, "--output_dir", run, "--attention_type", "dot", "--num_beams", "2") == 0
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
     assert (model.config.attention_type, model.config.vocab_size) == ("dot", len(tokenizer))
-    assert (model.generation_config.num_beams, model.generation_config.max_new_tokens) == (2, 12)
+    assert (model.generation_config.num_beams, model.generation_config.max_length) == (2, 13)
     assert model.generation_config.decoder_start_token_id == tokenizer.bos_token_id == 1
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["steps"], summary["data"]["rows"]) == (4, {"train": 60, "validation": 9})

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .configuration_rnn_seq2seq import ATTENTION_NAMES, ConfigError, RnnSeq2SeqConfig
 from .coverage import build_coverage
+from .departures import weights_say_all
 from .entmax import SparseWeights
 from .products import Linear
 
@@ -73,7 +74,12 @@ class Attention(nn.Module):
         raise TypeError(f"{type(self).__name__} must define score(query, keys, source_positions)")
 
     def context(self, weights: Tensor, values: Tensor) -> Tensor:
-        """Context (batch, target, context) from weights (batch, heads, target, source)."""
+        """Context (batch, target, context) from weights (batch, heads, target, source) of one head."""
+        if weights.shape[1] != 1:
+            raise ValueError(
+                f"{type(self).__name__}: weights of shape {tuple(weights.shape)} have {weights.shape[1]} heads; "
+                "a class with several must override context(weights, values)"
+            )
         return torch.bmm(weights[:, 0], values)
 
     @property
@@ -114,6 +120,7 @@ class Attention(nn.Module):
         if self.coverage is not None:
             keys = keys + self.coverage.project(state)
         scores = self.score(query, keys, source_positions)
+        self._check_scores(scores, query, source_mask)
         mask = source_mask[:, None, None, :]
         if self.window == "global":
             weights = self._align(scores, mask)
@@ -123,11 +130,25 @@ class Attention(nn.Module):
             state = self.coverage(state, weights[:, 0, 0], query[:, 0], values)
         return self.context(weights, values), weights, state
 
+    def _check_scores(self, scores: Tensor, query: Tensor, source_mask: Tensor) -> None:
+        """Scores of another shape may still broadcast, and would read every sentence with the weights of one."""
+        shape, wanted = scores.shape, (query.shape[0], query.shape[1], source_mask.shape[1])
+        if len(shape) == 4 and (shape[0], shape[2], shape[3]) == wanted:
+            return
+        raise ValueError(
+            f"{type(self).__name__}.score returned shape {tuple(shape)}: must be (batch, heads, target, source), here "
+            f"({wanted[0]}, heads, {wanted[1]}, {wanted[2]}); one head is an axis of size 1"
+        )
+
     def _align(self, scores: Tensor, mask: Tensor) -> Tensor:
         return masked_softmax(scores, mask) if self.sparse is None else self.sparse(scores, mask)
 
     def scan_form(self) -> ScanForm | None:
-        """The score in the form the fused scan knows; None sends training through the time loop."""
+        """The score in the form the fused scan knows; None sends training through the time loop.
+
+        It speaks for what its class defines and inherits: where a subclass overrides a method that the scan does not call
+        (`score`, `context`, `forward`), the scan is not taken, unless the subclass defines this one too.
+        """
         return None
 
     @property
@@ -168,8 +189,7 @@ class DotAttention(Attention):
         return torch.bmm(query * self.scale, keys.transpose(1, 2)).unsqueeze(1)
 
     def scan_form(self) -> ScanForm | None:
-        # A subclass with a score of its own must not be taken for this one.
-        return ScanForm(self.scale) if type(self).score is DotAttention.score else None
+        return ScanForm(self.scale)
 
 
 class ScaledDotAttention(DotAttention):
@@ -206,17 +226,17 @@ class AdditiveAttention(Attention):
     def project_keys(self, encoder_states: Tensor) -> Tensor:
         return self.key(encoder_states)
 
-    def energy_weight(self) -> Tensor:
-        """v as a row (1, attention)."""
-        return self.energy.weight
+    def energy_weight(self) -> Tensor | None:
+        """v as a row (1, attention); None where `energy` is called, for what stands on it."""
+        return None if weights_say_all(self.energy, (nn.Linear,)) else self.energy.weight
 
     def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
         combined = torch.tanh(self.query(query).unsqueeze(2) + keys.unsqueeze(1))
-        return F.linear(combined, self.energy_weight()).squeeze(-1).unsqueeze(1)
+        weight = self.energy_weight()
+        scores = self.energy(combined) if weight is None else F.linear(combined, weight)
+        return scores.squeeze(-1).unsqueeze(1)
 
     def scan_form(self) -> ScanForm | None:
-        if type(self).score is not AdditiveAttention.score:
-            return None
         return ScanForm(query_weight=self.query.weight, energy=self.energy_weight()[0])
 
 
@@ -228,6 +248,10 @@ class NormedAdditiveAttention(AdditiveAttention):
         self.gain = nn.Parameter(torch.tensor([config.attention_size**-0.5]))
 
     def energy_weight(self) -> Tensor:
+        if reason := weights_say_all(self.energy, (nn.Linear,), everywhere=False):
+            raise ConfigError(
+                f"attention_type='normed_additive': normalizes the weight of attention.energy, and would leave out {reason}"
+            )
         return self.gain * self.energy.weight / self.energy.weight.norm()
 
 
@@ -285,8 +309,6 @@ class MultiHeadAttention(Attention):
         return self.output((weights @ values).transpose(1, 2).flatten(2))
 
     def scan_form(self) -> ScanForm | None:
-        if type(self).score is not MultiHeadAttention.score or type(self).context is not MultiHeadAttention.context:
-            return None
         return ScanForm(query_weight=self.query.weight * self.head_size**-0.5, read_weight=self.output.weight)
 
 
@@ -299,6 +321,8 @@ class MultiHeadAdditiveAttention(MultiHeadAttention):
 
     def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
         combined = torch.tanh(self._split(self.query(query)).unsqueeze(3) + keys.unsqueeze(2))
+        if weights_say_all(self.energy, (nn.Linear,)):
+            return self.energy(combined).diagonal(0, 1, -1).movedim(-1, 1)
         return torch.einsum("nhtsd,hd->nhts", combined, self.energy.weight)
 
 

@@ -22,8 +22,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .departures import departure
 from .loss import IGNORED_LABEL
 from .precision import without_autocast
+from .products import LINEAR
 
 
 class Copying(NamedTuple):
@@ -101,12 +103,12 @@ def copy_loss(
         parts = [part[real] for part in parts]
     else:
         parts = [part.flatten(0, 1) for part in parts]
-    size = max(1, budget // (head.weight.shape[0] * exact.itemsize))
+    size = max(1, budget // ((getattr(head, "out_features", None) or head.weight.shape[0]) * exact.itemsize))
     if len(parts[0]) <= size:
         return _rows_loss(head, smoothing, *parts)
     chunks = zip(*(part.split(size) for part in parts), strict=True)
     # Generators are kept for an adapter that drops something; a CUDA graph may not read their state.
-    again = {"use_reentrant": False, "preserve_rng_state": not isinstance(head, nn.Linear)}
+    again = {"use_reentrant": False, "preserve_rng_state": departure(head, LINEAR) is not None}
     return sum(checkpoint(_rows_loss, head, smoothing, *chunk, **again) for chunk in chunks)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .departures import weights_say_all
 
 
 class SumCoverage(nn.Module):
@@ -51,14 +52,20 @@ class GruCoverage(SumCoverage):
         self.recurrent = nn.Linear(self.features, 3 * self.features)
 
     def forward(self, covered: Tensor, weights: Tensor, query: Tensor, values: Tensor) -> Tensor:
-        # Cut in three, so that the query is not repeated for every source word.
-        look, state, asked = self.read.weight.split([1, values.shape[-1], query.shape[-1]], 1)
-        seen = F.linear(values, state, self.read.bias) + weights.unsqueeze(-1) * look[:, 0]
-        reset, update, new = (seen + F.linear(query, asked).unsqueeze(1)).chunk(3, -1)
+        reset, update, new = self._seen(weights, query, values).chunk(3, -1)
         reset_h, update_h, new_h = self.recurrent(covered).chunk(3, -1)
         update = torch.sigmoid(update + update_h)
         new = torch.tanh(new + torch.sigmoid(reset + reset_h) * new_h)
         return (1 - update) * new + update * covered  # not lerp, which wants one type; autocast has two here
+
+    def _seen(self, weights: Tensor, query: Tensor, values: Tensor) -> Tensor:
+        if weights_say_all(self.read, (nn.Linear,)):
+            asked = query.unsqueeze(1).expand(-1, values.shape[1], -1)
+            return self.read(torch.cat([weights.unsqueeze(-1), values, asked], -1))
+        # Cut in three, so that the query is not repeated for every source word.
+        look, state, asked = self.read.weight.split([1, values.shape[-1], query.shape[-1]], 1)
+        seen = F.linear(values, state, self.read.bias) + weights.unsqueeze(-1) * look[:, 0]
+        return seen + F.linear(query, asked).unsqueeze(1)
 
 
 def build_coverage(config: RnnSeq2SeqConfig) -> SumCoverage | None:

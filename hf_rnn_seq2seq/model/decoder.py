@@ -19,9 +19,17 @@ from .context_gate import ContextGate, gates_cell
 from .copying import CopyGate, missing_source
 from .decoder_parts import Attended, DecoderTrace, Loop, Readout, Step, hold
 from .decoder_scan import attended_scan, scan_refusal
+from .departures import departure, override
 from .products import linear
 from .recurrence import RecurrentLayer, State
 from .regularisation import drop, drop_words, dropout_mask
+
+# Methods of a layer that `RnnDecoder.step` calls itself; what else stands on a layer asks for calling the layer.
+_CALLED_OF_A_LAYER = ("step_weights", "first_cell", "transit", "zone_out", "recurrent_mask", "zoneout_masks")
+_CALLED_OF_A_LAYER += ("zero_state", "calls_kernel")
+
+# What computes one position, and is left out where all positions are computed together.
+_ONE_POSITION = ("step", "_attend", "_attended_loop")
 
 
 class RnnDecoder(nn.Module):
@@ -80,8 +88,12 @@ class RnnDecoder(nn.Module):
 
     @property
     def needs_loop(self) -> bool:
-        """Whether one position must wait for what the position before it read."""
-        return self.attention is not None and (self.before_cell or self.config.input_feeding or self.attention.carries)
+        """Whether one position must wait for what the position before it read, or has an equation of its own."""
+        if self.attention is None:
+            return False
+        if self.before_cell or self.config.input_feeding or self.attention.carries:
+            return True
+        return override(self, RnnDecoder, _ONE_POSITION) is not None
 
     @property
     def recurrence_path(self) -> str:
@@ -90,7 +102,8 @@ class RnnDecoder(nn.Module):
             return "at once"
         if self.config.decoder_recurrence == "loop":
             return "loop: decoder_recurrence='loop'"
-        reason = scan_refusal(self)
+        own = override(self, RnnDecoder, _ONE_POSITION)
+        reason = scan_refusal(self) if own is None else f"{own}() of {type(self).__name__}"
         return f"loop: {reason}" if reason else "scan"
 
     def _scans(self) -> bool:
@@ -151,7 +164,8 @@ class RnnDecoder(nn.Module):
         s'_t = cell_1(e_t, s_{t-1});  c_t = attend(s'_t);  s_t = cell_2(c_t, s'_t), and the cells after it
 
         Args:
-            projected: (batch, gates), the first layer's input product at this position.
+            projected: (batch, gates), the first layer's input product at this position; the word's vector where that
+                layer is called.
             state: before the position.
             memory: the source.
             loop: what was cut and drawn once for the whole pass, at this position.
@@ -170,8 +184,16 @@ class RnnDecoder(nn.Module):
             layer = self.layers[number]
             if number:
                 below = outputs[-1] if loop.drop[number] is None else outputs[-1] * loop.drop[number]
-                projected = linear(below, loop.weights[number].below, loop.weights[number].below_bias)
                 extra = context if self.extra_size(number) else None
+            if loop.weights[number] is None:
+                read = below if number else word
+                read = read if extra is None else torch.cat([read, extra], -1)
+                output, after = layer(read.unsqueeze(1), state.layers[number])
+                states.append(after)
+                outputs.append(output[:, 0] + below if self.residual(number) else output[:, 0])
+                continue
+            if number:
+                projected = linear(below, loop.weights[number].below, loop.weights[number].below_bias)
             before, keep = state.layers[number], loop.keep[number]
             after = layer.first_cell(projected, before, loop.weights[number], extra, keep, None if number else gains)
             if self.between_cells:
@@ -247,7 +269,10 @@ class RnnDecoder(nn.Module):
     def _attended_loop(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> Attended:
         """The reference: `step` at each position in turn."""
         loop = self._prepare(embedded)
-        projected = linear(embedded, loop.weights[0].below, loop.weights[0].below_bias)
+        # A layer that is called reads the word's vector itself.
+        projected = embedded
+        if loop.weights[0] is not None:
+            projected = linear(embedded, loop.weights[0].below, loop.weights[0].below_bias)
         held = None if mask is None else (~mask).unsqueeze(-1).unbind(1)
         steps, readouts = [], []
         for time in range(embedded.shape[1]):
@@ -332,15 +357,50 @@ class RnnDecoder(nn.Module):
     def _prepare(self, embedded: Tensor) -> Loop:
         """Cuts weights and draws masks once for a whole pass."""
         attended = self.layers[: self.attended]
-        weights = [layer.step_weights(self.extra_size(number)) for number, layer in enumerate(attended)]
+        called = [self._calls_layer(number) for number in range(self.attended)]
+        weights = [
+            None if called[number] else layer.step_weights(self.extra_size(number))
+            for number, layer in enumerate(attended)
+        ]
         drop: list[Tensor | None] = [None] * len(attended)
         if self.training and self.config.dropout:
             batch, target = embedded.shape[:2]
             masks = 1 if self.config.variational_dropout else target
             like = embedded.new_empty(masks, batch, self.config.hidden_size)
             drop[1:] = [dropout_mask(like, self.config.dropout) for _ in attended[1:]]
-        still = [layer.zoneout_masks(embedded, embedded.shape[1]) for layer in attended]
-        return Loop(weights, [layer.recurrent_mask(embedded) for layer in attended], drop, still)
+        nothing = [None] * embedded.shape[1]
+        pairs = list(zip(called, attended, strict=True))
+        still = [nothing if skip else layer.zoneout_masks(embedded, embedded.shape[1]) for skip, layer in pairs]
+        return Loop(weights, [None if skip else layer.recurrent_mask(embedded) for skip, layer in pairs], drop, still)
+
+    def _calls_layer(self, number: int) -> bool:
+        """Whether an attended layer is called at each position, for what stands on it that `step` leaves out.
+
+        Raises:
+            ConfigError: an option needs the inside of the layer.
+        """
+        layer = self.layers[number]
+        if departure(layer, RecurrentLayer, _CALLED_OF_A_LAYER) is None and not layer.calls_kernel():
+            return False
+        option = self._needs_inside(number)
+        if option is None:
+            return True
+        # Hooks of all modules are told of what is called, and here the layer never is.
+        reason = departure(layer, RecurrentLayer, _CALLED_OF_A_LAYER, everywhere=False)
+        if reason is None and layer.calls_kernel():
+            reason = "what stands on its kernel"
+        if reason:
+            raise ConfigError(f"{option}: computes decoder.layers.{number} in parts, and would leave out {reason}")
+        return False
+
+    def _needs_inside(self, number: int) -> str | None:
+        config = self.config
+        if number == 0 and (self.between_cells or self.context_gate is not None):
+            return "decoder_transition_depth" if self.between_cells else f"context_gate={config.context_gate!r}"
+        for name in ("recurrent_dropout", "weight_drop"):  # one mask for all positions
+            if self.training and getattr(config, name) > 0:
+                return f"{name}={getattr(config, name)} in training"
+        return None
 
 
 __all__ = ["RnnDecoder"]

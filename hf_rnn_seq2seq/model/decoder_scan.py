@@ -5,13 +5,19 @@ from torch import Tensor, nn
 
 from .attention import Attention
 from .cache import DecoderState, Memory
-from .decoder_parts import Attended, Loop
-from .products import linear
+from .decoder_parts import Attended, Loop, Readout
+from .departures import departure, weights_say_all
+from .products import LINEAR, linear
+from .recurrence import KERNELS, RecurrentLayer
 from .scan import ScanLayer, ScanMixer, ScanPlan, ScanSource, attention_scan
 
 # Options of the attention, and the one value of each that the scan knows.
 COVERED = {"attention_window": "global", "attention_normalization": "softmax"}
 COVERED |= {"coverage": "none", "context_gate": "none"}
+
+# Methods that are called as they are; the scan stands for the others.
+LIVE_OF_ATTENTION = ("project_keys", "project_values", "start", "scan_form", "energy_weight", "_split")
+LIVE_OF_A_LAYER = ("step_weights", "recurrent_mask", "zoneout_masks", "zero_state", "calls_kernel")
 
 
 def scan_refusal(decoder: nn.Module) -> str | None:
@@ -22,18 +28,45 @@ def scan_refusal(decoder: nn.Module) -> str | None:
     for name, covered in COVERED.items():
         if getattr(config, name) != covered:
             return f"{name}={getattr(config, name)!r}"
-    for layer in decoder.layers[: decoder.attended]:
+    for number, layer in enumerate(decoder.layers[: decoder.attended]):
+        if reason := departure(layer, RecurrentLayer, LIVE_OF_A_LAYER):
+            return f"layers.{number}: {reason}"
+        if reason := weights_say_all(layer.kernel, KERNELS):
+            return f"layers.{number}.kernel: {reason}"
         if layer.norm_input is not None or len(layer.transitions):
             return "layer normalisation or deep transition"
         if layer.zoneout is not None:
             return f"zoneout {layer.zoneout}"
-    # The scan reads the weights of the projections, and what an adapter adds beside them would be left out.
-    parts = [*decoder.attention.children(), decoder.readout.project]
-    if any(part is not None and not isinstance(part, nn.Linear) for part in parts):
-        return "a projection was replaced (by an adapter, say)"
-    if decoder.attention.scan_form() is None or type(decoder.attention).forward is not Attention.forward:
+    if reason := attention_departure(decoder.attention):
+        return f"attention_type={config.attention_type!r}: {reason}"
+    if decoder.attention.scan_form() is None:
         return f"attention_type={config.attention_type!r}"
+    if decoder.feeds_readout and (reason := readout_departure(decoder.readout)):
+        return f"readout: {reason}"
     return None
+
+
+def attention_departure(attention: nn.Module) -> str | None:
+    """What an attention does beside the class that gave it its `scan_form`; None where that form says all."""
+    if not isinstance(attention, Attention):
+        return f"{type(attention).__name__} in its place"
+    if reason := departure(attention, form_author(attention), LIVE_OF_ATTENTION):
+        return reason
+    reasons = ((name, departure(part, LINEAR)) for name, part in attention.named_children() if part is not None)
+    return next((f"{name}: {reason}" for name, reason in reasons if reason), None)
+
+
+def form_author(attention: Attention) -> type[Attention]:
+    """The class that gave an attention its `scan_form`."""
+    return next(cls for cls in type(attention).__mro__ if "scan_form" in vars(cls))
+
+
+def readout_departure(readout: nn.Module) -> str | None:
+    """What a readout, or its projection, does beside the equation of `Readout`."""
+    if (reason := departure(readout, Readout)) or readout.project is None:
+        return reason
+    reason = departure(readout.project, LINEAR)
+    return reason and f"project: {reason}"
 
 
 def attended_scan(decoder: nn.Module, embedded: Tensor, state: DecoderState, memory: Memory, loop: Loop) -> Attended:
@@ -119,4 +152,4 @@ def _layer(number: int, words: Tensor, state: DecoderState, loop: Loop, separate
     )
 
 
-__all__ = ["attended_scan", "scan_refusal"]
+__all__ = ["attended_scan", "attention_departure", "form_author", "readout_departure", "scan_refusal"]

@@ -7,23 +7,47 @@ Axes: rows (sentences times beams), beams, source, hidden, vocab. Masks are True
 """
 
 import copy
+import functools
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import Attention, DotAttention
-from .copying import Copying
+from .attention import DotAttention
+from .copying import CopyGate, Copying
+from .decoder import RnnDecoder
+from .decoder_scan import attention_departure, form_author, readout_departure
+from .departures import departure
+from .products import LINEAR
+from .recurrence import KERNELS, RecurrentLayer
 from .regularisation import zone_out
-from .search_step import GeneralStep, SearchState, StepOutput, product, repeat_rows
+from .search_step import GeneralStep, SearchState, StepOutput, product, repeat_rows, sharing_refusal
 
 WEIGHT_TYPES = ("float32", "bfloat16", "int8")
 
 # A table of vocabulary x gates pays while it stays in reach of the caches' larger levels and of memory.
 MAX_TABLE_BYTES = 256 * 2**20
+
+# Options, and the values of each that `FusedStep` computes.
+COVERED: dict[str, tuple[Any, ...]] = {
+    "context": ("attention",),
+    "cell_type": ("lstm", "gru"),
+    "decoder_layers": (1,),
+    "decoder_transition_depth": (1,),
+    "layer_norm": (False,),
+    "attention_order": ("after_cell",),
+    "attention_window": ("global",),
+    "attention_normalization": ("softmax",),
+    "coverage": ("none",),
+    "context_gate": ("none",),
+    "readout": ("tanh",),
+    "readout_context": (True,),
+    "readout_embedding": (False,),
+}
 
 
 class FusedStep(GeneralStep):
@@ -34,6 +58,7 @@ class FusedStep(GeneralStep):
 
     def __init__(self, model: nn.Module, int8: bool = False) -> None:
         super().__init__(model, int8)
+        self.carries = False
         config, layer, readout = model.config, self.decoder.layers[0], self.decoder.readout
         size, feed = config.hidden_size, self.decoder.feed_size
         self.is_lstm, self.size, self.feeds = config.cell_type == "lstm", size, bool(feed)
@@ -60,6 +85,11 @@ class FusedStep(GeneralStep):
             self.word_gate = F.linear(self._words(self._embedding().weight), word, gate.bias).detach().squeeze(1)
         self.read_state = product(weight[:, :size], None, int8)
         self.read_context = weight[:, size:].contiguous()
+        self.held += [*layer.kernel.parameters(), *readout.parameters()]
+        self.held += [] if self.table is None else [self._embedding().weight]
+        self.held += list(self.decoder.copy_gate.parameters()) if self.copies else []
+        if self.copies and self.table is None:
+            self.held.append(self._embedding().weight)  # `word_gate` reads it
 
     def _gates(self, size: int) -> int:
         return size * (4 if self.is_lstm else 3)
@@ -135,28 +165,41 @@ class FusedStep(GeneralStep):
         return (torch.lerp(new, hidden, opened[:, size:]),)
 
 
-def can_fuse(model: nn.Module) -> bool:
-    """Whether `FusedStep` is the model's step."""
+def fused_refusal(model: nn.Module) -> str | None:
+    """Why `FusedStep` is not the model's step; None where it is."""
     config, decoder = model.config, model.model.decoder
-    return (
-        isinstance(decoder.attention, DotAttention)
-        and decoder.attention.scan_form() is not None  # not a subclass with a score of its own
-        and type(decoder.attention).forward is Attention.forward
-        and config.decoder_layers == 1
-        and config.cell_type in ("lstm", "gru")
-        and not (config.layer_norm or decoder.layers[0].reset_before or len(decoder.layers[0].transitions))
-        and decoder.readout.reads_context
-        and (decoder.copy_gate is None or isinstance(decoder.copy_gate.project, nn.Linear))
-        and config.attention_window == "global"
-        and config.attention_normalization == "softmax"
-        and config.context_gate == "none"
-        and config.attention_order == "after_cell"
-        and config.residual_start != 1
-        and config.readout == "tanh"
-        and isinstance(decoder.readout.project, nn.Linear)  # an adapter in its place must be called
-        and not config.readout_embedding
-        and (decoder.feeds_readout or not config.input_feeding)
-    )
+    for name, covered in COVERED.items():
+        if (value := getattr(config, name)) not in covered:
+            return f"{name}={value!r}"
+    if config.cell_type == "gru" and config.gru_reset != "after":
+        return f"gru_reset={config.gru_reset!r}"
+    if config.residual_start == 1:
+        return "residual_start=1"
+    if config.input_feeding and not decoder.feeds_readout:
+        return "input_feeding=True, which feeds the context"
+    if not isinstance(decoder.attention, DotAttention):
+        return f"attention_type={config.attention_type!r}"
+    return fused_departure(model)
+
+
+def fused_departure(model: nn.Module) -> str | None:
+    """What stands on the parts that `FusedStep` reads, and would be left out."""
+    decoder = model.model.decoder
+    if reason := departure(decoder, RnnDecoder, ("read_source",)):
+        return f"decoder: {reason}"
+    layer, attention, gate = decoder.layers[0], decoder.attention, decoder.copy_gate
+    if reason := departure(layer, RecurrentLayer):
+        return f"decoder.layers.0: {reason}"
+    if form_author(attention) is not DotAttention:
+        return f"decoder.attention: scan_form of {type(attention).__name__}"
+    reasons = {
+        "attention": attention_departure(attention),
+        "embed_tokens": departure(decoder.embed_tokens, (nn.Embedding,)),
+        "layers.0.kernel": departure(layer.kernel, KERNELS),
+        "readout": readout_departure(decoder.readout),
+        "copy_gate": gate and (departure(gate, CopyGate) or departure(gate.project, LINEAR)),
+    }
+    return next((f"decoder.{name}: {reason}" for name, reason in reasons.items() if reason), None)
 
 
 def build_step(model: nn.Module, weight_type: str = "float32") -> GeneralStep:
@@ -167,38 +210,83 @@ def build_step(model: nn.Module, weight_type: str = "float32") -> GeneralStep:
             weights and states; `int8` computes the decoder's products with 8-bit weights (CPU only).
 
     Raises:
-        ValueError: the weight type is unknown, or int8 is asked for on another device than the CPU.
+        ValueError: the weight type is unknown, or int8 is asked for on another device than the CPU, or bfloat16 for a
+            quantized model.
     """
     if weight_type not in WEIGHT_TYPES:
         raise ValueError(f"weight_type={weight_type!r}: must be one of {', '.join(WEIGHT_TYPES)}")
+    if weight_type == "bfloat16" and any("quantized" in type(module).__module__ for module in model.modules()):
+        raise ValueError("weight_type='bfloat16': the model holds quantized modules; leave weight_type='float32'")
     if weight_type == "int8" and model.device.type != "cpu":
         raise ValueError(f"weight_type='int8': the model is on {model.device.type}; 8-bit products need the CPU")
     with _ONE_BUILDS:
-        kept, mark = _KEPT.setdefault(model, {}), weights_mark(model)
-        if kept.get(weight_type, (None,))[0] != mark:
-            own = copy.deepcopy(model).to(torch.bfloat16) if weight_type == "bfloat16" else model
-            step = (FusedStep if can_fuse(own) else GeneralStep)(own, weight_type == "int8")
-            kept[weight_type] = (mark, step)
-        return kept[weight_type][1]
+        kept, marks = _KEPT.setdefault(model, {}), model_marks(model)
+        if weight_type in kept:
+            old, held, contents, step = kept[weight_type]
+            if old == marks and contents == fingerprints(held):
+                return step
+        reduced = weight_type == "bfloat16"
+        own = copy.deepcopy(model).to(torch.bfloat16) if reduced else model
+        step = (GeneralStep if fused_refusal(own) else FusedStep)(own, weight_type == "int8")
+        held = [*model.parameters(), *model.buffers()] if reduced else step.held
+        kept[weight_type] = (marks, held, fingerprints(held), step)
+        return step
 
 
-def weights_mark(model: nn.Module) -> tuple[Any, ...]:
-    """Changes when the weights do: by an operation in place, by another tensor, or (sampled) behind `.data`."""
-    marks = []
-    for parameter in model.parameters():
-        flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, len(flat) // 16)][:17].sum()
-        version = None if parameter.is_inference() else parameter._version
-        marks.append((parameter.data_ptr(), version, parameter.dtype, sample))
-    samples = torch.stack([mark[3].float() for mark in marks]).tolist()
-    return tuple((*mark[:3], sample) for mark, sample in zip(marks, samples, strict=True))
+def model_marks(model: nn.Module) -> list[Any]:
+    """What a step has taken from a model beside the values of its weights: compare two of them with `==`."""
+    decoder = model.model.decoder
+    reasons = fused_refusal(model), departure(model.lm_head, LINEAR), sharing_refusal(decoder)
+    # A step keeps these modules alive, and not the model itself.
+    modules = [module for module in model.modules() if module is not model]
+    places = [(tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.device) for tensor in model.parameters()]
+    settings = getattr(decoder.attention, "scale", None), model.config.embedding_activation
+    rates = [getattr(layer, "zoneout", None) for layer in decoder.layers]
+    return [reasons, modules, places, settings, rates]
 
+
+def fingerprints(tensors: Sequence[Tensor]) -> list[int]:
+    """A number for the values of each tensor, read as a whole.
+
+    A tensor's version does not count what is written through `.data`, so that every value has to be looked at: a
+    nanosecond each, about what two positions of decoding take. One value changed changes the number for certain.
+    """
+    found = [_fingerprint(tensor) for tensor in tensors if not tensor.is_meta]
+    return torch.stack([number.cpu() for number in found]).tolist() if found else []
+
+
+def _fingerprint(tensor: Tensor) -> Tensor:
+    """The sum, modulo 2^64, of the bits of all values, 8 bytes at a time, times an odd number for each place."""
+    flat = tensor.detach().reshape(-1).view(torch.uint8)
+    if flat.storage_offset() % 8 or len(flat) % 8:
+        flat = F.pad(flat, (0, -len(flat) % 8))
+    words = flat.view(torch.int64)
+    odd = _odd_numbers(words.device)
+    whole = len(words) // len(odd) * len(odd)
+    rest = (words[whole:] * odd[: len(words) - whole]).sum()
+    table = words[:whole].view(-1, len(odd))
+    if words.device.type == "cpu":
+        sums = torch.mv(table, odd)
+    else:  # where there are no matrix products of whole numbers
+        sums = torch.cat([(rows * odd).sum(1) for rows in table.split(256)])
+    places = 2 * torch.arange(1, len(sums) + 1, device=words.device) + 1
+    return rest + (sums * places * _MIXER).sum()
+
+
+@functools.cache
+def _odd_numbers(device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randint(-(2**62), 2**62, (2**14,), generator=generator) * 2 + 1).to(device)
+
+
+# An odd number, so that a place of the table weighs otherwise than a place of the rest.
+_MIXER = 0x5851F42D4C957F2D
 
 # Threads that decode with one model share its step.
 _ONE_BUILDS = threading.Lock()
 
 # A step holds parts of its model and not the model, so that an entry goes when the model does.
-_KEPT: "weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Any, Any]]]" = weakref.WeakKeyDictionary()
+_KEPT: "weakref.WeakKeyDictionary[nn.Module, dict[str, Any]]" = weakref.WeakKeyDictionary()
 
 
-__all__ = ["WEIGHT_TYPES", "FusedStep", "build_step", "can_fuse", "weights_mark"]
+__all__ = ["WEIGHT_TYPES", "FusedStep", "build_step", "fingerprints", "fused_refusal"]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .departures import departure
 from .precision import compute_dtype, without_autocast
-from .products import Linear, affine, onednn_is_faster, outer, product
+from .products import LINEAR, affine, onednn_is_faster, outer, product
 
 IGNORED_LABEL = -100
 BLOCK = 2**20  # logits that are widened together
@@ -40,13 +41,12 @@ def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: flo
         rows, labels = readout[real], labels[real]
     else:
         rows, labels = readout.flatten(0, 1), labels.flatten()
-    row_bytes = head.weight.shape[0] * torch.promote_types(rows.dtype, torch.float32).itemsize
     # Adapters replace the layer, and what offloads it wraps its forward: then its weight is not all there is to it.
-    wrapped = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
-    plain = type(head) in (nn.Linear, Linear) and not wrapped
-    in_place = rows.device.type == "cpu" and torch.is_grad_enabled()
-    if plain and (in_place or len(rows) * row_bytes > budget):
-        return chunked_cross_entropy(rows, head.weight, head.bias, labels, smoothing, max(1, budget // row_bytes))
+    if departure(head, LINEAR) is None:
+        row_bytes = head.weight.shape[0] * torch.promote_types(rows.dtype, torch.float32).itemsize
+        in_place = rows.device.type == "cpu" and torch.is_grad_enabled()
+        if in_place or len(rows) * row_bytes > budget:
+            return chunked_cross_entropy(rows, head.weight, head.bias, labels, smoothing, max(1, budget // row_bytes))
     logits = head(rows)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)

@@ -19,6 +19,7 @@ from .pretrained import RnnSeq2SeqPreTrainedModel
 from .products import Linear
 from .scheduled_sampling import scheduled_inputs
 from .search import SearchMixin
+from .search_options import limit_length
 from .vocabularies import VocabularyMixin
 
 
@@ -50,7 +51,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         self._tied_weights_keys = self._ties() or None
         self.post_init()
         # Without a length generate() stops at 20 tokens, in the middle of an ordinary sentence.
-        self.generation_config.max_new_tokens = 128
+        limit_length(self.generation_config, 128)
         # A number of the run, not of the model: never saved. The Trainer passes nothing of the kind to forward.
         self.training_progress = 0
 
@@ -108,7 +109,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: int = 0,
-        skip_logits: bool | None = None,
+        skip_logits: bool = False,
         alignments: Tensor | None = None,
         output_figures: bool = False,
         **kwargs: object,
@@ -120,7 +121,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
                 reads them moved right by one behind `decoder_start_token_id`.
             num_items_in_batch: the loss is the sum over label words divided by this; None: by their number here.
             logits_to_keep: score only the last so many positions; 0 scores all.
-            skip_logits: do not materialise the logits of every position (None: in training with labels). The loss
+            skip_logits: with labels, do not materialise the logits of every position, and return None for them. The loss
                 then projects only the positions that have a label (on a CPU; on a device their number would have to be
                 read back): about twice as fast on ragged batches, and smaller by (batch, target, vocab).
             alignments: (batch, target, source), for each label how much each source word stands for it, in any scale; a
@@ -172,7 +173,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
             **kwargs,
         )
         readout = drop(outputs.last_hidden_state, config.dropout, self.training, config.variational_dropout)
-        skip = (self.training and labels is not None) if skip_logits is None else skip_logits and labels is not None
+        skip = skip_logits and labels is not None
         copying, logits = outputs.copying, None
         if not skip:
             last = copying.last(logits_to_keep) if copying and logits_to_keep else copying

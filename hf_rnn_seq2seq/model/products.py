@@ -101,6 +101,9 @@ class Linear(nn.Linear):
         return linear(rows, self.weight, self.bias)
 
 
+LINEAR = (nn.Linear, Linear)  # whose product their weight and bias say
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -140,4 +143,4 @@ def packs(weight: Tensor) -> bool:
     return weight.numel() >= SMALLEST_PACKED and _is_float32_on_cpu(weight) and onednn_is_faster()
 
 
-__all__ = ["Linear", "PackedProduct", "affine", "linear", "onednn_is_faster", "outer", "packs", "product"]
+__all__ = ["LINEAR", "Linear", "PackedProduct", "affine", "linear", "onednn_is_faster", "outer", "packs", "product"]

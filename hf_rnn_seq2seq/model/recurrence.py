@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .precision import without_autocast
+from .config_errors import ConfigError
+from .departures import override, weights_say_all
 from .products import linear
 from .regularisation import State, dropout_mask, zone_out, zoneout_masks
 
@@ -19,6 +21,10 @@ from .regularisation import State, dropout_mask, zone_out, zoneout_masks
 _SATURATED = 3.0e4
 
 _KERNELS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}
+KERNELS = (nn.LSTM, nn.GRU, nn.RNN)
+
+# What torch's fused kernel computes in one call.
+_EQUATION = ("step", "first_cell", "transit", "zone_out", "step_weights")
 
 
 @lru_cache
@@ -47,7 +53,8 @@ class StepWeights(NamedTuple):
     extra: Tensor | None  # (gates, extra): the columns that read what only the step knows
     recurrent: Tensor  # (gates, hidden)
     recurrent_bias: Tensor  # (gates,)
-    later: tuple[Tensor, ...] = ()  # (gates, hidden) each: the recurrent weights of the cells after the first
+    # (gates, hidden) each: the recurrent weights of the cells after the first; None where a cell calls its product.
+    later: tuple[Tensor | None, ...] = ()
 
 
 class RecurrentLayer(nn.Module):
@@ -122,8 +129,44 @@ class RecurrentLayer(nn.Module):
             extra=extra,
             recurrent=self._drop_weight(kernel.weight_hh_l0),
             recurrent_bias=kernel.bias_hh_l0,
-            later=tuple(self._drop_weight(cell.recurrent.weight) for cell in self.transitions),
+            later=tuple(self._later_weight(number) for number in range(len(self.transitions))),
         )
+
+    def calls_kernel(self) -> bool:
+        """Whether the kernel is called because something stands on it, or in its place, that its weights do not tell.
+
+        Raises:
+            ConfigError: an option computes the cell from the kernel's weights.
+        """
+        if weights_say_all(self.kernel, KERNELS) is None:
+            return False
+        option = self._reads_weights()
+        if option is None:
+            return True
+        # Hooks of all modules are told of what is called, and here the kernel never is.
+        if reason := weights_say_all(self.kernel, KERNELS, everywhere=False):
+            raise ConfigError(f"{option}: computes the cell from the kernel's weights, and would leave out {reason}")
+        return False
+
+    def _reads_weights(self) -> str | None:
+        if self.norm_input is not None:
+            return "layer_norm=True"
+        if self.reset_before:
+            return "gru_reset='before'"
+        for name in ("recurrent_dropout", "weight_drop"):
+            if self.training and getattr(self, name) > 0:
+                return f"{name}={getattr(self, name)} in training"
+        name = override(self, RecurrentLayer, _EQUATION)
+        return None if name is None else f"{name}() of {type(self).__name__}"
+
+    def _later_weight(self, number: int) -> Tensor | None:
+        product = self.transitions[number].recurrent
+        reason = weights_say_all(product, (nn.Linear,))
+        if reason is None:
+            return self._drop_weight(product.weight)
+        if self.training and self.weight_drop > 0:
+            raise ConfigError(f"weight_drop={self.weight_drop}: cannot drop weights of a transition with {reason}")
+        return None
 
     def _drop_weight(self, weight: Tensor) -> Tensor:
         return weight * dropout_mask(weight, self.weight_drop) if self.training and self.weight_drop > 0 else weight
@@ -199,8 +242,10 @@ class RecurrentLayer(nn.Module):
         """
         state = self.zero_state(inputs) if state is None else state
         dropping = self.training and self.recurrent_dropout > 0
+        if self.calls_kernel():
+            return self._called(inputs, state, lengths, hold)
         looping = self.norm_input is not None or self.reset_before or len(self.transitions) or self.zoneout is not None
-        if looping or dropping or hold is not None:
+        if looping or dropping or hold is not None or override(self, RecurrentLayer, _EQUATION):
             return self._loop(inputs, state, lengths, hold)
         under_autocast = inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         if under_autocast and self.cell_type == "lstm" and not _lstm_runs_in(torch.get_autocast_dtype("cpu")):
@@ -237,6 +282,42 @@ class RecurrentLayer(nn.Module):
         if lengths is None:
             return outputs, state
         return outputs, tuple(_at_end(torch.stack(tensors, 1), lengths) for tensors in zip(*states, strict=True))
+
+    def _called(
+        self, inputs: Tensor, state: State, lengths: Tensor | None, hold: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """By calling the kernel: once, or at each position where something must happen between two of them."""
+        deep = len(self.transitions) > 0 or self.zoneout is not None
+        # Of an LSTM the kernel tells the cell after the last position alone.
+        if not (deep or hold is not None or (lengths is not None and self.cell_type == "lstm")):
+            outputs, end = self._call_kernel(inputs, state)
+            return outputs, end if lengths is None else (_at_end(outputs, lengths), *end[1:])
+        later = StepWeights(None, None, None, None, None, tuple(map(self._later_weight, range(len(self.transitions)))))
+        still = self.zoneout_masks(inputs, inputs.shape[1])
+        outputs, states = [], []
+        for time in range(inputs.shape[1]):
+            output, after = self._call_kernel(inputs[:, time : time + 1], state)
+            output = output[:, 0]
+            if deep:
+                after = self.zone_out(state, self.transit((output, *after[1:]), later), still[time])
+                output = after[0]
+            if hold is not None:
+                held = hold[:, time, None]
+                after = tuple(torch.where(held, old, new) for old, new in zip(state, after, strict=True))
+                output = torch.where(held, state[0], output)
+            state = after
+            outputs.append(output)
+            states.append(state)
+        outputs = torch.stack(outputs, 1)
+        if lengths is None:
+            return outputs, state
+        return outputs, tuple(_at_end(torch.stack(tensors, 1), lengths) for tensors in zip(*states, strict=True))
+
+    def _call_kernel(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        begin = tuple(tensor.unsqueeze(0).contiguous() for tensor in state)
+        outputs, end = self.kernel(inputs, begin if self.cell_type == "lstm" else begin[0])
+        end = end if self.cell_type == "lstm" else (end,)
+        return outputs, tuple(tensor.squeeze(0) for tensor in end)
 
     def _fused(self, inputs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         kernel, is_lstm = self.kernel, self.cell_type == "lstm"
@@ -296,32 +377,34 @@ class TransitionCell(nn.Module):
         self.norm_hidden = nn.LayerNorm(gates) if layer_norm else None
         self.norm_cell = nn.LayerNorm(hidden_size) if layer_norm and cell_type == "lstm" else None
 
-    def forward(self, state: State, weight: Tensor, context: Tensor | None = None) -> State:
-        """(batch, hidden) tensors in, the same out; `weight` is the recurrent one, `context` is (batch, inputs)."""
+    def forward(self, state: State, weight: Tensor | None, context: Tensor | None = None) -> State:
+        """(batch, hidden) tensors in, the same out; `weight` is the recurrent one (None: `recurrent` is called), `context`
+        is (batch, inputs)."""
         projected = self.bias.expand(state[0].shape[0], -1)
         if self.below is not None:
             projected = projected + self.below(context)
-        return _cell(self, projected, state, weight, self.recurrent.bias)
+        return _cell(self, projected, state, weight, None if weight is None else self.recurrent.bias)
 
 
 def _cell(
     layer: nn.Module,
     projected: Tensor,
     state: State,
-    weight: Tensor,
-    bias: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     keep: Tensor | None = None,
     gain: Tensor | None = None,
 ) -> State:
     """The equations of the four cells, with the normalisations and the dropout mask of `layer` where it has them.
 
-    `gain` (batch, gates) multiplies the recurrent product.
+    `gain` (batch, gates) multiplies the recurrent product, which `layer.recurrent` makes where there is no weight.
     """
     hidden = state[0] if keep is None else state[0] * keep
     projected = _normalise(layer, layer.norm_input, projected)
     if layer.cell_type == "gru" and layer.reset_before:
         return (_gru_reset_before(layer, projected, state[0], hidden, weight, bias),)
-    recurrent = _normalise(layer, layer.norm_hidden, linear(hidden, weight, bias))
+    product = layer.recurrent(hidden) if weight is None else linear(hidden, weight, bias)
+    recurrent = _normalise(layer, layer.norm_hidden, product)
     recurrent = recurrent if gain is None else recurrent * gain
     if layer.cell_type == "lstm":
         update, forget, new, output = (projected + recurrent).chunk(4, -1)
@@ -338,18 +421,32 @@ def _cell(
 
 
 def _gru_reset_before(
-    layer: nn.Module, projected: Tensor, before: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor
+    layer: nn.Module,
+    projected: Tensor,
+    before: Tensor,
+    hidden: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
 ) -> Tensor:
     """The GRU of Cho 2014, equations 5 to 8: the reset gate acts on h(t-1) before the recurrent product.
 
     Here z weighs the old state, as in Cho 2014 and torch; Bahdanau 2014 writes 1 - z for it.
     """
     size = before.shape[-1]
-    gate_weight, new_weight = weight.split((2 * size, size))
-    gate_bias, new_bias = bias.split((2 * size, size))
-    gates = _normalise_block(layer.norm_hidden, linear(hidden, gate_weight, gate_bias), slice(2 * size))
-    reset, update = torch.sigmoid(projected[:, : 2 * size] + gates).chunk(2, -1)
-    new = _normalise_block(layer.norm_hidden, linear(reset * hidden, new_weight, new_bias), slice(2 * size, None))
+    blocks = slice(2 * size), slice(2 * size, None)
+    weights = (
+        (None, None)
+        if weight is None
+        else zip(weight.split((2 * size, size)), bias.split((2 * size, size)), strict=True)
+    )
+
+    def recur(states: Tensor, block: slice, own: tuple[Tensor, Tensor] | None) -> Tensor:
+        product = layer.recurrent(states)[:, block] if own is None else linear(states, *own)
+        return _normalise_block(layer.norm_hidden, product, block)
+
+    of_gates, of_new = weights
+    reset, update = torch.sigmoid(projected[:, : 2 * size] + recur(hidden, blocks[0], of_gates)).chunk(2, -1)
+    new = recur(reset * hidden, blocks[1], of_new)
     new = torch.tanh(projected[:, 2 * size :] + new)
     return (1 - update) * new + update * before
 

@@ -4,6 +4,7 @@
 to `generate()` with a warning that names the option. Its own options are those of `OwnOptions`.
 """
 
+import copy
 import functools
 import logging
 import os
@@ -15,17 +16,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
 from .beam_search import beam_search, greedy_search
 from .constrained_search import constrained_search
+from .decoder import RnnDecoder
+from .departures import hooked, override
+from .encoder_decoder import RnnSeq2SeqModel
 from .ensemble import EnsembleStep
-from .fast_step import build_step
+from .fast_step import build_step, fused_refusal
 from .group_search import group_search
 from .precision import NotFiniteError, why_not_finite, without_autocast
 from .search_batches import join_parts, make_limits, map_inputs, split_inputs
-from .search_options import OwnOptions, SearchError, Settings
+from .search_options import OwnOptions, SearchError, Settings, limit_length
 from .search_plan import Found, Limits, SearchPlan
 from .search_step import GeneralStep
 
@@ -34,6 +38,9 @@ logger = logging.getLogger(__name__)
 # The arguments of generate() after its first two, in order.
 _CALL = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model")
 _CALL += ("streamer", "negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate")
+_OF_THE_MODEL = {name for name, value in vars(GenerationMixin).items() if callable(value)} - {"generate"}
+_OF_THE_MODEL |= {"__call__", "forward", "score_words", "get_encoder", "get_decoder"}
+_OF_THE_BASE = ("__call__", "forward", "_start", "_embed_target", "copying")
 _INPUTS = ("attention_mask", "decoder_input_ids", "encoder_outputs", "input_ids", "inputs_embeds")
 
 # What a checkpoint carries as custom_generate/generate.py: transformers runs it in place of generate().
@@ -74,6 +81,14 @@ class SearchMixin:
         """As the function `search` of this file."""
         return search(self, inputs, generation_config, *args, **kwargs)
 
+    @property
+    def search_path(self) -> str:
+        """How `search` decodes: `fused`, or `general` or `generate()` with the reason."""
+        if reason := generate_departure(self):
+            return f"generate(): {reason}"
+        reason = fused_refusal(self)
+        return f"general: {reason}" if reason else "fused"
+
     def search_covers(self, **options: Any) -> bool:
         """Whether `search` follows these options itself; otherwise it hands them to `generate()`."""
         OwnOptions.take(options)
@@ -96,8 +111,22 @@ class SearchMixin:
         """
         raise NotImplementedError("generate_batch: needs a paged key-value cache; use search(rows_per_batch=...)")
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does it; a limit on new tokens that a checkpoint holds becomes its `max_length`."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        limit_length(model.generation_config)
+        return loaded
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        super().save_pretrained(save_directory, *args, **kwargs)
+        own = self.generation_config
+        self.generation_config = copy.deepcopy(own)
+        limit_length(self.generation_config)
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.generation_config = own
         self._write_strategy(save_directory, kwargs.get("is_main_process", True))
 
     def _upload_modified_files(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
@@ -173,6 +202,8 @@ def _not_covered(model: nn.Module, settings: Settings, options: dict[str, Any]) 
     """What sends a call to `generate()`, or None."""
     if model.training:
         return "model.train()"
+    if reason := generate_departure(model):
+        return reason
     missing = settings.not_followed()
     if settings["do_sample"]:
         missing.append("do_sample=True")
@@ -195,9 +226,27 @@ def _not_covered(model: nn.Module, settings: Settings, options: dict[str, Any]) 
     return None
 
 
+def generate_departure(model: nn.Module) -> str | None:
+    """What stands on the model as a whole: `generate()` calls that at each position, and a search calls its parts."""
+    own = next(cls for cls in type(model).__mro__ if SearchMixin in cls.__bases__)
+    parts = (("model", model, own, _OF_THE_MODEL), ("model.model", model.model, RnnSeq2SeqModel, _OF_THE_BASE))
+    for name, part, known, methods in parts:
+        if not isinstance(part, known):
+            return f"{name}: {type(part).__name__} in its place"
+        if overridden := override(part, known, methods):
+            return f"{name}: {overridden} of its own"
+        if reason := hooked(part):
+            return f"{name}: {reason}"
+    decoder = model.model.decoder
+    return None if isinstance(decoder, RnnDecoder) else f"decoder: {type(decoder).__name__} in its place"
+
+
 def _step(model: nn.Module, own: OwnOptions) -> GeneralStep:
     if training := [other for other in own.ensemble if other.training]:
         raise SearchError(f"ensemble: {len(training)} member(s) in training mode; call eval() on them")
+    for number, other in enumerate(own.ensemble, start=1):
+        if reason := generate_departure(other):
+            raise SearchError(f"ensemble: member {number} cannot be searched: {reason}")
     steps = [build_step(member, own.weight_type) for member in (model, *own.ensemble)]
     return EnsembleStep(steps) if own.ensemble else steps[0]
 
@@ -278,6 +327,12 @@ def _prompt(settings: Settings, inputs: dict[str, Any], device: torch.device) ->
 
 def _plan(settings: Settings, own: OwnOptions, prompt: int) -> SearchPlan:
     limit, eos = settings.new_tokens(prompt), settings.eos_token_ids()
+    if settings.doubly_limited:
+        logger.warning(
+            "max_new_tokens=%s and max_length=%s are both given: max_new_tokens counts",
+            settings["max_new_tokens"],
+            settings["max_length"],
+        )
     if limit < 1:
         raise SearchError(f"max_length={settings['max_length']}: the prompt alone has {prompt} tokens")
     _check_groups(settings, own)

@@ -49,6 +49,9 @@ class Settings:
                 values.update({name: value for name, value in read.items() if value is not None})
         values.update({name: value for name, value in options.items() if name in _DEFAULTS})
         self._has_max_length = values.get("max_length") is not None
+        asked = [options, {} if given is None else vars(given)]
+        limits = [any(read.get(name) is not None for read in asked) for name in ("max_new_tokens", "max_length")]
+        self.doubly_limited = all(limits)  # by the call; a checkpoint's own limit just gives way
         self.values = {**_DEFAULTS, **values}
 
     def __getitem__(self, name: str) -> Any:
@@ -76,6 +79,25 @@ class Settings:
             return ()
         ids = ids.tolist() if isinstance(ids, Tensor) else ids
         return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def limit_length(config: GenerationConfig, new_tokens: int | None = None) -> None:
+    """Limits translations to `new_tokens` (default: the config's own `max_new_tokens`) by `max_length`, which counts the
+    start token too.
+
+    `max_new_tokens` in a checkpoint would beat the `max_length` of a call, of `Seq2SeqTrainingArguments`
+    (`generation_max_length`) and of a pipeline.
+    """
+    new_tokens = config.max_new_tokens if new_tokens is None else new_tokens
+    if new_tokens is not None:
+        config.max_length, config.max_new_tokens = new_tokens + 1, None
+
+
+def longest_output(config: GenerationConfig) -> int | None:
+    """How many tokens a generation config lets a model produce behind the start token; None where it says nothing."""
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens
+    return None if config.max_length is None else config.max_length - 1
 
 
 @dataclass(frozen=True)
@@ -139,4 +161,4 @@ class OwnOptions:
         return cls(**{name: options.pop(name) for name in cls.__dataclass_fields__ if name in options})
 
 
-__all__ = ["FOLLOWED", "OwnOptions", "SearchError", "Settings"]
+__all__ = ["FOLLOWED", "OwnOptions", "SearchError", "Settings", "limit_length", "longest_output"]

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import AdditiveAttention, MultiHeadAdditiveAttention
+from .attention import AdditiveAttention, Attention, MultiHeadAdditiveAttention
 from .copying import Copying, mixture
+from .decoder import RnnDecoder
+from .departures import departure
 from .precision import NotFiniteError
-from .products import PackedProduct, packs
+from .products import LINEAR, PackedProduct, packs
 
 
 IN_ONE_PIECE = 2**20  # elements that an additive score makes for all beams at once
@@ -134,28 +136,45 @@ class BeamsAsTargets(nn.Module):
         return context.flatten(0, 1).unsqueeze(1), weights.transpose(1, 2).flatten(0, 1).unsqueeze(2), state
 
 
+def sharing_refusal(decoder: RnnDecoder) -> str | None:
+    """Why the beams of a sentence cannot share one source; None where they can."""
+    if reason := departure(decoder, RnnDecoder):
+        return f"decoder: {reason}"
+    attention = decoder.attention
+    if not isinstance(attention, Attention):
+        return f"decoder.attention: {type(attention).__name__} in its place"
+    # Classes of this package ask for all target positions at once; one of the user's need not.
+    ours = next(cls for cls in type(attention).__mro__ if cls.__module__ == Attention.__module__)
+    reason = departure(attention, ours, ("project_keys", "project_values"))
+    return reason and f"decoder.attention: {reason}"
+
+
 class GeneralStep:
     """One position of any model of the family: `RnnDecoder.forward` with the source shared by the beams.
 
     Args:
         model: an `RnnSeq2SeqForConditionalGeneration`.
         int8: compute the output product with 8-bit weights.
+
+    `held` are the parameters of which the step keeps a copy of its own.
     """
 
     def __init__(self, model: nn.Module, int8: bool = False) -> None:
         self.base, self.head, self.config = model.model, model.lm_head, model.config
         # What stands in the place of the output layer (an adapter, say) is called; its weight alone is not all it does.
-        self.plain_head = isinstance(self.head, nn.Linear)
+        self.plain_head = departure(self.head, LINEAR) is None
         self.output = product(self.head.weight, self.head.bias, int8) if self.plain_head else self.head
+        self.held = list(self.head.parameters()) if isinstance(self.output, (Int8Product, PackedProduct)) else []
         self.decoder = self.base.decoder
         attention = self.decoder.attention
-        # The decoder's own parameters and layers behind another attention; the model's decoder stays as it is.
-        self.sharing = copy.copy(self.decoder)
-        self.sharing._modules = dict(self.decoder._modules)
-        if attention is not None:
-            self.sharing._modules["attention"] = BeamsAsTargets(attention)
-        # What an attention carries from step to step differs from beam to beam: it needs a source for each of them.
-        self.carries = attention is not None and attention.carries
+        # What an attention carries from step to step differs from beam to beam: it needs a source for each of them. What
+        # the user has put into the decoder may read one there as well.
+        self.carries = attention is not None and (attention.carries or sharing_refusal(self.decoder) is not None)
+        self.sharing = self.decoder
+        if attention is not None and not self.carries:
+            # The decoder's own parameters and layers behind another attention; the model's decoder stays as it is.
+            self.sharing = copy.copy(self.decoder)
+            self.sharing._modules = self.decoder._modules | {"attention": BeamsAsTargets(attention)}
         self.copies = self.config.copy_mechanism
 
     @property
@@ -236,4 +255,4 @@ class GeneralStep:
         return StepOutput(readout, weights, SearchState((trace.state, summary), memory))
 
 
-__all__ = ["GeneralStep", "SearchState", "StepOutput", "product", "repeat_rows", "select"]
+__all__ = ["GeneralStep", "SearchState", "StepOutput", "product", "repeat_rows", "select", "sharing_refusal"]

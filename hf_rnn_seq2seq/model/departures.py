@@ -1,0 +1,85 @@
+"""Whether a module still is what a fast path takes it for.
+
+A fast path computes from a module's weights what calling the module would compute. That holds only while nobody has put
+another module in its place (an adapter, a quantized layer, `torch.compile`), hooked it, parametrized it, or overridden a
+method that the fast path does not call. Then the plain path runs, which calls it.
+"""
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.nn.utils.parametrize import is_parametrized
+
+# Where torch keeps the hooks of one module, and those of all modules.
+HOOKS = {
+    "_forward_pre_hooks": "a forward pre-hook",
+    "_forward_hooks": "a forward hook",
+    "_backward_pre_hooks": "a backward pre-hook",
+    "_backward_hooks": "a backward hook",
+}
+_CALLS = ("forward", "__call__")  # of all that torch's base class defines, what computes
+
+
+def override(part: nn.Module, known: type, names: Iterable[str]) -> str | None:
+    """The first of `names` that `part`, or a class of its below `known`, defines in the place of `known`'s, or None."""
+    classes, own = type(part).__mro__, vars(part)
+    below = classes[: classes.index(known)]
+    return next((name for name in names if name in own or any(name in vars(cls) for cls in below)), None)
+
+
+def _overridden(part: nn.Module, known: type, live: Iterable[str]) -> str | None:
+    """Any method or property of `known` but the `live` ones for which the same holds."""
+    classes = type(part).__mro__
+    for place in (part, *classes[: classes.index(known)]):
+        for name in vars(place):
+            if name in live or (hasattr(nn.Module, name) and name not in _CALLS):
+                continue
+            value = getattr(known, name, None)
+            if callable(value) or isinstance(value, property):
+                return name
+    return None
+
+
+def departure(
+    part: nn.Module, known: type | tuple[type, ...], live: Iterable[str] = (), everywhere: bool = True
+) -> str | None:
+    """What calling `part` does beside what a `known` class computes from its weights; None where nothing.
+
+    Args:
+        known: a class of this package, whose subclasses may override what is `live`; or classes of torch, exactly.
+        live: names of methods that the caller calls, so that overriding them is obeyed.
+        everywhere: count hooks that are registered for all modules.
+    """
+    kind = type(part)
+    if isinstance(known, tuple):
+        if kind not in known:
+            return f"{kind.__name__} in its place"
+        overridden = override(part, kind, _CALLS)
+    elif known not in kind.__mro__:
+        return f"{kind.__name__} in its place"
+    else:
+        overridden = _overridden(part, known, live)
+    if overridden is not None:
+        return f"{overridden} of its own"
+    return hooked(part, everywhere)
+
+
+def hooked(part: nn.Module, everywhere: bool = True) -> str | None:
+    """What `part` is wrapped in where it is called, or None."""
+    for name, words in HOOKS.items():
+        if getattr(part, name):
+            return words
+        if everywhere and getattr(torch_module, f"_global{name}"):
+            return f"{words} of all modules"
+    return "compile()" if part._compiled_call_impl is not None else None
+
+
+def weights_say_all(part: nn.Module, known: tuple[type, ...], everywhere: bool = True) -> str | None:
+    """As `departure`, for a caller that reads the weights anew each time: then a parametrization is obeyed as well."""
+    if is_parametrized(part) and type(part).__mro__[1] in known:
+        return hooked(part, everywhere)
+    return departure(part, known, everywhere=everywhere)
+
+
+__all__ = ["departure", "hooked", "override", "weights_say_all"]

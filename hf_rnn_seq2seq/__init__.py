@@ -16,7 +16,7 @@ from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import (
 from hf_rnn_seq2seq.model.search import SearchOutput
 from hf_rnn_seq2seq.model.search_options import SearchError
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
-from hf_rnn_seq2seq.translation_pipeline import register as register_pipeline
+from hf_rnn_seq2seq.generation.pipeline import register as register_pipeline
 
 __version__ = "0.2.0"
 

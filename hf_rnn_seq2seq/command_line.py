@@ -13,8 +13,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from hf_rnn_seq2seq.errors import is_ours, is_out_of_memory, is_undecodable, last_input, one_line, reason, undecodable
-from hf_rnn_seq2seq.options import ArgumentError, expand_path
+from hf_rnn_seq2seq.errors import (
+    ArgumentError,
+    is_ours,
+    is_out_of_memory,
+    is_undecodable,
+    last_input,
+    one_line,
+    reason,
+    undecodable,
+)
+from hf_rnn_seq2seq.options import expand_path
 
 # Where an option or a positional word names files or folders.
 PATHS = {"model", "models", "directory", "directories", "teachers", "runs", "sources", "pairs", "targets", "input"}

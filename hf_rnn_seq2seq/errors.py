@@ -129,3 +129,63 @@ def _raised_here(trace: TracebackType) -> bool:
     if code.co_code[trace.tb_lasti] != dis.opmap["RAISE_VARARGS"]:
         return False  # a function written in C, called from there, has its own words
     return module.partition(".")[0] in _PACKAGES or not code.co_filename.startswith(_LIBRARIES)
+
+
+class ArgumentError(InputError):
+    """An option that cannot be used: the message names the option, its value and what is allowed."""
+
+
+class InUseError(InputError):
+    """A file or directory that another process is writing; the message names it."""
+
+
+class CheckpointError(InputError):
+    """A directory that holds no usable checkpoint; the message names the directory and what is missing."""
+
+
+class DataError(InputError):
+    """A corpus, or an option that picks one, cannot be used; the message is one line that names the place."""
+
+
+class VectorError(InputError):
+    """A file of word vectors that cannot be used; the message names the file, the line and what is wrong."""
+
+
+class PlotError(InputError):
+    """A picture that cannot be drawn as asked; the message names what is wrong and what is allowed."""
+
+
+class StreamError(InputError):
+    """Input or output that cannot be used; the message names the file and what is allowed."""
+
+
+class AveragingError(InputError):
+    """Checkpoints that cannot be averaged, or a place that cannot be written; the message names which."""
+
+
+class ExportError(InputError):
+    """A model that cannot be exported; the message names the setting and why."""
+
+
+class AttentionError(InputError):
+    """The model gives no attention weights that could be shown."""
+
+
+class ShortlistError(InputError):
+    """A shortlist that cannot be learnt or read; the message says why."""
+
+
+class PublishError(InputError):
+    """A directory or repository name that cannot be published; the message names the file and the reason."""
+
+
+class CardError(InputError):
+    """Facts from which no card can be made; the message names the file or fact that is missing."""
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says what happened and what to try."""
+
+
+class EvaluationError(InputError):
+    """An evaluation that cannot be made as asked; the message names what is wrong and what is allowed."""

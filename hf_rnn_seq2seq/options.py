@@ -19,11 +19,9 @@ from typing import Any
 
 import yaml
 
-from .errors import InputError, is_undecodable, one_line, undecodable
+from hf_rnn_seq2seq.errors import ArgumentError
 
-
-class ArgumentError(InputError):
-    """An option that cannot be used: the message names the option, its value and what is allowed."""
+from .errors import is_undecodable, one_line, undecodable
 
 
 def option(

@@ -34,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(
             "gradio is not installed; it comes with the extra: pip install 'hf_rnn_seq2seq[app]'"
         ) from None
-    from hf_rnn_seq2seq.demo_app import build_app, example_sentences, launch, load_systems
+    from hf_rnn_seq2seq.visualization.demo_app import build_app, example_sentences, launch, load_systems
 
     examples = arguments.example if arguments.example is not None else example_sentences(arguments.models)
     if arguments.space:
-        from hf_rnn_seq2seq.space import write_space
+        from hf_rnn_seq2seq.hub.space import write_space
 
         folder = write_space(arguments.space, arguments.models, title=arguments.title, examples=examples)
         print("\n".join(str(path) for path in sorted(folder.iterdir())))

@@ -19,7 +19,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    from hf_rnn_seq2seq.averaging import average_checkpoints
+    from hf_rnn_seq2seq.training.averaging import average_checkpoints
 
     average_checkpoints(arguments.directories, arguments.output)
     print(f"{arguments.output}: the mean of {len(arguments.directories)} checkpoints")

@@ -77,7 +77,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
 
 def _fill_in(parser: command_line.Parser, arguments: Namespace) -> None:
     """Sizes that were not given are those of the named model."""
-    from hf_rnn_seq2seq.training_benchmark import BATCHES, GROWTH, MODELS
+    from benchmarks.training import BATCHES, GROWTH, MODELS
 
     given = zip(("batch_size", "source_length", "target_length"), BATCHES[arguments.sizes], strict=True)
     defaults = {**MODELS[arguments.sizes], **dict(given)}
@@ -102,7 +102,7 @@ def build(arguments: Namespace, **fields: object):
         config = RnnSeq2SeqConfig.from_pretrained(arguments.model)
         changed = RnnSeq2SeqConfig(**{**config.to_dict(), **fields})
         return RnnSeq2SeqForConditionalGeneration.from_pretrained(arguments.model, config=changed)
-    from hf_rnn_seq2seq.training_benchmark import MODELS
+    from benchmarks.training import MODELS
 
     sizes = {name: getattr(arguments, name) for name in (*MODELS[arguments.sizes], "cell_type")}
     return RnnSeq2SeqForConditionalGeneration(RnnSeq2SeqConfig(**{**sizes, **fields}))
@@ -110,7 +110,7 @@ def build(arguments: Namespace, **fields: object):
 
 def ragged_batch(arguments: Namespace, vocabularies: Sequence[int] | None = None):
     """Source and label ids (batch, length) whose rows are three quarters to all of the longest, like bucketed text."""
-    from hf_rnn_seq2seq.step_cost import random_batch
+    from benchmarks.measure import random_batch
 
     vocabularies = vocabularies or (arguments.vocab_size, arguments.vocab_size)
     lengths = arguments.source_length, arguments.target_length
@@ -118,7 +118,7 @@ def ragged_batch(arguments: Namespace, vocabularies: Sequence[int] | None = None
 
 
 def train(arguments: Namespace) -> list[dict]:
-    from hf_rnn_seq2seq.training_benchmark import compare_training, print_training
+    from benchmarks.training import compare_training, print_training
 
     def make(**fields: object):
         return build(arguments, **fields)
@@ -131,11 +131,12 @@ def train(arguments: Namespace) -> list[dict]:
 
 
 def decode(arguments: Namespace) -> list[dict]:
-    from hf_rnn_seq2seq import decoding_benchmark as decoding
-    from hf_rnn_seq2seq.line_streams import LineReader
+    from benchmarks import decoding as decoding
+    from benchmarks.measure import take_turns
+
+    from hf_rnn_seq2seq.generation.lines import LineReader
+    from hf_rnn_seq2seq.generation.shortlist import Shortlist
     from hf_rnn_seq2seq.run_directory import load_checkpoint
-    from hf_rnn_seq2seq.shortlist import Shortlist
-    from hf_rnn_seq2seq.step_cost import take_turns
 
     tokenizer = shortlist = None
     if arguments.model is None:
@@ -165,7 +166,7 @@ def decode(arguments: Namespace) -> list[dict]:
 
 
 def growth(arguments: Namespace) -> list[dict]:
-    from hf_rnn_seq2seq.training_growth import measure_growth, print_growth
+    from benchmarks.growth import measure_growth, print_growth
 
     report = measure_growth(lambda **fields: build(arguments, **fields), arguments)
     print_growth(report)

@@ -5,9 +5,9 @@
     python scripts/compare.py seminar seminar_attention --output_dir runs/two --dataset_name cldr --source_lang en \
         --target_lang fr --max_steps 500
 
-A system is the name of a preset, a recipe, or each system of a ladder file (see hf_rnn_seq2seq/ladder.py). Options of
-scripts/train.py after the names hold for every system. `--seeds 1,2,3` trains each system as often, and the table gives
-the mean and the spread.
+A system is a preset, a recipe, or each system of a ladder file (see hf_rnn_seq2seq/training/experiments.py). Options of
+scripts/train.py after the names hold for every system. `--seeds 1,2,3` trains each system once for each seed, and the
+table gives the mean and the spread.
 
 Runs come one after the other, each by scripts/train.py in a process of its own, its output in DIR/logs. The same
 command again continues: finished runs are kept, a stopped one is resumed. Every model then translates the test split.
@@ -29,7 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, command_line
-from hf_rnn_seq2seq.arguments import (
+from hf_rnn_seq2seq.model.presets import PRESETS
+from hf_rnn_seq2seq.options import expand_path
+from hf_rnn_seq2seq.training.arguments import (
     ArgumentError,
     DataArguments,
     GenerationArguments,
@@ -37,9 +39,7 @@ from hf_rnn_seq2seq.arguments import (
     TrainingArguments,
     parse_arguments,
 )
-from hf_rnn_seq2seq.ladder import Run, markdown, plan_runs, read_systems, table_rows
-from hf_rnn_seq2seq.model.presets import PRESETS
-from hf_rnn_seq2seq.options import expand_path
+from hf_rnn_seq2seq.training.experiments import Run, markdown, plan_runs, read_systems, table_rows
 
 GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingArguments)
 OWN = ("output_dir", "seeds", "seed", "resume_from_checkpoint", "dry_run")
@@ -102,7 +102,7 @@ def files_hash(run: Run, common: Sequence[str]) -> str:
 
     A finished run is kept only while they are what it was trained on.
     """
-    from hf_rnn_seq2seq.run_directory import content_hash
+    from hf_rnn_seq2seq.files import content_hash
 
     words = [str(value) for value in run.options.values()] + [word.partition("=")[2] or word for word in common]
     found: list[Path] = []
@@ -175,7 +175,7 @@ def last_line(log: Path) -> str:
 
 def evaluate(runs: Sequence[Run], directory: Path) -> list[Any]:
     """Translations and scores of each run's best checkpoint on its test split; the scores go to its summary too."""
-    from hf_rnn_seq2seq import reporting
+    from hf_rnn_seq2seq.evaluation import results as reporting
     from hf_rnn_seq2seq.run_directory import load_checkpoint, update_summary
 
     systems: list[Any] = []
@@ -197,10 +197,11 @@ def evaluate(runs: Sequence[Run], directory: Path) -> list[Any]:
 
 def write_results(runs: Sequence[Run], finished: Sequence[Run], systems: Sequence[Any], directory: Path) -> str:
     """The table and the two pictures; returns the table."""
-    from hf_rnn_seq2seq import reporting
-    from hf_rnn_seq2seq.comparison import score_by_length
-    from hf_rnn_seq2seq.plotting import plot_learning_curve, plot_score_by_length
-    from hf_rnn_seq2seq.run_directory import read_summary, write_atomically
+    from hf_rnn_seq2seq.evaluation import results as reporting
+    from hf_rnn_seq2seq.evaluation.significance import score_by_length
+    from hf_rnn_seq2seq.files import write_atomically
+    from hf_rnn_seq2seq.run_directory import read_summary
+    from hf_rnn_seq2seq.visualization.attention_map import plot_learning_curve, plot_score_by_length
 
     summaries = {run.folder: read_summary(directory / run.folder) for run in finished}
     results = {run.system: [summaries[r.folder] for r in finished if r.system == run.system] for run in runs}
@@ -240,7 +241,7 @@ def budget_names() -> tuple[str, ...]:
 
 
 def recipe_of(directory: Path, run: Run) -> dict[str, Any]:
-    from hf_rnn_seq2seq.arguments import read_recipe
+    from hf_rnn_seq2seq.training.arguments import read_recipe
 
     return read_recipe(directory / run.folder / "recipe.yaml")
 
@@ -249,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names, directory, seeds, common = read_command(sys.argv[1:] if argv is None else argv)
     runs = plan_runs(read_systems(names, list(PRESETS)), seeds)
 
-    from hf_rnn_seq2seq.run_directory import only_writer
+    from hf_rnn_seq2seq.files import only_writer
 
     with only_writer(directory):
         return compare(runs, directory, common)

@@ -74,8 +74,8 @@ def identity(
     arguments: argparse.Namespace, fingerprint: Any, teachers: Sequence[Any], tokenizer: Any
 ) -> dict[str, Any]:
     """What the rows depend on, teachers by their weights: a part made with other values is not continued."""
+    from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
     from hf_rnn_seq2seq.run_directory import model_hash
-    from hf_rnn_seq2seq.token_columns import tokenizer_hash
 
     silent = ("resume", "overwrite", "no_progress", "window", "batch_size", "max_tokens", "output_file", "device")
     given = {name: value for name, value in vars(arguments).items() if name not in silent}
@@ -88,8 +88,8 @@ def load_teacher(arguments: argparse.Namespace, counts: Counter[str]) -> tuple[A
 
     `counts` gets those of the sources that were read.
     """
-    from hf_rnn_seq2seq.distillation import distilled
     from hf_rnn_seq2seq.run_directory import load_checkpoint, load_ensemble
+    from hf_rnn_seq2seq.training.distillation import distilled
 
     where = {"device": arguments.device, "dtype": arguments.dtype}
     first, *others = arguments.teachers
@@ -106,10 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from tqdm import tqdm
 
-    from hf_rnn_seq2seq.data import load_corpus
-    from hf_rnn_seq2seq.distillation import column_names, write_distilled
-    from hf_rnn_seq2seq.evaluation import source_problems
-    from hf_rnn_seq2seq.line_streams import LineWriter
+    from hf_rnn_seq2seq.data.corpus import load_corpus
+    from hf_rnn_seq2seq.generation.lines import LineWriter
+    from hf_rnn_seq2seq.generation.translate import source_problems
+    from hf_rnn_seq2seq.training.distillation import column_names, write_distilled
 
     command_line.quiet_libraries()
     chosen = corpus_options(arguments)

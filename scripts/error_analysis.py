@@ -45,8 +45,9 @@ def show(system: Any, test_set: Any, numbers: Sequence[int]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command_line.quiet_libraries()
-    from hf_rnn_seq2seq import error_analysis, reporting
-    from hf_rnn_seq2seq.run_directory import write_atomically
+    from hf_rnn_seq2seq.evaluation import error_analysis
+    from hf_rnn_seq2seq.evaluation import results as reporting
+    from hf_rnn_seq2seq.files import write_atomically
 
     if arguments.output and not Path(arguments.output).resolve().parent.is_dir():
         raise ValueError(f"--output {arguments.output!r}: its folder does not exist")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.metrics import METRICS
+from hf_rnn_seq2seq.evaluation.metrics import METRICS
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -54,9 +54,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def check_before_work(arguments: argparse.Namespace) -> None:
     """What can be wrong is found before minutes of translation."""
-    from hf_rnn_seq2seq.comparison import PAIRED_METRICS, external_metric
-    from hf_rnn_seq2seq.figures import check_output
-    from hf_rnn_seq2seq.metrics import load_metric
+    from hf_rnn_seq2seq.evaluation.metrics import load_metric
+    from hf_rnn_seq2seq.evaluation.significance import PAIRED_METRICS, external_metric
+    from hf_rnn_seq2seq.visualization.figure import check_output
 
     for name in arguments.scores or ():
         load_metric(name)
@@ -72,8 +72,8 @@ def check_before_work(arguments: argparse.Namespace) -> None:
 
 
 def evaluate_all(arguments: argparse.Namespace) -> list[Any]:
-    from hf_rnn_seq2seq import reporting
-    from hf_rnn_seq2seq.metrics import why_blind
+    from hf_rnn_seq2seq.evaluation import results as reporting
+    from hf_rnn_seq2seq.evaluation.metrics import why_blind
     from hf_rnn_seq2seq.run_directory import load_checkpoint
 
     chosen = command_line.data_options(arguments) | {"alignment_column": arguments.alignment_column}
@@ -101,7 +101,8 @@ def evaluate_all(arguments: argparse.Namespace) -> list[Any]:
 
 def print_details(arguments: argparse.Namespace, systems: list[Any]) -> dict[str, Any]:
     """Tables and signatures; returns what --json writes beside the systems."""
-    from hf_rnn_seq2seq import comparison, reporting
+    from hf_rnn_seq2seq.evaluation import results as reporting
+    from hf_rnn_seq2seq.evaluation import significance as comparison
 
     print(reporting.score_table(systems))
     scores = systems[0].scores
@@ -135,9 +136,11 @@ def print_details(arguments: argparse.Namespace, systems: list[Any]) -> dict[str
 
 
 def write_results(arguments: argparse.Namespace, systems: list[Any], more: dict[str, Any]) -> None:
-    from hf_rnn_seq2seq import comparison, reporting
-    from hf_rnn_seq2seq.plotting import plot_score_by_length
-    from hf_rnn_seq2seq.run_directory import update_summary, write_atomically
+    from hf_rnn_seq2seq.evaluation import results as reporting
+    from hf_rnn_seq2seq.evaluation import significance as comparison
+    from hf_rnn_seq2seq.files import write_atomically
+    from hf_rnn_seq2seq.run_directory import update_summary
+    from hf_rnn_seq2seq.visualization.attention_map import plot_score_by_length
 
     for system in systems:
         if system.test_set.own:
@@ -165,7 +168,7 @@ def write_results(arguments: argparse.Namespace, systems: list[Any], more: dict[
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command_line.quiet_libraries()
-    from hf_rnn_seq2seq import reporting
+    from hf_rnn_seq2seq.evaluation import results as reporting
     from hf_rnn_seq2seq.run_directory import read_summary
 
     for directory in arguments.models:

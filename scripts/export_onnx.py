@@ -1,8 +1,8 @@
 """A trained model as ONNX files, with the tokenizer: `python scripts/export_onnx.py runs/demo --output runs/demo-onnx`.
 
-The folder then holds encoder.onnx, decoder.onnx and decoding.json; `hf_rnn_seq2seq.onnx_decoding` translates with them
-by onnxruntime and numpy, greedily or with beams, and finds what `generate()` finds. The files are compared with the
-model before they are written. --text translates a line with them.
+The folder then holds encoder.onnx, decoder.onnx and decoding.json; `hf_rnn_seq2seq.export.onnx_runtime` translates with
+them by onnxruntime and numpy, greedily or with beams, and finds what `generate()` finds. The files are compared with
+the model before they are written. --text translates a line with them.
 """
 
 import argparse
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     model, tokenizer = load_checkpoint(arguments.model, device="cpu", dtype="float32")
     try:
-        from hf_rnn_seq2seq.onnx_decoding import OnnxTranslator
-        from hf_rnn_seq2seq.onnx_export import export_onnx
+        from hf_rnn_seq2seq.export.onnx import export_onnx
+        from hf_rnn_seq2seq.export.onnx_runtime import OnnxTranslator
 
         difference = export_onnx(model, arguments.output)
     except ImportError as error:

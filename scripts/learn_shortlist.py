@@ -28,7 +28,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    from hf_rnn_seq2seq.line_streams import LineReader
+    from hf_rnn_seq2seq.generation.lines import LineReader
 
     reader = LineReader(arguments.pairs, pairs=True)
     rows = [line.partition("\t") for line in reader]
@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from transformers import AutoTokenizer
 
     import hf_rnn_seq2seq  # noqa: F401  (registers the tokenizer)
+    from hf_rnn_seq2seq.generation.shortlist import Shortlist
     from hf_rnn_seq2seq.run_directory import vocabulary_hash
-    from hf_rnn_seq2seq.shortlist import Shortlist
 
     with reading(f"the tokenizer of {arguments.model!r}"):
         tokenizer = AutoTokenizer.from_pretrained(arguments.model)

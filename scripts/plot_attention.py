@@ -28,7 +28,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def hypotheses_with_attention(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> list[Any]:
     """Hypotheses of `evaluation`, their attention (heads, target, source) filled in."""
-    from hf_rnn_seq2seq.evaluation import forced_hypothesis, translate_n_best
+    from hf_rnn_seq2seq.generation.translate import forced_hypothesis, translate_n_best
 
     if arguments.translation is not None:
         return [forced_hypothesis(model, tokenizer, arguments.sentence, arguments.translation, layer=arguments.layer)]
@@ -48,13 +48,13 @@ def hypotheses_with_attention(arguments: argparse.Namespace, model: Any, tokeniz
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    from hf_rnn_seq2seq.figures import check_output
+    from hf_rnn_seq2seq.visualization.figure import check_output
 
     check_output(arguments.output)
     command_line.quiet_libraries()
-    from hf_rnn_seq2seq.alignment import merge_words, source_pieces, target_pieces
-    from hf_rnn_seq2seq.plotting import Panel, attention_panels
+    from hf_rnn_seq2seq.generation.attention import merge_words, source_pieces, target_pieces
     from hf_rnn_seq2seq.run_directory import load_checkpoint
+    from hf_rnn_seq2seq.visualization.attention_map import Panel, attention_panels
 
     model, tokenizer = load_checkpoint(arguments.model, device=arguments.device, dtype=arguments.dtype, attention=True)
     panels, source = [], []

@@ -12,12 +12,12 @@ from hf_rnn_seq2seq import command_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.sentence_parser(__doc__, title="text above the tree (default: the sentence)")
     arguments = command_line.parse_sentence(parser, argv)
-    from hf_rnn_seq2seq.figures import check_output
+    from hf_rnn_seq2seq.visualization.figure import check_output
 
     check_output(arguments.output)
     command_line.quiet_libraries()
-    from hf_rnn_seq2seq.beam_tree import beam_tree, plot_beam_tree
     from hf_rnn_seq2seq.run_directory import load_checkpoint
+    from hf_rnn_seq2seq.visualization.beam_tree import beam_tree, plot_beam_tree
 
     model, tokenizer = load_checkpoint(arguments.model, device=arguments.device, dtype=arguments.dtype)
     options = {"num_beams": 4} | command_line.generation_options(arguments)

@@ -44,7 +44,7 @@ def fresh_curves(arguments: argparse.Namespace) -> dict[str, list[float]]:
     import torch
 
     from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqModel
-    from hf_rnn_seq2seq.gradients import open_gates, recurrent_kernel, state_gradients
+    from hf_rnn_seq2seq.visualization.gradients import open_gates, recurrent_kernel, state_gradients
 
     curves = {}
     for name, (cell, is_open) in CELLS.items():
@@ -63,9 +63,9 @@ def fresh_curves(arguments: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def model_curves(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    from hf_rnn_seq2seq.gradients import word_gradients
-    from hf_rnn_seq2seq.reporting import read_test_set
+    from hf_rnn_seq2seq.evaluation.results import read_test_set
     from hf_rnn_seq2seq.run_directory import load_checkpoint
+    from hf_rnn_seq2seq.visualization.gradients import word_gradients
 
     chosen = command_line.data_options(arguments)
     curves = {}
@@ -79,11 +79,11 @@ def model_curves(arguments: argparse.Namespace) -> dict[str, list[float]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    from hf_rnn_seq2seq.figures import check_output
+    from hf_rnn_seq2seq.visualization.figure import check_output
 
     check_output(arguments.output)
     command_line.quiet_libraries()
-    from hf_rnn_seq2seq.gradients import plot_gradients
+    from hf_rnn_seq2seq.visualization.gradients import plot_gradients
 
     if arguments.models:
         curves, backwards = model_curves(arguments), "words before the end of the source"

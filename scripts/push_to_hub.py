@@ -42,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    from hf_rnn_seq2seq.model_card import read_facts, render_again, template_path
-    from hf_rnn_seq2seq.publishing import PublishError, plan_upload, push
-    from hf_rnn_seq2seq.run_directory import write_atomically
+    from hf_rnn_seq2seq.errors import PublishError
+    from hf_rnn_seq2seq.files import write_atomically
+    from hf_rnn_seq2seq.hub.model_card import read_facts, render_again, template_path
+    from hf_rnn_seq2seq.hub.upload import plan_upload, push
 
     if arguments.render_cards:
         for path in render_again(template_path().parent):

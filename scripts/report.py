@@ -28,10 +28,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command_line.quiet_libraries()
-    from hf_rnn_seq2seq.error_analysis import analyse_systems
-    from hf_rnn_seq2seq.html_report import render_report
-    from hf_rnn_seq2seq.reporting import notes
-    from hf_rnn_seq2seq.run_directory import write_atomically
+    from hf_rnn_seq2seq.evaluation.error_analysis import analyse_systems
+    from hf_rnn_seq2seq.evaluation.results import notes
+    from hf_rnn_seq2seq.files import write_atomically
+    from hf_rnn_seq2seq.visualization.html_report import render_report
 
     chosen, options = command_line.data_options(arguments), command_line.analysis_options(arguments)
     test_set, systems = analyse_systems(arguments.models, chosen, **options)

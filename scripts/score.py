@@ -50,7 +50,7 @@ def pairs(arguments: argparse.Namespace, readers: Sequence[Any]) -> Iterator[tup
 
 def open_readers(arguments: argparse.Namespace) -> list[Any]:
     """One reader of pairs, or one of each side; files of different length are refused before any work."""
-    from hf_rnn_seq2seq.line_streams import LineReader
+    from hf_rnn_seq2seq.generation.lines import LineReader
 
     sources = None if arguments.sources == "-" else arguments.sources
     if arguments.targets is None:
@@ -77,8 +77,8 @@ def score_window(
     arguments: argparse.Namespace, model: Any, tokenizer: Any, window: Sequence[tuple[str, str]], counts: Counter[str]
 ) -> list[Any]:
     """The score of each pair, None where a side is empty; `counts` gets those of the sources that were read."""
-    from hf_rnn_seq2seq.evaluation import encode_sources
-    from hf_rnn_seq2seq.scoring import score_texts
+    from hf_rnn_seq2seq.generation.scoring import score_texts
+    from hf_rnn_seq2seq.generation.translate import encode_sources
 
     full = [all(text.strip() for text in pair) for pair in window]
     filled = [pair for pair, usable in zip(window, full, strict=True) if usable]
@@ -93,10 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     readers = open_readers(arguments)
     command_line.quiet_libraries()
-    from hf_rnn_seq2seq.evaluation import source_problems
-    from hf_rnn_seq2seq.line_streams import LineWriter, StreamError, windows
+    from hf_rnn_seq2seq.errors import StreamError
+    from hf_rnn_seq2seq.generation.lines import LineWriter, windows
+    from hf_rnn_seq2seq.generation.scoring import Score, summarise
+    from hf_rnn_seq2seq.generation.translate import source_problems
     from hf_rnn_seq2seq.run_directory import load_checkpoint
-    from hf_rnn_seq2seq.scoring import Score, summarise
 
     model, tokenizer = load_checkpoint(arguments.model, device=arguments.device, dtype=arguments.dtype)
     total: list[Any] = []

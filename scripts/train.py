@@ -25,7 +25,8 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "2000"
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, command_line  # noqa: E402  after GOMP_SPINCOUNT
-from hf_rnn_seq2seq.arguments import (  # noqa: E402  after GOMP_SPINCOUNT
+from hf_rnn_seq2seq.errors import reading  # noqa: E402  after GOMP_SPINCOUNT
+from hf_rnn_seq2seq.training.arguments import (
     OF_TRANSLATIONS,
     ArgumentError,
     DataArguments,
@@ -35,7 +36,6 @@ from hf_rnn_seq2seq.arguments import (  # noqa: E402  after GOMP_SPINCOUNT
     dump_recipe,
     parse_arguments,
 )
-from hf_rnn_seq2seq.errors import reading  # noqa: E402  after GOMP_SPINCOUNT
 
 # The tokenizer decides the sizes of the vocabularies and its special tokens, the loop about the cache.
 NOT_OPTIONS = {"vocab_size", "source_vocab_size", "use_cache", "is_encoder_decoder", "transformers_version"}
@@ -54,9 +54,9 @@ def build_tokenizer(options: TokenizerArguments, data: DataArguments, corpus: An
     """The tokenizer that was saved or named, else one trained on the training split."""
     from transformers import AutoTokenizer
 
+    from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer
+    from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
     from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
-    from hf_rnn_seq2seq.named_tokenizer import load_tokenizer
-    from hf_rnn_seq2seq.tokenization import build_tokenizer
 
     if saved is not None and saved == options.tokenizer_name_or_path:
         return load_tokenizer(saved, say=lambda text: print(text, file=sys.stderr))
@@ -86,10 +86,10 @@ def build_model(
     """A model that fits the tokenizer: of a checkpoint, of a preset, or of configuration fields."""
     from transformers import AutoModelForSeq2SeqLM
 
-    from hf_rnn_seq2seq.adaptation import grow_tables
-    from hf_rnn_seq2seq.named_tokenizer import start_token_id
+    from hf_rnn_seq2seq.data.named_tokenizer import start_token_id
+    from hf_rnn_seq2seq.data.tokenizer import source_vocabulary_size, target_vocabulary_size
     from hf_rnn_seq2seq.run_directory import require_finite
-    from hf_rnn_seq2seq.tokenization import source_vocabulary_size, target_vocabulary_size
+    from hf_rnn_seq2seq.training.adaptation import grow_tables
 
     sizes = {"source_vocab_size": source_vocabulary_size(tok), "vocab_size": target_vocabulary_size(tok)}
     fields = {name: value for name, value in options.items() if name != "preset"}
@@ -124,7 +124,7 @@ def build_model(
 
 def resumed_tokenizer(training: TrainingArguments) -> Path | None:
     """The newest complete checkpoint of the run to continue: its vocabulary is the run's."""
-    from hf_rnn_seq2seq.checkpointing import CheckpointStore, named_checkpoint
+    from hf_rnn_seq2seq.training.checkpoints import CheckpointStore, named_checkpoint
 
     if training.resume_from_checkpoint in (None, "latest"):
         store = CheckpointStore(str(training.output_dir))
@@ -140,19 +140,19 @@ def build_loop(
 
     from accelerate.utils import broadcast_object_list, set_seed
 
-    from hf_rnn_seq2seq.adaptation import Adaptation
-    from hf_rnn_seq2seq.data import Collator, load_corpus, tokenize_corpus
-    from hf_rnn_seq2seq.evaluation import score, translate
-    from hf_rnn_seq2seq.hub_uploads import without_token
-    from hf_rnn_seq2seq.metrics import why_blind
+    from hf_rnn_seq2seq.data.corpus import Collator, load_corpus, tokenize_corpus
+    from hf_rnn_seq2seq.data.loader import BatchLoader
+    from hf_rnn_seq2seq.data.sampled_table import SampledTable, build_sampler
+    from hf_rnn_seq2seq.data.streaming import TextStream, in_memory
+    from hf_rnn_seq2seq.data.tokenizer import source_vocabulary_size, target_vocabulary_size
+    from hf_rnn_seq2seq.evaluation.metrics import why_blind
+    from hf_rnn_seq2seq.generation.translate import score, translate
+    from hf_rnn_seq2seq.hub.background_upload import without_token
     from hf_rnn_seq2seq.run_directory import require_vocabulary
-    from hf_rnn_seq2seq.sampled_corpus import SampledTable, build_sampler
-    from hf_rnn_seq2seq.sequence_objectives import build_objective
-    from hf_rnn_seq2seq.streamed_corpus import TextStream, in_memory
-    from hf_rnn_seq2seq.tokenization import source_vocabulary_size, target_vocabulary_size
-    from hf_rnn_seq2seq.training import TrainingLoop
-    from hf_rnn_seq2seq.updates import BatchLoader
-    from hf_rnn_seq2seq.validation import Validator
+    from hf_rnn_seq2seq.training.adaptation import Adaptation
+    from hf_rnn_seq2seq.training.loop import TrainingLoop
+    from hf_rnn_seq2seq.training.sequence_objectives import build_objective
+    from hf_rnn_seq2seq.training.validation import Validator
 
     data, tokenizer_options, generation, training = groups
     set_seed(training.seed)
@@ -251,7 +251,7 @@ def build_loop(
 
 def aligned(rows: Any, model: Any, data: DataArguments, accelerator: Any, guided: bool) -> Any:
     """The training rows, with alignments where the model is guided by them: the given ones, else computed."""
-    from hf_rnn_seq2seq.word_alignment import with_alignments
+    from hf_rnn_seq2seq.data.word_alignment import with_alignments
 
     weight = getattr(model.config, "guided_alignment_weight", 0) if guided else 0
     for name in ("alignment_file", "alignment_column"):
@@ -283,8 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from transformers import GenerationConfig
 
-    from hf_rnn_seq2seq.run_control import check_before_work, check_output_dir
-    from hf_rnn_seq2seq.run_directory import only_writer
+    from hf_rnn_seq2seq.files import only_writer
+    from hf_rnn_seq2seq.training.launch import check_before_work, check_output_dir
 
     command_line.quiet_libraries()
     check_before_work(training)
@@ -301,10 +301,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(groups: Sequence[Any], options: dict[str, Any]) -> int:
     """The run, from the corpus to the last checkpoint."""
-    from hf_rnn_seq2seq import hub_uploads
-    from hf_rnn_seq2seq.dry_run import dry_run
-    from hf_rnn_seq2seq.run_control import build_accelerator, use_all_cores
-    from hf_rnn_seq2seq.training import TrainingError
+    from hf_rnn_seq2seq.hub import background_upload as hub_uploads
+    from hf_rnn_seq2seq.training.dry_run import dry_run
+    from hf_rnn_seq2seq.training.launch import build_accelerator, use_all_cores
+    from hf_rnn_seq2seq.training.loop import TrainingError
 
     training = groups[-1]
     use_all_cores(training.cpu_threads)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, command_line
-from hf_rnn_seq2seq.arguments import (
+from hf_rnn_seq2seq.training.arguments import (
     ArgumentError,
     DataArguments,
     GenerationArguments,
@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArgumentError(f"output_dir={training.output_dir!r}: exists and is not an empty folder")
 
-    from hf_rnn_seq2seq.data import load_corpus
+    from hf_rnn_seq2seq.data.corpus import load_corpus
+    from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
     from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
-    from hf_rnn_seq2seq.tokenization import build_tokenizer, source_vocabulary_size, target_vocabulary_size
 
     command_line.quiet_libraries()
     named = dataclasses.asdict(data)

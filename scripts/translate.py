@@ -114,7 +114,7 @@ def decoding_options(arguments: argparse.Namespace, model: Any, tokenizer: Any) 
         where = {"device": arguments.device, "dtype": arguments.dtype}
         options["ensemble"] = load_ensemble(arguments.ensemble, arguments.model, model, tokenizer, **where)
     if arguments.shortlist:
-        from hf_rnn_seq2seq.shortlist import Shortlist
+        from hf_rnn_seq2seq.generation.shortlist import Shortlist
 
         options["search"] = Shortlist.load(arguments.shortlist, tokenizer).search(model)
     return options
@@ -124,9 +124,9 @@ def rich_lines(
     arguments: argparse.Namespace, model: Any, tokenizer: Any, window: list[str], encoded: Any, options: Any
 ) -> list[str]:
     """Output lines with more than the translation in them."""
-    from hf_rnn_seq2seq.alignment import word_pairs
-    from hf_rnn_seq2seq.evaluation import translate_n_best
-    from hf_rnn_seq2seq.unknown_words import read_dictionary, replace_unknown
+    from hf_rnn_seq2seq.generation.attention import word_pairs
+    from hf_rnn_seq2seq.generation.translate import translate_n_best
+    from hf_rnn_seq2seq.generation.unknown_words import read_dictionary, replace_unknown
 
     attention = arguments.alignments or arguments.replace_unknown is not None
     found = translate_n_best(model, tokenizer, encoded, n_best=arguments.n_best, attention=attention, **options)
@@ -168,8 +168,9 @@ def _as_text(source: str, rows: list[dict[str, Any]]) -> str:
 
 def identity(arguments: argparse.Namespace, reader: Any, model: Any, tokenizer: Any, options: Any) -> dict[str, Any]:
     """What the lines depend on, files by their content: a part made with other values is not continued."""
-    from hf_rnn_seq2seq.run_directory import content_hash, model_hash
-    from hf_rnn_seq2seq.token_columns import tokenizer_hash
+    from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
+    from hf_rnn_seq2seq.files import content_hash
+    from hf_rnn_seq2seq.run_directory import model_hash
 
     silent = ("resume", "overwrite", "no_progress", "window", "batch_size", "max_tokens", "output_file", "device")
     given = {name: value for name, value in vars(arguments).items() if name not in silent}
@@ -190,8 +191,9 @@ def translate_lines(
     """Read, translate and write window by window, so that memory stays flat; returns counts of `Encoded`."""
     from tqdm import tqdm
 
-    from hf_rnn_seq2seq.evaluation import encode_sources, translate
-    from hf_rnn_seq2seq.line_streams import StreamError, windows
+    from hf_rnn_seq2seq.errors import StreamError
+    from hf_rnn_seq2seq.generation.lines import windows
+    from hf_rnn_seq2seq.generation.translate import encode_sources, translate
 
     options = command_line.generation_options(arguments) | decoding | {"progress": False}
     options |= {"batch_size": arguments.batch_size, "max_tokens": arguments.max_tokens}
@@ -220,7 +222,7 @@ def translate_lines(
 
 
 def open_reader(arguments: argparse.Namespace) -> Any:
-    from hf_rnn_seq2seq.line_streams import DatasetReader, LineReader
+    from hf_rnn_seq2seq.generation.lines import DatasetReader, LineReader
 
     if arguments.dataset is None:
         return LineReader(arguments.input, arguments.source_column or "source")
@@ -238,8 +240,8 @@ def peak_megabytes() -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    from hf_rnn_seq2seq.evaluation import source_problems
-    from hf_rnn_seq2seq.line_streams import LineWriter
+    from hf_rnn_seq2seq.generation.lines import LineWriter
+    from hf_rnn_seq2seq.generation.translate import source_problems
 
     command_line.quiet_libraries()
     reader = open_reader(arguments)

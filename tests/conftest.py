@@ -42,7 +42,7 @@ def fresh_accelerate() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with its tokenizer."""
-    from tests.checkpoints import save_checkpoint, tiny_rnn, tiny_tokenizer
+    from tests.helpers.checkpoints import save_checkpoint, tiny_rnn, tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     return save_checkpoint(tmp_path_factory.mktemp("run") / "tiny", tiny_rnn(tokenizer), tokenizer)
@@ -51,7 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints with attention and without, six sentence pairs, and three of them."""
-    from tests.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
+    from tests.helpers.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
 
     folder, tokenizer = tmp_path_factory.mktemp("runs"), tiny_tokenizer()
     save_checkpoint(folder / "attention", tiny_rnn(tokenizer), tokenizer)
@@ -65,7 +65,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Any]:
     """A Hub on loopback."""
-    from tests.hub import running_hub
+    from tests.helpers.hub import running_hub
 
     with running_hub() as started:
         yield started
@@ -74,6 +74,6 @@ def hub() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def child(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Fresh processes that talk to that Hub."""
-    from tests.hub import Child
+    from tests.helpers.hub import Child
 
     return Child(hub, tmp_path_factory.mktemp("children"))

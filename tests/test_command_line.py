@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_rnn_seq2seq import command_line
-from tests.script_runs import run
+from tests.helpers.script_runs import run
 
 TYPED = {
     ("translate", "--ensemble A B MODEL"): {"model": "MODEL", "ensemble": ["A", "B"]},
@@ -17,12 +17,12 @@ TYPED = {
     ("translate", "--replace-unknown words.tsv MODEL"): {"model": "MODEL", "replace_unknown": "words.tsv"},
     ("translate", "--scores true MODEL --no-progress"): {"model": "MODEL", "scores": True, "no_progress": True},
     ("translate", "--alignments=false MODEL --length_penalty -1"): {"alignments": False, "length_penalty": -1.0},
-    ("translate", "--output_file=~/out.txt $FOLDER/run"): {"model": "/data/run", "output_file": "/home/me/out.txt"},
+    ("translate", "--output_file=~/out.txt $FOLDER/run"): {"model": "/data/run", "output_file": "/home-me/out.txt"},
     ("evaluate_bleu", "--scores bleu chrf DIR OTHER"): {"models": ["DIR", "OTHER"], "scores": ["bleu", "chrf"]},
     ("evaluate_bleu", "DIR --scores chrf --no-summary"): {"models": ["DIR"], "scores": ["chrf"], "summary": False},
     ("evaluate_bleu", "--scores chrf --test_file ~/a,~/b DIR"): {
         "models": ["DIR"],
-        "test_file": "/home/me/a,/home/me/b",
+        "test_file": "/home-me/a,/home-me/b",
     },
     ("benchmark", "--only vocab_size growth"): {"what": "growth", "only": ["vocab_size"]},
 }
@@ -30,7 +30,7 @@ TYPED = {
 
 @pytest.mark.parametrize(("script", "line"), TYPED)
 def test_words_may_stand_in_any_order(script: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/home-me")
     monkeypatch.setenv("FOLDER", "/data")
     found = vars(importlib.import_module(script).parse(line.split()))
     assert {name: found[name] for name in TYPED[script, line]} == TYPED[script, line]

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from hf_rnn_seq2seq import command_line, errors
-from hf_rnn_seq2seq.errors import InputError, reading
-from hf_rnn_seq2seq.finite_guard import TrainingError
-from hf_rnn_seq2seq.readers import read_lines
+from hf_rnn_seq2seq.data.readers import read_lines
+from hf_rnn_seq2seq.errors import InputError, TrainingError, reading
 
 HINT = "; HF_RNN_SEQ2SEQ_TRACEBACK=1 shows where it came from"
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from hf_rnn_seq2seq.arguments import parse_arguments
-from tests.hub import Hub
-from tests.hub_store import USER_TOKEN
-from tests.test_export import NEWER_TORCH, OLD_TORCH
+from hf_rnn_seq2seq.training.arguments import parse_arguments
+from tests.export.test_export import NEWER_TORCH, OLD_TORCH
+from tests.helpers.hub import Hub
+from tests.helpers.hub_store import USER_TOKEN
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")

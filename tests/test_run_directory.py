@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from hf_rnn_seq2seq.line_streams import LineWriter, StreamError
-from hf_rnn_seq2seq.run_directory import FileLock, InUseError, only_writer
+from hf_rnn_seq2seq.errors import InUseError, StreamError
+from hf_rnn_seq2seq.files import FileLock, only_writer
+from hf_rnn_seq2seq.generation.lines import LineWriter
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
 import os, sys, time
-from hf_rnn_seq2seq.line_streams import LineWriter
+from hf_rnn_seq2seq.generation.lines import LineWriter
 from hf_rnn_seq2seq.run_directory import only_writer
 folder, output = sys.argv[1:]
 with only_writer(folder), LineWriter(output, resume=True, overwrite=True) as writer:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOAD = """
 import sys
 import hf_rnn_seq2seq
-from hf_rnn_seq2seq.model_card import read_facts, render
+from hf_rnn_seq2seq.hub.model_card import read_facts, render
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 assert hf_rnn_seq2seq.__file__.startswith(sys.prefix), hf_rnn_seq2seq.__file__

@@ -14,7 +14,7 @@ from .configuration_rnn_seq2seq import ATTENTION_NAMES, ConfigError, RnnSeq2SeqC
 from .coverage import build_coverage
 from .departures import weights_say_all
 from .entmax import SparseWeights
-from .products import Linear
+from .matmul import Linear
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .departures import departure
 from .loss import IGNORED_LABEL
 from .precision import without_autocast
-from .products import LINEAR
+from .matmul import LINEAR
 
 
 class Copying(NamedTuple):

@@ -18,11 +18,11 @@ from .configuration_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig
 from .context_gate import ContextGate, gates_cell
 from .copying import CopyGate, missing_source
 from .decoder_parts import Attended, DecoderTrace, Loop, Readout, Step, hold
-from .decoder_scan import attended_scan, scan_refusal
+from .scan_decoder import attended_scan, scan_refusal
 from .departures import departure, override
-from .products import linear
+from .matmul import linear
 from .recurrence import RecurrentLayer, State
-from .regularisation import drop, drop_words, dropout_mask
+from .dropout import drop, drop_words, dropout_mask
 
 # Methods of a layer that `RnnDecoder.step` calls itself; what else stands on a layer asks for calling the layer.
 _CALLED_OF_A_LAYER = ("step_weights", "first_cell", "transit", "zone_out", "recurrent_mask", "zoneout_masks")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .cache import DecoderState
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .context_gate import ContextGate, gates_readout
-from .products import Linear
+from .matmul import Linear
 from .recurrence import State, StepWeights
 
 

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .recurrence import RecurrentLayer
-from .regularisation import drop, drop_words
+from .dropout import drop, drop_words
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .departures import departure
 from .precision import compute_dtype, without_autocast
-from .products import LINEAR, affine, onednn_is_faster, outer, product
+from .matmul import LINEAR, affine, onednn_is_faster, outer, product
 
 IGNORED_LABEL = -100
 BLOCK = 2**20  # logits that are widened together

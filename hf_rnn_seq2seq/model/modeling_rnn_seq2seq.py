@@ -16,7 +16,7 @@ from .encoder import drop
 from .encoder_decoder import RnnSeq2SeqModel, shift_right
 from .loss import IGNORED_LABEL, logits_loss, output_loss
 from .pretrained import RnnSeq2SeqPreTrainedModel
-from .products import Linear
+from .matmul import Linear
 from .scheduled_sampling import scheduled_inputs
 from .search import SearchMixin
 from .search_options import limit_length

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from .precision import without_autocast
 from .config_errors import ConfigError
 from .departures import override, weights_say_all
-from .products import linear
-from .regularisation import State, dropout_mask, zone_out, zoneout_masks
+from .matmul import linear
+from .dropout import State, dropout_mask, zone_out, zoneout_masks
 
 # Large enough that a sigmoid of it is exactly 0 or 1 in every floating-point type, small enough for float16.
 _SATURATED = 3.0e4

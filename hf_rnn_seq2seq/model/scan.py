@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .precision import compute_dtype, without_autocast
-from .products import affine, outer, product
+from .matmul import affine, outer, product
 from .scan_cells import CELLS, ScanLayer
 from .scan_scores import ScanSource, score_class
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .products import outer, product
+from .matmul import outer, product
 
 
 class ScanSource(NamedTuple):

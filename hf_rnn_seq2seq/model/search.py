@@ -24,11 +24,11 @@ from .constrained_search import constrained_search
 from .decoder import RnnDecoder
 from .departures import hooked, override
 from .encoder_decoder import RnnSeq2SeqModel
-from .ensemble import EnsembleStep
-from .fast_step import build_step, fused_refusal
+from .ensemble_step import EnsembleStep
+from .fused_step import build_step, fused_refusal
 from .group_search import group_search
 from .precision import NotFiniteError, why_not_finite, without_autocast
-from .search_batches import join_parts, make_limits, map_inputs, split_inputs
+from .search_limits import join_parts, make_limits, map_inputs, split_inputs
 from .search_options import OwnOptions, SearchError, Settings, limit_length
 from .search_plan import Found, Limits, SearchPlan
 from .search_step import GeneralStep

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig
 
-from .fast_step import WEIGHT_TYPES
+from .fused_step import WEIGHT_TYPES
 
 # Options of generate() that the search here follows; any other that is set sends the call to generate().
 FOLLOWED = frozenset(

@@ -21,7 +21,7 @@ from .copying import Copying, mixture
 from .decoder import RnnDecoder
 from .departures import departure
 from .precision import NotFiniteError
-from .products import LINEAR, PackedProduct, packs
+from .matmul import LINEAR, PackedProduct, packs
 
 
 IN_ONE_PIECE = 2**20  # elements that an additive score makes for all beams at once

@@ -1,0 +1,233 @@
+"""What each update trains on: the same global batch of rows, however many processes share it.
+
+A global batch is planned for all processes together and split into `processes x gradient_accumulation_steps` parts.
+The plan depends only on the row lengths, the seed and the epoch, so a position in it is two numbers, and a resumed run
+computes it again.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_rnn_seq2seq.data.batching import BatchPlan, plan_batches, row_numbers
+
+
+def column(dataset: Any, name: str) -> np.ndarray:
+    """A column of small whole numbers of a `datasets` table, (rows,)."""
+    values = row_numbers(len(dataset))
+    read = 0
+    for batch in dataset.select_columns(name).with_format("numpy").iter(batch_size=1 << 16):
+        values[read : read + len(batch[name])] = batch[name]
+        read += len(batch[name])
+    return values
+
+
+@dataclass(frozen=True)
+class Update:
+    """The rows of one optimizer step, over all processes; their tokens are None where nobody has counted them yet."""
+
+    epoch: int
+    index: int  # within the epoch
+    updates_in_epoch: int
+    rows: tuple[int, ...]
+    source_tokens: int | None
+    target_tokens: int | None
+    after: dict[str, Any] | None = None  # where a stream stands behind it
+
+    def parts(self, rank: int, processes: int, accumulation: int) -> list[tuple[int, ...]]:
+        """This rank's micro-batches, as many on every rank; () where the rank is short of rows.
+
+        Rows stand from short to long in the global batch and parts are cut in that order, so that the parts that run
+        at the same moment on different ranks have rows of similar length.
+        """
+        count = min(processes * accumulation, len(self.rows))
+        cuts = [number * len(self.rows) // count for number in range(count + 1)]
+        parts = [self.rows[start:stop] for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+        micro_batches = -(-len(parts) // processes)
+        parts += [()] * (micro_batches * processes - len(parts))
+        return parts[rank::processes]
+
+
+class UpdatePlan:
+    """The updates of a run, epoch after epoch.
+
+    Args:
+        source_lengths, target_lengths: tokens of each row, end token included, (rows,).
+        batch_size: sentences of an update over all processes; ignored where `max_tokens` is given.
+        max_tokens: padded tokens (source and target) of an update over all processes.
+        seed: decides the order together with the epoch.
+
+    Raises:
+        ValueError: no row to train on.
+    """
+
+    def __init__(
+        self,
+        source_lengths: Sequence[int] | np.ndarray,
+        target_lengths: Sequence[int] | np.ndarray,
+        *,
+        batch_size: int,
+        max_tokens: int | None,
+        seed: int,
+    ) -> None:
+        self.source_lengths = np.asarray(source_lengths, dtype=np.int32)
+        self.target_lengths = np.asarray(target_lengths, dtype=np.int32)
+        if not len(self.source_lengths):
+            raise ValueError("the training split has no usable row")
+        self.batch_size = None if max_tokens else batch_size
+        self.max_tokens = max_tokens
+        self.seed = seed
+        self._planned: tuple[int, BatchPlan] | None = None
+        self.identity = {
+            "training rows": len(self.source_lengths),
+            "sentences per update": self.batch_size,
+            "train_batch_tokens": self.max_tokens,
+        }
+
+    @property
+    def updates_per_epoch(self) -> float:
+        """Of the first epoch; with a token budget the number may differ a little from epoch to epoch."""
+        return len(self.epoch(0))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a plan of the run says about it."""
+        return {"training rows": f"{len(self.source_lengths):,}", "updates per epoch": f"{self.updates_per_epoch:,}"}
+
+    def epoch(self, epoch: int) -> BatchPlan:
+        """The global batches of an epoch: every row exactly once."""
+        if self._planned is None or self._planned[0] != epoch:
+            batches = plan_batches(
+                self.source_lengths,
+                self.target_lengths,
+                batch_size=self.batch_size,
+                max_tokens=self.max_tokens,
+                seed=self.seed,
+                epoch=epoch,
+            )
+            self._planned = (epoch, batches)
+        return self._planned[1]
+
+    def updates(self, epoch: int = 0, index: int = 0, position: Any = None) -> Iterator[Update]:
+        """Updates from a place on, without end; `position` is for streams."""
+        while True:
+            batches = self.epoch(epoch)
+            for position in range(index, len(batches)):
+                rows = batches[position]
+                yield Update(
+                    epoch=epoch,
+                    index=position,
+                    updates_in_epoch=len(batches),
+                    rows=tuple(rows),
+                    source_tokens=int(self.source_lengths[rows].sum()),
+                    target_tokens=int(self.target_lengths[rows].sum()),
+                )
+            epoch, index = epoch + 1, 0
+
+    def positions(self, update: Update) -> int:
+        """Padded positions of an update."""
+        rows = list(update.rows)
+        return int(len(rows) * (self.source_lengths[rows].max() + self.target_lengths[rows].max()))
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Padded tensors of one forward pass; `target_tokens` is 0 for a filler, whose loss counts for nothing."""
+
+    inputs: dict[str, torch.Tensor]
+    target_tokens: int
+    source_tokens: int = 0
+    left_out: int = 0  # rows that turned out too long when they were read
+
+
+class BatchLoader:
+    """Reads and pads a rank's micro-batches in a thread, a few updates ahead of the model.
+
+    Args:
+        dataset: rows with `input_ids` and `labels`; `dataset[list_of_rows]` gives a dict of lists.
+        collate: pads such a dict.
+        rank, processes, accumulation: how an update is split.
+        device: where the tensors go.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Callable[[Any], dict[str, torch.Tensor]],
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        accumulation: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.dataset = dataset
+        self.collate = collate
+        self.rank, self.processes, self.accumulation = rank, processes, accumulation
+        self.device = torch.device(device)
+
+    def load(self, update: Update) -> list[MicroBatch]:
+        """This rank's micro-batches of an update, a filler where it has no rows."""
+        micro_batches = []
+        for part in update.parts(self.rank, self.processes, self.accumulation):
+            # Every rank runs every pass, since gradients are exchanged in it: the filler is one real row, weighing 0.
+            columns = self.columns(update, part or update.rows[:1])
+            inputs = self.collate(columns)
+            tokens = int((inputs["labels"] != -100).sum()) if part else 0
+            source_tokens = sum(map(len, columns["input_ids"])) if part else 0
+            micro_batches.append(MicroBatch(self.to_device(inputs), tokens, source_tokens))
+        return micro_batches
+
+    def columns(self, update: Update, rows: Sequence[int]) -> dict[str, list[Any]]:
+        """The columns of some rows of an update."""
+        return self.dataset[list(rows)]
+
+    def read(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The padded tensors of some rows, on the CPU."""
+        return self.collate(self.dataset[list(rows)])
+
+    def to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors on the model's device; the copy to a GPU runs beside its computation."""
+        if self.device.type == "cuda":
+            inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
+
+    def stream(self, updates: Iterator[Update], depth: int = 2) -> Generator[tuple[Update, list[MicroBatch]]]:
+        """Updates with their micro-batches, read ahead by `depth`; an error of the thread is raised here."""
+        ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
+        stopped = threading.Event()
+
+        def put(item: Any) -> bool:
+            while not stopped.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def produce() -> None:
+            try:
+                for update in updates:
+                    if not put((update, self.load(update))):
+                        return
+                put(None)
+            except BaseException as error:  # handed to the reader
+                put(error)
+
+        thread = threading.Thread(target=produce, name="batch-loader", daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stopped.set()
+            thread.join()

@@ -1,0 +1,146 @@
+"""Text columns -> token columns, memory-mapped, cached by the content of the split and of the tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+from datasets import Dataset, Features, IterableDataset, List, Value
+
+from hf_rnn_seq2seq.data.readers import listed
+from hf_rnn_seq2seq.data.word_alignment import FEATURE, token_alignments
+from hf_rnn_seq2seq.errors import DataError
+from hf_rnn_seq2seq.files import content_hash, digest
+
+_TOKENS = {
+    "id": Value("int64"),
+    "input_ids": List(Value("int32")),
+    "labels": List(Value("int32")),
+    "source_length": Value("int32"),
+    "target_length": Value("int32"),
+}
+
+
+# What a tokenizer's files say about its last call, its place and its code, not about the ids it gives.
+_NOT_CONTENT = ("padding", "truncation", "name_or_path", "is_local", "local_files_only", "auto_map", "model_max_length")
+
+AnyDataset: TypeAlias = Dataset | IterableDataset
+
+
+def _rounded(number: str) -> str:
+    """`tokenizers` may read the last digit of a piece's score back otherwise than it wrote it."""
+    return f"{float(number):.9g}"
+
+
+def tokenize_corpus(
+    split: AnyDataset,
+    tokenizer: Any,
+    *,
+    max_source_length: int,
+    max_target_length: int,
+    num_proc: int | None = None,
+    cache_dir: str | Path | None = None,
+    alignment_unit: str = "word",
+) -> tuple[AnyDataset, dict[str, int]]:
+    """Tokenises a split into memory-mapped int columns, cached by the content of split and tokenizer.
+
+    Args:
+        split: text columns `source`, `target`, and `id`.
+        max_source_length, max_target_length: in tokens, the end token included; longer rows are left out and counted.
+        num_proc: worker processes; None for one.
+        cache_dir: default: in the cache of `datasets`.
+        alignment_unit: what a column `alignment` counts, see `token_alignments`.
+
+    Returns:
+        `id`, `input_ids`, `labels`, `source_length`, `target_length`; and the number of rows left out for each reason
+        (too_long_source, too_long_target; a row that is both counts as source). Counts are empty when streaming.
+
+    Raises:
+        DataError: a limit below 2, or no row short enough.
+    """
+    for name, limit in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
+        if limit < 2:
+            raise DataError(f"{name}={limit}: must be at least 2 (one token and the end token)")
+    # Of a stream the names may not be known; nothing is trained on its alignments.
+    aligned = "alignment" in (split.column_names or [])
+    options: dict[str, Any] = {
+        "batched": True,
+        "batch_size": 4_000,
+        "remove_columns": ["source", "target"],
+        "features": Features(_TOKENS | ({"alignment": FEATURE} if aligned else {})),
+        "fn_kwargs": {"tokenizer": tokenizer, "alignment_unit": alignment_unit},
+    }
+    if isinstance(split, IterableDataset):
+        rows = split.map(encode, **options)
+        limits = {"source": max_source_length, "target": max_target_length}
+        return rows.filter(_short_enough, input_columns=["source_length", "target_length"], fn_kwargs=limits), {}
+    key = digest([split._fingerprint, tokenizer_hash(tokenizer), content_hash([Path(__file__)])])[:32]
+    folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hf_rnn_seq2seq")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = split.map(
+        encode,
+        num_proc=num_proc if num_proc and num_proc > 1 and len(split) >= 2 * num_proc else None,
+        new_fingerprint=key,
+        cache_file_name=str(folder / f"tokens-{key}.arrow"),
+        writer_batch_size=4_000,  # Arrow keeps 10 KB of notes of every batch that was written
+        desc="Tokenizing",
+        **options,
+    )
+    counts = {"too_long_source": 0, "too_long_target": 0}
+    for long_source, long_target in _too_long(rows, max_source_length, max_target_length):
+        counts["too_long_source"] += int(long_source.sum())
+        counts["too_long_target"] += int((long_target & ~long_source).sum())
+    counts = {reason: count for reason, count in counts.items() if count}
+    if counts:
+        short = [~(source | target) for source, target in _too_long(rows, max_source_length, max_target_length)]
+        kept = np.flatnonzero(np.concatenate(short))
+        if not len(kept):
+            raise DataError(
+                f"{split.split or 'corpus'}: none of its {len(rows)} rows is within {max_source_length=}, "
+                f"{max_target_length=} ({listed(counts)}); raise them, or name another file"
+            )
+        # On the disk, like the rows: their numbers would take 8 bytes each of memory.
+        file = folder / f"kept-{digest([key, max_source_length, max_target_length])[:32]}.arrow"
+        rows = rows.select(kept, indices_cache_file_name=str(file))
+    return rows, counts
+
+
+def _too_long(rows: Dataset, source: int, target: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Which rows are above each limit, some thousand rows at a time."""
+    lengths = rows.select_columns(["source_length", "target_length"]).with_format("numpy")
+    for batch in lengths.iter(batch_size=1 << 16):
+        yield batch["source_length"] > source, batch["target_length"] > target
+
+
+def encode(batch: Mapping[str, list[Any]], tokenizer: Any, alignment_unit: str = "word") -> dict[str, list[Any]]:
+    """The token columns of text columns `id`, `source`, `target` and maybe `alignment`; no row is cut or left out."""
+    # Without a limit here: a sentence is left out rather than cut, so its whole length must be known.
+    tokens = tokenizer(batch["source"], text_target=batch["target"], return_attention_mask=False, verbose=False)
+    lengths = {"source_length": list(map(len, tokens["input_ids"])), "target_length": list(map(len, tokens["labels"]))}
+    aligned = {"alignment": token_alignments(batch, tokenizer, alignment_unit)} if "alignment" in batch else {}
+    return {"id": batch["id"], "input_ids": tokens["input_ids"], "labels": tokens["labels"], **lengths, **aligned}
+
+
+def _short_enough(source_length: int, target_length: int, source: int, target: int) -> bool:
+    return source_length <= source and target_length <= target
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of what a tokenizer does: of the files it saves, without the padding and truncation of its last call."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        total = hashlib.sha256()
+        for path in sorted(Path(folder).rglob("*")):
+            if path.suffix == ".json":
+                content = json.loads(path.read_text(encoding="utf-8"), parse_float=_rounded)
+                content = {k: v for k, v in content.items() if k not in _NOT_CONTENT}
+                total.update(json.dumps([path.name, content], sort_keys=True).encode())
+            elif path.is_file():
+                total.update(path.read_bytes())
+    return total.hexdigest()

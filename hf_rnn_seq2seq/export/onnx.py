@@ -1,0 +1,208 @@
+"""A trained model as two ONNX files, checked against the model before anything is written where it is wanted.
+
+`onnx_decoding.py` translates with them and needs neither torch nor this file.
+"""
+
+import json
+import logging
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_rnn_seq2seq.errors import ExportError
+from hf_rnn_seq2seq.export.graphs import Programs, export_programs, recurrence
+from hf_rnn_seq2seq.export.onnx_runtime import DECODER, ENCODER, SETTINGS, OnnxTranslator
+from hf_rnn_seq2seq.model.search_options import longest_output
+
+OPSET = 18
+# Largest difference of logits and log-probabilities between torch and ONNX that the check lets pass, in float32.
+TOLERANCE = 2e-4
+
+
+def export_onnx(model: Any, output: str | os.PathLike[str], programs: Programs | None = None) -> float:
+    """Writes OUTPUT/{encoder.onnx, decoder.onnx, decoding.json} in float32.
+
+    Args:
+        model: an RnnSeq2SeqForConditionalGeneration; it is not changed.
+        output: a new or empty folder.
+        programs: what `export_programs(model)` returned, where that is at hand.
+
+    Returns:
+        the largest difference between torch and ONNX, in logits, on sentences of other lengths than the traced ones.
+
+    Raises:
+        ExportError: torch is older than 2.9, the model has a setting that cannot be exported, or ONNX computes
+            something else.
+        FileExistsError: the folder holds something.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output}: must be a new or an empty folder")
+    settings = decoding_settings(model)
+    if {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
+        raise ExportError("the model is not in float32; load it with dtype=torch.float32")
+    # Before, torch.export ties sizes that must stay free.
+    if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 9):
+        raise ExportError(f"torch {torch.__version__}: the export to ONNX needs torch 2.9 or newer")
+    programs = programs or export_programs(model)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
+        folder = Path(place) / "onnx"
+        folder.mkdir()
+        _write(programs, folder)
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        difference = compare(model, OnnxTranslator(folder))
+        if not difference <= TOLERANCE:
+            raise ExportError(f"ONNX and torch differ by {difference:.2g} in logits; nothing was written")
+        if output.exists():
+            output.rmdir()
+        os.replace(folder, output)
+    return difference
+
+
+def decoding_settings(model: Any) -> dict[str, Any]:
+    """What the decoding loop must know, from the model's generation config.
+
+    Raises:
+        ExportError: generation is configured in a way that the loop does not know.
+    """
+    config = model.generation_config
+    # What the loop would have to do and does not: each with the value that asks for nothing.
+    idle: dict[str, Any] = {
+        "do_sample": False,
+        "no_repeat_ngram_size": 0,
+        "repetition_penalty": 1.0,
+        "min_length": 0,
+        "min_new_tokens": None,
+        "bad_words_ids": None,
+        "suppress_tokens": None,
+        "forced_bos_token_id": None,
+        "forced_eos_token_id": None,
+        "num_beam_groups": 1,
+    }
+    for name, value in idle.items():
+        found = getattr(config, name, None)
+        if found not in (None, value):
+            raise ExportError(
+                f"{name}={found!r} in the generation config: the ONNX decoding loop has greedy and beams only"
+            )
+    ends = config.eos_token_id
+    return {
+        "decoder_start_token_id": config.decoder_start_token_id,
+        "pad_token_id": config.pad_token_id,
+        "eos_token_id": [ends] if isinstance(ends, int) else list(ends or []),
+        "max_new_tokens": longest_output(config) or 128,
+        "num_beams": config.num_beams or 1,
+        "length_penalty": 1.0 if config.length_penalty is None else config.length_penalty,
+        "early_stopping": config.early_stopping or False,
+    }
+
+
+@torch.no_grad()
+def compare(model: Any, translator: OnnxTranslator) -> float:
+    """The largest difference in the logits of three words, over a ragged batch and over a single row."""
+    draw = torch.Generator().manual_seed(0)
+    words = torch.randint(0, model.config.vocab_size, (4, 3), generator=draw)
+    worst = 0.0
+    was_training = model.training
+    model.eval()
+    for lengths in ([9, 2, 7, 1], [4]):
+        ids = torch.randint(0, model.config.source_vocab_size, (len(lengths), max(lengths)), generator=draw)
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+        read = words[: len(lengths)]
+        wanted = model(input_ids=ids, attention_mask=mask, decoder_input_ids=read).logits
+        state, memory = translator.encode(ids.numpy(), mask.numpy())
+        for time in range(read.shape[1]):
+            logits, _, state = translator.step(read[:, time].numpy(), state, memory)
+            worst = max(worst, float((wanted[:, time] - torch.from_numpy(logits)).abs().max()))
+    model.train(was_training)
+    return worst
+
+
+def _write(programs: Programs, folder: Path) -> None:
+    start = [*programs.state, *programs.memory]
+    after = ["logits", *(["weights"] if programs.shows_weights else []), *(f"next_{name}" for name in programs.state)]
+    _convert(programs.encoder, ["input_ids", "attention_mask"], start, folder / ENCODER)
+    _convert(programs.decoder, ["words", *start], after, folder / DECODER)
+
+
+def _convert(program: torch.export.ExportedProgram, inputs: list[str], outputs: list[str], path: Path) -> None:
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # Of the exporter about itself; the result is checked.
+            warnings.simplefilter("ignore")
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=inputs,
+                output_names=outputs,
+                custom_translation_table={torch.ops.hf_rnn_seq2seq.recurrence.default: _translation()},
+                verbose=False,
+            )
+        converted.save(str(path), external_data=False)
+    except Exception as error:  # the exporter's own classes differ between releases
+        raise ExportError(f"{path.name}: torch.onnx failed: {' '.join(str(error).split())[:300]}") from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _translation() -> Any:
+    """`recurrence` in ONNX's own operators; they lay out gates in another order than torch."""
+    from onnxscript import opset18 as op
+
+    def gates(weight: Any, order: tuple[int, ...], count: int) -> Any:
+        blocks = op.Split(weight, axis=0, num_outputs=count)
+        blocks = [blocks] if count == 1 else list(blocks)
+        return op.Concat(*(blocks[number] for number in order), axis=0) if count > 1 else weight
+
+    def translate(
+        inputs: Any,
+        hidden: Any,
+        cell: Any,
+        lengths: Any,
+        weight_ih: Any,
+        weight_hh: Any,
+        bias_ih: Any,
+        bias_hh: Any,
+        kind: str,
+    ) -> Any:
+        # torch: LSTM input, forget, new, output; GRU reset, update, new.
+        # ONNX: LSTM input, output, forget, new; GRU update, reset, new.
+        order = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}.get(kind, (0,))
+        count = len(order)
+        zero = op.Constant(value_ints=[0])
+        weights = [op.Unsqueeze(gates(weight, order, count), zero) for weight in (weight_ih, weight_hh)]
+        bias = op.Concat(gates(bias_ih, order, count), gates(bias_hh, order, count), axis=0)
+        size = int(weight_hh.shape[1])
+        arguments = (
+            op.Transpose(inputs, perm=[1, 0, 2]),
+            *weights,
+            op.Unsqueeze(bias, zero),
+            op.Cast(lengths, to=6),  # int32
+            op.Unsqueeze(hidden, zero),
+        )
+        if kind == "lstm":
+            outputs, end, ended = op.LSTM(*arguments, op.Unsqueeze(cell, zero), hidden_size=size)
+        elif kind == "gru":
+            outputs, end = op.GRU(*arguments, hidden_size=size, linear_before_reset=1)
+        else:
+            outputs, end = op.RNN(*arguments, hidden_size=size, activations=["Relu" if kind == "rnn_relu" else "Tanh"])
+        # (time, directions, batch, hidden) -> (batch, time, hidden)
+        outputs = op.Transpose(op.Squeeze(outputs, op.Constant(value_ints=[1])), perm=[1, 0, 2])
+        ended = op.Squeeze(ended, zero) if kind == "lstm" else op.Identity(cell)
+        return outputs, op.Squeeze(end, zero), ended
+
+    return translate
+
+
+__all__ = ["compare", "decoding_settings", "export_onnx", "recurrence"]

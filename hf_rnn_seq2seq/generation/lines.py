@@ -1,0 +1,341 @@
+"""Lines in, lines out: as many, in order, whatever a line holds, and resumable when they go to a file."""
+
+import gzip
+import json
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from hf_rnn_seq2seq.errors import InUseError, StreamError
+from hf_rnn_seq2seq.files import FileLock, content_hash, write_atomically
+
+_HASH = re.compile("[0-9a-f]{16,64}")
+_GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
+_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
+
+
+class LineReader:
+    """Texts of standard input or of a file: plain, JSON lines (`.jsonl`), and either gzipped (`.gz`).
+
+    A line ends at a line feed and nowhere else (a carriage return before it is dropped), so that no character inside a
+    sentence changes the count. A line that is not UTF-8 is read with U+FFFD for what cannot be, and so are half
+    characters (lone surrogates) in a row of JSON; a row that holds no text reads as an empty line. `damaged_count`
+    counts all of them, `damaged` has the first hundred line numbers.
+    With `pairs` the caller splits lines at their tab: a .tsv file is then read line by line too.
+    """
+
+    def __init__(self, path: str | None = None, column: str = "source", *, pairs: bool = False) -> None:
+        self.path, self.column = path, column
+        self.damaged: list[int] = []
+        self.damaged_count = 0
+        if path is not None and not Path(path).is_file():
+            raise StreamError(f"input {path!r}: no such file")
+        self.name = Path(path).name.removesuffix(".gz") if path else ""
+        self.is_json = self.name.endswith(".jsonl")
+        tables = (".parquet", ".csv", ".json", ".arrow") + (() if pairs else (".tsv",))
+        if path and not self.is_json and Path(self.name).suffix in tables:
+            raise StreamError(f"input {path!r}: tables are not read; allowed: plain text or .jsonl, also .gz")
+
+    def _open(self) -> BinaryIO:
+        if self.path is None:
+            if sys.stdin is None:
+                raise StreamError("standard input is closed; name a file, or let something be read")
+            return sys.stdin.buffer
+        return gzip.open(self.path, "rb") if self.path.endswith(".gz") else open(self.path, "rb")  # type: ignore[return-value]
+
+    def count(self) -> int | None:
+        """How many lines a file has; None for standard input, and for a damaged archive."""
+        if self.path is None:
+            return None
+        total, last = 0, b"\n"
+        try:
+            with self._open() as file:
+                while block := file.read(1 << 20):
+                    total += block.count(b"\n")
+                    last = block[-1:]
+        except _GZIP_ERRORS:
+            return None
+        return total + (last != b"\n")
+
+    def fingerprint(self) -> str | None:
+        """Hash of the file's content; None for standard input."""
+        return None if self.path is None else content_hash([Path(self.path)])
+
+    def __iter__(self) -> Iterator[str]:
+        number = 0
+        try:
+            with self._open() as file:
+                for number, line in enumerate(file, start=1):
+                    yield self._text(line.removesuffix(b"\n").removesuffix(b"\r"), number)
+        except _GZIP_ERRORS as error:
+            raise StreamError(
+                f"input {self.path!r}, line {number + 1}: not a whole gzip file ({error}); unpack or fetch it again"
+            ) from None
+
+    def warnings(self) -> list[str]:
+        """What is said of lines that could not be read as they stand."""
+        return _damage(self)
+
+    def _text(self, line: bytes, number: int) -> str:
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            self._report(number)
+            text = line.decode("utf-8", errors="replace")
+        if number == 1:
+            text = text.removeprefix("\N{BYTE ORDER MARK}")
+        return self._field(text, number) if self.is_json and text.strip() else text
+
+    def _field(self, text: str, number: int) -> str:
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError):
+            row = None
+        value = row.get(self.column) if isinstance(row, Mapping) else row
+        if isinstance(value, str):
+            if _HALF_CHARACTERS.search(value):
+                self._report(number)
+            return _HALF_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", value)
+        if number == 1:
+            raise StreamError(f"input {self.path!r}: line 1 is not a JSON object with a text field {self.column!r}")
+        self._report(number)
+        return ""
+
+    def _report(self, number: int) -> None:
+        self.damaged_count += 1
+        if len(self.damaged) < 100:
+            self.damaged.append(number)
+
+
+def _damage(reader: Any) -> list[str]:
+    first = ", ".join(map(str, reader.damaged[:5]))
+    count = reader.damaged_count
+    return [f"{count} line(s) could not be read whole (first: line {first})"] if count else []
+
+
+def windows(lines: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` lines. Where the input is damaged, the lines before the damage come first."""
+    window: list[Any] = []
+    try:
+        for line in lines:
+            window.append(line)
+            if len(window) == size:
+                yield window
+                window = []
+    except StreamError:
+        if window:
+            yield window
+        raise
+    if window:
+        yield window
+
+
+class DatasetReader:
+    """The source texts of a data set, row by row: memory-mapped, so that memory stays flat.
+
+    A row that holds no text reads as an empty line; `damaged_count` counts those and `damaged` has the first hundred
+    row numbers, as in `LineReader`.
+
+    Args:
+        name: `cldr`, a folder that `save_to_disk` wrote, or a data set of the Hub.
+        config: its configuration; for `cldr` a pair of locales such as en-fr.
+        split: which of its splits.
+        column: column of the source texts (default: `source`, or the `translation` column).
+        language: key of the `translation` column.
+
+    Raises:
+        StreamError: there is no such data set, split, column or language.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        split: str = "test",
+        column: str | None = None,
+        language: str | None = None,
+    ) -> None:
+        self.path = self.name = name
+        self.damaged: list[int] = []
+        self.damaged_count = 0
+        self.language = language
+        self._rows = self._load(name, config, split)
+        names = self._rows.column_names
+        self.column = column or next((known for known in ("source", "translation") if known in names), "source")
+        if self.column not in names:
+            raise StreamError(f"data set {name!r} has no column {self.column!r}; it has {', '.join(names)}")
+        if self.column == "translation" and column is None and language not in (keys := self._languages()):
+            raise StreamError(f"source_lang {language!r}: the data set {name!r} has {', '.join(keys)}")
+
+    @staticmethod
+    def _load(name: str, config: str | None, split: str) -> Any:
+        import datasets
+
+        if name == "cldr":
+            from hf_rnn_seq2seq.data.corpus import load_corpus
+
+            return load_corpus(name, config, splits=(split,)).splits[split]
+        try:
+            if not Path(name).is_dir():
+                return datasets.load_dataset(name, config, split=split)
+            loaded = datasets.load_from_disk(name)
+            return loaded if isinstance(loaded, datasets.Dataset) else loaded[split]
+        except KeyError:
+            raise StreamError(f"split {split!r}: the data set {name!r} has {', '.join(loaded)}") from None
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise StreamError(f"data set {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+
+    def fingerprint(self) -> str:
+        """What `datasets` knows the rows by."""
+        return self._rows._fingerprint
+
+    def warnings(self) -> list[str]:
+        """What is said of rows without a text."""
+        return _damage(self)
+
+    def _languages(self) -> list[str]:
+        return sorted(next(iter(self._rows))["translation"]) if len(self._rows) else []
+
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        number = 0
+        for batch in self._rows.select_columns([self.column]).iter(1000):
+            for value in batch[self.column]:
+                number += 1
+                text = value.get(self.language) if isinstance(value, Mapping) else value
+                if not isinstance(text, str):
+                    self.damaged_count += 1
+                    self.damaged += [number] if len(self.damaged) < 100 else []
+                yield text if isinstance(text, str) else ""
+
+
+class LineWriter:
+    """Standard output, or a file that appears under its name when it is complete.
+
+    Until then the lines stand in FILE.part; with `resume` an interrupted one is continued after its last whole line.
+    `identity` says what the lines depend on: a part made with another one is not continued.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        identity: Mapping[str, Any] = {},
+    ) -> None:
+        self.path = Path(path) if path else None
+        self.done = 0  # lines that an earlier run has written
+        self.written = 0  # lines since
+        if self.path is None:
+            if sys.stdout is None:
+                raise StreamError("standard output is closed; give --output_file, or let something read the output")
+            self._file: BinaryIO = sys.stdout.buffer
+            return
+        if self.path.exists() and not self.path.is_file():
+            raise StreamError(f"output_file {str(path)!r}: is not a regular file; name one")
+        if not self.path.parent.is_dir():
+            raise StreamError(f"output_file {str(path)!r}: folder {str(self.path.parent)!r} does not exist")
+        if not os.access(self.path.parent, os.W_OK):
+            raise StreamError(f"output_file {str(path)!r}: folder {str(self.path.parent)!r} cannot be written to")
+        if self.path.exists() and not overwrite:
+            raise StreamError(f"output_file {str(path)!r} exists; remove it, or allow --overwrite")
+        self.part = self.path.with_name(self.path.name + ".part")
+        self.note = self.path.with_name(self.path.name + ".part.json")
+        begun = self.part.exists()
+        try:
+            self._lock = FileLock(self.part)
+        except InUseError:
+            raise StreamError(f"{str(self.part)!r}: another process is writing it; wait until it has ended") from None
+        try:
+            self._open(begun, resume, overwrite, identity or {})
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, begun: bool, resume: bool, overwrite: bool, identity: Mapping[str, Any]) -> None:
+        if begun and not resume and not overwrite:
+            raise StreamError(
+                f"{str(self.part)!r} is left from an interrupted run; --resume continues it, or remove it"
+            )
+        if begun and resume:
+            self._check_identity(identity)
+            self.done = _keep_whole_lines(self.part)
+        else:
+            self.part.write_bytes(b"")
+            write_atomically(self.note, json.dumps(dict(identity), indent=2, ensure_ascii=False) + "\n")
+        self._file = self.part.open("ab")
+
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
+        try:
+            earlier = json.loads(self.note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise StreamError(f"{str(self.note)!r} is missing or damaged; start again with --overwrite") from None
+        now = json.loads(json.dumps(dict(identity)))
+        if not isinstance(earlier, Mapping) or (missing := sorted(now.keys() - earlier.keys())):
+            name = missing[0] if isinstance(earlier, Mapping) else "input"
+            raise StreamError(
+                f"{str(self.part)!r}: does not say with which {name} it was made; start again with --overwrite"
+            )
+        changed = sorted(key for key in {*earlier, *now} if earlier.get(key) != now.get(key))
+        if changed:
+            value = earlier.get(changed[0])
+            hashes = value if isinstance(value, list) else [value]
+            told = "" if any(_HASH.fullmatch(str(one)) for one in hashes) else f" ({value!r:.80})"
+            raise StreamError(
+                f"{str(self.part)!r} was made with another {changed[0]}{told}; give that again, or start again with "
+                "--overwrite"
+            )
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Append lines; a line feed inside one becomes a space, so that the count holds."""
+        cleaned = [line.replace("\r", " ").replace("\n", " ") + "\n" for line in lines]
+        try:
+            self._file.write("".join(cleaned).encode("utf-8", errors="replace"))
+            self._file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            name = "standard output" if self.path is None else f"output_file {str(self.path)!r}"
+            raise StreamError(f"{name}: cannot be written ({error.strerror or error})") from None
+        self.written += len(cleaned)
+
+    def __enter__(self) -> "LineWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.path is None:
+            return
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if os.name == "nt":  # where an open file cannot be moved
+            self._lock.release()
+        try:
+            if kind is None:
+                os.replace(self.part, self.path)
+                self.note.unlink(missing_ok=True)
+        finally:
+            self._lock.release()
+
+
+def _keep_whole_lines(path: Path) -> int:
+    """Cut a file after its last line feed; returns how many lines stay."""
+    lines, end, position = 0, 0, 0
+    with path.open("r+b") as file:
+        while block := file.read(1 << 20):
+            lines += block.count(b"\n")
+            if (last := block.rfind(b"\n")) >= 0:
+                end = position + last + 1
+            position += len(block)
+        file.truncate(end)
+    return lines

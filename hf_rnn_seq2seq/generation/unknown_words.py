@@ -1,0 +1,77 @@
+"""Unknown words of a translation replaced through its alignment (Luong 2015 b, section 3.3).
+
+An unknown target word is taken to translate the source word it attends to most: the dictionary's entry for that word
+where there is one, the word itself where not (names and numbers are copied).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from hf_rnn_seq2seq.data.readers import read_lines
+from hf_rnn_seq2seq.errors import DataError
+from hf_rnn_seq2seq.generation.attention import source_pieces, stands_alone, target_pieces, word_groups
+
+
+def replace_unknown(
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    token_ids: Sequence[int],
+    weights: Tensor,
+    dictionary: Mapping[str, str] | None = None,
+) -> str:
+    """The text of `token_ids` with a word in place of each unknown token.
+
+    Args:
+        tokenizer: knows `unk_token_id`.
+        source: the sentence that was translated.
+        token_ids: the produced tokens.
+        weights: (target, source) attention; rows for these tokens, columns for the source's tokens.
+        dictionary: source word to target word; words are looked up as they stand, then in lower case.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown not in token_ids:
+        return tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    pieces = source_pieces(tokenizer, source, weights.shape[1])
+    # The unknown source word has its own text here: pieces are stretches of the sentence, not names of tokens.
+    groups = [group for group in word_groups(pieces) if _is_text(pieces, group, tokenizer)]
+    word_of = {position: group for group in groups for position in group}
+    text = ""
+    for row, (token, piece) in enumerate(zip(token_ids, target_pieces(tokenizer, token_ids), strict=True)):
+        if token != unknown:
+            text += "" if token in tokenizer.all_special_ids or piece == "·" else piece
+            continue
+        if not word_of:
+            continue
+        best = max(word_of, key=lambda position: float(weights[row, position]))
+        word = "".join(pieces[position] for position in word_of[best]).strip()
+        if dictionary:
+            word = dictionary.get(word, dictionary.get(word.lower(), word))
+        joined = not text or text[-1].isspace() or stands_alone(text[-1])
+        text += word if joined else f" {word}"
+    return text.strip()
+
+
+def _is_text(pieces: Sequence[str], group: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+    word = "".join(pieces[position] for position in group).strip()
+    return bool(word) and word not in set(tokenizer.all_special_tokens) - {tokenizer.unk_token}
+
+
+def read_dictionary(path: str) -> dict[str, str]:
+    """Source word, tab, target word on each line; the first entry of a word counts.
+
+    Raises:
+        DataError: a line without a tab, a file that cannot be read.
+    """
+    entries: dict[str, str] = {}
+    for number, line in enumerate(read_lines(Path(path)), start=1):
+        source, tab, target = line.partition("\t")
+        if not tab:
+            raise DataError(f"{path}: line {number} has no tab between source and target word")
+        entries.setdefault(source, target)
+    return entries
+
+
+__all__ = ["read_dictionary", "replace_unknown"]

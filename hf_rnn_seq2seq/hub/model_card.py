@@ -1,0 +1,277 @@
+"""Model cards, rendered from what a run directory says about itself: no number in a card is typed by hand.
+
+`read_facts` collects the facts, `render` turns them into a card; the template is `model_cards/template.md`, and
+`card_text.py` holds the sentences.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_rnn_seq2seq.errors import CardError
+from hf_rnn_seq2seq.hub import card_text
+
+PICTURES = ("attention.png", "learning_curve.png")
+METRICS = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "chrf++": "chrF++",
+    "chrfpp": "chrF++",
+    "char_bleu": "character BLEU",
+    "ter": "TER",
+    "wer": "WER",
+    "cer": "CER",
+    "exact_match": "exact match",
+}
+# What a reader of the card wants to know about the training, in this order; the rest stands in recipe.yaml.
+TRAINING_OPTIONS = (
+    "per_device_train_batch_size",
+    "train_batch_tokens",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "optim",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "ema_decay",
+    "mixed_precision",
+    "metric_for_best_model",
+    "seed",
+    "tokenizer_algorithm",
+    "joint_vocabulary",
+)
+ARCHITECTURE_FIELDS = (
+    "vocab_size",
+    "source_vocab_size",
+    "embedding_size",
+    "hidden_size",
+    "encoder_hidden_size",
+    "encoder_layers",
+    "decoder_layers",
+    "cell_type",
+    "bidirectional",
+    "context",
+    "attention_type",
+    "attention_window",
+    "attention_order",
+    "input_feeding",
+    "bridge",
+    "readout",
+    "dropout",
+    "label_smoothing",
+    "tie_word_embeddings",
+    "share_encoder_decoder_embeddings",
+)
+
+
+# Two folders or more from the root, at the start of a word; the last name is kept.
+ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s,='"(])|^)(?:[A-Za-z]:)?[/\\](?:[^\s/\\,'"]+[/\\])+([^\s/\\,'"]*)""")
+
+
+def read_facts(
+    directory: str | os.PathLike[str], *, repo_id: str | None = None, license: str | None = None
+) -> dict[str, Any]:
+    """Collect what DIRECTORY's own files say: a JSON-able mapping for `render`.
+
+    Args:
+        directory: a run directory; config.json must be there, summary.json, recipe.yaml and pictures may.
+        repo_id: `user/name` on the Hub, shown in the usage example.
+        license: of the weights, by the Hub's name; only their owner can say.
+
+    Raises:
+        CardError: a file is missing or not readable.
+    """
+    path = Path(directory)
+    config = _read(path / "config.json", json.loads)
+    if config is None:
+        raise CardError(f"{path}: has no config.json; expected a directory that training or save_pretrained wrote")
+    facts = {
+        "repo_id": repo_id or f"user/{path.resolve().name}",
+        "config": config,
+        "summary": _read(path / "summary.json", json.loads) or {},
+        "recipe": _read(path / "recipe.yaml", _load_yaml) or {},
+        "pictures": [name for name in PICTURES if (path / name).is_file()],
+    }
+    return without_folders(facts | ({"license": license} if license else {}))
+
+
+def render(facts: Mapping[str, Any]) -> str:
+    """Render the model card, front matter included.
+
+    Args:
+        facts: as `read_facts` returns them; `config` is required. Optional `license` is the Hub's name of the weights'
+            license.
+
+    Returns:
+        Markdown whose metadata holds language, license, library, tags and the measured results (`model-index`).
+
+    Raises:
+        CardError: `config` is missing.
+    """
+    from huggingface_hub import ModelCard
+
+    if not facts.get("config"):
+        raise CardError("facts: 'config' is missing; a card describes a model")
+    config, summary, recipe = facts["config"], facts.get("summary") or {}, facts.get("recipe") or {}
+    corpus = _corpus(summary, recipe)
+    results = list(_results(summary))
+    name = facts.get("repo_id", "user/model").split("/")[-1]
+    preset = recipe.get("preset")
+    card = ModelCard.from_template(
+        card_data=_metadata(facts, corpus, results, name),
+        template_path=str(template_path()),
+        name=name,
+        repo_id=facts.get("repo_id", "user/model"),
+        sentence=card_text.opening_sentence(config, summary, corpus),
+        results=results,
+        pictures=facts.get("pictures") or [],
+        samples=card_text.samples(summary),
+        architecture=f"{card_text.architecture(config)}{f' Preset `{preset}`.' if preset else ''}",
+        config_rows=[
+            (f"`{key}`", card_text.shown(config[key])) for key in ARCHITECTURE_FIELDS if config.get(key) is not None
+        ],
+        data_sentence=card_text.data_sentence(corpus),
+        data_rows=card_text.data_rows(corpus, summary),
+        training_sentence=card_text.training_sentence(summary),
+        training_rows=[
+            (f"`{key}`", card_text.shown(recipe[key])) for key in TRAINING_OPTIONS if recipe.get(key) is not None
+        ],
+        source_lang=corpus.get("source_lang") or "source",
+        target_lang=corpus.get("target_lang") or "target",
+        software=card_text.software(summary, config),
+    )
+    return str(card).rstrip() + "\n"
+
+
+def render_again(folder: str | os.PathLike[str]) -> list[Path]:
+    """Renders the card of every facts file NAME.json in FOLDER into NAME.md; returns the cards."""
+    from hf_rnn_seq2seq.files import write_atomically
+
+    cards = []
+    for path in sorted(Path(folder).glob("*.json")):
+        cards.append(path.with_suffix(".md"))
+        write_atomically(cards[-1], render(_read(path, json.loads)))
+    return cards
+
+
+def without_folders(value: Any) -> Any:
+    """A copy in which each absolute path, also one inside a command or a list, is shortened to its last name."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    return ABSOLUTE_PATH.sub(r"\1", value) if isinstance(value, str) else value
+
+
+def template_path() -> Path:
+    """The card template, which stands in `model_cards/`; a link beside this file takes it into the wheel."""
+    here = Path(__file__).resolve().parents[1]
+    for path in (here.parent / "model_cards" / "template.md", here / "model_card_template.md"):
+        if path.is_file():
+            return path
+    raise CardError("the card template is missing from this installation")
+
+
+def _read(path: Path, parse: Any) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CardError(f"{path}: not readable: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise CardError(f"{path}: expected fields by name, found {type(content).__name__}")
+    return content
+
+
+def _load_yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(error) from None
+
+
+def _rows(options: Mapping[str, Any], names: Iterable[str]) -> list[tuple[str, str]]:
+    return [(f"`{name}`", card_text.shown(options[name])) for name in names if options.get(name) is not None]
+
+
+def _corpus(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the data: the run's own description, else the options it was started with."""
+    described = summary.get("corpus") or summary.get("data") or {}
+    named = {
+        "name": recipe.get("dataset_name") or _file_name(recipe.get("train_file")),
+        "config": recipe.get("dataset_config_name"),
+        "source_lang": recipe.get("source_lang"),
+        "target_lang": recipe.get("target_lang"),
+    }
+    corpus = {key: value for key, value in {**named, **described}.items() if value is not None}
+    pair = str(corpus.get("config", "")).split("-")
+    if corpus.get("name") == "cldr" and len(pair) == 2:
+        corpus = {"source_lang": pair[0], "target_lang": pair[1], **corpus}
+    return corpus
+
+
+def _file_name(option: str | None) -> str | None:
+    return ", ".join(Path(part).name for part in option.split(",")) if option else None
+
+
+def _results(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    signatures = summary.get("signatures") or {}
+    for key, name in METRICS.items():
+        value = summary.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            signature = signatures.get(key) or (summary.get("signature") if key == "bleu" else None)
+            beams = summary.get("num_beams")
+            search = f"beam {beams}" if beams and beams > 1 else "greedy" if beams == 1 else None
+            how = ", ".join(part for part in (search, f"`{card_text.shown(signature)}`" if signature else None) if part)
+            interval = summary.get(f"{key}_interval")
+            yield {
+                "type": key,
+                "name": name,
+                "value": round(float(value), 4),
+                "shown": f"{value:.2f}" + (f" ± {interval:.2f}" if isinstance(interval, int | float) else ""),
+                "split": summary.get("split") or "test",
+                "how": how,
+            }
+
+
+def _metadata(facts: Mapping[str, Any], corpus: Mapping[str, Any], results: list[dict[str, Any]], name: str) -> Any:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    languages = [str(corpus[key]).replace("_", "-") for key in ("source_lang", "target_lang") if corpus.get(key)]
+    config = facts["config"]
+    tags = ["seq2seq", "rnn", str(config.get("cell_type", "rnn"))]
+    tags += ["attention"] if config.get("context") == "attention" else []
+    data_name = " ".join(str(corpus[key]) for key in ("name", "config") if corpus.get(key)) or "unknown"
+    evaluated = [
+        EvalResult(
+            task_type="translation",
+            task_name="Translation",
+            dataset_type=str(corpus.get("name", "unknown")),
+            dataset_name=data_name,
+            dataset_split=result["split"],
+            metric_type=result["type"],
+            metric_name=result["name"],
+            metric_value=result["value"],
+        )
+        for result in results
+    ]
+    return ModelCardData(
+        language=languages or None,
+        license=facts.get("license"),
+        library_name="transformers",
+        pipeline_tag="translation",
+        tags=tags,
+        # The Hub links a data set by `user/name`; others are described in the text.
+        datasets=[corpus["name"]] if str(corpus.get("name", "")).count("/") == 1 else None,
+        metrics=[result["type"] for result in results] or None,
+        model_name=name if evaluated else None,
+        eval_results=evaluated or None,
+    )

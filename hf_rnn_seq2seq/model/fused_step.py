@@ -1,0 +1,292 @@
+"""One position of decoding for the commonest shape, in fewer and larger products, and the choice of a step.
+
+The shape: one LSTM or GRU layer, multiplicative attention after the cell, tanh readout. The input product is a table
+over the vocabulary, the recurrent products are one, and the readout's context product moves to the source side.
+
+Axes: rows (sentences times beams), beams, source, hidden, vocab. Masks are True where attention is allowed.
+"""
+
+import copy
+import functools
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import DotAttention
+from .copying import CopyGate, Copying
+from .decoder import RnnDecoder
+from .scan_decoder import attention_departure, form_author, readout_departure
+from .departures import departure
+from .matmul import LINEAR
+from .recurrence import KERNELS, RecurrentLayer
+from .dropout import zone_out
+from .search_step import GeneralStep, SearchState, StepOutput, product, repeat_rows, sharing_refusal
+
+WEIGHT_TYPES = ("float32", "bfloat16", "int8")
+
+# A table of vocabulary x gates pays while it stays in reach of the caches' larger levels and of memory.
+MAX_TABLE_BYTES = 256 * 2**20
+
+# Options, and the values of each that `FusedStep` computes.
+COVERED: dict[str, tuple[Any, ...]] = {
+    "context": ("attention",),
+    "cell_type": ("lstm", "gru"),
+    "decoder_layers": (1,),
+    "decoder_transition_depth": (1,),
+    "layer_norm": (False,),
+    "attention_order": ("after_cell",),
+    "attention_window": ("global",),
+    "attention_normalization": ("softmax",),
+    "coverage": ("none",),
+    "context_gate": ("none",),
+    "readout": ("tanh",),
+    "readout_context": (True,),
+    "readout_embedding": (False,),
+}
+
+
+class FusedStep(GeneralStep):
+    """One position where one LSTM or GRU layer asks after the cell: fewer and larger products.
+
+    With W_c = [W_s W_v], tanh(W_c [s; c]) = tanh(W_s s + sum a_i (W_v v_i)), so W_v is applied once per source word.
+    """
+
+    def __init__(self, model: nn.Module, int8: bool = False) -> None:
+        super().__init__(model, int8)
+        self.carries = False
+        config, layer, readout = model.config, self.decoder.layers[0], self.decoder.readout
+        size, feed = config.hidden_size, self.decoder.feed_size
+        self.is_lstm, self.size, self.feeds = config.cell_type == "lstm", size, bool(feed)
+        self.scale, self.zoneout = self.decoder.attention.scale, layer.zoneout
+        cut = layer.step_weights(feed)
+        order = torch.arange(self._gates(size), device=cut.below.device)
+        if self.is_lstm:  # torch orders input, forget, cell, output; here the three sigmoids stand together
+            order = torch.cat([order[: 2 * size], order[3 * size :], order[2 * size : 3 * size]])
+        bias = cut.below_bias + cut.recurrent_bias if self.is_lstm else cut.below_bias
+        self.below, self.below_bias = cut.below[order].detach(), bias[order].detach()
+        parts = [cut.recurrent[order]] + ([cut.extra[order]] if self.feeds else [])
+        if self.is_lstm:
+            self.recurrent = product(torch.cat(parts, 1), None, int8)
+        else:
+            self.recurrent = product(cut.recurrent, cut.recurrent_bias, int8)
+            self.fed = product(cut.extra, None, int8) if self.feeds else None
+        table_bytes = config.vocab_size * len(order) * self.below.element_size()
+        self.table = self._inputs(self._embedding().weight) if table_bytes <= MAX_TABLE_BYTES else None
+        weight = readout.project.weight.detach()
+        if self.copies:  # the gate is one more unit of the readout, taken before the tanh
+            gate = self.decoder.copy_gate.project
+            context, state, word = gate.weight.detach().split([config.context_width, size, config.embedding_size], 1)
+            weight = torch.cat([weight, torch.cat([state, context], 1)])
+            self.word_gate = F.linear(self._words(self._embedding().weight), word, gate.bias).detach().squeeze(1)
+        self.read_state = product(weight[:, :size], None, int8)
+        self.read_context = weight[:, size:].contiguous()
+        self.held += [*layer.kernel.parameters(), *readout.parameters()]
+        self.held += [] if self.table is None else [self._embedding().weight]
+        self.held += list(self.decoder.copy_gate.parameters()) if self.copies else []
+        if self.copies and self.table is None:
+            self.held.append(self._embedding().weight)  # `word_gate` reads it
+
+    def _gates(self, size: int) -> int:
+        return size * (4 if self.is_lstm else 3)
+
+    def _embedding(self) -> nn.Embedding:
+        return self.decoder.embed_tokens
+
+    def _words(self, embedded: Tensor) -> Tensor:
+        """Word vectors (..., embedding) as the decoder reads them."""
+        return torch.relu(embedded) if self.config.embedding_activation == "relu" else embedded
+
+    def _inputs(self, embedded: Tensor) -> Tensor:
+        """The input product of word vectors (..., embedding)."""
+        return F.linear(self._words(embedded), self.below, self.below_bias).detach()
+
+    def start(self, source: Any, beams: int) -> SearchState:
+        layers, _ = self.base.bridge(source)
+        memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, None, source.source_ids)
+        values = memory.values.masked_fill(~memory.mask.unsqueeze(-1), 0)
+        # A masked word's weight is exactly zero after this; where a row has no word at all its values are zero.
+        barrier = torch.zeros_like(memory.keys[:, :, 0]).masked_fill(~memory.mask, -3e4).unsqueeze(1)
+        held = (
+            memory.keys.transpose(1, 2).contiguous(),
+            F.linear(values, self.read_context),
+            barrier,
+            memory.source_ids,
+        )
+        rows = layers[0]
+        if self.feeds:
+            rows += (rows[0].new_zeros(len(rows[0]), self.decoder.feed_size),)
+        return repeat_rows(SearchState(rows, held), beams)
+
+    def __call__(self, tokens: Tensor, state: SearchState, need_weights: bool = False) -> StepOutput:
+        keys, values, barrier, source_ids = state.source
+        projected = self._inputs(self._embedding()(tokens)) if self.table is None else self.table[tokens]
+        rows = self._lstm(projected, state.rows) if self.is_lstm else self._gru(projected, state.rows)
+        if self.zoneout is not None:
+            rows = zone_out(self.zoneout, state.rows[: len(rows)], rows)
+        hidden = rows[0]
+        asked = hidden.view(len(keys), -1, self.size)
+        scores = torch.baddbmm(barrier, asked, keys, alpha=self.scale)
+        weights = scores.softmax(-1)
+        readout = self.read_state(hidden).view(len(keys), -1, values.shape[2])
+        readout = torch.baddbmm(readout, weights, values)
+        if need_weights or self.copies:
+            weights = weights.masked_fill(barrier < 0, 0.0)
+        shown = weights.flatten(0, 1) if need_weights else None
+        if self.copies:
+            gate = readout[..., -1] + self.word_gate[tokens].view(len(keys), -1)
+            readout, copying = readout[..., :-1], Copying(gate, weights, source_ids)
+        readout = readout.tanh_().flatten(0, 1)
+        if self.feeds:
+            rows += (readout,)
+        told = (readout, copying) if self.copies else readout
+        return StepOutput(told, shown, SearchState(rows, state.source))
+
+    def _lstm(self, gates: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        size = self.size
+        read = torch.cat([rows[0], rows[2]], 1) if self.feeds else rows[0]
+        gates = gates.add_(self.recurrent(read))
+        opened = gates[:, : 3 * size].sigmoid_()
+        cell = opened[:, size : 2 * size] * rows[1]
+        cell.addcmul_(opened[:, :size], gates[:, 3 * size :].tanh_())
+        return opened[:, 2 * size :] * torch.tanh(cell), cell
+
+    def _gru(self, gates: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        size, hidden = self.size, rows[0]
+        recurrent = self.recurrent(hidden)
+        if self.feeds:
+            gates = gates.add_(self.fed(rows[1]))
+        opened = gates[:, : 2 * size].add_(recurrent[:, : 2 * size]).sigmoid_()
+        new = gates[:, 2 * size :].addcmul_(opened[:, :size], recurrent[:, 2 * size :]).tanh_()
+        return (torch.lerp(new, hidden, opened[:, size:]),)
+
+
+def fused_refusal(model: nn.Module) -> str | None:
+    """Why `FusedStep` is not the model's step; None where it is."""
+    config, decoder = model.config, model.model.decoder
+    for name, covered in COVERED.items():
+        if (value := getattr(config, name)) not in covered:
+            return f"{name}={value!r}"
+    if config.cell_type == "gru" and config.gru_reset != "after":
+        return f"gru_reset={config.gru_reset!r}"
+    if config.residual_start == 1:
+        return "residual_start=1"
+    if config.input_feeding and not decoder.feeds_readout:
+        return "input_feeding=True, which feeds the context"
+    if not isinstance(decoder.attention, DotAttention):
+        return f"attention_type={config.attention_type!r}"
+    return fused_departure(model)
+
+
+def fused_departure(model: nn.Module) -> str | None:
+    """What stands on the parts that `FusedStep` reads, and would be left out."""
+    decoder = model.model.decoder
+    if reason := departure(decoder, RnnDecoder, ("read_source",)):
+        return f"decoder: {reason}"
+    layer, attention, gate = decoder.layers[0], decoder.attention, decoder.copy_gate
+    if reason := departure(layer, RecurrentLayer):
+        return f"decoder.layers.0: {reason}"
+    if form_author(attention) is not DotAttention:
+        return f"decoder.attention: scan_form of {type(attention).__name__}"
+    reasons = {
+        "attention": attention_departure(attention),
+        "embed_tokens": departure(decoder.embed_tokens, (nn.Embedding,)),
+        "layers.0.kernel": departure(layer.kernel, KERNELS),
+        "readout": readout_departure(decoder.readout),
+        "copy_gate": gate and (departure(gate, CopyGate) or departure(gate.project, LINEAR)),
+    }
+    return next((f"decoder.{name}: {reason}" for name, reason in reasons.items() if reason), None)
+
+
+def build_step(model: nn.Module, weight_type: str = "float32") -> GeneralStep:
+    """The fastest step for `model`, kept with it until its weights change.
+
+    Args:
+        weight_type: `float32` leaves the model's own type; `bfloat16` computes encoder and decoder with bfloat16
+            weights and states; `int8` computes the decoder's products with 8-bit weights (CPU only).
+
+    Raises:
+        ValueError: the weight type is unknown, or int8 is asked for on another device than the CPU, or bfloat16 for a
+            quantized model.
+    """
+    if weight_type not in WEIGHT_TYPES:
+        raise ValueError(f"weight_type={weight_type!r}: must be one of {', '.join(WEIGHT_TYPES)}")
+    if weight_type == "bfloat16" and any("quantized" in type(module).__module__ for module in model.modules()):
+        raise ValueError("weight_type='bfloat16': the model holds quantized modules; leave weight_type='float32'")
+    if weight_type == "int8" and model.device.type != "cpu":
+        raise ValueError(f"weight_type='int8': the model is on {model.device.type}; 8-bit products need the CPU")
+    with _ONE_BUILDS:
+        kept, marks = _KEPT.setdefault(model, {}), model_marks(model)
+        if weight_type in kept:
+            old, held, contents, step = kept[weight_type]
+            if old == marks and contents == fingerprints(held):
+                return step
+        reduced = weight_type == "bfloat16"
+        own = copy.deepcopy(model).to(torch.bfloat16) if reduced else model
+        step = (GeneralStep if fused_refusal(own) else FusedStep)(own, weight_type == "int8")
+        held = [*model.parameters(), *model.buffers()] if reduced else step.held
+        kept[weight_type] = (marks, held, fingerprints(held), step)
+        return step
+
+
+def model_marks(model: nn.Module) -> list[Any]:
+    """What a step has taken from a model beside the values of its weights: compare two of them with `==`."""
+    decoder = model.model.decoder
+    reasons = fused_refusal(model), departure(model.lm_head, LINEAR), sharing_refusal(decoder)
+    # A step keeps these modules alive, and not the model itself.
+    modules = [module for module in model.modules() if module is not model]
+    places = [(tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.device) for tensor in model.parameters()]
+    settings = getattr(decoder.attention, "scale", None), model.config.embedding_activation
+    rates = [getattr(layer, "zoneout", None) for layer in decoder.layers]
+    return [reasons, modules, places, settings, rates]
+
+
+def fingerprints(tensors: Sequence[Tensor]) -> list[int]:
+    """A number for the values of each tensor, read as a whole.
+
+    A tensor's version does not count what is written through `.data`, so that every value has to be looked at: a
+    nanosecond each, about what two positions of decoding take. One value changed changes the number for certain.
+    """
+    found = [_fingerprint(tensor) for tensor in tensors if not tensor.is_meta]
+    return torch.stack([number.cpu() for number in found]).tolist() if found else []
+
+
+def _fingerprint(tensor: Tensor) -> Tensor:
+    """The sum, modulo 2^64, of the bits of all values, 8 bytes at a time, times an odd number for each place."""
+    flat = tensor.detach().reshape(-1).view(torch.uint8)
+    if flat.storage_offset() % 8 or len(flat) % 8:
+        flat = F.pad(flat, (0, -len(flat) % 8))
+    words = flat.view(torch.int64)
+    odd = _odd_numbers(words.device)
+    whole = len(words) // len(odd) * len(odd)
+    rest = (words[whole:] * odd[: len(words) - whole]).sum()
+    table = words[:whole].view(-1, len(odd))
+    if words.device.type == "cpu":
+        sums = torch.mv(table, odd)
+    else:  # where there are no matrix products of whole numbers
+        sums = torch.cat([(rows * odd).sum(1) for rows in table.split(256)])
+    places = 2 * torch.arange(1, len(sums) + 1, device=words.device) + 1
+    return rest + (sums * places * _MIXER).sum()
+
+
+@functools.cache
+def _odd_numbers(device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randint(-(2**62), 2**62, (2**14,), generator=generator) * 2 + 1).to(device)
+
+
+# An odd number, so that a place of the table weighs otherwise than a place of the rest.
+_MIXER = 0x5851F42D4C957F2D
+
+# Threads that decode with one model share its step.
+_ONE_BUILDS = threading.Lock()
+
+# A step holds parts of its model and not the model, so that an entry goes when the model does.
+_KEPT: "weakref.WeakKeyDictionary[nn.Module, dict[str, Any]]" = weakref.WeakKeyDictionary()
+
+
+__all__ = ["WEIGHT_TYPES", "FusedStep", "build_step", "fingerprints", "fused_refusal"]

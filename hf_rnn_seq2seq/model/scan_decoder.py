@@ -1,0 +1,155 @@
+"""How the decoder hands its attended layers to the fused scan, and which decoders the scan covers."""
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Attention
+from .cache import DecoderState, Memory
+from .decoder_parts import Attended, Loop, Readout
+from .departures import departure, weights_say_all
+from .matmul import LINEAR, linear
+from .recurrence import KERNELS, RecurrentLayer
+from .scan import ScanLayer, ScanMixer, ScanPlan, ScanSource, attention_scan
+
+# Options of the attention, and the one value of each that the scan knows.
+COVERED = {"attention_window": "global", "attention_normalization": "softmax"}
+COVERED |= {"coverage": "none", "context_gate": "none"}
+
+# Methods that are called as they are; the scan stands for the others.
+LIVE_OF_ATTENTION = ("project_keys", "project_values", "start", "scan_form", "energy_weight", "_split")
+LIVE_OF_A_LAYER = ("step_weights", "recurrent_mask", "zoneout_masks", "zero_state", "calls_kernel")
+
+
+def scan_refusal(decoder: nn.Module) -> str | None:
+    """Why the fused scan does not cover an `RnnDecoder` that needs a time loop; None where it does."""
+    config = decoder.config
+    if config.cell_type not in ("lstm", "gru"):
+        return f"cell_type={config.cell_type!r}"
+    for name, covered in COVERED.items():
+        if getattr(config, name) != covered:
+            return f"{name}={getattr(config, name)!r}"
+    for number, layer in enumerate(decoder.layers[: decoder.attended]):
+        if reason := departure(layer, RecurrentLayer, LIVE_OF_A_LAYER):
+            return f"layers.{number}: {reason}"
+        if reason := weights_say_all(layer.kernel, KERNELS):
+            return f"layers.{number}.kernel: {reason}"
+        if layer.norm_input is not None or len(layer.transitions):
+            return "layer normalisation or deep transition"
+        if layer.zoneout is not None:
+            return f"zoneout {layer.zoneout}"
+    if reason := attention_departure(decoder.attention):
+        return f"attention_type={config.attention_type!r}: {reason}"
+    if decoder.attention.scan_form() is None:
+        return f"attention_type={config.attention_type!r}"
+    if decoder.feeds_readout and (reason := readout_departure(decoder.readout)):
+        return f"readout: {reason}"
+    return None
+
+
+def attention_departure(attention: nn.Module) -> str | None:
+    """What an attention does beside the class that gave it its `scan_form`; None where that form says all."""
+    if not isinstance(attention, Attention):
+        return f"{type(attention).__name__} in its place"
+    if reason := departure(attention, form_author(attention), LIVE_OF_ATTENTION):
+        return reason
+    reasons = ((name, departure(part, LINEAR)) for name, part in attention.named_children() if part is not None)
+    return next((f"{name}: {reason}" for name, reason in reasons if reason), None)
+
+
+def form_author(attention: Attention) -> type[Attention]:
+    """The class that gave an attention its `scan_form`."""
+    return next(cls for cls in type(attention).__mro__ if "scan_form" in vars(cls))
+
+
+def readout_departure(readout: nn.Module) -> str | None:
+    """What a readout, or its projection, does beside the equation of `Readout`."""
+    if (reason := departure(readout, Readout)) or readout.project is None:
+        return reason
+    reason = departure(readout.project, LINEAR)
+    return reason and f"project: {reason}"
+
+
+def attended_scan(decoder: nn.Module, embedded: Tensor, state: DecoderState, memory: Memory, loop: Loop) -> Attended:
+    """The attended layers over all positions: `RnnDecoder.step` over time as one autograd node.
+
+    Args:
+        decoder: the `RnnDecoder`.
+        embedded: (batch, target, embedding), word vectors.
+        state: before the first position.
+        memory: the source.
+        loop: weights and dropout masks of the pass.
+    """
+    form, words = decoder.attention.scan_form(), embedded.transpose(0, 1)
+    keys, values = memory.keys, memory.values
+    if keys.dim() == 4:  # (batch, heads, source, width): heads become rows
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    mixer = ScanMixer(state.feed, form.read_weight, None, None)
+    if decoder.feeds_readout:
+        values, mixer = _attentional_vector(decoder, words, values, mixer)
+    reset_before = decoder.layers[0].reset_before
+    plan = ScanPlan(
+        cell="gru_reset_before" if reset_before else decoder.config.cell_type,
+        mask=memory.mask,
+        before_cell=decoder.before_cell,
+        residual=tuple(decoder.residual(number) for number in range(decoder.attended)),
+        reads_extra=tuple(decoder.extra_size(number) > 0 for number in range(decoder.attended)),
+    )
+    source = ScanSource(keys * form.scale if form.scale != 1 else keys, values, form.query_weight, form.energy)
+    # The GRU's reset gate multiplies the recurrent product with its bias; elsewhere the two biases are one.
+    separate = plan.cell == "gru"
+    layers = [_layer(number, words, state, loop, separate) for number in range(decoder.attended)]
+    done = attention_scan(layers, source, mixer, plan)
+    outputs = [done.hidden[0]]
+    for number in range(1, decoder.attended):
+        drop, hidden = loop.drop[number], done.hidden[number]
+        below = outputs[-1] if drop is None else outputs[-1] * drop
+        outputs.append(hidden + below if plan.residual[number] else hidden)
+    extra = done.extra.transpose(0, 1)
+    ends = zip([hidden[-1] for hidden in done.hidden], *[done.cells] * (plan.cell == "lstm"), strict=True)
+    return Attended(
+        tuple(ends),
+        tuple(output.transpose(0, 1) for output in outputs),
+        None if decoder.feeds_readout else extra,
+        done.weights.unflatten(1, (len(embedded), -1)).permute(1, 2, 0, 3),
+        None,
+        extra if decoder.feeds_readout else None,
+        done.extra[-1] if decoder.feed_size else None,
+    )
+
+
+def _attentional_vector(
+    decoder: nn.Module, words: Tensor, values: Tensor, mixer: ScanMixer
+) -> tuple[Tensor, ScanMixer]:
+    """Luong's tanh(W [h; c; e]) in parts: what does not wait for the loop is projected before it."""
+    size, width = decoder.config.hidden_size, decoder.config.context_width
+    weight = decoder.readout.project.weight
+    parts = weight.split([size, width, weight.shape[1] - size - width], 1)
+    state, context, word = (part.contiguous() for part in parts)  # as `product` wants them
+    if mixer.read_weight is None:
+        values = linear(values, context)
+    else:
+        mixer = mixer._replace(read_weight=context @ mixer.read_weight)
+    projected = linear(words, word) if decoder.readout.reads_embedding else None
+    return values, mixer._replace(output_weight=state, projected=projected)
+
+
+def _layer(number: int, words: Tensor, state: DecoderState, loop: Loop, separate_biases: bool) -> ScanLayer:
+    """One layer's part of the scan; the first reads `words` (target, batch, embedding)."""
+    weights, hidden = loop.weights[number], state.layers[number]
+    bias = weights.below_bias if separate_biases else weights.below_bias + weights.recurrent_bias
+    columns = [weights.recurrent] if weights.extra is None else [weights.extra, weights.recurrent]
+    if number:
+        columns = [weights.below, *columns]
+    return ScanLayer(
+        hidden=hidden[0],
+        cell=hidden[1] if len(hidden) == 2 else None,
+        weight=torch.cat(columns, 1),
+        bias=bias if number else None,
+        recurrent_bias=weights.recurrent_bias if separate_biases else None,
+        projected=None if number else linear(words, weights.below.contiguous(), bias),
+        keep=loop.keep[number],
+        drop=loop.drop[number],
+    )
+
+
+__all__ = ["attended_scan", "attention_departure", "form_author", "readout_departure", "scan_refusal"]

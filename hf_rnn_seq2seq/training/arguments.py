@@ -1,0 +1,319 @@
+"""Every option of a run, in four groups, with Hugging Face's names where Hugging Face has one.
+
+`parse_arguments` reads them from a recipe and the command line; `dump_recipe` writes a run's resolved options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.options import OptionGroup, convert, option, parse_arguments, read_recipe
+
+__all__ = [
+    "ArgumentError",
+    "DataArguments",
+    "GenerationArguments",
+    "TokenizerArguments",
+    "TrainingArguments",
+    "convert",
+    "dump_recipe",
+    "parse_arguments",
+    "read_recipe",
+]
+
+
+@dataclass
+class DataArguments(OptionGroup):
+    """The corpus."""
+
+    dataset_name: str | None = option(None, "`cldr`, a saved `datasets` folder, or a data set of the Hub", path=True)
+    dataset_config_name: str | None = option(None, "its configuration; for cldr a pair of locales such as en-fr")
+    train_file: str | None = option(
+        None, "TSV, CSV, JSONL or Parquet file, or two text files `a,b`; may be .gz", path=True
+    )
+    validation_file: str | None = option(None, "like train_file", path=True)
+    test_file: str | None = option(None, "like train_file", path=True)
+    source_lang: str | None = option(None, "language of the source sentences")
+    target_lang: str | None = option(None, "language of the target sentences")
+    source_column: str | None = option(None, "column of a table that holds the source (default: source_lang)")
+    target_column: str | None = option(None, "column of a table that holds the target (default: target_lang)")
+    alignment_file: str | None = option(
+        None,
+        "word alignments of the training rows (`0-0 1-2` a line), for guided_alignment_weight; default: computed",
+        path=True,
+    )
+    alignment_column: str | None = option(
+        None, "column of train_file or of the data set that holds them instead; cldr has `alignment`"
+    )
+    alignment_unit: str = option("word", "what they count: words between spaces, or tokens", choices=("word", "token"))
+    max_train_samples: int | None = option(None, "use only so many training rows, the first", at_least=1)
+    max_eval_samples: int | None = option(None, "use only so many validation rows, the first", at_least=1)
+    max_predict_samples: int | None = option(None, "use only so many test rows, the first", at_least=1)
+    max_source_length: int = option(128, "longest source in tokens, end token included", at_least=1)
+    max_target_length: int = option(128, "longest target in tokens, end token included", at_least=1)
+    data_seed: int = option(0, "seed of the phrases that cldr draws", at_least=0)
+    preprocessing_num_workers: int | None = option(
+        None, "processes that tokenise (default: decided by size)", at_least=1
+    )
+    streaming: bool = option(False, "read the training split as it comes instead of writing it to the cache first")
+    streaming_buffer: int = option(10_000, "streaming: rows held at a time, shuffled and put in batches", at_least=1)
+
+    def validate(self) -> None:
+        if self.dataset_name and self.train_file:
+            raise ArgumentError(
+                f"train_file={self.train_file!r}: either dataset_name ({self.dataset_name!r}) or files, not both"
+            )
+
+
+@dataclass
+class TokenizerArguments(OptionGroup):
+    """The vocabulary, trained on the training split unless one is named."""
+
+    tokenizer_name_or_path: str | None = option(None, "a saved tokenizer to use instead of training one", path=True)
+    tokenizer_algorithm: str = option(
+        "bpe", "how words are split", choices=("bpe", "unigram", "wordpiece", "word", "char")
+    )
+    vocab_size: int = option(8000, "largest vocabulary (of the target, where there are two)", at_least=5)
+    source_vocab_size: int | None = option(None, "largest source vocabulary, with joint_vocabulary off", at_least=5)
+    joint_vocabulary: bool = option(True, "one vocabulary for both sides")
+    min_frequency: int = option(2, "a token rarer than this gets no entry", at_least=1)
+    lowercase: bool = option(False, "fold case: the model then neither sees nor writes capitals")
+    bpe_dropout: float = option(
+        0.0,
+        "bpe: probability that a merge is left out of a training sentence, drawn in each epoch",
+        at_least=0,
+        at_most=1,
+    )
+    subword_sampling_alpha: float | None = option(
+        None, "unigram: draw the pieces of a training sentence by this power of their probability", above=0
+    )
+
+    def validate(self) -> None:
+        if self.bpe_dropout and self.subword_sampling_alpha is not None:
+            raise ArgumentError(
+                f"bpe_dropout={self.bpe_dropout}: is for byte-pair tokenizers, and subword_sampling_alpha="
+                f"{self.subword_sampling_alpha} for unigram ones; give one of them"
+            )
+
+
+@dataclass
+class GenerationArguments(OptionGroup):
+    """How the checkpoint translates by default (its generation_config.json)."""
+
+    num_beams: int | None = option(None, "beams (default: model_name_or_path's, else 1, which is greedy)", at_least=1)
+    max_new_tokens: int = option(128, "longest translation in tokens", at_least=1)
+    length_penalty: float | None = option(None, "beam scores are divided by length to this power (default: likewise)")
+    no_repeat_ngram_size: int | None = option(
+        None, "never write an n-gram of this size twice; 0 is off (default: likewise)", at_least=0
+    )
+
+    def set(self, config: Any, inherited: str | None = None) -> None:
+        """Puts what was given into a GenerationConfig, and makes sure that transformers will save it.
+
+        Args:
+            config: of a fresh model, or of the checkpoint `inherited`, whose values stay where nothing was given.
+
+        Raises:
+            ArgumentError: the options contradict one another or the checkpoint's.
+        """
+        from hf_rnn_seq2seq.model.search_options import limit_length
+
+        # A value that says nothing stays out of generation_config.json, where transformers would warn about it.
+        neutral = {"length_penalty": 1.0, "no_repeat_ngram_size": 0}
+        for name, value in dataclasses.asdict(self).items():
+            if value is not None:
+                setattr(config, name, None if neutral.get(name) == value else value)
+        if config.num_beams is None:
+            config.num_beams = 1
+        limit_length(config)
+        try:
+            config.validate(strict=True)
+        except ValueError as error:
+            reason = " ".join(str(error).split()).removeprefix("GenerationConfig is invalid: - ")
+            names = dict.fromkeys(re.findall(r"`(\w+)`", reason))
+            values = {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
+            shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
+            where = f"in the generation config of {inherited} with the options of this run" if inherited else "together"
+            mend = (
+                "give other values for them" if not inherited else "give a value for each that fits, or change it there"
+            )
+            raise ArgumentError(f"{shown}: cannot be saved {where}; {mend} ({reason[:200]})") from None
+
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "adadelta")
+SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt", "plateau", "halving")
+OF_TRANSLATIONS = ("bleu", "chrf", "exact_match")
+METRICS = ("loss", "perplexity", *OF_TRANSLATIONS)
+OBJECTIVES = ("ml", "mrt", "reinforce")
+PRECISIONS = ("no", "bf16", "fp16", "auto")
+REWARDS = ("gleu", "bleu", "chrf")
+
+
+_RESUME = {**dict.fromkeys(("latest", "true", "yes", "on"), "latest"), **dict.fromkeys(("false", "no", "off"), None)}
+
+
+@dataclass
+class TrainingArguments(OptionGroup):
+    """The training loop."""
+
+    output_dir: str | None = option(None, "the run directory; one run each", path=True)
+    resume_from_checkpoint: str | None = option(
+        None, "`latest` (or true), a step, or the folder of a checkpoint", path=True
+    )
+    model_name_or_path: str | None = option(None, "start from the weights and tokenizer of this checkpoint", path=True)
+    extend_vocabulary: str | None = option(
+        None,
+        "text file of new tokens, one a line, added to the vocabulary; two files `source,target` where it is two",
+        path=True,
+    )
+    source_vectors: str | None = option(
+        None, "word vectors (word2vec or GloVe text, also .gz) of source words", path=True
+    )
+    target_vectors: str | None = option(None, "the same of target words", path=True)
+    freeze_vectors: bool = option(False, "do not train the tables that word vectors were put in")
+    freeze: list[str] = option([], "do not train the parameters whose names match, such as model.encoder.*")
+    dry_run: bool = option(False, "print the plan, time 20 steps, write nothing")
+    seed: int = option(42, "seed of the weights, the order of batches and dropout", at_least=0, at_most=2**32 - 1)
+    cpu_threads: int | None = option(None, "threads per process (default: cores / local processes)", at_least=1)
+    # The batch of an update
+    per_device_train_batch_size: int = option(64, "sentences per process and micro-batch", at_least=1)
+    gradient_accumulation_steps: int = option(1, "micro-batches per update and process", at_least=1)
+    train_batch_tokens: int | None = option(
+        None,
+        "padded tokens (source and target) of an update over all processes; replaces the sentence count",
+        at_least=1,
+    )
+    per_device_eval_batch_size: int = option(64, "sentences per process in evaluation", at_least=1)
+    # How long
+    max_steps: int = option(-1, "updates; -1: as many as num_train_epochs needs", at_least=-1)
+    num_train_epochs: float = option(3.0, "passes over the training split, fractions allowed", above=0)
+    max_train_seconds: float | None = option(None, "wall-clock budget, evaluations and saving included", above=0)
+    early_stopping_patience: int | None = option(None, "stop after so many evaluations without a gain", at_least=1)
+    early_stopping_threshold: float = option(0.0, "a smaller gain than this counts as none", at_least=0)
+    # Optimisation
+    optim: str = option("adamw", "fused where the device has it", choices=OPTIMIZERS)
+    learning_rate: float = option(1e-3, "the peak", at_least=0)
+    weight_decay: float = option(0.0, "of matrices only: not of biases, gains or vectors", at_least=0)
+    adam_beta1: float = option(0.9, "of adamw and adam", at_least=0, below=1)
+    adam_beta2: float = option(0.999, "of adamw and adam", at_least=0, below=1)
+    adam_epsilon: float = option(1e-8, "of adamw, adam and adadelta", above=0)
+    adadelta_rho: float = option(0.95, "of adadelta (Bahdanau 2014: 0.95 with adam_epsilon 1e-6)", at_least=0, below=1)
+    max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0 is off", at_least=0)
+    lr_scheduler_type: str = option("linear", "course of the learning rate", choices=SCHEDULES)
+    warmup_steps: int = option(0, "updates of linear growth before it", at_least=0)
+    min_lr_ratio: float = option(
+        0.0, "floor of linear, cosine and plateau, as a share of the peak", at_least=0, at_most=1
+    )
+    halving_start: float = option(0.5, "halving: share of the run that keeps the peak", at_least=0, below=1)
+    halving_times: int = option(5, "halving: halvings spread over the rest", at_least=1)
+    plateau_patience: int = option(2, "plateau: evaluations without a gain before a cut", at_least=1)
+    plateau_factor: float = option(0.5, "plateau: what a cut multiplies by", above=0, below=1)
+    ema_decay: float = option(0.0, "average of the weights that is evaluated and kept; 0 is off", at_least=0, below=1)
+    mixed_precision: str = option(
+        "no", "arithmetic of the training step; auto: bf16 where the processor has it", choices=PRECISIONS
+    )
+    gradient_checkpointing: bool = option(False, "recompute activations to save memory")
+    max_skipped_updates: int = option(10, "stop after so many non-finite updates in a row", at_least=1)
+    # Sequence-level training, a second stage
+    objective: str = option("ml", "cross entropy, minimum risk, or REINFORCE; see the README", choices=OBJECTIVES)
+    objective_metric: str = option("gleu", "mrt, reinforce: the sentence score that is raised", choices=REWARDS)
+    objective_samples: int = option(15, "mrt, reinforce: translations drawn for each sentence", at_least=2)
+    mrt_alpha: float = option(0.005, "mrt: sharpness of the distribution over the candidates", above=0)
+    ml_weight: float | None = option(
+        None, "mrt, reinforce: share of cross entropy (default: 0 for mrt, 0.017 for reinforce)", at_least=0
+    )
+    # Evaluation, saving, reporting
+    eval_steps: int | None = option(500, "updates between evaluations; none: only at the end", at_least=1)
+    predict_with_generate: bool = option(True, "translate the validation split too, and score it")
+    max_generate_samples: int | None = option(None, "translate only so many validation rows", at_least=1)
+    metric_for_best_model: str | None = option(None, "default: bleu where it is measured, else loss", choices=METRICS)
+    save_steps: int | None = option(500, "updates between checkpoints; none: only at the end", at_least=1)
+    save_total_limit: int | None = option(2, "checkpoints kept, beside the best one; none: all", at_least=1)
+    logging_steps: int = option(50, "updates between log lines", at_least=1)
+    report_to: list[str] = option(["tensorboard"], "trackers of Accelerate, or none")
+    # The Hub
+    push_to_hub: bool = option(False, "push the run to the Hub in the background; a Hub that fails stops nothing")
+    hub_model_id: str | None = option(None, "the repository, `user/name`; created where it does not exist")
+    hub_strategy: str = option("every_save", "with each checkpoint, or once", choices=("every_save", "end"))
+    hub_token: str | None = option(None, "default: HF_TOKEN, or what `hf auth login` stored; never written down")
+    hub_private_repo: bool = option(False, "create the repository as a private one")
+
+    def validate(self) -> None:
+        if self.max_steps == 0:
+            raise ArgumentError("max_steps=0: must be at least 1, or -1 for num_train_epochs")
+        self.resume_from_checkpoint = _RESUME.get(str(self.resume_from_checkpoint).lower(), self.resume_from_checkpoint)
+        if self.metric_for_best_model in OF_TRANSLATIONS and not self.predict_with_generate:
+            raise ArgumentError(
+                f"metric_for_best_model={self.metric_for_best_model!r}: needs predict_with_generate, "
+                "without it loss or perplexity"
+            )
+        if self.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_model_id or ""):
+            raise ArgumentError(f"hub_model_id={self.hub_model_id!r}: push_to_hub needs a repository, user/name")
+        self.report_to = [name for name in self.report_to if name != "none"]
+        self._validate_vectors()
+        self._validate_objective()
+
+    def _validate_objective(self) -> None:
+        of_mrt, of_both = ("mrt_alpha",), ("objective_metric", "objective_samples", "ml_weight")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in (*(of_mrt if self.objective != "mrt" else ()), *(of_both if self.objective == "ml" else ())):
+            if getattr(self, name) != defaults[name]:
+                raise ArgumentError(f"{name}={getattr(self, name)!r}: has no effect with objective={self.objective!r}")
+        if self.objective == "ml":
+            return
+        if not self.model_name_or_path:
+            raise ArgumentError(
+                f"objective={self.objective!r}: needs model_name_or_path, the checkpoint a second stage starts from"
+            )
+        if self.gradient_checkpointing:
+            raise ArgumentError(f"gradient_checkpointing=True: has no effect with objective={self.objective!r}")
+
+    def _validate_vectors(self) -> None:
+        given = [name for name in ("source_vectors", "target_vectors") if getattr(self, name)]
+        if self.freeze_vectors and not given:
+            raise ArgumentError("freeze_vectors=True: needs source_vectors or target_vectors")
+        if given and self.model_name_or_path and not self.extend_vocabulary:
+            raise ArgumentError(
+                f"{given[0]}={getattr(self, given[0])!r}: the vectors of model_name_or_path would be lost; with "
+                "extend_vocabulary those of the new tokens are filled"
+            )
+
+    @property
+    def best_metric(self) -> str:
+        """The name of the number that decides which weights are the best."""
+        return self.metric_for_best_model or ("bleu" if self.predict_with_generate else "loss")
+
+
+_OF_ONE_START = ("output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub", "hub_model_id", "hub_strategy")
+_OF_ONE_START += ("hub_token", "hub_private_repo")
+_PATHS = ("train_file", "validation_file", "test_file", "alignment_file")
+_PATHS += ("dataset_name", "tokenizer_name_or_path", "model_name_or_path")
+_PATHS += ("extend_vocabulary", "source_vectors", "target_vectors")
+
+
+def dump_recipe(groups: Sequence[Any], model_options: Mapping[str, Any]) -> str:
+    """The resolved options as the YAML text of a recipe that repeats the run from any working directory.
+
+    Files are written with their absolute path; what belongs to one start only (output_dir, ...) is left out.
+    """
+    options: dict[str, Any] = {}
+    for group in groups:
+        options.update(dataclasses.asdict(group))
+    options.update(model_options)
+    for name in _OF_ONE_START:
+        options.pop(name, None)
+    for name in _PATHS:
+        if options.get(name) is not None:
+            options[name] = ",".join(
+                os.path.abspath(part) if Path(part).exists() else part for part in str(options[name]).split(",")
+            )
+    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)

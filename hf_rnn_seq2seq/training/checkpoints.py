@@ -1,0 +1,323 @@
+"""Complete states of a run on disk: written whole or not at all, verified before they are used.
+
+A checkpoint is a folder `OUTPUT_DIR/checkpoints/step-00001000` with the model (loadable by `from_pretrained`),
+`optimizer.safetensors`, `average.safetensors` where weights are averaged, `state.json` (everything that is a number)
+and `manifest.json` (size and hash of every other file). It is written under a hidden name, synced and renamed, so a
+folder with a valid manifest is complete. Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
+
+CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"
+STATE = "state.json"
+WEIGHTS = "model.safetensors"
+_NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
+
+
+class CheckpointStore:
+    """The checkpoints of one run directory, on its main process.
+
+    Args:
+        output_dir: the run directory.
+        keep: how many of the newest to keep; None keeps all. The step passed as `best_step` to `save` is kept beside.
+    """
+
+    def __init__(self, output_dir: str | Path, keep: int | None = None) -> None:
+        self.folder = Path(output_dir) / CHECKPOINTS
+        self.keep = keep
+
+    def all(self) -> list[Path]:
+        """Renamed checkpoints, oldest first, verified or not."""
+        found = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
+        return sorted(found, key=_order)
+
+    def latest(self, report: Callable[[str], None] = print) -> Path | None:
+        """The newest checkpoint that verifies; one that does not is reported and passed over."""
+        for path in reversed(self.all()):
+            reason = damage(path)
+            if reason is None:
+                return path
+            report(f"{path} is not used: {reason}")
+        return None
+
+    def save(self, step: int, write: Callable[[Path], None], best_step: int | None = None) -> Path:
+        """Writes a checkpoint through `write(folder)`, then drops those beyond `keep`.
+
+        Raises:
+            CheckpointError: the disk is full or not writable; what was there before is untouched.
+        """
+        temporary = self.folder / f".writing-step-{step:08d}"
+        try:
+            self.clean()
+            temporary.mkdir(parents=True)
+            write(temporary)
+            write_manifest(temporary)
+            final = self._free_name(step)
+            os.replace(temporary, final)
+            sync(self.folder)
+        except Exception as error:  # safetensors and tokenizers raise classes of their own for a full disk
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(f"checkpoint of step {step} cannot be written to {self.folder}: {error}") from error
+        self._drop_old(final, best_step)
+        return final
+
+    def clean(self) -> None:
+        """Removes what a killed process left half written or half deleted."""
+        for path in [*self.folder.glob(".writing-*"), *self.folder.glob(".deleting-*")]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _free_name(self, step: int) -> Path:
+        # A second state of the same step (after its evaluation, say) gets a new name: replacing the folder of the
+        # first would leave a moment with neither.
+        names = [f"step-{step:08d}", *(f"step-{step:08d}.{number}" for number in range(1, 1000))]
+        return next(self.folder / name for name in names if not (self.folder / name).exists())
+
+    def _drop_old(self, newest: Path, best_step: int | None) -> None:
+        if self.keep is None:
+            return
+        steps = sorted({_order(path)[0] for path in self.all()})
+        kept = {*steps[-self.keep :], best_step}
+        for path in self.all():
+            step = _order(path)[0]
+            superseded = step == _order(newest)[0] and path != newest
+            if path != newest and (step not in kept or superseded):
+                # Renamed first: a folder that bears a checkpoint's name is never partly deleted.
+                doomed = path.with_name(f".deleting-{path.name}")
+                os.replace(path, doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _order(path: Path) -> tuple[int, int]:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match.group(1)), int(match.group(2) or 0)
+
+
+def named_checkpoint(output_dir: str | Path, name: str) -> Path:
+    """The folder of a checkpoint that is named by its path, by its name or step in the run, or by its run directory.
+
+    Raises:
+        ArgumentError: there is none of that name.
+    """
+    path, store = Path(name), CheckpointStore(output_dir)
+    step = re.fullmatch(r"(?:step-)?(\d+)(?:\.\d+)?", name)
+    same = [each for each in store.all() if each.name == name or (step and _order(each)[0] == int(step[1]))]
+    if same and not path.is_dir():
+        return same[-1]
+    newest = CheckpointStore(path).latest(lambda _: None)
+    if newest is None and not path.is_dir():
+        held = ", ".join(each.name for each in store.all()) or "none"
+        raise ArgumentError(
+            f"resume_from_checkpoint={name!r}: no such checkpoint; must be latest, false, the folder of one, or "
+            f"one of {output_dir}: {held}"
+        )
+    return newest or path
+
+
+def write_manifest(folder: Path) -> None:
+    """Records and syncs every file of a checkpoint."""
+    files = _readable_files(folder)
+    entries = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _hash(p)} for p in files}
+    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
+    for path in [*files, folder / MANIFEST, *(p for p in folder.rglob("*") if p.is_dir()), folder]:
+        sync(path)
+
+
+def _readable_files(folder: Path) -> list[Path]:
+    """The files of a folder, with the permissions new files get here: safetensors makes its own private."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    probe = folder / ".probe"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in files:
+        path.chmod(mode)
+    return files
+
+
+def damage(folder: Path) -> str | None:
+    """Why a checkpoint cannot be used, or None when every file is as it was written."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"it has no readable {MANIFEST}"
+    for name, entry in entries.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+        if _hash(path) != entry["sha256"]:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def publish(output_dir: str | Path, write: Callable[[Path], None]) -> None:
+    """Replaces the model files in the run directory, each at once, the weights last.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; the weights that were there are untouched.
+    """
+    output_dir = Path(output_dir)
+    temporary = output_dir / ".writing-model"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        files = sorted(_readable_files(temporary), key=lambda path: path.name == WEIGHTS)
+        for path in files:
+            sync(path)
+        for path in files:
+            target = output_dir / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+        sync(output_dir)
+    except Exception as error:
+        raise CheckpointError(f"the model cannot be written to {output_dir}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Writes saved weights into a model; tied weights, stored once, reach every place they are used.
+
+    Raises:
+        CheckpointError: a weight is missing, is not the model's, or has another shape.
+    """
+    try:
+        stored = load_file(file)
+        missing, unexpected = model.load_state_dict(stored, strict=False)
+    except Exception as error:
+        if different := _different_fields(model, file.parent):
+            raise CheckpointError(f"{'; '.join(different)} ({file.parent}); a run goes on as it began") from None
+        raise CheckpointError(f"{file}: does not fit the model: {' '.join(str(error).split())[:500]}") from None
+    state = model.state_dict(keep_vars=True)
+    filled = {state[name].data_ptr() for name in stored if name in state}
+    missing = [name for name in missing if state[name].data_ptr() not in filled]
+    if missing or unexpected:
+        raise CheckpointError(f"{file}: does not fit the model: lacks {missing[:3]}, has in excess {unexpected[:3]}")
+
+
+def _different_fields(model: Any, folder: Path) -> list[str]:
+    """`hidden_size=32: the checkpoint has 16` for each field of the configuration that differs."""
+    try:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    own = json.loads(model.config.to_json_string(use_diff=False))
+    same = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "auto_map")
+    names = [name for name in own if name in stored and name not in same and not name.startswith("_")]
+    return [f"{name}={own[name]!r}: the checkpoint has {stored[name]!r}" for name in names if own[name] != stored[name]]
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> dict[str, Any]:
+    """Writes the tensors of an optimizer to `optimizer.safetensors`; returns what is left, for JSON."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value.detach().contiguous()
+            else:
+                scalars.setdefault(str(index), {})[name] = value
+    save_file(tensors, folder / "optimizer.safetensors")
+    return {"param_groups": state["param_groups"], "scalars": scalars}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, rest: Mapping[str, Any]) -> None:
+    """Restores what `save_optimizer` wrote.
+
+    Raises:
+        CheckpointError: the state belongs to another optimizer or another model.
+    """
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in load_file(folder / "optimizer.safetensors").items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    for index, values in rest["scalars"].items():
+        state.setdefault(int(index), {}).update(values)
+    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in rest["param_groups"]]
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: its optimizer state does not fit this run: {error}") from None
+
+
+def random_state() -> dict[str, Any]:
+    """The state of this process's random generators (Python, NumPy, torch on CPU and GPU), for JSON."""
+    kind, keys, *rest = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), *rest],
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Sets this process's random generators to what `random_state` recorded."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(_bytes_tensor(state["torch"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_bytes_tensor(state["cuda"]))
+
+
+def _bytes_tensor(text: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+
+def average_weights(files: Sequence[str | Path]) -> dict[str, Tensor]:
+    """The mean of the same weights of several checkpoints (Vaswani 2017, section 6.1), summed in float64.
+
+    Raises:
+        CheckpointError: no file, or files of different models.
+    """
+    if not files:
+        raise CheckpointError("no checkpoint to average")
+    total: dict[str, Tensor] = {}
+    for file in files:
+        weights = load_file(file)
+        if total and {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in total.items()}:
+            raise CheckpointError(f"{file}: its weights are not those of {files[0]}")
+        for name, weight in weights.items():
+            total[name] = total[name] + weight.double() if name in total else weight.double()
+    kinds = {name: weight.dtype for name, weight in load_file(files[0]).items()}
+    return {name: (weight / len(files)).to(kinds[name]) for name, weight in total.items()}

@@ -1,0 +1,62 @@
+"""What a run would do: the plan, and the time and memory of some real updates. Nothing is written."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_rnn_seq2seq.training.log import peak_memory_mb
+
+if TYPE_CHECKING:
+    from hf_rnn_seq2seq.training.loop import TrainingLoop
+
+TIMED_UPDATES = 20
+STREAMED_UPDATES = 100
+
+
+def dry_run(loop: TrainingLoop, vocabulary: tuple[int, int]) -> str:
+    """Runs the largest update of the first epoch and then 20 of its updates, and describes the run.
+
+    Args:
+        loop: a loop that has not run; its model is trained a little and is of no further use.
+        vocabulary: entries of the source and of the target vocabulary.
+    """
+    a, plan, accelerator = loop.arguments, loop.plan, loop.accelerator
+    loop.prepare_state(None)
+    # Of a stream, whose length is not known, so many updates stand for all.
+    updates = list(itertools.islice(plan.updates(), int(min(plan.updates_per_epoch, STREAMED_UPDATES))))
+    largest: Any = max(updates, key=plan.positions)
+    loop.run_update(largest, loop.loader.load(largest))
+    progress = loop.state.progress
+    before = progress.target_tokens
+    # Evenly over the epoch, whose order is random: as many short and long sentences as the whole has.
+    chosen = [updates[number] for number in np.linspace(0, len(updates) - 1, TIMED_UPDATES).astype(int)]
+    started = time.perf_counter()
+    for update in chosen:
+        loop.run_update(update, loop.loader.load(update))
+    loop.guard.inspect()  # waits for the last update of a GPU
+    seconds = (time.perf_counter() - started) / len(chosen)
+    parameters = sum(parameter.numel() for parameter in loop.model.parameters())
+    known = [update.target_tokens for update in updates if update.target_tokens is not None]
+    target_tokens = float(np.mean(known)) if known else (progress.target_tokens - before) / len(chosen)
+    known_length = math.isfinite(plan.updates_per_epoch)
+    epochs = f" ({loop.total_steps / plan.updates_per_epoch:.2f} epochs)" if known_length else ""
+    total = seconds * loop.total_steps
+    lines = {
+        "parameters": f"{parameters:,}",
+        "vocabulary": f"{vocabulary[0]:,} source, {vocabulary[1]:,} target",
+        **plan.facts,
+        "updates": f"{loop.total_steps:,} at most{epochs}",
+        "an update": f"{target_tokens:.0f} target tokens on average, over {accelerator.num_processes} process(es) x "
+        f"{a.gradient_accumulation_steps} micro-batch(es)",
+        "memory": f"{peak_memory_mb(accelerator.device):.0f} MiB in each process at most, in the largest update",
+        "speed": f"{1 / seconds:.2f} updates/s, {target_tokens / seconds:.0f} target tokens/s ({len(chosen)} updates)",
+        "time": f"{total / 60:.1f} minutes without evaluation"
+        + (f", ended after {a.max_train_seconds / 60:.1f} minutes" if a.max_train_seconds else ""),
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())

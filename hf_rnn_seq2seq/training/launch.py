@@ -1,0 +1,256 @@
+"""Processes, threads and signals: what surrounds a training loop on a real machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
+from huggingface_hub import get_token
+
+from hf_rnn_seq2seq.errors import TrainingError
+from hf_rnn_seq2seq.run_directory import RECIPE, SUMMARY
+from hf_rnn_seq2seq.training.arguments import ArgumentError, TrainingArguments
+from hf_rnn_seq2seq.training.checkpoints import CHECKPOINTS, WEIGHTS
+from hf_rnn_seq2seq.training.log import LOG_FILE, usable_trackers
+
+RUN_FILES = ("config.json", WEIGHTS, RECIPE, LOG_FILE, SUMMARY, CHECKPOINTS)
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_ONLY_WHOLE_MODELS = (
+    "must be one process, several CPUs or several GPUs (MULTI_CPU, MULTI_GPU), each with the whole model: checkpoints "
+    "and the exact resume hold whole models, and the models of this package fit on one GPU"
+)
+
+
+def check_output_dir(arguments: TrainingArguments) -> Path:
+    """The run directory.
+
+    Raises:
+        ArgumentError: none is given, or it holds a run that this one is not asked to continue.
+    """
+    if arguments.output_dir is None:
+        raise ArgumentError("output_dir=None: must name the run directory")
+    folder = Path(arguments.output_dir)
+    nearest = _existing(folder)
+    if not nearest.is_dir():
+        where = "is a file" if nearest == folder else f"{nearest} is a file"
+        raise ArgumentError(f"output_dir={arguments.output_dir!r}: {where}; must be a directory")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ArgumentError(f"output_dir={arguments.output_dir!r}: {nearest} cannot be written; name another directory")
+    held = [name for name in RUN_FILES if (folder / name).exists()]
+    if held and arguments.resume_from_checkpoint is None:
+        raise ArgumentError(
+            f"output_dir={arguments.output_dir!r}: already holds a run ({held[0]}); give another directory, or "
+            "continue with --resume_from_checkpoint latest"
+        )
+    return folder
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
+
+
+def check_before_work(arguments: TrainingArguments) -> None:
+    """What the end of a run needs, asked before its beginning.
+
+    Raises:
+        ArgumentError: the output directory cannot be written, or the Hub is to be written without a token.
+    """
+    if arguments.output_dir is not None:
+        check_output_dir(dataclasses.replace(arguments, resume_from_checkpoint="latest"))
+    if arguments.push_to_hub and not (arguments.hub_token or get_token()):
+        raise ArgumentError(
+            "push_to_hub=True: there is no token of the Hub; run `hf auth login`, set HF_TOKEN, or give hub_token"
+        )
+
+
+def check_savable(arguments: TrainingArguments, model: Any, save_beside: Callable[[Path], Any] | None) -> None:
+    """A rehearsal of the first save, with everything but the tensors.
+
+    Raises:
+        ArgumentError: something beside the weights cannot be written, or the disk has no room for a checkpoint.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model.config.save_pretrained(folder)
+            if model.can_generate():
+                model.generation_config.save_pretrained(folder)
+            if save_beside is not None:
+                save_beside(Path(folder))
+        except Exception as error:  # each library raises classes of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ArgumentError(
+                f"output_dir={arguments.output_dir!r}: no checkpoint could be saved: {reason}"
+            ) from error
+    if arguments.output_dir is None:
+        return
+    free = shutil.disk_usage(_existing(Path(arguments.output_dir))).free
+    # The weights of the best model, and a checkpoint: the weights again, and twice their size for the optimizer.
+    needed = 4 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if free < needed:
+        raise ArgumentError(
+            f"output_dir={arguments.output_dir!r}: the disk has {free >> 20} MiB left; a checkpoint and the best "
+            f"weights need about {(needed >> 20) + 1}; free some, or name another directory"
+        )
+
+
+def use_all_cores(chosen: int | None = None) -> int:
+    """Sets torch's threads and returns their number: `chosen`, else the cores divided by the local processes.
+
+    `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody chose, which leaves the other cores idle; a larger
+    number is somebody's choice and stays.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    environment = os.environ.get("OMP_NUM_THREADS", "")
+    if chosen is not None:
+        threads = chosen
+    elif environment.isdigit() and (int(environment) > 1 or not launched):
+        threads = int(environment)
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def has_bfloat16() -> bool:
+    """Whether the device that Accelerate takes multiplies in bfloat16 by instructions of its own."""
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+def resolve_precision(wanted: str, say: Callable[[str], None] = print) -> str:
+    """`mixed_precision` with `auto` decided for this machine; says where bfloat16 is only emulated."""
+    if wanted == "auto":
+        return "bf16" if has_bfloat16() else "no"
+    if wanted == "bf16" and not has_bfloat16():
+        say("mixed_precision=bf16: this processor emulates bfloat16, several times slower than `no` (or `auto`)")
+    return wanted
+
+
+def build_accelerator(arguments: TrainingArguments, say: Callable[[str], None] = print) -> Accelerator:
+    """An Accelerator for our loop: it leaves batches, accumulation and normalisation to us.
+
+    Raises:
+        ArgumentError: mixed_precision=fp16 without a GPU, which would silently run in float32; or a distribution
+            that shards the model (FSDP, DeepSpeed), whose states the checkpoints here do not hold.
+    """
+    precision = resolve_precision(arguments.mixed_precision, say)
+    if precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ArgumentError("mixed_precision='fp16': needs a GPU; on a CPU bf16 or no")
+    for sharding in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        # Asked for by the launcher; on some devices Accelerate would pass over it in silence.
+        if os.environ.get(f"ACCELERATE_USE_{sharding}", "false").lower() in ("true", "1"):
+            raise ArgumentError(f"distributed_type={sharding}: {_ONLY_WHOLE_MODELS}")
+    options: dict[str, Any] = {}
+    if arguments.output_dir is not None and not arguments.dry_run:
+        output_dir = Path(arguments.output_dir)
+        options["project_config"] = ProjectConfiguration(
+            project_dir=str(output_dir), logging_dir=str(output_dir / "tensorboard")
+        )
+        options["log_with"] = usable_trackers(arguments.report_to, say) or None
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        **options,
+    )
+    if accelerator.distributed_type not in SUPPORTED:
+        raise ArgumentError(f"distributed_type={accelerator.distributed_type.value}: {_ONLY_WHOLE_MODELS}")
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise ArgumentError("mixed_precision='fp16': needs a GPU; on a CPU bf16 or no")
+    return accelerator
+
+
+class StopSignals:
+    """Context in which SIGTERM and SIGINT ask for a stop after the current update; a second one exits at once.
+
+    `received` is the number of the signal, 0 until then. A launcher that forwards the interrupt which the terminal
+    has sent to every process makes one request arrive twice, so a repetition within a second is not a second one.
+    A launcher that was killed without passing anything on counts as SIGTERM: nobody is left to stop this process.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.received = 0
+        self._first = 0.0
+        self._previous: dict[int, Any] = {}
+        self._parent = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._first = number, time.monotonic()
+            self.say(f"{signal.Signals(number).name}: finishing this update, then saving; once more to exit at once")
+        elif time.monotonic() - self._first > 1.0:
+            os._exit(128 + number)
+
+    def check(self) -> int:
+        """The signal received so far, or 0."""
+        if not self.received and self._parent is not None and os.getppid() != self._parent:
+            self.received = signal.SIGTERM
+            self.say("the launcher has ended: saving and stopping")
+        return self.received
+
+
+def largest(values: list[float], accelerator: Accelerator) -> list[float]:
+    """The largest of each value over all processes, so that all decide alike."""
+    return _over_processes(values, accelerator, torch.distributed.ReduceOp.MAX)
+
+
+def summed(values: list[float], accelerator: Accelerator) -> list[float]:
+    """The sum of each value over all processes."""
+    return _over_processes(values, accelerator, torch.distributed.ReduceOp.SUM)
+
+
+def _over_processes(values: list[float], accelerator: Accelerator, operation: Any) -> list[float]:
+    # It travels between the hosts (gloo also beside nccl), so no process waits for its GPU.
+    if accelerator.num_processes == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.all_reduce(tensor, op=operation)
+    return tensor.tolist()
+
+
+@contextlib.contextmanager
+def naming_lost_processes(accelerator: Accelerator) -> Iterator[None]:
+    """Turns the error of an exchange whose other side has died into a TrainingError that says so.
+
+    No process waits for one that is gone: its connections close with it, and whoever reads from one of them fails.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if accelerator.num_processes == 1 or not _is_broken_exchange(error):
+            raise
+        raise TrainingError(
+            f"process {accelerator.process_index} of {accelerator.num_processes}: another process of this run has "
+            "ended, so this one ends too; --resume_from_checkpoint latest continues from the last checkpoint "
+            f"({(str(error).splitlines() or [type(error).__name__])[0][:200]})"
+        ) from error
+
+
+def _is_broken_exchange(error: RuntimeError) -> bool:
+    words = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(w in words for w in ("gloo", "nccl", "by peer"))

@@ -1,0 +1,94 @@
+"""Measuring a model in the middle of training: loss and perplexity, and the scores of its translations.
+
+Every row counts exactly once, however many processes share the work: sums of losses and tokens are added, and
+translations are gathered with their row number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from hf_rnn_seq2seq.data.batching import plan_batches
+from hf_rnn_seq2seq.data.loader import BatchLoader, column
+
+Translate = Callable[[Any, Sequence[str]], list[str]]
+"""(model, sources) -> translations, in the order of the sources."""
+Score = Callable[[Sequence[str], Sequence[str]], Mapping[str, Any]]
+"""(hypotheses, references) -> numbers by name, `bleu` among them."""
+
+
+class Validator:
+    """The validation split, and how a model is measured on it.
+
+    Args:
+        loader: reads the tokenised split; its dataset has `source_length` and `target_length`.
+        batch_size: sentences per process.
+        texts: the split with string columns `source` and `target`; None where translations are not scored.
+        translate, score: what makes and scores translations; both or neither.
+        max_translations: only so many rows are translated, spread evenly over the split.
+    """
+
+    def __init__(
+        self,
+        loader: BatchLoader,
+        *,
+        batch_size: int,
+        texts: Any = None,
+        translate: Translate | None = None,
+        score: Score | None = None,
+        max_translations: int | None = None,
+    ) -> None:
+        self.loader = loader
+        lengths = (column(loader.dataset, "source_length"), column(loader.dataset, "target_length"))
+        self.batches = plan_batches(*lengths, batch_size=batch_size, shuffle=False)
+        self.texts = texts if translate is not None and score is not None else None
+        self.translate, self.score = translate, score
+        rows = len(self.texts) if self.texts is not None else 0
+        count = min(rows, max_translations or rows)
+        self.translated_rows = [number * rows // count for number in range(count)]
+
+    def measure(self, step_module: nn.Module, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        """`loss` (nats per target token), `perplexity`, and what `score` gives.
+
+        `step_module` maps a batch to its mean loss and figures, `model` is what translates; both in evaluation mode
+        meanwhile.
+        """
+        was_training = model.training
+        step_module.eval()
+        try:
+            with torch.no_grad():
+                loss = self._loss(step_module, accelerator)
+                scores = self._scores(model, accelerator) if self.translated_rows else {}
+        finally:
+            step_module.train(was_training)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), **scores}
+
+    def _loss(self, step_module: nn.Module, accelerator: Accelerator) -> float:
+        sums = torch.zeros(2, dtype=torch.float32 if accelerator.device.type == "mps" else torch.float64)
+        sums = sums.to(accelerator.device)
+        for rows in self.batches[accelerator.process_index :: accelerator.num_processes]:
+            inputs = self.loader.to_device(self.loader.read(rows))
+            tokens = (inputs["labels"] != -100).sum()
+            loss, _ = step_module(**inputs)
+            sums += torch.stack((loss.to(sums.dtype) * tokens, tokens.to(sums.dtype)))
+        total = accelerator.reduce(sums, reduction="sum").tolist()
+        return total[0] / total[1] if total[1] else math.nan
+
+    def _scores(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        assert self.translate is not None and self.score is not None
+        rows = self.translated_rows[accelerator.process_index :: accelerator.num_processes]
+        hypotheses = self.translate(model, self.texts[rows]["source"]) if rows else []
+        pairs = list(zip(rows, hypotheses, strict=True))
+        if accelerator.num_processes > 1:
+            pairs = sorted(gather_object(pairs))
+        references = self.texts[[row for row, _ in pairs]]["target"]
+        # Every process scores: all must know the result to decide alike, and it takes milliseconds.
+        scores = self.score([hypothesis for _, hypothesis in pairs], references)
+        return {name: float(value) for name, value in scores.items() if isinstance(value, (int, float))}

@@ -1,0 +1,258 @@
+"""Pretrained word vectors (word2vec's text format, GloVe, fastText's .vec) put into a model's embedding tables.
+
+A file is read line by line and only the rows of the vocabulary are kept, so memory does not grow with the file. A line
+is a word and its numbers, separated by single spaces; word2vec and fastText write a header `count width` before them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hf_rnn_seq2seq.data.readers import GZIP_ERRORS, open_bytes
+from hf_rnn_seq2seq.data.tokenizer import source_tokens, target_tokens
+from hf_rnn_seq2seq.errors import VectorError, quoted, reading
+
+KINDS = ("exact", "stripped", "lowercased")  # how a token may find its word, best first
+_NONE = len(KINDS)
+_MARKERS = ("##", "\N{LOWER ONE EIGHTH BLOCK}"), ("@@", "</w>")  # before and after a piece of a word
+_BINARY = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1c\x1d\x1e\x1f")  # bytes that no text holds
+_LONGEST_LINE = 1 << 20
+_WHY_NOT_BINARY = "names neither the type of its numbers nor their byte order, so damage would pass for vectors"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a vocabulary has a vector; special tokens are left out of every count.
+
+    Attributes:
+        file: name of the file.
+        entries: entries of the vocabulary that could have one.
+        found: those that have, by how the word was found: as the token stands in the vocabulary, without the marks
+            of a piece of a word, or in lower case.
+        running: share of the running tokens of the training split that have one; None where they were not counted.
+    """
+
+    file: str
+    entries: int
+    found: dict[str, int]
+    running: float | None
+
+    def __str__(self) -> str:
+        total = sum(self.found.values())
+        ways = ", ".join(f"{count:,} {kind}" for kind, count in self.found.items())
+        running = "" if self.running is None else f"; {self.running:.1%} of the running training tokens"
+        share = total / max(self.entries, 1)
+        return f"{self.file}: {total:,} of {self.entries:,} entries ({share:.1%}) have a vector ({ways}){running}"
+
+
+def vocabulary_words(tokenizer: Any, size: int, *, target: bool = False) -> list[str | None]:
+    """The text behind every entry of a vocabulary, None for special tokens; see `wanted_words`."""
+    readable = (target_tokens if target else source_tokens)(tokenizer, range(size))
+    special = set(tokenizer.all_special_ids)
+    return [None if index in special else text for index, text in enumerate(readable)]
+
+
+def wanted_words(names: Sequence[str], texts: Sequence[str | None]) -> dict[bytes, list[tuple[int, int]]]:
+    """Word of a file -> the entries that it would serve, with the kind of match as a position in KINDS.
+
+    Args:
+        names: the entries as the vocabulary spells them (`Ġhouse`, `##ing`).
+        texts: what they stand for (` house`); None for an entry that takes no vector.
+    """
+    wanted: dict[bytes, list[tuple[int, int]]] = {}
+    for index, (name, text) in enumerate(zip(names, texts, strict=True)):
+        if text is None:
+            continue
+        plain = text.strip()
+        for mark in _MARKERS[0]:
+            plain = plain.removeprefix(mark)
+        for mark in _MARKERS[1]:
+            plain = plain.removesuffix(mark)
+        forms = {name: 0}
+        for form, kind in ((plain, 1), (name.lower(), 2), (plain.lower(), 2)):
+            forms.setdefault(form, kind)
+        for form, kind in forms.items():
+            if form.strip():
+                wanted.setdefault(form.encode(), []).append((index, kind))
+    return wanted
+
+
+def read_vectors(path: str | Path, wanted: Mapping[bytes, Any], width: int) -> Iterator[tuple[bytes, list[float]]]:
+    """The (word, numbers) of a file whose word is wanted, in the order of the file.
+
+    The numbers of other words are counted, not read.
+
+    Raises:
+        VectorError: no such file, a binary one, vectors of another width, a line that is no word and vector, numbers
+            that are not finite, another number of lines than the header says, a damaged archive.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VectorError(f"word vectors {str(path)!r}: no such file")
+    where = f"word vectors {str(path)!r}"
+    with reading(where, VectorError):
+        try:
+            with open_bytes(path) as file:
+                if _BINARY & set(file.read(1 << 16)):
+                    raise VectorError(f"{where}: is binary, which {_WHY_NOT_BINARY}; allowed: text, plain or .gz")
+            with open_bytes(path) as file:
+                yield from _rows(file, wanted, width, where)
+        except GZIP_ERRORS as error:
+            raise VectorError(f"{where}: damaged gzip archive ({error}); fetch or pack it again") from None
+
+
+def _rows(file: Any, wanted: Mapping[bytes, Any], width: int, where: str) -> Iterator[tuple[bytes, list[float]]]:
+    announced: int | None = None
+    count = 0
+    for number, raw in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):
+        if len(raw) == _LONGEST_LINE:
+            raise VectorError(f"{where}: line {number} is longer than {_LONGEST_LINE >> 20} MiB: no word and vector")
+        line = raw.rstrip(b" \r\n")
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+            fields = line.split(b" ")
+            is_header = len(fields) == 2 and all(field.isdigit() for field in fields)
+            found = int(fields[1]) if is_header else len(fields) - 1
+            if found != width:
+                raise VectorError(f"{where}: vectors of {found} numbers; embedding_size is {width}, they must agree")
+            if is_header:
+                announced = int(fields[0])
+                continue
+        if not line:
+            continue
+        count += 1
+        word, _, _ = line.partition(b" ")
+        spaces = line.count(b" ")
+        if spaces < width:
+            raise VectorError(f"{where}: line {number} has {spaces} numbers instead of {width}")
+        if spaces > width:
+            # A word may hold spaces (". . ." of GloVe), but ends with none that looks like one number more.
+            word = line.rsplit(b" ", width)[0]
+            if _is_number(word.rsplit(b" ", 1)[1]):
+                raise VectorError(f"{where}: line {number} has {spaces} numbers instead of {width}")
+        if word in wanted:
+            yield word, _numbers(line.rsplit(b" ", width)[1:], f"{where}: line {number}")
+    if not count:
+        raise VectorError(f"{where}: holds no vectors")
+    if announced not in (None, count):
+        raise VectorError(f"{where}: its header says {announced} vectors, there are {count}")
+
+
+def _is_number(field: bytes) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _numbers(fields: Sequence[bytes], where: str) -> list[float]:
+    for field in fields:
+        if not _is_number(field) or not math.isfinite(float(field)):
+            raise VectorError(f"{where}: {quoted(field.decode(errors='replace'))} is not a finite number")
+    return [float(field) for field in fields]
+
+
+@torch.no_grad()
+def fill_table(
+    table: nn.Embedding, wanted: Mapping[bytes, Sequence[tuple[int, int]]], path: str | Path, kinds: np.ndarray
+) -> None:
+    """Writes the vectors of a file into the rows of a table; a row whose word is not found keeps what it holds.
+
+    Where several words of the file serve a row, the better kind of match wins, and of one kind the first.
+
+    Args:
+        wanted: see `wanted_words`.
+        kinds: (rows,), the kind of match of every row so far, `len(KINDS)` for none; brought up to date.
+
+    Raises:
+        VectorError: see `read_vectors`; the table is then half filled.
+    """
+    before = kinds.copy()
+    for word, numbers in read_vectors(path, wanted, table.embedding_dim):
+        row = torch.tensor(numbers, dtype=table.weight.dtype, device=table.weight.device)
+        for index, kind in wanted[word]:
+            # A row that an earlier file has filled is left alone.
+            if before[index] == _NONE and kind < kinds[index]:
+                table.weight[index] = row
+                kinds[index] = kind
+
+
+def load_word_vectors(
+    model: Any,
+    tokenizer: Any,
+    files: Mapping[str, str | None],
+    *,
+    sizes: tuple[int, int],
+    first_rows: tuple[int, int] = (0, 0),
+    count: Callable[[str, int], np.ndarray | None] = lambda side, size: None,
+) -> dict[str, Coverage]:
+    """Fills the embedding tables of a model with pretrained vectors.
+
+    Where one table serves both sides, the source's file comes first and the target's fills the rows left.
+
+    Args:
+        files: the file of `source` and of `target`, None for none.
+        sizes: entries of the source and the target vocabulary.
+        first_rows: rows before these are kept (those of a checkpoint, when its vocabulary was extended).
+        count: (side, entries) -> how often each entry stands in the training split.
+
+    Returns:
+        the coverage of each side that has a file.
+
+    Raises:
+        VectorError: see `read_vectors`; the model has no such table.
+    """
+    reports: dict[str, Coverage] = {}
+    kinds_of: dict[int, np.ndarray] = {}
+    for side, size, first in zip(("source", "target"), sizes, first_rows, strict=True):
+        path = files.get(side)
+        if not path:
+            continue
+        table = embedding_table(model, side)
+        texts = vocabulary_words(tokenizer, size, target=side == "target")
+        texts[:first] = [None] * first
+        kinds = kinds_of.setdefault(table.weight.data_ptr(), np.full(table.num_embeddings, _NONE))
+        fill_table(table, wanted_words(_names(tokenizer, size, side), texts), path, kinds)
+        eligible = np.array([text is not None for text in texts])
+        reports[side] = _coverage(Path(path).name, kinds[:size], eligible, count(side, size))
+    return reports
+
+
+def embedding_table(model: Any, side: str) -> nn.Embedding:
+    """The table that the `source` or the `target` is read with.
+
+    Raises:
+        VectorError: the model keeps none under the usual name.
+    """
+    stack = model.get_encoder() if side == "source" else model.get_decoder()
+    table = getattr(stack, "embed_tokens", None)
+    if not isinstance(table, nn.Embedding):
+        raise VectorError(f"{side}_vectors: the {type(stack).__name__} of this model has no table embed_tokens")
+    return table
+
+
+def _names(tokenizer: Any, size: int, side: str) -> list[str]:
+    convert = getattr(tokenizer, "convert_target_ids_to_tokens", None) if side == "target" else None
+    return list((convert or tokenizer.convert_ids_to_tokens)(list(range(size))))
+
+
+def _coverage(file: str, kinds: np.ndarray, eligible: np.ndarray, running: np.ndarray | None) -> Coverage:
+    kinds = np.where(eligible, kinds, _NONE)
+    share = None
+    if running is not None:
+        share = float(running[kinds < _NONE].sum() / max(running[eligible].sum(), 1))
+    found = {kind: int((kinds == number).sum()) for number, kind in enumerate(KINDS)}
+    return Coverage(file, int(eligible.sum()), found, share)
+
+
+__all__ = ["KINDS", "Coverage", "embedding_table", "fill_table", "load_word_vectors"]
+__all__ += ["read_vectors", "wanted_words"]

@@ -1,0 +1,142 @@
+"""Vanishing gradients made visible: how much of the loss's gradient reaches a state, or a word, far back in time.
+
+Bengio, Simard and Frasconi 1994 say why a recurrence without gates forgets; Hochreiter and Schmidhuber 1997 and Cho et
+al. 2014 add the gates. `state_gradients` looks at one recurrent layer, `word_gradients` at a whole model.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_rnn_seq2seq.errors import EvaluationError, PlotError
+from hf_rnn_seq2seq.generation.translate import encoded_sources
+from hf_rnn_seq2seq.visualization.figure import QUIET, SERIES, check_output, dress, log_axis, new_figure, save_figure
+from hf_rnn_seq2seq.visualization.learning_curve import _legend
+
+
+def recurrent_kernel(module: nn.Module) -> nn.RNNBase:
+    """The first recurrent layer inside `module` (such as a model's encoder).
+
+    Raises:
+        EvaluationError: there is none.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.RNNBase):
+            return part
+    raise EvaluationError(f"{type(module).__name__}: has no recurrent layer")
+
+
+@torch.no_grad()
+def open_gates(kernel: nn.RNNBase, bias: float) -> None:
+    """Raises the bias of the gate that keeps the old state (LSTM: forget; GRU: update) by `bias`, in place.
+
+    A fresh gate lets about half of the old state through at each position; training opens it where that pays, and a
+    high starting bias opens it at once (Gers, Schmidhuber and Cummins 2000; Jozefowicz, Zaremba and Sutskever 2015).
+
+    Raises:
+        EvaluationError: the layer has no gates.
+    """
+    if not isinstance(kernel, nn.LSTM | nn.GRU):
+        raise EvaluationError(f"{type(kernel).__name__}: has no gates to open")
+    kernel.bias_ih_l0[kernel.hidden_size : 2 * kernel.hidden_size] += bias
+
+
+def state_gradients(kernel: nn.RNNBase, inputs: Tensor, *, seed: int = 0) -> Tensor:
+    """|d loss / d state_t| for each t, averaged over the batch; (time,), the last entry is the last state's.
+
+    The loss is the last hidden state along a random direction, another one in each row. A state is all that goes from
+    one position to the next, the LSTM's cell included.
+
+    Args:
+        kernel: a layer of torch, one layer deep, one direction, batch first.
+        inputs: (batch, time, input).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state: Any = None
+    states: list[tuple[Tensor, ...]] = []
+    for position in inputs.unbind(1):
+        _, state = kernel(position.unsqueeze(1), state)
+        states.append(state if isinstance(state, tuple) else (state,))
+    last = states[-1][0]
+    direction = torch.randn(last.shape, generator=generator).to(last)
+    loss = (last * direction / direction.norm(dim=-1, keepdim=True)).sum()
+    flat = [part for parts in states for part in parts]
+    found = iter(torch.autograd.grad(loss, flat, allow_unused=True))
+    norms = []
+    for parts in states:
+        own = [torch.zeros_like(part) if gradient is None else gradient for part, gradient in zip(parts, found)]  # noqa: B905
+        norms.append(torch.cat(own, -1).norm(dim=-1).mean())
+    return torch.stack(norms)
+
+
+def word_gradients(
+    model: Any, tokenizer: Any, sources: Sequence[str], references: Sequence[str], *, longest: int = 60
+) -> list[float]:
+    """|d loss / d word vector| by distance from the end of the source, averaged over sentences.
+
+    The loss is the model's own on the first word of the reference: what the decoder knows of the source when it starts
+    to speak. A model without attention has it from the encoder's last state alone.
+
+    Raises:
+        EvaluationError: no pair has text on both sides.
+    """
+    sums, counts = [0.0] * longest, [0] * longest
+    was_training = model.training
+    model.eval()
+    try:
+        for ids, reference in zip(encoded_sources(tokenizer, sources).ids, references, strict=True):
+            if not ids or not reference.strip():
+                continue
+            encoding = tokenizer(text_target=reference, verbose=False)
+            labels = (encoding["labels"] if "labels" in encoding else encoding["input_ids"])[:1]
+            vectors = model.get_input_embeddings()(torch.tensor([ids], device=model.device)).detach().requires_grad_()
+            mask = torch.ones(vectors.shape[:2], dtype=torch.long, device=model.device)
+            target = torch.tensor([labels], device=model.device)
+            with torch.enable_grad():
+                loss = model(inputs_embeds=vectors, attention_mask=mask, labels=target).loss
+            norms = torch.autograd.grad(loss, vectors)[0][0].norm(dim=-1).flip(0)[:longest]
+            for distance, norm in enumerate(norms.tolist()):
+                sums[distance] += norm
+                counts[distance] += 1
+    finally:
+        model.train(was_training)
+    if not counts[0]:
+        raise EvaluationError("no sentence pair has text on both sides")
+    return [total / count for total, count in zip(sums, counts, strict=True) if count]
+
+
+def plot_gradients(
+    curves: Mapping[str, Sequence[float]],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    title: str = "",
+    backwards: str = "positions back in time",
+) -> Any:
+    """Draw gradient norms by distance, a line for each system, each relative to its own value at distance 0.
+
+    Args:
+        curves: name -> norms, distance 0 first.
+        output: file to write, .png, .svg or .pdf.
+        backwards: what the distance counts.
+
+    Returns the matplotlib figure. Raises PlotError when a curve is empty or starts from zero.
+    """
+    if not curves or not all(len(curve) and curve[0] > 0 for curve in curves.values()):
+        raise PlotError("nothing to draw: every curve needs values, the first of them above 0")
+    if output is not None:
+        check_output(output)
+    figure = new_figure(figsize=(6.2, 3.4), layout="constrained")
+    ax = figure.subplots()
+    for position, curve in enumerate(curves.values()):
+        shares = [value / curve[0] for value in curve]
+        ax.plot(range(len(shares)), shares, color=SERIES[position % len(SERIES)], linewidth=1.8)
+    log_axis(ax)
+    dress(ax, title or "norm of the gradient, relative to the last position")
+    ax.set_xlabel(backwards, fontsize=8, color=QUIET, loc="right")
+    _legend(figure, list(curves))
+    if output is not None:
+        save_figure(figure, output)
+    return figure

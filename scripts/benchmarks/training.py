@@ -1,0 +1,210 @@
+"""What `scripts/benchmark.py train` and `growth` measure: forms of one training step, and its cost as sizes grow.
+
+Everything takes models from a function of the caller, which knows the classes.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from benchmarks.measure import clock, device_peak_mb, in_child, product_rate, take_turns, training_flops
+from torch import Tensor
+from torch.nn import functional as F
+
+# Model A is small enough for a CPU; B is near a published system's size, with one layer in the time loop.
+MODELS: dict[str, dict[str, Any]] = {
+    "A": {"vocab_size": 8000, "embedding_size": 256, "hidden_size": 512},
+    "B": {
+        "vocab_size": 32000,
+        "embedding_size": 512,
+        "hidden_size": 512,
+        "encoder_layers": 2,
+        "decoder_layers": 4,
+        "attention_layer": "bottom",
+        "context_layers": "all",
+    },
+}
+BATCHES = {"A": (64, 14, 15), "B": (128, 30, 30)}  # rows, longest source, longest target
+GROWTH: dict[str, tuple[int, ...]] = {
+    "length": (10, 20, 40, 80),
+    "vocab_size": (8_000, 32_000, 128_000),
+    "hidden_size": (128, 256, 512, 1024),
+    "encoder_layers": (1, 2, 4),
+    "decoder_layers": (1, 2, 4),
+    "batch_size": (16, 64, 256),
+    "processes": (1, 2),
+}
+
+Build = Callable[..., Any]
+
+
+def tutorial_loss(model: Any, source: Tensor, labels: Tensor) -> Tensor:
+    """The loss as a tutorial computes it, everything inside the loop over positions, by torch's own products."""
+    inner, config = model.model, model.config
+    encoded = inner.encoder(source)
+    layers, _ = inner.bridge(encoded)
+    state, kernel = layers[0], inner.decoder.layers[0].kernel
+    cell = (kernel.weight_ih_l0, kernel.weight_hh_l0, kernel.bias_ih_l0, kernel.bias_hh_l0)
+    fed = state[0].new_zeros(len(source), config.readout_size)
+    words = model.prepare_decoder_input_ids_from_labels(labels)
+    total = 0.0
+    for time_step in range(labels.shape[1]):
+        inputs = torch.cat([inner.decoder.embed(words[:, time_step]), fed], 1)
+        state = torch.lstm_cell(inputs, state, *cell) if len(state) == 2 else (torch.gru_cell(inputs, state[0], *cell),)
+        keys = F.linear(encoded.last_hidden_state, inner.decoder.attention.key.weight)
+        scores = torch.bmm(keys, state[0].unsqueeze(2)).squeeze(2).masked_fill(~encoded.source_mask, float("-inf"))
+        context = torch.bmm(scores.softmax(1).unsqueeze(1), encoded.last_hidden_state).squeeze(1)
+        fed = torch.tanh(F.linear(torch.cat([state[0], context], 1), inner.decoder.readout.project.weight))
+        logits = F.linear(fed, model.lm_head.weight, model.lm_head.bias)
+        total = total + F.cross_entropy(logits, labels[:, time_step], ignore_index=-100, reduction="sum")
+    return total / (labels != -100).sum()
+
+
+def model_loss(model: Any, source: Tensor, labels: Tensor) -> Tensor:
+    """The loss as the model's training step computes it."""
+    return model(input_ids=source, labels=labels).loss
+
+
+def has_tutorial_form(config: Any) -> bool:
+    """Whether `tutorial_loss` computes what the model computes."""
+    attention = config.attention_type, config.attention_order, config.attention_window
+    return (
+        config.context == "attention"
+        and attention == ("general", "after_cell", "global")
+        and (config.decoder_layers, config.decoder_transition_depth, config.layer_norm) == (1, 1, False)
+        and (config.readout, config.readout_embedding, config.input_feeding) == ("tanh", False, True)
+        and config.cell_type in ("lstm", "gru")
+        and config.gru_reset == "after"
+    )
+
+
+def training_step(
+    model: Any,
+    loss_of: Callable,
+    source: Tensor,
+    labels: Tensor,
+    fused: bool = True,
+    bf16: bool = False,
+) -> Callable[[], float]:
+    """One update with Adam, returning its loss."""
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused)
+
+    def step() -> float:
+        with torch.autocast(source.device.type, torch.bfloat16, enabled=bf16):
+            loss = loss_of(model, source, labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def training_forms(
+    build: Build, source: Tensor, labels: Tensor, other_models: bool = True, device: str = "cpu"
+) -> dict[str, Callable[[], Callable[[], float]]]:
+    """Makers of the training step of each variant; the first is the reference of the ratios.
+
+    Args:
+        build, source, labels: as for `compare_training`.
+        other_models: also the same model without input feeding, whose weights a checkpoint does not have.
+        device: where they run.
+    """
+    config = build().config
+
+    def form(loss_of: Callable = model_loss, fused: bool = True, bf16: bool = False, **fields: Any) -> Callable:
+        def make() -> Callable[[], float]:
+            batch = source.to(device), labels.to(device)
+            return training_step(build(**fields).to(device), loss_of, *batch, fused, bf16)
+
+        return make
+
+    forms = {"tutorial": form(tutorial_loss, fused=False)} if has_tutorial_form(config) else {}
+    path = build(decoder_recurrence="auto").get_decoder().recurrence_path
+    if path == "at once":
+        return {"at once": form(), "at once bf16": form(bf16=True)}
+    kinds = ["loop", "scan"] if path == "scan" else ["loop"]
+    for kind in kinds:
+        forms[kind] = form(decoder_recurrence=kind)
+        forms[f"{kind} bf16"] = form(decoder_recurrence=kind, bf16=True)
+    if other_models and config.attention_order == "after_cell" and config.input_feeding:
+        forms["no feeding"] = form(input_feeding=False)
+        forms["no feeding bf16"] = form(input_feeding=False, bf16=True)
+    return forms
+
+
+def compare_training(build: Build, source: Tensor, labels: Tensor, arguments: Namespace) -> list[dict[str, Any]]:
+    """One row per variant; ratios compare CPU time with the first, or on a device wall time.
+
+    Args:
+        build: makes a model, with fields of its config replaced by keyword arguments.
+        source: ids (batch, source).
+        labels: ids (batch, target).
+        arguments: `model`, a checkpoint or None; `rounds`; `threads`; `device`; `memory`, whether peak memory is
+            measured too, each variant in its own process, or of a device one after the other.
+    """
+    device, seconds = arguments.device, clock(arguments.device)
+    forms = training_forms(build, source, labels, arguments.model is None, device)
+    peaks = {}
+    for name, make in forms.items():
+        peaks[name] = None
+        if arguments.memory and device == "cuda":
+            peaks[name] = device_peak_mb(lambda make=make: _two_steps(make()))
+        elif arguments.memory:
+            peaks[name] = in_child(lambda make=make: _two_steps(make()), arguments.threads)["peak_mb"]
+    torch.set_num_threads(arguments.threads)
+
+    def measured_rates() -> dict[str, float]:
+        types = {"": torch.float32, " bf16": torch.bfloat16}
+        return {name: product_rate(dtype, device=device) for name, dtype in types.items()}
+
+    rates = measured_rates()
+    rows = take_turns({name: make() for name, make in forms.items()}, arguments.rounds, device)
+    # Before and after, since the speed of a shared machine drifts.
+    rates = {name: max(rates[name], rate) for name, rate in measured_rates().items()}
+    words, first = int((labels != -100).sum()), next(iter(rows))
+    report = []
+    for name, row in rows.items():
+        flops = training_flops(build(input_feeding=False) if "no feeding" in name else build(), source, labels)
+        rate = rates[" bf16" if "bf16" in name else ""]
+        report.append(
+            {
+                "variant": name,
+                "tokens_per_s": words / row["wall_s"],
+                "cpu_s": row["cpu_s"],
+                "peak_mb": peaks[name],
+                "ratio_to_reference": rows[first][seconds] / row[seconds],
+                "wall_ratio": rows[first]["wall_s"] / row["wall_s"],
+                "share_of_peak": flops / row[seconds] / rate,
+                "peak_gflops": rate / 1e9,
+                **{key: row[key] for key in ("wall_s", "least_wall_s", "least_cpu_s", "value")},
+            }
+        )
+    return report
+
+
+def _two_steps(step: Callable[[], float]) -> dict[str, float]:
+    step()
+    return {"loss": step()}
+
+
+def print_training(report: list[dict[str, Any]], device: str = "cpu") -> None:
+    """The table of `compare_training`."""
+    columns = ("tokens/s", "wall ms", "least", "CPU ms", "least", "ratio", "of peak", "peak MB", "first loss")
+    print(f"{'variant':18}" + "".join(f"{column:>11}" for column in columns))
+    for row in report:
+        times = (1e3 * row[key] for key in ("wall_s", "least_wall_s", "cpu_s", "least_cpu_s"))
+        peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
+        print(
+            f"{row['variant']:18}{row['tokens_per_s']:11.0f}"
+            + "".join(f"{value:11.1f}" for value in times)
+            + f"{row['ratio_to_reference']:11.2f}{row['share_of_peak']:11.2f}{peak:>11}{row['value']:11.5f}"
+        )
+    rates = {"bf16" if "bf16" in row["variant"] else "float32": row["peak_gflops"] for row in report}
+    kind = "CPU" if clock(device) == "cpu_s" else "wall"
+    print("peak: " + ", ".join(f"{rate:.0f} GFLOP/s of {kind} time in {dtype}" for dtype, rate in rates.items()))
+
+
+__all__ = ["BATCHES", "GROWTH", "MODELS", "compare_training", "print_training", "training_forms", "training_step"]

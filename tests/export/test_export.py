@@ -1,0 +1,265 @@
+"""torch.export and ONNX: the exported graphs compute what the model computes, and decode what `generate()` decodes."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hf_rnn_seq2seq.errors import ExportError
+from hf_rnn_seq2seq.export.graphs import DecoderGraph, EncoderGraph, Programs, export_programs, present
+from tests.helpers.models import batch, tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+NEWER_TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 9)
+OLD_TORCH = "torch.export leaves sizes free, and torch.onnx takes what it made, as needed here from torch 2.9 on"
+needs_torch = pytest.mark.skipif(not NEWER_TORCH, reason=OLD_TORCH)
+MODELS: dict[str, dict[str, Any]] = {
+    "general, LSTM, feeding": {"attention_type": "general", "cell_type": "lstm", "input_feeding": True},
+    "additive, GRU, before the cell": {
+        "attention_type": "additive",
+        "attention_order": "before_cell",
+        "cell_type": "gru",
+        "encoder_layers": 2,
+        "copy_mechanism": True,
+    },
+    "dot, LSTM, no feeding": {
+        "attention_type": "dot",
+        "cell_type": "lstm",
+        "input_feeding": False,
+        "decoder_layers": 2,
+        "bridge": "zero",
+    },
+    "multi_head, ReLU, one way": {
+        "attention_type": "multi_head",
+        "attention_size": 4,
+        "num_attention_heads": 2,
+        "cell_type": "rnn_relu",
+        "bidirectional": "none",
+    },
+    "entmax, coverage, gate": {
+        "attention_type": "additive",
+        "attention_normalization": "entmax",
+        "coverage": "gru",
+        "context_gate": "both",
+        "readout": "maxout",
+    },
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Programs, Any]:
+    """A model, its exported programs and, where onnxruntime is there, its ONNX form."""
+    if not NEWER_TORCH:
+        pytest.skip(OLD_TORCH)
+    model = tiny_model(dtype=torch.float32, **MODELS[request.param])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    programs = export_programs(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    if any(importlib.util.find_spec(name) is None for name in ("onnxruntime", "onnxscript")):
+        return model, programs, None
+    from hf_rnn_seq2seq.export.onnx import export_onnx
+    from hf_rnn_seq2seq.export.onnx_runtime import OnnxTranslator
+
+    folder = tmp_path_factory.mktemp("onnx") / "out"
+    assert export_onnx(model, folder, programs) < 1e-5
+    return model, programs, OnnxTranslator(folder)
+
+
+def sources() -> dict[str, torch.Tensor]:
+    """Three ragged rows, one row, and rows that are padded at the left."""
+    given = batch()
+    return {name: given[name] for name in ("input_ids", "attention_mask")}
+
+
+def test_exported_programs_equal_the_model(exported: tuple[Any, Programs, Any]) -> None:
+    """Rows, lengths and padding differ from those of the example that was traced."""
+    model, programs, _ = exported
+    encoder, decoder = programs.encoder.module(), programs.decoder.module()
+    left = batch(left=True)
+    words = torch.tensor([[1, 4, 3], [1, 9, 9], [1, 3, 3]])
+    for given in (sources(), {name: left[name] for name in ("input_ids", "attention_mask")}):
+        with torch.no_grad():
+            wanted = model(**given, decoder_input_ids=words, output_attentions=True)
+            start = encoder(given["input_ids"], given["attention_mask"])
+            state, memory = start[: len(programs.state)], start[len(programs.state) :]
+            for time in range(words.shape[1]):
+                logits, *rest = decoder(words[:, time], *state, *memory)
+                weights, *state = rest if programs.shows_weights else (None, *rest)
+                torch.testing.assert_close(logits, wanted.logits[:, time], atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(weights, wanted.cross_attentions[0][:, :, time], atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        alone = encoder(*(tensor[:2] for tensor in sources().values()))
+        torch.testing.assert_close(alone[0], encoder(*sources().values())[0][:2], atol=1e-6, rtol=1e-5)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"num_beams": 1},
+    {"num_beams": 3},
+    {"num_beams": 4, "early_stopping": True, "length_penalty": 0.4},
+    {"num_beams": 2, "early_stopping": "never", "length_penalty": 1.5},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_onnx_decodes_what_generate_does(exported: tuple[Any, Programs, Any], options: dict[str, Any]) -> None:
+    model, _, translator = exported
+    if translator is None:
+        pytest.skip("onnxruntime or onnxscript is not installed")
+    given = sources()
+    lengths = set()
+    for limit in (2, 9):
+        wanted = model.generate(**given, max_new_tokens=limit, **options)
+        found = translator.generate(*(tensor.numpy() for tensor in given.values()), max_new_tokens=limit, **options)
+        assert found.tolist() == wanted.tolist()
+        lengths.add(found.shape[1])
+        for row in range(len(wanted)):
+            alone = {name: tensor[row : row + 1] for name, tensor in given.items()}
+            single = translator.generate(
+                *(tensor.numpy() for tensor in alone.values()), max_new_tokens=limit, **options
+            )
+            assert single.tolist() == model.generate(**alone, max_new_tokens=limit, **options).tolist()
+    assert len(lengths) == 2
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_the_loops_decode_what_generate_does(model: str, options: dict[str, Any]) -> None:
+    """Many models and limits, with torch computing the steps in the place of onnxruntime."""
+    from hf_rnn_seq2seq.export.onnx import decoding_settings
+    from hf_rnn_seq2seq.export.onnx_runtime import OnnxTranslator
+
+    class TorchTranslator(OnnxTranslator):
+        def __init__(self, model: Any) -> None:
+            self.model, self.settings, self.graph = model, decoding_settings(model), EncoderGraph(model)
+
+        @torch.no_grad()
+        def encode(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> Any:
+            state, memory = self.graph.start(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+            self.decoder = DecoderGraph(self.model, state, memory)
+            parts = (state.tensors(), present(memory))
+            return tuple({str(place): tensor.numpy() for place, tensor in enumerate(part)} for part in parts)
+
+        @torch.no_grad()
+        def step(self, words: np.ndarray, state: Any, memory: Any) -> Any:
+            tensors = [torch.from_numpy(np.ascontiguousarray(t)) for t in (words, *state.values(), *memory.values())]
+            logits, weights, *after = self.decoder(*tensors)
+            return logits.numpy(), weights.numpy(), {str(place): t.numpy() for place, t in enumerate(after)}
+
+    given, short = sources(), 0
+    arrays = [tensor.numpy() for tensor in given.values()]
+    for seed in range(3):
+        found = tiny_model(dtype=torch.float32, seed=seed, **MODELS[model])
+        with torch.no_grad():
+            found.lm_head.bias[2] += 1.5  # sentences end, some at once and some later
+        translator = TorchTranslator(found)
+        for limit in (1, 2, 9):
+            wanted = found.generate(**given, max_new_tokens=limit, **options)
+            written = translator.generate(*arrays, max_new_tokens=limit, **options)
+            assert written.tolist() == wanted.tolist()
+            short += int((wanted[:, 1:] == 2).any(1).sum())
+    assert short, "no sentence ended before the limit"
+
+
+def test_models_that_cannot_be_exported_are_refused() -> None:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    for options, reason in (
+        ({"layer_norm": True}, "layer_norm: encoder layer .* has no kernel"),
+        ({"cell_type": "gru", "gru_reset": "before"}, "gru_reset='before'"),
+        ({"encoder_transition_depth": 2}, "encoder_transition_depth above 1"),
+        ({"zoneout_cell": 0.1}, "zoneout"),
+    ):
+        with pytest.raises(ExportError, match=reason):
+            export_programs(tiny_model(dtype=torch.float32, **options))
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 1)
+    with pytest.raises(ExportError, match="BartForConditionalGeneration: only RnnSeq2SeqForConditionalGeneration"):
+        export_programs(BartForConditionalGeneration(BartConfig(vocab_size=9, d_model=4, **sizes)))
+
+
+def test_settings_that_the_loop_does_not_know_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
+    from hf_rnn_seq2seq.export.onnx import decoding_settings, export_onnx
+    from hf_rnn_seq2seq.export.onnx_runtime import OnnxTranslator
+
+    model = tiny_model(dtype=torch.float32)
+    model.generation_config.no_repeat_ngram_size = 3
+    with pytest.raises(ExportError, match="no_repeat_ngram_size=3 in the generation config"):
+        decoding_settings(model)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    with pytest.raises(FileExistsError, match="must be a new or an empty folder"):
+        export_onnx(tiny_model(dtype=torch.float32), tmp_path / "mine")
+    with pytest.raises(ExportError, match="not in float32"):
+        export_onnx(tiny_model(), tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match=r"has no encoder\.onnx"):
+        OnnxTranslator(tmp_path / "mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_onnx_refuses_an_empty_batch(exported: tuple[Any, Programs, Any], options: dict[str, Any]) -> None:
+    """onnxruntime would end the process."""
+    if exported[2] is None:
+        pytest.skip("onnxruntime or onnxscript is not installed")
+    for shape in ((0, 4), (2, 0)):
+        with pytest.raises(ValueError, match=rf"input_ids of shape \({shape[0]}, {shape[1]}\): a batch needs at least"):
+            exported[2].generate(np.zeros(shape, dtype=np.int64), **options)
+
+
+def test_an_old_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
+    from hf_rnn_seq2seq.export.onnx import export_onnx
+
+    monkeypatch.setattr(torch, "__version__", "2.8.1+cpu")
+    with pytest.raises(ExportError, match=r"torch 2\.8\.1\+cpu: the export to ONNX needs torch 2\.9 or newer"):
+        export_onnx(tiny_model(dtype=torch.float32), tmp_path / "out")
+
+
+@needs_torch
+def test_a_graph_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
+    from hf_rnn_seq2seq.export import onnx as onnx_export
+
+    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
+    with pytest.raises(ExportError, match="ONNX and torch differ by .* in logits; nothing was written"):
+        onnx_export.export_onnx(tiny_model(dtype=torch.float32, attention_type="dot"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_torch
+def test_the_script_exports_and_translates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
+    from tests.helpers.checkpoints import save_checkpoint, tiny_rnn, tiny_tokenizer
+
+    spec = importlib.util.spec_from_file_location("export_onnx", ROOT / "scripts" / "export_onnx.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    tokenizer = tiny_tokenizer()
+    model = tiny_rnn(tokenizer)
+    folder = save_checkpoint(tmp_path / "run", model, tokenizer)
+    command = [str(folder), "--output", str(tmp_path / "onnx"), "--text", "three days ago", "--num_beams", "3"]
+    assert script.main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    expected = model.generate(**tokenizer("three days ago", return_tensors="pt"), num_beams=3)
+    assert lines[-1] == tokenizer.batch_decode(expected, skip_special_tokens=True)[0]
+    names = {path.name for path in (tmp_path / "onnx").iterdir()}
+    assert {"encoder.onnx", "decoder.onnx", "decoding.json", "tokenizer.json"} <= names
+    settings = json.loads((tmp_path / "onnx" / "decoding.json").read_text())
+    assert settings["max_new_tokens"] == 12 and settings["eos_token_id"] == [2]
+
+
+def test_the_helpers_of_the_loop() -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
+    from hf_rnn_seq2seq.export.onnx_runtime import log_softmax, top
+
+    values = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)
+    for count in (1, 7, 20):
+        wanted = torch.from_numpy(values).topk(count)
+        best, index = top(values, count)
+        assert best.tolist() == wanted.values.tolist() and index.tolist() == wanted.indices.tolist()
+    wanted = torch.from_numpy(values).log_softmax(-1)
+    np.testing.assert_allclose(log_softmax(values), wanted.numpy(), atol=1e-6)

@@ -1,0 +1,42 @@
+"""Streams of lines, plain and gzip: any bytes, and none lost."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hf_rnn_seq2seq.errors import StreamError
+from hf_rnn_seq2seq.generation.lines import LineReader, LineWriter
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.lists(st.binary(max_size=8), max_size=6))
+def test_any_bytes_keep_the_line_count(data: list[bytes], tmp_path: Path) -> None:
+    content = b"\n".join(data)
+    (tmp_path / "in.txt").write_bytes(content)
+    reader = LineReader(str(tmp_path / "in.txt"))
+    lines = list(reader)
+    expected = content.count(b"\n") + (not content.endswith(b"\n") and content != b"")
+    assert len(lines) == reader.count() == expected
+    (tmp_path / "out.txt").unlink(missing_ok=True)
+    with LineWriter(str(tmp_path / "out.txt")) as writer:
+        writer.write(lines)
+    assert (tmp_path / "out.txt").read_bytes().count(b"\n") == expected
+
+
+def test_streams_refuse_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "a.jsonl").write_text('{"other": "x"}\n')
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc\n" * 1000)[:-20])
+    with pytest.raises(StreamError, match="no such file"):
+        LineReader(str(tmp_path / "missing"))
+    with pytest.raises(StreamError, match="tables are not read"):
+        LineReader(str(tmp_path / "a.csv"))
+    with pytest.raises(StreamError, match="line 1 is not a JSON object with a text field 'source'"):
+        list(LineReader(str(tmp_path / "a.jsonl")))
+    with pytest.raises(StreamError, match=r"a\.txt\.gz.*, line \d+: not a whole gzip file"):
+        list(LineReader(str(tmp_path / "a.txt.gz")))
+    with pytest.raises(StreamError, match=r"folder .*/no' does not exist"):
+        LineWriter(str(tmp_path / "no" / "out"))

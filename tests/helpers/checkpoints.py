@@ -1,0 +1,88 @@
+"""Tiny checkpoints for the tests of evaluation, translation and pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
+from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
+from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
+
+SOURCES = [
+    "three days ago",
+    "Thursday, March 12, 2026",
+    "in an hour",
+    "naïve café",
+    "日本語 이틀 전",
+    "😀 three",
+    "2 kg",
+]
+TARGETS = ["il y a trois jours", "jeudi 12 mars 2026", "dans une heure", "café naïf", "три дня", "2 kilogrammes"]
+
+
+def tiny_tokenizer(algorithm: str = "bpe", *, joint: bool = True) -> PreTrainedTokenizerBase:
+    return build_tokenizer(
+        SOURCES * 3,
+        TARGETS * 3,
+        algorithm=algorithm,
+        vocab_size=330,
+        source_vocab_size=None if joint else 320,
+        joint=joint,
+        min_frequency=1,
+        model_max_length=64,
+        **({} if joint else {"separate_class": RnnSeq2SeqTokenizer}),
+    )
+
+
+def tiny_rnn(tokenizer: PreTrainedTokenizerBase, **options: Any) -> PreTrainedModel:
+    """A random model whose greedy and beam outputs differ and end at different lengths."""
+    sizes = {"embedding_size": 16, "hidden_size": 24}
+    config = RnnSeq2SeqConfig(
+        vocab_size=target_vocabulary_size(tokenizer),
+        source_vocab_size=source_vocabulary_size(tokenizer),
+        **{**sizes, **options},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _spread(RnnSeq2SeqForConditionalGeneration(config), deviation=0.5)
+
+
+def tiny_bart(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Not of this package, and with four attention heads in two layers."""
+    width = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        forced_eos_token_id=None,
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+        **width,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _spread(BartForConditionalGeneration(config), deviation=0.4)
+
+
+def _spread(model: PreTrainedModel, deviation: float) -> PreTrainedModel:
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in (one for one in model.parameters() if one.dim() > 1):
+            parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))
+    model.generation_config.max_new_tokens = 12
+    return model.eval()
+
+
+def save_checkpoint(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

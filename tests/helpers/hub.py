@@ -1,0 +1,127 @@
+"""Start the loopback Hub for a test, and talk to it.
+
+with running_hub() as hub:
+    subprocess.run([...], env=hub.environment(cache=tmp_path, token=OWNER_TOKEN))
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi, constants
+
+ROOT = Path(__file__).resolve().parents[2]
+# Every child starts with this. `here` decides whether the package can be imported at all.
+PREAMBLE = """
+import json, sys, warnings
+from pathlib import Path
+here, arguments = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+if here:
+    sys.path.insert(0, here)
+else:
+    sys.path = [p for p in sys.path if not (Path(p or ".").resolve() / "hf_rnn_seq2seq").exists()]
+    import importlib.util
+    assert importlib.util.find_spec("hf_rnn_seq2seq") is None
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.utils import logging
+logging.disable_progress_bar()
+
+def logits(model, tokenizer, text):
+    model.eval()
+    with torch.no_grad():
+        output = model(**tokenizer(text, return_tensors="pt"), decoder_input_ids=torch.tensor([[1, 4, 5]]))
+    return [round(value, 4) for value in output.logits.flatten()[:60].tolist()]
+
+def ids(tokenizer):
+    return [tokenizer("guten morgen").input_ids, tokenizer(text_target="good morning").input_ids]
+"""
+
+
+@dataclass(frozen=True)
+class Hub:
+    """What a test holds of the running server."""
+
+    url: str
+
+    def environment(self, *, cache: Path, token: str | None = None) -> dict[str, str]:
+        """Environment of a child process that talks to this Hub and to nothing else, with its own cache."""
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
+        }
+        kept |= {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(cache),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        return kept | ({"HF_TOKEN": token} if token else {})
+
+    def log(self) -> list[list[Any]]:
+        """Requests so far as [method, path, status]."""
+        with urllib.request.urlopen(f"{self.url}/_test/log") as response:
+            return json.load(response)
+
+    def fail(self, pattern: str, status: int = 503, times: int = 1, seconds: float = 0.0) -> None:
+        """Answer the next `times` requests whose path matches `pattern` with `status`; times=0 ends that.
+
+        `seconds` pass first; status 0 then answers as ever.
+        """
+        rules = json.dumps([{"pattern": pattern, "status": status, "times": times, "seconds": seconds}]).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/_test/fail", data=rules)).close()
+
+
+@dataclass
+class Child:
+    """Runs Python in a fresh process that talks to the loopback Hub, with an empty cache of its own."""
+
+    hub: Hub
+    folder: Path
+    started: int = 0
+
+    def run(self, code: str, *, package: bool = True, token: str | None = None, **arguments: Any) -> Any:
+        """Run `code`, which prints JSON on its last line, and return that."""
+        self.started += 1
+        place = self.folder / f"child{self.started}"
+        place.mkdir()
+        environment = self.hub.environment(cache=place / "cache", token=token)
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+        environment.pop("PYTHONPATH", None)
+        here = json.dumps(str(ROOT) if package else None)
+        command = [sys.executable, "-c", PREAMBLE + textwrap.dedent(code), here, json.dumps(arguments)]
+        done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def act_as(token: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> HfApi:
+    """Lets the client in this process talk to `endpoint` as the holder of `token`."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    # Built from the endpoint when the client is imported.
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("{repo_id}")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{endpoint}/{template[1]}{template[2]}")
+    monkeypatch.setenv("HF_TOKEN", token)
+    return HfApi(endpoint=endpoint, token=token)
+
+
+@contextlib.contextmanager
+def running_hub() -> Iterator[Hub]:
+    """Start the server as a child process, yield its handle, end it."""
+    command = [sys.executable, "-I", str(Path(__file__).resolve().with_name("hub_server.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            yield Hub(child.stdout.readline().strip())
+        finally:
+            child.stdin.close()  # the child leaves at the end of its input, so also when this process is killed
+            child.wait(timeout=10)

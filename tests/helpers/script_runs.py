@@ -1,0 +1,38 @@
+"""Scripts run as a user runs them, in this process or in one of their own."""
+
+import importlib
+import io
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from hf_rnn_seq2seq import command_line
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+
+def run(script: str, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """The script's `main` under `command_line.run` in this process; a process of its own takes seconds to import."""
+    module = importlib.import_module(script.removesuffix(".py"))
+    streams = [io.TextIOWrapper(io.BytesIO(content)) for content in (stdin, b"", b"")]
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+            patch.setattr(sys, name, stream)
+        patch.setattr(command_line, "quiet_libraries", lambda: None)
+        with pytest.raises(SystemExit) as ended:
+            command_line.run(lambda _: module.main([str(argument) for argument in arguments]))
+        for stream in streams[1:]:
+            stream.flush()
+        found = [stream.buffer.getvalue() for stream in streams[1:]]  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(list(arguments), ended.value.code, *found)
+
+
+def run_alone(script: str, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, input=stdin, capture_output=True, env=environment, check=False)

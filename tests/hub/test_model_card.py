@@ -1,0 +1,156 @@
+"""Cards: every number from the facts, metadata the Hub accepts, and the rendered cards match their facts."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, constants
+
+from hf_rnn_seq2seq import RnnSeq2SeqConfig
+from hf_rnn_seq2seq.errors import CardError
+from hf_rnn_seq2seq.hub.model_card import read_facts, render, render_again
+from tests.helpers.hub import Hub
+
+CARDS = Path(__file__).resolve().parents[2] / "model_cards"
+SUMMARY = {
+    "bleu": 41.23456,
+    "bleu_interval": 1.5,
+    "chrf": 63.5,
+    "signature": "nrefs:1|case:mixed|tok:13a",
+    "signatures": {"bleu": "nrefs:1|case:mixed|tok:13a", "chrf": "nrefs:1|nc:6"},
+    "split": "test",
+    "num_beams": 5,
+    "parameters": 1234567,
+    "steps": 30,
+    "epochs": 1.5,
+    "train_seconds": 93.0,
+    "target_tokens_per_second": 4321.0,
+    "device": "cpu",
+    "processes": 1,
+    "threads": 2,
+    "samples": [{"source": 'say "hi" | now', "translation": "dis | salut", "reference": "dis salut"}],
+    "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+}
+RECIPE = {
+    "dataset_name": "cldr",
+    "dataset_config_name": "en-fr",
+    "learning_rate": 0.002,
+    "seed": 7,
+    "preset": "luong2015",
+}
+
+
+def facts(**changes: Any) -> dict[str, Any]:
+    config = RnnSeq2SeqConfig(vocab_size=50, attention_type="additive", cell_type="gru", attention_window="local_p")
+    base = {"repo_id": "ann/clock", "config": config.to_dict(), "summary": SUMMARY, "recipe": RECIPE}
+    return {**base, "pictures": ["attention.png", "learning_curve.png"], **changes}
+
+
+def test_card_tells_the_facts() -> None:
+    card = render(facts())
+    for words in (
+        "# clock",
+        "1,234,567 parameters",
+        "| BLEU | 41.23 ± 1.50 | test split | beam 5, `nrefs:1\\|case:mixed\\|tok:13a` |",
+        "| chrF | 63.50 | test split | beam 5, `nrefs:1\\|nc:6` |",
+        "1.6 minutes on cpu (1 process of 2 threads): 30 updates, 1.5 epochs, 4,321 target tokens/s.",
+        "bidirectional GRU encoder",
+        "additive, local-p windowed score",
+        "Preset `luong2015`",
+        "`cldr`, configuration `en-fr`",
+        "| `learning_rate` | 0.002 |",
+        'tokenizer("say \\"hi\\" | now", return_tensors="pt")',
+        '| say "hi" \\| now | dis \\| salut | dis salut |',
+        "![What each target word attends to](attention.png)",
+        "![Loss and score over the updates](learning_curve.png)",
+        "torch 2.13.0",
+        "trust_remote_code=True",
+    ):
+        assert words in card, words
+    assert "\n\n\n" not in card and "{{" not in card and "None" not in card
+
+
+def test_card_metadata() -> None:
+    assert "license:" not in render(facts()), "nobody decides it for the owner"
+    data = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", render(facts(license="apache-2.0")), re.DOTALL)[1])
+    assert data["language"] == ["en", "fr"]
+    assert (data["license"], data["library_name"], data["pipeline_tag"]) == (
+        "apache-2.0",
+        "transformers",
+        "translation",
+    )
+    assert data["metrics"] == ["bleu", "chrf"] and "gru" in data["tags"]
+    (model,) = data["model-index"]
+    (result,) = model["results"]
+    assert model["name"] == "clock" and result["dataset"] == {"name": "cldr en-fr", "type": "cldr", "split": "test"}
+    assert [(metric["type"], metric["value"]) for metric in result["metrics"]] == [("bleu", 41.2346), ("chrf", 63.5)]
+    assert "datasets" not in data, "cldr is no repository of the Hub"
+    named = render(facts(recipe={"dataset_name": "someone/pairs"}))
+    assert "datasets:\n- someone/pairs" in named
+
+
+def test_code_of_a_card_is_python() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", render(facts()), re.DOTALL)
+    compile(block, "card", "exec")
+
+
+@pytest.mark.parametrize("missing", ["summary", "recipe", "pictures"])
+def test_facts_that_are_missing_are_left_out(hub: Hub, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    card = render(facts(**{missing: {} if missing != "pictures" else []}))
+    ModelCard(card).validate()
+    assert "None" not in card and "\n\n\n" not in card
+    if missing == "summary":
+        assert "not measured" in card and "model-index" not in card
+
+
+def test_hub_accepts_the_card(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    ModelCard(render(facts())).validate()
+    with pytest.raises(ValueError, match="license"):
+        ModelCard(render(facts(license="ask me"))).validate()
+
+
+def test_read_facts(tmp_path: Path) -> None:
+    with pytest.raises(CardError, match=r"has no config\.json"):
+        read_facts(tmp_path)
+    RnnSeq2SeqConfig().save_pretrained(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    # Somebody's folders do not belong in a public card.
+    somewhere = tmp_path / "private" / "train.fr"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"train_file": f"{somewhere},{somewhere}.gz", "seed": 1}))
+    (tmp_path / "attention.png").touch()
+    read = read_facts(tmp_path, repo_id="ann/clock")
+    assert read["summary"]["bleu"] == SUMMARY["bleu"] and read["pictures"] == ["attention.png"]
+    assert read["recipe"] == {"train_file": "train.fr,train.fr.gz", "seed": 1}
+    assert "private" not in json.dumps(read) and "private" not in render(read)
+    (tmp_path / "summary.json").write_text("[1")
+    with pytest.raises(CardError, match=r"summary\.json: not readable"):
+        read_facts(tmp_path)
+    with pytest.raises(CardError, match="'config' is missing"):
+        render({})
+
+
+def test_rendered_cards_match_their_facts() -> None:
+    cards = {path.stem for path in CARDS.glob("*.md")} - {"template"}
+    assert cards == {path.stem for path in CARDS.glob("*.json")}
+    recipes = {path.stem for path in (CARDS.parent / "scripts" / "recipes").glob("*.yaml")}
+    assert cards <= recipes, "a card is named after the recipe of its run"
+    for name in cards:
+        recorded = json.loads((CARDS / f"{name}.json").read_text(encoding="utf-8"))
+        assert (CARDS / f"{name}.md").read_text(encoding="utf-8") == render(recorded), f"render {name} again"
+
+
+def test_cards_are_rendered_again_from_their_facts(tmp_path: Path) -> None:
+    (tmp_path / "clock.json").write_text(json.dumps(facts()))
+    (tmp_path / "clock.md").write_text("old")
+    assert render_again(tmp_path) == [tmp_path / "clock.md"]
+    assert (tmp_path / "clock.md").read_text(encoding="utf-8") == render(facts())
+    (tmp_path / "clock.json").write_text("{")
+    with pytest.raises(CardError, match=r"clock\.json: not readable"):
+        render_again(tmp_path)

@@ -1,0 +1,192 @@
+"""The encoder: padding anywhere, rows of any length, dropout as the papers have it."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_rnn_seq2seq.model.dropout import drop, drop_words
+from hf_rnn_seq2seq.model.encoder import RnnEncoderOutput
+from tests.helpers.models import SOURCES, mask, pad, tiny_model
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lstm": {"encoder_layers": 2},
+    "gru": {"encoder_layers": 2, "cell_type": "gru"},
+    "relu, one-way": {"bidirectional": "none", "cell_type": "rnn_relu"},
+    "reversed": {"bidirectional": "none", "reverse_source": True},
+    "first": {"bidirectional": "first", "encoder_layers": 3, "residual_start": 3},
+    "alternating": {"bidirectional": "alternating", "encoder_layers": 3, "cell_type": "gru"},
+    "normalised": {"layer_norm": True},
+    "deep": {"encoder_transition_depth": 2, "cell_type": "gru", "gru_reset": "before"},
+}
+
+
+def encode(kind: str, ids: Tensor, attention_mask: Tensor | None = None) -> RnnEncoderOutput:
+    encoder = tiny_model(**KINDS[kind]).get_encoder().requires_grad_(False)
+    return encoder(ids, attention_mask, output_hidden_states=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_on_either_side_or_between_changes_nothing(kind: str) -> None:
+    spread = [[5, 0, 7, 3, 0, 0, 2], [4, 6, 8, 9, 10, 2, 0], [0, 0, 0, 3, 0, 2, 0]]
+    holes = torch.tensor([[int(word > 0) for word in row] for row in spread])
+    given = [
+        (pad(SOURCES), mask(SOURCES)),
+        (pad(SOURCES, left=True), mask(SOURCES, left=True)),
+        (torch.tensor(spread), holes),
+        (torch.tensor(spread), None),  # the pad token tells
+        (torch.tensor(spread).masked_fill(holes == 0, 9), holes.bool()),  # the mask alone tells
+    ]
+    for ids, allowed in given:
+        told = encode(kind, ids, allowed)
+        real = ids > 0 if allowed is None else allowed.bool()
+        assert torch.equal(told.source_mask, real)
+        assert not told.last_hidden_state[~real].any()
+        for row, source in enumerate(SOURCES):
+            alone = encode(kind, torch.tensor([source]))
+            torch.testing.assert_close(told.last_hidden_state[row][real[row]], alone.last_hidden_state[0])
+            torch.testing.assert_close(told.final_state[row], alone.final_state[0])
+            if alone.final_cell is not None:
+                torch.testing.assert_close(told.final_cell[row], alone.final_cell[0])
+            for here, there in zip(told.hidden_states, alone.hidden_states, strict=True):
+                torch.testing.assert_close(here[row][real[row]], there[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes(kind: str) -> None:
+    config = tiny_model(**KINDS[kind]).config
+    told = encode(kind, pad(SOURCES))
+    ends = (3, config.encoder_layers, 2, config.encoder_hidden_size)
+    assert told.last_hidden_state.shape == (3, 6, config.encoder_output_size)
+    assert told.final_state.shape == ends
+    assert (told.final_cell is None) == (config.cell_type != "lstm")
+    assert len(told.hidden_states) == config.encoder_layers + 1
+    assert all(len(value) == 3 for value in told.to_tuple() if isinstance(value, Tensor))
+    for layer in range(config.encoder_layers):
+        one_way = config.encoder_directions(layer + 1) == 1
+        assert told.final_state[:, layer, 1].any() != one_way
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_row_leaves_zeros_and_disturbs_nobody(kind: str) -> None:
+    told = encode(kind, pad([[], *SOURCES]))
+    assert not told.last_hidden_state[0].any() and not told.final_state[0].any() and not told.source_mask[0].any()
+    torch.testing.assert_close(told.last_hidden_state[1:], encode(kind, pad(SOURCES)).last_hidden_state)
+
+
+def test_a_model_reads_an_empty_source_and_learns_finitely() -> None:
+    for options in ({}, {"bridge": "mean"}, {"context": "every_step"}, {"attention_window": "local_p"}):
+        model = tiny_model(**options)
+        loss = model(input_ids=pad([[], [4, 2]]), labels=torch.tensor([[5, 2], [6, 2]])).loss
+        loss.backward()
+        assert loss.isfinite()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_word_vectors_in_place_of_words() -> None:
+    encoder = tiny_model().get_encoder()
+    vectors = encoder.get_input_embeddings()(pad(SOURCES))
+    told = encoder(inputs_embeds=vectors, attention_mask=mask(SOURCES))
+    torch.testing.assert_close(told.to_tuple(), encoder(pad(SOURCES)).to_tuple())
+    assert encoder(inputs_embeds=vectors).source_mask.all()  # without a mask every vector is a word
+
+
+def test_a_config_without_a_pad_token_reads_every_word() -> None:
+    told = tiny_model(pad_token_id=None).get_encoder()(pad(SOURCES))
+    assert told.source_mask.all() and told.last_hidden_state[2, -1].any()
+
+
+@pytest.mark.parametrize("function", [drop, drop_words], ids=["drop", "drop_words"])
+def test_without_training_or_probability_nothing_is_dropped(function: Any) -> None:
+    states = torch.randn(2, 3, 4)
+    rest = (True,) if function is drop else ()
+    assert function(states, 0.5, False, *rest) is states
+    assert function(states, 0.0, True, *rest) is states
+
+
+def test_dropout_of_units_of_words_and_of_units_for_a_whole_sentence() -> None:
+    torch.manual_seed(0)
+    ones = torch.ones(40, 30, 20)
+    kept = 1 / 0.7
+    for dropped, alike in (
+        (drop(ones, 0.3, True, False), None),
+        (drop(ones, 0.3, True, True), 1),
+        (drop_words(ones, 0.3, True), 2),
+    ):
+        assert set(dropped.unique().tolist()) == {0.0, torch.tensor(kept).item()}
+        assert abs(float(dropped.mean()) - 1) < 0.05
+        for axis in range(3):
+            same = bool((dropped == dropped.select(axis, 0).unsqueeze(axis)).all())
+            assert same == (axis == alike), (alike, axis)
+
+
+def dropped_between_layers(side: str, **options: Any) -> Tensor:
+    """Which units the second layer was shown, of states that are all one: (batch, time, hidden), by what it returns."""
+    model = tiny_model(
+        cell_type="rnn_relu",
+        bidirectional="none",
+        encoder_layers=2,
+        decoder_layers=2,
+        hidden_size=12,
+        dropout=0.4,
+        bridge="zero",
+        **options,
+    ).train()
+    part = model.get_encoder() if side == "encoder" else model.get_decoder()
+    layers = [getattr(layer, "forward_layer", layer) for layer in part.layers]
+    with torch.no_grad():
+        for number, layer in enumerate(layers):
+            for parameter in layer.parameters():
+                parameter.zero_()
+            if number == 0:
+                layer.kernel.bias_ih_l0.fill_(1.0)  # writes ones, whatever it reads
+            else:
+                layer.kernel.weight_ih_l0[:, :12] = torch.eye(12)  # shows what it reads
+    torch.manual_seed(0)
+    words = torch.randint(3, 10, (6, 9))
+    told = model(input_ids=words, decoder_input_ids=words, output_hidden_states=True)
+    return (told.encoder_hidden_states if side == "encoder" else told.decoder_hidden_states)[2]
+
+
+@pytest.mark.parametrize("variational", [False, True])
+@pytest.mark.parametrize(
+    ("side", "options"),
+    [
+        ("encoder", {}),
+        ("decoder", {}),  # all layers in the time loop
+        ("decoder", {"input_feeding": False}),  # none
+        ("decoder", {"attention_layer": "bottom"}),  # the first
+        ("decoder", {"context": "initial_state"}),
+    ],
+    ids=str,
+)
+def test_dropout_between_layers(side: str, options: dict[str, Any], variational: bool) -> None:
+    """One mask for all positions of a sentence where it is variational, one for each position otherwise."""
+    shown = dropped_between_layers(side, variational_dropout=variational, **options)
+    torch.testing.assert_close(shown.unique().tolist(), [0.0, 1 / 0.6])
+    assert bool((shown == shown[:, :1]).all()) == variational
+    assert len(shown[:, 0].unique(dim=0)) > 1  # each sentence has its own
+
+
+def test_word_dropout_and_dropout_act_on_word_vectors() -> None:
+    for option in ("word_dropout", "dropout"):
+        model = tiny_model(**{option: 0.5}, embedding_size=40).train()
+        words = torch.randint(3, 10, (8, 9))
+        told = model(input_ids=words, decoder_input_ids=words, output_hidden_states=True)
+        for vectors in (told.encoder_hidden_states[0], told.decoder_hidden_states[0]):
+            whole_words = (vectors == 0).all(-1)
+            assert whole_words.any() == (option == "word_dropout")
+            assert ((vectors == 0).any(-1) & ~whole_words).any() == (option == "dropout")
+
+
+@pytest.mark.parametrize("variational", [False, True])
+def test_dropout_acts_on_the_readout(variational: bool) -> None:
+    model = tiny_model(dropout=0.5, variational_dropout=variational, output_bias=False, readout_size=11).train()
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.eye(11))  # the logits are the readout
+    torch.manual_seed(0)
+    words = torch.randint(3, 10, (80, 9))
+    dropped = model(input_ids=words, decoder_input_ids=words).logits == 0
+    assert 0.4 < dropped.double().mean() < 0.6
+    assert bool((dropped == dropped[:, :1]).all()) == variational

@@ -1,0 +1,333 @@
+"""`generate()` in all its forms: cached equals uncached, a row of a batch equals the row alone, and nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_outputs import BaseModelOutput
+
+from hf_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
+from tests.helpers.models import END, PAD, SOURCES, START, mask, pad, tiny_model
+
+Model = RnnSeq2SeqForConditionalGeneration
+
+# One model for each kind of thing the cache carries.
+KINDS: dict[str, dict[str, Any]] = {
+    "input feeding": {"encoder_layers": 2, "decoder_layers": 2},
+    "no feeding": {"input_feeding": False, "cell_type": "gru"},
+    "before the cell": {"attention_order": "before_cell", "attention_type": "additive", "readout_state": "previous"},
+    "bottom": {"attention_layer": "bottom", "decoder_layers": 3, "context_layers": "all"},
+    "every step": {"context": "every_step", "cell_type": "gru", "readout": "maxout"},
+    "coverage": {"attention_type": "additive", "coverage": "sum", "attention_normalization": "sparsemax"},
+    "coverage gru, gate": {
+        "attention_type": "normed_additive",
+        "attention_order": "before_cell",
+        "coverage": "gru",
+        "context_gate": "both",
+    },
+    "initial state": {"context": "initial_state", "decoder_layers": 2},
+    "local_m": {"attention_window": "local_m", "attention_window_size": 1, "input_feeding": False},
+    "multi head": {"attention_type": "multi_head", "num_attention_heads": 2},
+}
+LENGTH = 9
+
+
+@pytest.fixture(params=KINDS, scope="module")
+def model(request: pytest.FixtureRequest) -> Model:
+    return generator(**KINDS[request.param])
+
+
+@pytest.fixture(scope="module")
+def plain() -> Model:
+    return generator(**KINDS["input feeding"])
+
+
+def generator(**options: Any) -> Model:
+    """The first random model that ends one of its sentences early, none at once, and one not at all."""
+    for seed in range(100):
+        model = tiny_model(seed=seed, deviation=1.2, **options).requires_grad_(False)
+        model.lm_head.bias[END] += 1.0
+        model.generation_config.max_new_tokens = LENGTH
+        lengths = [len(words(row)) for row in model.generate(**sources())]
+        if 3 <= min(lengths) < LENGTH < max(lengths):
+            return model
+    raise AssertionError("no such model")
+
+
+def sources(rows: list[list[int]] = SOURCES, *, left: bool = False) -> dict[str, Tensor]:
+    return {"input_ids": pad(rows, left=left), "attention_mask": mask(rows, left=left)}
+
+
+def words(row: Tensor) -> list[int]:
+    """Up to the end or the padding behind it; the start token stays."""
+    found = row.tolist()
+    return found[: found.index(END) + 1] if END in found else found
+
+
+def next_word_scores(model: Model, source: list[int], target: list[int]) -> Tensor:
+    """Log-probabilities (vocab,) of the word after `target`, by a pass over the whole target without a cache."""
+    told = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target]), use_cache=False)
+    assert told.cache is None
+    return told.logits[0, -1].log_softmax(-1)
+
+
+def test_greedy_takes_the_best_word_again_and_again(model: Model) -> None:
+    found = model.generate(**sources())
+    for source, row in zip(SOURCES, found, strict=True):
+        target = [START]
+        while len(target) <= LENGTH and target[-1] != END:
+            target.append(int(next_word_scores(model, source, target).argmax()))
+        assert words(row) == target
+        assert row[len(target) :].tolist() == [PAD] * (len(row) - len(target))
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"num_beams": 4, "length_penalty": 0.6, "early_stopping": True},
+        {"do_sample": True, "num_return_sequences": 2},
+        {"do_sample": True, "num_beams": 3},
+        {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    ],
+    ids=str,
+)
+def test_cached_equals_uncached(model: Model, search: dict[str, Any]) -> None:
+    told = []
+    for use_cache in (True, False):
+        torch.manual_seed(1)
+        kept = {"return_dict_in_generate": True, "output_scores": True, "use_cache": use_cache}
+        told.append(model.generate(**sources(), **search, **kept))
+    cached, uncached = told
+    assert (cached.cache is None, uncached.cache is None) == (False, True)
+    assert torch.equal(cached.sequences, uncached.sequences)
+    torch.testing.assert_close(cached.scores, uncached.scores)
+    returned = search.get("num_return_sequences", 1) * len(SOURCES)
+    assert len(cached.sequences) == returned
+
+
+def test_one_beam_is_greedy(model: Model) -> None:
+    greedy = model.generate(**sources())
+    assert torch.equal(model.generate(**sources(), num_beams=1), greedy)
+    # The one best word of every step, so nothing is left to chance.
+    assert torch.equal(model.generate(**sources(), do_sample=True, top_k=1), greedy)
+
+
+def test_wide_enough_beam_search_is_exhaustive(plain: Model) -> None:
+    """Two words after the start: all 11 x 11 pairs, and every single word that ends."""
+    found = plain.generate(**sources(), num_beams=11, max_new_tokens=2, length_penalty=0.0)
+    for source, row in zip(SOURCES, found, strict=True):
+        first = next_word_scores(plain, source, [START])
+        totals = {(START, END): float(first[END])}
+        for word in set(range(11)) - {END}:
+            second = next_word_scores(plain, source, [START, word])
+            totals |= {(START, word, after): float(first[word] + second[after]) for after in range(11)}
+        assert tuple(words(row)) == max(totals, key=totals.__getitem__)
+
+
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
+def test_each_row_of_a_batch_equals_the_row_alone_wherever_the_padding_stands(
+    model: Model, search: dict[str, Any]
+) -> None:
+    alone = [words(model.generate(**sources([row]), **search)[0]) for row in SOURCES]
+    for left in (False, True):
+        assert [words(row) for row in model.generate(**sources(left=left), **search)] == alone
+    # Without a mask the pad token marks the padding.
+    assert [words(row) for row in model.generate(input_ids=pad(SOURCES), **search)] == alone
+
+
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=["greedy", "beam"])
+def test_transition_scores_are_the_log_probabilities_of_a_forward_pass(model: Model, search: dict[str, Any]) -> None:
+    told = model.generate(**sources(), **search, return_dict_in_generate=True, output_scores=True)
+    beams = told.get("beam_indices")
+    scores = model.compute_transition_scores(
+        told.sequences, told.scores, *([] if beams is None else [beams]), normalize_logits=beams is None
+    )
+    each = search.get("num_return_sequences", 1)
+    for number, row in enumerate(told.sequences):
+        target = words(row)
+        for place, word in enumerate(target[1:], 1):
+            wanted = next_word_scores(model, SOURCES[number // each], target[:place])[word]
+            # generate() keeps scores in float32.
+            torch.testing.assert_close(scores[number, place - 1], wanted.float())
+
+
+def test_cross_attentions_and_hidden_states_of_each_step(model: Model) -> None:
+    shown = {"output_attentions": True, "output_hidden_states": True, "return_dict_in_generate": True}
+    told = model.generate(**sources(), **shown)
+    whole = model(**sources(), decoder_input_ids=told.sequences[:, :-1], **(shown | {"return_dict_in_generate": None}))
+    steps = told.sequences.shape[1] - 1
+    hidden = [torch.cat([step[number] for step in told.decoder_hidden_states], 1) for number in range(2)]
+    torch.testing.assert_close(hidden, list(whole.decoder_hidden_states[:2]))
+    if model.config.context != "attention":
+        assert told.cross_attentions is None or told.cross_attentions[0] is None
+        return
+    weights = torch.cat([step[0] for step in told.cross_attentions], 2)
+    assert weights.shape == (len(SOURCES), model.config.num_attention_heads, steps, pad(SOURCES).shape[1])
+    torch.testing.assert_close(weights, whole.cross_attentions[0])
+
+
+class Collect(BaseStreamer):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.ended = False
+
+    def put(self, value: Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_a_streamer_is_given_each_word(plain: Model) -> None:
+    streamer = Collect()
+    found = plain.generate(**sources(SOURCES[:1]), streamer=streamer)
+    assert streamer.ended and streamer.tokens == found[0].tolist()
+
+
+def test_a_prompt_is_continued(model: Model) -> None:
+    whole = model.generate(**sources())
+    longer = model.generate(**sources(), decoder_input_ids=whole[:, :2], max_new_tokens=LENGTH - 1)
+    assert torch.equal(longer, whole)
+    # A prompt that greedy search would not have written.
+    prompt = torch.tensor([[START, 7, 7, 4]] * 3)
+    found = model.generate(**sources(), decoder_input_ids=prompt, num_beams=2)
+    assert torch.equal(found[:, :4], prompt)
+    assert torch.equal(found, model.generate(**sources(), decoder_input_ids=prompt, num_beams=2, use_cache=False))
+
+
+def test_left_padded_prompts_equal_each_prompt_alone(model: Model) -> None:
+    prompts = [[START, 7], [START, 5, 6, 8], [START]]
+    mixed = {"decoder_input_ids": pad(prompts, left=True), "decoder_attention_mask": mask(prompts, left=True)}
+    for search in ({}, {"num_beams": 2}, {"use_cache": False}):
+        found = model.generate(**sources(), **mixed, **search)
+        for row, source, prompt in zip(found, SOURCES, prompts, strict=True):
+            alone = model.generate(**sources([source]), decoder_input_ids=torch.tensor([prompt]), **search)
+            assert words(row[4 - len(prompt) :]) == words(alone[0])
+
+
+def test_word_vectors_or_encoder_outputs_in_place_of_words(model: Model) -> None:
+    wanted = model.generate(**sources(), num_beams=2)
+    vectors = model.get_input_embeddings()(pad(SOURCES))
+    assert torch.equal(model.generate(inputs_embeds=vectors, attention_mask=mask(SOURCES), num_beams=2), wanted)
+    read = model.get_encoder()(**sources())
+    for _ in range(2):  # what the caller hands over stays as it is
+        assert torch.equal(model.generate(encoder_outputs=read, num_beams=2), wanted)
+    assert torch.equal(model.generate(encoder_outputs=read, attention_mask=mask(SOURCES), num_beams=2), wanted)
+
+
+@pytest.mark.parametrize("bridge", ["mean", "zero"])
+@pytest.mark.parametrize("kind", [BaseModelOutput, tuple], ids=["BaseModelOutput", "tuple"])
+def test_a_foreign_encoder_is_read_with_the_mask_beside_it(bridge: str, kind: type) -> None:
+    model = generator(bridge=bridge)
+    states = model.get_encoder()(**sources()).last_hidden_state
+    foreign = BaseModelOutput(last_hidden_state=states) if kind is BaseModelOutput else (states,)
+    start = torch.full((3, 1), START)
+    told = [
+        model(decoder_input_ids=start, encoder_outputs=foreign, attention_mask=mask(SOURCES)),
+        model(decoder_input_ids=start, **sources()),
+    ]
+    torch.testing.assert_close(told[0].logits, told[1].logits)
+    if kind is BaseModelOutput:
+        for search in ({}, {"num_beams": 2}):
+            found = model.generate(encoder_outputs=foreign, attention_mask=mask(SOURCES), **search)
+            assert torch.equal(found, model.generate(**sources(), **search))
+
+
+def test_a_foreign_encoder_without_final_states_is_refused_by_a_bridge_that_reads_them(plain: Model) -> None:
+    states = plain.get_encoder()(**sources()).last_hidden_state
+    with pytest.raises(ValueError, match="final_state.*bridge='dense'.*'mean' or 'zero'"):
+        plain(decoder_input_ids=torch.full((3, 1), START), encoder_outputs=BaseModelOutput(last_hidden_state=states))
+
+
+@pytest.mark.parametrize("row", SOURCES, ids=str)
+def test_assisted_decoding_equals_greedy(model: Model, row: list[int]) -> None:
+    wanted = model.generate(**sources([row]), max_new_tokens=20)
+    assistant = tiny_model(seed=5, hidden_size=3, cell_type="rnn_tanh", context="initial_state")
+    # An assistant that guesses wrong most of the time, one that is always right, and words of the prompt.
+    for help_ in ({"assistant_model": assistant}, {"assistant_model": model}, {"prompt_lookup_num_tokens": 3}):
+        found = model.generate(**sources([row]), max_new_tokens=20, **help_)
+        # transformers 5.8 may say one word more than `max_new_tokens` when the prompt is looked up.
+        assert torch.equal(found[:, : wanted.shape[1]], wanted) and found.shape[1] <= wanted.shape[1]
+
+
+def test_assisted_sampling_and_prompts(plain: Model) -> None:
+    prompt = torch.tensor([[START, 7, 4, 7]])
+    wanted = plain.generate(**sources(SOURCES[:1]), decoder_input_ids=prompt, max_new_tokens=20)
+    found = plain.generate(
+        **sources(SOURCES[:1]), decoder_input_ids=prompt, max_new_tokens=20, prompt_lookup_num_tokens=2
+    )
+    assert torch.equal(found, wanted)
+
+
+def test_continuation_from_a_returned_cache(model: Model) -> None:
+    whole = model.generate(**sources(), max_new_tokens=8, min_new_tokens=8)
+    first = model.generate(**sources(), max_new_tokens=3, min_new_tokens=3, return_dict_in_generate=True)
+    assert first.cache.get_seq_length() == 3
+    second = model.generate(
+        **sources(),
+        decoder_input_ids=first.sequences,
+        cache=first.cache,
+        max_new_tokens=5,
+        min_new_tokens=5,
+    )
+    assert torch.equal(second, whole)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["", "with a mask"])
+def test_a_continued_cache_holds_what_one_pass_leaves(plain: Model, masked: bool) -> None:
+    options = {"eos_token_id": -1, "return_dict_in_generate": True, "output_scores": True}
+    whole = plain.generate(**sources(), max_new_tokens=4, **options)
+    first = plain.generate(**sources(), max_new_tokens=3, **options)
+    given = {"decoder_input_ids": first.sequences}
+    if masked:
+        given["decoder_attention_mask"] = torch.ones_like(first.sequences)
+    second = plain.generate(**sources(), **given, cache=first.cache, max_new_tokens=1, **options)
+    assert torch.equal(second.sequences, whole.sequences)
+    torch.testing.assert_close(first.scores + second.scores, whole.scores)
+    assert second.cache is first.cache and second.cache.get_seq_length() == 4
+    torch.testing.assert_close(second.cache.states, whole.cache.states)
+    for layer, wanted in zip(second.cache.layers, whole.cache.layers, strict=True):
+        torch.testing.assert_close(layer.recurrent_states, wanted.recurrent_states)
+    with pytest.raises(
+        ValueError, match="decoder_input_ids of 4 tokens: the cache has read 4; hand over the whole seq"
+    ):
+        plain.generate(**sources(), **given, cache=second.cache, max_new_tokens=1)
+
+
+def test_generation_config_of_a_checkpoint(plain: Model, tmp_path: Path) -> None:
+    Model(plain.config).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "generation_config.json").read_text())
+    written.pop("transformers_version")
+    assert written == {
+        "_from_model_config": True,
+        "bos_token_id": START,
+        "decoder_start_token_id": START,
+        "eos_token_id": END,
+        "max_length": 129,
+        "pad_token_id": PAD,
+        "output_attentions": False,
+        "output_hidden_states": False,
+        "use_cache": True,
+    }
+    loaded = Model.from_pretrained(tmp_path)
+    assert (loaded.generation_config.max_length, loaded.generation_config.max_new_tokens) == (129, None)
+    # An end that the model never writes, so that the length alone stops it.
+    assert loaded.generate(**sources(SOURCES[:1]), eos_token_id=-1).shape == (1, 129)
+
+
+def test_ids_that_differ_from_the_usual_ones() -> None:
+    model = generator(pad_token_id=4, bos_token_id=7, eos_token_id=9, decoder_start_token_id=8)
+    found = model.generate(input_ids=torch.tensor([[5, 6, 9], [3, 9, 4]]))
+    assert found[:, 0].tolist() == [8, 8]
+    assert model.generation_config.pad_token_id == 4 and model.generation_config.eos_token_id == 9
+    alone = model.generate(input_ids=torch.tensor([[3, 9]]))
+    width = alone.shape[1]
+    assert torch.equal(found[1:, :width], alone)

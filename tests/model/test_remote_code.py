@@ -1,0 +1,140 @@
+"""A checkpoint loads with `trust_remote_code=True` where this package is not installed, and gives identical logits."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_rnn_seq2seq.model.library_check import LOWEST_TRANSFORMERS
+from tests.helpers.models import batch, decoder_inputs, mask, pad, tiny_model
+
+# Programs for a process that sees the site packages and the checkpoint, but not this package.
+HIDE = """
+import importlib.util, sys
+sys.path[:] = [folder for folder in sys.path if folder not in ("", sys.argv[3])]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", str(finder))]
+assert importlib.util.find_spec("hf_rnn_seq2seq") is None, "the package is importable"
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+folder, out = sys.argv[1:3]
+given = load_file(out + "/given.safetensors")
+"""
+WHOLE = """
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert {type(x).__module__.split(".")[0] for x in (config, model, base)} == {"transformers_modules"}
+sources = {name: given[name] for name in ("input_ids", "attention_mask")}
+with torch.no_grad():
+    told = {"logits": model(**given).logits, "readout": base(**given).last_hidden_state}
+    told["words"] = model.generate(**sources, num_beams=3, max_new_tokens=5)
+    model.save_pretrained(out + "/again")
+    again = AutoModelForSeq2SeqLM.from_pretrained(out + "/again", trust_remote_code=True)
+    told["again"] = again(**given).logits
+save_file({name: tensor.contiguous() for name, tensor in told.items()}, out + "/told.safetensors")
+try:
+    type(config)(hidden_sise=3)
+except ValueError as error:
+    print(error)
+"""
+BASE = """
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+base.save_pretrained(out + "/again")
+base = AutoModel.from_pretrained(out + "/again", trust_remote_code=True)
+with torch.no_grad():
+    save_file({"readout": base(**given).last_hidden_state.contiguous()}, out + "/told.safetensors")
+assert "hf_rnn_seq2seq" not in sys.modules
+"""
+
+OLD = """
+import transformers
+transformers.__version__ = "5.23.9"
+try:
+    LOAD
+except ImportError as error:
+    print(error)
+"""
+
+TOO_OLD = "transformers 5.23.9: hf_rnn_seq2seq needs 5.24 or newer; pip install 'transformers>=5.24'\n"
+ROOT = Path(__file__).resolve().parents[2]
+
+KINDS: dict[str, dict[str, Any]] = {
+    "two vocabularies": {
+        "attention_type": "additive",
+        "attention_order": "before_cell",
+        "cell_type": "gru",
+        "attention_normalization": "entmax",
+        "entmax_learned": True,
+        "coverage": "gru",
+        "context_gate": "both",
+    },
+    "one vocabulary, copying": {
+        "share_encoder_decoder_embeddings": True,
+        "tie_word_embeddings": True,
+        "readout_size": 5,
+        "copy_mechanism": True,
+    },
+}
+
+
+def run_elsewhere(program: str, model: PreTrainedModel, given: dict[str, Tensor], folder: Path) -> tuple[Any, str]:
+    """What `program` tells of a saved `model`, and prints; with its own cache of dynamic modules and no network."""
+    model.save_pretrained(folder / "checkpoint")
+    save_file(given, folder / "given.safetensors")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_", "TRANSFORMERS"))}
+    kept |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-c", HIDE + program, str(folder / "checkpoint"), str(folder), str(ROOT)]
+    ended = subprocess.run(command, env=kept, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return load_file(folder / "told.safetensors"), ended.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_identical_without_the_package(kind: str, tmp_path: Path) -> None:
+    model = tiny_model(**KINDS[kind], dtype=torch.float32)
+    given = {key: value for key, value in batch().items() if key != "labels"}
+    given |= {"decoder_input_ids": pad(decoder_inputs()), "decoder_attention_mask": mask(decoder_inputs())}
+    told, printed = run_elsewhere(WHOLE, model, given, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(told["logits"], model(**given).logits)
+        assert torch.equal(told["again"], told["logits"])
+        assert torch.equal(told["readout"], model.model(**given).last_hidden_state)
+    sources = {name: given[name] for name in ("input_ids", "attention_mask")}
+    assert torch.equal(told["words"], model.generate(**sources, num_beams=3, max_new_tokens=5))
+    assert printed == "'hidden_sise' is not a field of RnnSeq2SeqConfig; did you mean 'hidden_size'?\n"
+
+
+def test_the_base_model_by_itself(tmp_path: Path) -> None:
+    """A saved RnnSeq2SeqModel carries its own code, and writes it on."""
+    model = tiny_model(share_encoder_decoder_embeddings=True, dtype=torch.float32).model
+    given = {"input_ids": batch()["input_ids"], "decoder_input_ids": pad(decoder_inputs())}
+    told, _ = run_elsewhere(BASE, model, given, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(told["readout"], model(**given).last_hidden_state)
+
+
+@pytest.mark.parametrize("kind", ["AutoConfig", "AutoModel", "AutoModelForSeq2SeqLM"])
+def test_code_of_a_checkpoint_names_the_transformers_it_needs(kind: str, tmp_path: Path) -> None:
+    load = OLD.replace("LOAD", f"transformers.{kind}.from_pretrained(folder, trust_remote_code=True)")
+    given = {"input_ids": batch()["input_ids"]}
+    _, printed = run_elsewhere(load + "save_file(given, out + '/told.safetensors')", tiny_model(), given, tmp_path)
+    assert printed == TOO_OLD
+
+
+def test_an_import_of_the_package_names_the_transformers_it_needs() -> None:
+    program = OLD.replace("LOAD", "import hf_rnn_seq2seq")
+    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout == TOO_OLD
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (needed,) = [line for line in project["dependencies"] if line.startswith("transformers")]
+    assert re.fullmatch(r"transformers>=([\d.]+),<\d+", needed)[1] == LOWEST_TRANSFORMERS

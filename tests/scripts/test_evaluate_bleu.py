@@ -1,0 +1,160 @@
+"""scripts/evaluate_bleu.py as a user runs it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_rnn_seq2seq.data.corpus import load_corpus
+from hf_rnn_seq2seq.generation import translate as evaluation
+from hf_rnn_seq2seq.run_directory import load_checkpoint
+from tests.helpers.checkpoints import SOURCES, TARGETS, save_checkpoint
+from tests.helpers.script_runs import ROOT, run
+
+RECIPES = ROOT / "scripts" / "recipes"
+
+
+def _pairs(path: Path) -> Path:
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in zip(SOURCES, TARGETS, strict=False)))
+    return path
+
+
+def test_evaluate_bleu_scores_a_run_on_its_own_test_split(checkpoint: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    model, tokenizer = load_checkpoint(checkpoint)
+    save_checkpoint(directory, model, tokenizer)
+    pairs = _pairs(tmp_path / "test.tsv")
+    columns = "source_column: '0'\ntarget_column: '1'\nsource_lang: en\ntarget_lang: fr\n"
+    (directory / "recipe.yaml").write_text(f"train_file: {pairs}\ntest_file: {pairs}\n{columns}")
+    (directory / "summary.json").write_text('{"train_seconds": 61.2, "parameters": 1000}')
+    result = run("evaluate_bleu.py", directory, "--num_beams", 2, "--json", tmp_path / "all.json")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((directory / "summary.json").read_text())
+    hypotheses = evaluation.translate(model, tokenizer, SOURCES[: len(TARGETS)], num_beams=2, progress=False)
+    scores = evaluation.score(hypotheses, TARGETS)
+    assert summary["bleu"] == pytest.approx(scores["bleu"], abs=1e-9)
+    assert summary["signature"] == scores["signature"] and summary["num_beams"] == 2
+    assert summary["train_seconds"] == 61.2 and len(summary["samples"]) == 5
+    printed = result.stdout.decode()
+    assert "1,000 parameters, trained for 1 min 01 s" in printed
+    assert scores["signature"] in printed and f"{scores['bleu']:.2f}" in printed
+    assert json.loads((tmp_path / "all.json").read_text())["systems"][0]["chrf"] == summary["chrf"]
+
+    before = (directory / "summary.json").read_bytes()
+    other = run("evaluate_bleu.py", directory, checkpoint, "--test_file", pairs, "--source_column", 0,
+                "--target_column", 1, "--paired", "bs", "--paired_samples", 20, "--bootstrap", 20,
+                "--plot_by_length", tmp_path / "length.png", "--translations", tmp_path / "t.jsonl")  # fmt: skip
+    assert other.returncode == 0, other.stderr
+    assert (directory / "summary.json").read_bytes() == before
+    assert "baseline" in other.stdout.decode() and "±" in other.stdout.decode()
+    assert (tmp_path / "length.png").stat().st_size > 5000
+    assert len((tmp_path / "t.jsonl").read_text().splitlines()) == len(TARGETS)
+
+
+def test_evaluate_bleu_says_where_the_attention_looks(runs: Path, tmp_path: Path) -> None:
+    """On any corpus with alignments, for any model with attention; into the summary on the run's own test split."""
+    rows = [f"{source}\t{target}\t0-0" for source, target in zip(SOURCES, TARGETS, strict=False)]
+    (tmp_path / "t.tsv").write_text("\n".join(["en\tfr\ta", *rows]) + "\n")
+    data = f"train_file: {tmp_path / 't.tsv'}\ntest_file: {tmp_path / 't.tsv'}\nsource_lang: en\ntarget_lang: fr\n"
+    cldr = "dataset_name: cldr\ndataset_config_name: en-fr\nmax_predict_samples: 20\n"
+    lines = load_corpus("cldr", "en-fr", max_predict_samples=20, splits=("test",), alignment_column="alignment",
+                        aligned_splits=("test",)).splits["test"]["alignment"]  # fmt: skip
+    aligned_words = sum(len({pair.split("-")[1] for pair in line.split()}) for line in lines)
+    model, tokenizer = load_checkpoint(runs / "attention")
+    told = evaluation.attention_agreement(model, tokenizer, SOURCES[: len(TARGETS)], TARGETS, ["0-0"] * len(TARGETS))
+    for recipe, options, words in (
+        (data, ["--alignment_column", "a"], told[1]),
+        (data + "alignment_column: a\n", [], told[1]),
+        (data + "alignment_column: a\nalignment_unit: token\n", [], None),
+        (data + "alignment_column: no\n", [], None),  # the training split may have had one
+        (data, [], None),
+        (cldr, [], aligned_words),
+    ):
+        for name in ("attention", "plain") if recipe == cldr else ("attention",):
+            save_checkpoint(tmp_path / name, *load_checkpoint(runs / name))
+            (tmp_path / name / "recipe.yaml").write_text(recipe)
+            (tmp_path / name / "summary.json").unlink(missing_ok=True)
+            result = run("evaluate_bleu.py", tmp_path / name, *options)
+            assert result.returncode == 0, result.stderr
+            summary = json.loads((tmp_path / name / "summary.json").read_text())
+            assert summary.get("aligned_words") == (words if name == "attention" else None)
+            if "aligned_words" in summary:
+                share = summary["attention_agreement"]
+                assert words != told[1] or share == 100 * told[0] / told[1]
+                assert f"attention {share:.2f} %   of {words:,} aligned words" in result.stdout.decode()
+            else:
+                assert "aligned words" not in result.stdout.decode()
+    refused = run("evaluate_bleu.py", tmp_path / "attention", "--alignment_column", "b")
+    assert refused.returncode == 2 and b"'b'" in refused.stderr
+
+
+def test_the_demo_teaches_where_a_word_comes_from(fresh_accelerate: None, tmp_path: Path) -> None:
+    """A small model by the demo's recipe: after a few updates 95 % of the aligned words look where they come from."""
+    sizes = {"embedding_size": 64, "hidden_size": 64, "vocab_size": 500, "max_train_samples": 2000, "dropout": 0}
+    steps = {"max_steps": 200, "learning_rate": 1e-2, "warmup_steps": 20, "max_eval_samples": 20, "cpu_threads": 1}
+    options = [word for name, value in (sizes | steps).items() for word in (f"--{name}", value)]
+    trained = run("train.py", RECIPES / "cldr_en_fr.yaml", "--output_dir", tmp_path / "run", *options)
+    assert trained.returncode == 0, trained.stderr
+    result = run("evaluate_bleu.py", tmp_path / "run", "--split", "validation", "--json", tmp_path / "all.json",
+                 "--max_predict_samples", 200)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (found,) = json.loads((tmp_path / "all.json").read_text())["systems"]
+    assert found["aligned_words"] > 500 and found["attention_agreement"] >= 95
+
+
+def test_evaluate_bleu_names_a_metric_that_cannot_tell(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.tsv").write_text("en\tfr\n" + "un\tone\n" * 3)
+    data = ("--test_file", tmp_path / "words.tsv", "--source_lang", "en", "--target_lang", "fr", "--no-summary")
+    result = run("evaluate_bleu.py", checkpoint, *data, "--scores", "exact_match")
+    assert result.returncode == 0 and b"warning" not in result.stderr, result.stderr
+    assert "exact_match" in result.stdout.decode()
+    lines = run("evaluate_bleu.py", checkpoint, *data).stderr.decode().splitlines()
+    assert [line for line in lines if "warning: bleu counts runs of four words, and 3 of 3" in line]
+
+
+def test_every_line_of_the_test_set_is_in_the_figures(checkpoint: Path, tmp_path: Path) -> None:
+    sources, references = [*SOURCES[:2], "", SOURCES[2], " "], [*TARGETS[:2], "un deux", "", ""]
+    for name, lines in (("t.en", sources), ("t.fr", references)):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    rows = [f"{source}\t{reference}" for source, reference in zip(sources, references, strict=True)]
+    (tmp_path / "t.tsv").write_text("\n".join(["en\tfr", *rows, "no tab"]) + "\n")
+    model, tokenizer = load_checkpoint(checkpoint)
+    metrics = ("bleu", "char_bleu", "chrf", "chrf++", "gleu", "ter", "wer", "cer")
+    for files, lines in ((f"{tmp_path / 't.en'},{tmp_path / 't.fr'}", 5), (tmp_path / "t.tsv", 6)):
+        options = ("--source_lang", "en", "--target_lang", "fr", "--json", tmp_path / "all.json")
+        options += ("--max_source_length", 5, "--scores", *metrics)
+        result = run("evaluate_bleu.py", checkpoint, "--test_file", files, *options)
+        (found,) = json.loads((tmp_path / "all.json").read_text())["systems"]
+        cut = evaluation.encode_sources(tokenizer, sources, 5)
+        hypotheses = evaluation.translate(model, tokenizer, cut, progress=False)
+        wanted = evaluation.score(hypotheses, references, metrics)
+        assert hypotheses[2] == hypotheses[4] == ""
+        assert {name: found[name] for name in metrics} == {name: wanted[name] for name in metrics}
+        assert (found["test_sentences"], found["test_lines"]) == (5, lines)
+        assert found["left_out"] == ({} if lines == 5 else {"wrong_field_count": 1})
+        assert (found["empty_sources"], found["empty_references"]) == (2, 2)
+        assert found["truncated_sources"] == len(cut.truncated) > 0
+        printed = result.stdout.decode()
+        assert "2 of 5 sources are empty and scored as they are" in printed
+        assert "2 of 5 references are empty and scored as they are" in printed
+        assert f"{len(cut.truncated)} of 5 sources are longer than the limit and were cut" in printed
+        assert ("1 of 6 lines left out: wrong_field_count" in printed) == (lines == 6)
+
+
+def test_evaluate_bleu_refuses_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("requests.Session.request", unreachable)
+    cases = {
+        (): "has no recipe.yaml that says what it was trained on",
+        ("--metric", "bleu"): "metric 'bleu': evaluate.load could not load it; a name needs network",
+        ("--paired", "bs"): "--paired compares systems",
+        ("--scores", "blue"): "argument --scores: invalid choice: 'blue' (choose from 'bleu'",
+        ("--dataset_name", "cldr", "--json", tmp_path / "no" / "x.json"): "its folder does not exist",
+    }
+    for arguments, message in cases.items():
+        result = run("evaluate_bleu.py", checkpoint, *arguments)
+        errors = result.stderr.decode()
+        assert result.returncode == 2 and message in errors.splitlines()[-1], errors
+        assert errors.splitlines()[-1].startswith("error: ") and "Traceback" not in errors

@@ -1,0 +1,325 @@
+"""`scripts/train.py`: recipe to run directory, as a user starts it, at toy size."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from hf_rnn_seq2seq.training.arguments import ArgumentError, parse_arguments
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
+TINY = {
+    "dataset_name": "cldr",
+    "source_lang": "en",
+    "target_lang": "fr",
+    "max_train_samples": 60,
+    "max_eval_samples": 9,
+    "vocab_size": 300,
+    "embedding_size": 12,
+    "hidden_size": 12,
+    "max_new_tokens": 12,
+    "max_steps": 4,
+    "eval_steps": 2,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 2,
+    "cpu_threads": 1,
+    "report_to": "none",
+}
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+def train(*words) -> int:
+    threads = torch.get_num_threads()
+    try:
+        return script.main([*map(str, words)])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def launch(*words, prefix=(), environment=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", *prefix, str(ROOT / "scripts" / "train.py"), *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_recipes_hold_only_options_and_fit_the_model():
+    assert {path.stem for path in RECIPES} >= {"cldr_en_fr", "cldr_en_ko", "tatoeba_fr_en", "multi30k_de_en"}
+    for path in RECIPES:
+        *groups, options = parse_arguments([str(path)], script.GROUPS, script.model_options())
+        fields = {name: value for name, value in options.items() if name != "preset"} | {"vocab_size": 300}
+        build = script.RnnSeq2SeqConfig
+        config = build.from_preset(options["preset"], **fields) if "preset" in options else build(**fields)
+        assert groups[3].best_metric in ("bleu", "chrf", "loss") and config.vocab_size == 300
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"), [({}, "2000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_waiting_threads_spin_shortly_unless_the_user_says_otherwise(chosen, expected, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        # Set first, so that what the script sets is taken back after the test.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    load_script()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+    assert os.environ.get("OMP_WAIT_POLICY") == chosen.get("OMP_WAIT_POLICY")
+
+
+def test_every_field_of_the_model_is_an_option():
+    assert {"preset", "cell_type", "attention_type", "dropout", "label_smoothing"} <= script.model_options().keys()
+    with pytest.raises(ArgumentError, match="atention_type: no such option; the nearest is attention_type"):
+        train("--atention_type", "dot")
+
+
+def test_a_run_from_recipe_to_loadable_checkpoint(recipe, tmp_path):
+    run = tmp_path / "run"
+    assert train(recipe, "--output_dir", run, "--attention_type", "dot", "--num_beams", "2") == 0
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    assert (model.config.attention_type, model.config.vocab_size) == ("dot", len(tokenizer))
+    assert (model.generation_config.num_beams, model.generation_config.max_length) == (2, 13)
+    assert model.generation_config.decoder_start_token_id == tokenizer.bos_token_id == 1
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["steps"], summary["data"]["rows"]) == (4, {"train": 60, "validation": 9})
+    assert summary["skipped"] == {"train": {}, "validation": {}} and "eval_bleu" in summary
+    saved = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert (saved["attention_type"], saved["source_lang"], saved["max_steps"]) == ("dot", "en", 4)
+
+    before = (run / "model.safetensors").read_bytes()
+    with pytest.raises(ArgumentError, match="already holds a run"):
+        train(recipe, "--output_dir", run)
+    assert (run / "model.safetensors").read_bytes() == before
+    # The run's own recipe continues it: the tokenizer is the saved one, nothing has to be given again.
+    more = ["--output_dir", run, "--resume_from_checkpoint", "latest", "--max_steps", 6]
+    assert train(run / "recipe.yaml", *more) == 0
+    assert json.loads((run / "summary.json").read_text())["steps"] == 6
+    with pytest.raises(ArgumentError, match="was trained with data"):
+        train(run / "recipe.yaml", *more[:-1], 8, "--target_lang", "de")
+
+
+def test_separate_vocabularies_a_preset_and_a_second_training(recipe, tmp_path):
+    first = tmp_path / "first"
+    words = ["--joint_vocabulary", "false", "--source_vocab_size", 280, "--preset", "bahdanau2014"]
+    assert train(recipe, "--output_dir", first, *words) == 0
+    model = AutoModelForSeq2SeqLM.from_pretrained(first)
+    assert model.config.source_vocab_size == 280 and model.config.attention_type == "additive"
+    words = ["--model_name_or_path", first, "--max_steps", 1, "--learning_rate", 0]
+    assert train(recipe, "--output_dir", tmp_path / "second", *words) == 0
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "second")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+
+
+def test_copying_needs_one_vocabulary(recipe, tmp_path):
+    words = ["--copy_mechanism", "true", "--joint_vocabulary", "false", "--output_dir", tmp_path / "run"]
+    with pytest.raises(ArgumentError, match="^copy_mechanism=True: .* needs joint_vocabulary=True$"):
+        train(recipe, *words)
+
+
+def test_files_with_rows_that_cannot_be_used(recipe, tmp_path, capsys):
+    lines = ["source\ttarget", *(f"a {n} b\tc {n} d" for n in range(30)), "lonely\t", f"{'very ' * 60}long\tx"]
+    (tmp_path / "train.tsv").write_text("\n".join(lines) + "\n")
+    words = [
+        "--dataset_name",
+        "none",
+        "--train_file",
+        tmp_path / "train.tsv",
+        "--validation_file",
+        tmp_path / "train.tsv",
+    ]
+    words += ["--source_column", "source", "--target_column", "target", "--max_source_length", 20]
+    assert train(recipe, "--output_dir", tmp_path / "run", *words, "--tokenizer_algorithm", "word") == 0
+    skipped = json.loads((tmp_path / "run" / "summary.json").read_text())["skipped"]["train"]
+    assert skipped == {"empty_target": 1, "too_long_source": 1}
+    assert "train: 30 rows; left out: 1 empty_target, 1 too_long_source" in capsys.readouterr().err
+
+
+def test_a_streamed_run_goes_on_and_a_finished_one_says_so(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = [recipe, "--streaming", "--streaming_buffer", 20, "--max_eval_samples", 5, "--output_dir", run]
+    assert train(*words, "--max_steps", 2) == 0
+    assert "train: streamed; left out: none" in capsys.readouterr().err
+    again = [*words, "--resume_from_checkpoint", "latest", "--max_steps", 5]
+    assert train(*again) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["steps"], summary["data"]["streaming"]) == (5, True) and "eval_bleu" in summary
+    # Windows of 20 make updates of 8, 8 and 4 sentences: the fifth is the second of the second window.
+    state = json.loads((run / "checkpoints" / "step-00000005" / "state.json").read_text())
+    assert (state["progress"]["stream"]["window"], state["progress"]["stream"]["batch"]) == (1, 2)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    assert train(*again) == 0
+    assert "finished at step 5; there is nothing left to do" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == before
+
+
+def test_a_run_that_asks_something_of_its_attention(recipe, tmp_path):
+    """Computed alignments, and the figures of the log; what does not go together is refused."""
+    run = tmp_path / "run"
+    assert train(recipe, "--output_dir", run, "--guided_alignment_weight", 0.5, "--coverage_loss", 1) == 0
+    lines = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
+    for line in (line for line in lines if line["event"] == "train"):
+        assert 0 < line["attention_entropy"] < 4 and line["coverage_loss"] > 0
+        extra = line["loss"] - line["ml_loss"]
+        # The guided loss is the mean over the words that stand for something.
+        assert line["coverage_loss"] < extra <= line["coverage_loss"] + 0.5 * line["guided_alignment_loss"] + 1e-6
+    for words, message in (
+        (["--alignment_column", "a"], "alignment_column='a': the column of cldr is 'alignment'"),
+        (["--alignment_column", "alignment"], "alignment_column='alignment': needs guided_alignment_weight above 0"),
+        (["--streaming", "--guided_alignment_weight", 0.5], "guided_alignment_weight=0.5: needs the whole training"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(recipe, "--output_dir", tmp_path / "other", *words)
+    table = tmp_path / "t.tsv"
+    table.write_text("en\tfr\n" + "a b\tc d\n" * 3)
+    (tmp_path / "a.txt").write_text("0-0\n" * 3)
+    files = ["--dataset_name", "none", "--train_file", table, "--alignment_file", tmp_path / "a.txt"]
+    whole_sequences = ["--model_name_or_path", run, "--objective", "mrt"]
+    for words in (files, files + whole_sequences):
+        with pytest.raises(ArgumentError, match="alignment_file='.*a.txt': needs guided_alignment_weight above 0"):
+            train(recipe, "--output_dir", tmp_path / "other", *words)
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(recipe, tmp_path, capsys):
+    before = set(tmp_path.iterdir())
+    assert train(recipe, "--dry_run") == 0
+    plan = capsys.readouterr().out
+    assert "updates per epoch  8" in plan and "4 at most" in plan
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_two_workers_as_the_readme_starts_them(recipe, tmp_path):
+    """Translations are gathered from both; bad input is one line and no traceback of ours."""
+    two = {"prefix": ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]}
+    result = launch(recipe, "--output_dir", tmp_path / "two", environment={"ACCELERATE_USE_CPU": "true"}, **two)
+    assert result.returncode == 0, result.stderr[-3000:]
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert (summary["processes"], summary["steps"], summary["threads"]) == (2, 4, 1)
+    words = ["--per_device_train_batch_size", 16, "--output_dir", tmp_path / "one"]
+    assert train(recipe, *words) == 0
+    one = json.loads((tmp_path / "one" / "summary.json").read_text())
+    for fact in ("eval_loss", "eval_bleu", "eval_chrf", "target_tokens"):
+        assert summary[fact] == pytest.approx(one[fact], abs=1e-4), fact
+
+
+@pytest.mark.slow
+def test_bad_input_ends_in_one_line(recipe, tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), recipe, "--output_dir", str(tmp_path / "run")]
+    result = subprocess.run(
+        [*command, "--mixed_precision", "fp16"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    assert result.returncode == 2 and not (tmp_path / "run").exists()
+    assert result.stderr.strip() == "error: mixed_precision='fp16': needs a GPU; on a CPU bf16 or no"
+
+
+def test_a_metric_that_cannot_tell_is_named_with_better_ones(tmp_path, recipe, capsys):
+    words = "en\tfr\n" + "".join(f"w{number % 7}\tm{number % 7}\n" for number in range(40))
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text(words)
+    plan = yaml.safe_load(Path(recipe).read_text())
+    del plan["dataset_name"], plan["max_train_samples"]
+    plan |= {"train_file": str(tmp_path / "train.tsv"), "validation_file": str(tmp_path / "dev.tsv")}
+    plan |= {"min_frequency": 1, "eval_steps": 2, "learning_rate": 0.01}
+    Path(recipe).write_text(yaml.safe_dump(plan))
+    assert train(recipe, "--output_dir", tmp_path / "bleu") == 0
+    said = capsys.readouterr().err
+    assert said.count("warning: metric_for_best_model='bleu': bleu counts runs of four words, and 9 of 9 ref") == 1
+    assert "choose exact_match or chrf" in said
+    best = ("--metric_for_best_model", "exact_match")
+    assert train(recipe, *best, "--output_dir", tmp_path / "exact") == 0
+    assert "warning" not in capsys.readouterr().err
+    summary = json.loads((tmp_path / "exact" / "summary.json").read_text())
+    assert summary["best_metric_name"] == "exact_match" and summary["eval_exact_match"] >= 0
+
+
+def test_what_could_not_be_saved_is_refused_before_the_first_update(tmp_path, recipe):
+    def refused(*words) -> str:
+        with pytest.raises(ArgumentError) as caught:
+            train(recipe, *words)
+        return str(caught.value)
+
+    for more in ((), ("--dry_run",)):
+        said = refused("--length_penalty", 0.6, "--output_dir", tmp_path / "run", *more)
+        assert said.startswith("length_penalty=0.6, num_beams=1: cannot be saved together"), said
+    assert refused("--num_beams", 1, "--length_penalty", 2, "--dry_run").startswith("length_penalty=2.0, num_beams=1")
+    (tmp_path / "file").write_text("")
+    assert "/file is a file; must be a directory" in refused("--output_dir", tmp_path / "file" / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_generation_options_of_a_checkpoint_are_carried_over(tmp_path, recipe):
+    teacher = tmp_path / "teacher"
+    assert train(recipe, "--num_beams", 2, "--length_penalty", 0.6, "--output_dir", teacher) == 0
+    tuned = (recipe, "--model_name_or_path", teacher)
+    with pytest.raises(
+        ArgumentError, match=r"^length_penalty=0.6, num_beams=1: cannot be saved in the generation conf"
+    ):
+        train(*tuned, "--num_beams", 1, "--dry_run")
+    assert train(*tuned, "--output_dir", tmp_path / "a") == 0
+    assert train(*tuned, "--num_beams", 1, "--length_penalty", 1, "--output_dir", tmp_path / "b") == 0
+    held = [json.loads((tmp_path / run / "generation_config.json").read_text()) for run in ("a", "b")]
+    assert [config.get("num_beams") for config in held] == [2, 1]
+    assert [config.get("length_penalty") for config in held] == [0.6, None]
+
+
+def test_a_directory_that_another_process_writes_is_refused(tmp_path, recipe):
+    code = "import sys, time\nfrom hf_rnn_seq2seq.run_directory import only_writer\n"
+    code += "with only_writer(sys.argv[1]):\n    print(flush=True)\n    time.sleep(600)"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        for more in ((), ("--resume_from_checkpoint", "latest")):
+            with pytest.raises(ValueError, match=r"run': another process .* is writing this directory; wait until"):
+                train(recipe, "--output_dir", tmp_path / "run", *more)
+        holder.kill()
+    assert train(recipe, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "latest") == 0
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_checkpoint_is_named_by_its_step_or_folder(tmp_path, recipe, monkeypatch):
+    run = tmp_path / "run"
+    assert train(recipe, "--save_steps", 2, "--output_dir", run) == 0
+    again = (recipe, "--output_dir", run, "--max_steps", 5, "--save_total_limit", "none")
+    for typed in ("2", "step-00000002", run / "checkpoints" / "step-00000002"):
+        assert train(*again, "--resume_from_checkpoint", typed) == 0
+        resumed = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in resumed if line["event"] == "resume"][-1] == 2
+    with pytest.raises(
+        ArgumentError, match=r"resume_from_checkpoint='9': no such checkpoint; .*: step-00000002, step-0"
+    ):
+        train(*again, "--resume_from_checkpoint", 9)
+    with pytest.raises(ValueError, match=r"(^|; )hidden_size=10: the checkpoint has 12;") as caught:
+        train(*again, "--hidden_size", 10, "--encoder_hidden_size", 6, "--resume_from_checkpoint", "true")
+    assert len(str(caught.value)) < 700 and "bridge" not in str(caught.value)

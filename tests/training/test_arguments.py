@@ -1,0 +1,274 @@
+"""Options: where they come from, what is refused and how."""
+
+import argparse
+import dataclasses
+import importlib
+import math
+from dataclasses import dataclass
+from inspect import get_annotations
+from typing import Literal, get_args, get_type_hints
+
+import pytest
+import yaml
+
+from hf_rnn_seq2seq import RnnSeq2SeqConfig
+from hf_rnn_seq2seq.model.config_errors import ConfigError
+from hf_rnn_seq2seq.options import OptionGroup, convert, option
+from hf_rnn_seq2seq.training.arguments import (
+    ArgumentError,
+    DataArguments,
+    GenerationArguments,
+    TokenizerArguments,
+    TrainingArguments,
+    dump_recipe,
+    parse_arguments,
+    read_recipe,
+)
+from tests.helpers.script_runs import ROOT
+
+GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingArguments)
+MODEL = {
+    "cell_type": Literal["lstm", "gru"],
+    "dropout": float | int,
+    "hidden_size": int,
+    "readout_size": int | None,
+    "tie_word_embeddings": bool,
+    "input_feeding": bool | None,
+    "vocab_size": int,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    lines = ["learning_rate: 1e-3", "max_steps: 7", "mixed_precision: no", "lowercase: true"]
+    lines += ["hidden_size: 32", "source_lang: no", "report_to: [tensorboard]"]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def test_the_command_line_wins_over_the_recipe_and_that_over_defaults(recipe):
+    words = [recipe, "--max_steps", "9", "--dropout=0.2", "--cell-type", "gru", "--tie_word_embeddings"]
+    data, tokenizer, generation, training, model = parse_arguments(words, GROUPS, MODEL)
+    assert training.mixed_precision == "no" and tokenizer.lowercase is True
+    assert (training.max_steps, training.learning_rate, training.seed) == (9, 0.001, 42)
+    assert generation.max_new_tokens == 128
+    assert model == {"hidden_size": 32, "dropout": 0.2, "cell_type": "gru", "tie_word_embeddings": True}
+    assert data.source_lang == "no", "Norwegian is a language, whatever YAML 1.1 says"
+
+
+def test_a_name_of_a_group_is_not_a_model_option():
+    _, tokenizer, _, _, model = parse_arguments(["--vocab_size", "500"], GROUPS, MODEL)
+    assert tokenizer.vocab_size == 500 and model == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rat", "1"], "learning_rat: no such option; the nearest is learning_rate"),
+        (["--hiden_size", "3"], "hiden_size: no such option; the nearest is hidden_size"),
+        (["--zzzzzz", "3"], "zzzzzz: no such option; --help lists all"),
+        (["--max_steps"], "max_steps: needs a value, a whole number"),
+        (["--max_steps", "--seed", "1"], "max_steps: needs a value"),
+        (["--max_steps", "many"], "max_steps='many': must be a whole number"),
+        (["--max_steps", "1.5"], "max_steps='1.5': must be a whole number"),
+        (["--max_steps", "0"], "max_steps=0: must be at least 1, or -1"),
+        (["--max_steps", "-2"], "max_steps=-2: must be at least -1"),
+        (["--learning_rate", "nan"], "learning_rate='nan': must be a finite number"),
+        (["--learning_rate", "-1"], "learning_rate=-1.0: must be at least 0"),
+        (["--num_train_epochs", "0"], "num_train_epochs=0.0: must be greater than 0"),
+        (["--ema_decay", "1"], "ema_decay=1.0: must be at least 0 and less than 1"),
+        (["--mixed_precision", "fp8"], "mixed_precision='fp8': must be one of no, bf16, fp16, auto"),
+        (["--optim", "rmsprop"], "optim='rmsprop': must be one of adamw, adam, sgd, adadelta"),
+        (["--lowercase", "maybe"], "'maybe': one recipe only|lowercase='maybe': must be true or false|cannot be read"),
+        (["--lowercase=maybe"], "lowercase='maybe': must be true or false"),
+        (["--cell_type", "lstn"], "cell_type='lstn': must be one of lstm, gru"),
+        (["--dropout", "x"], "dropout='x': must be a whole number or a finite number"),
+        (["--dataset_name", "cldr", "--train_file", "a.tsv"], "train_file='a.tsv': either dataset_name"),
+        (
+            ["--predict_with_generate", "false", "--metric_for_best_model", "bleu"],
+            "metric_for_best_model='bleu': needs predict_with_generate",
+        ),
+        (["missing.yaml"], "recipe='missing.yaml': cannot be read"),
+        (["a.yaml", "b.yaml"], "'b.yaml': one recipe only"),
+    ],
+)
+def test_what_cannot_be_used_is_named(words, message):
+    with pytest.raises(ArgumentError, match=message) as caught:
+        parse_arguments(words, GROUPS, MODEL)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_step: 3", "max_step: no such option; the nearest is max_steps"),
+        ("seed: 1\nseed: 2", "seed set twice"),
+        ("- seed", "must be lines of `option: value`"),
+        ("seed: [", "is not YAML"),
+        ("seed: null", "seed=None: must be a whole number"),
+        ("max_steps: true", "max_steps=True: must be a whole number"),
+        ("max_steps: {a: 1}", "must be a whole number"),
+    ],
+)
+def test_recipes_that_cannot_be_used(text, message, tmp_path):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ArgumentError, match=message):
+        parse_arguments([str(tmp_path / "r.yaml")], GROUPS, MODEL)
+
+
+def test_a_recipe_that_is_not_text_is_named(tmp_path):
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ArgumentError, match="is not YAML"):
+        read_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "expected"),
+    [
+        ("1e4", int, 10000),
+        (10**17 + 1, int, 10**17 + 1),
+        ("1e-3", float, 0.001),
+        ("none", int | None, None),
+        ("None", str | None, None),
+        ("false", bool | None, False),
+        ("3", int | None, 3),
+        ("0.5", float | int, 0.5),
+        ("2", float | int, 2),
+        (5, str, "5"),
+        ("a, b", list[str], ["a", "b"]),
+        ("[1, 2]", list[int], None),
+        ("1,2", list[int], [1, 2]),
+        ("{a: 1}", dict | None, {"a": 1}),
+        ("2", int | list[int], 2),
+        ("2,3", int | list[int], [2, 3]),
+        ("b", Literal["a", "b"] | None, "b"),
+    ],
+)
+def test_conversion(value, annotation, expected):
+    if expected is None and "none" not in str(value).lower():
+        with pytest.raises(ArgumentError):
+            convert("x", value, annotation)
+        return
+    converted = convert("x", value, annotation)
+    assert converted == expected and type(converted) is type(expected)
+
+
+def test_groups_check_keyword_arguments_too():
+    with pytest.raises(ArgumentError, match="per_device_train_batch_size=0: must be at least 1"):
+        TrainingArguments(per_device_train_batch_size=0)
+    assert TrainingArguments(report_to="none").report_to == []
+    assert TrainingArguments().report_to is not TrainingArguments().report_to
+
+
+def test_the_written_recipe_repeats_the_run_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "a.de").write_text("x")
+    (tmp_path / "a.en").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    words = ["--train_file", "a.de,a.en", "--max_steps", "3", "--output_dir", "out", "--hidden_size", "8", "--dry_run"]
+    *groups, model = parse_arguments(words, GROUPS, MODEL)
+    text = dump_recipe(groups, model)
+    (tmp_path / "recipe.yaml").write_text(text)
+    monkeypatch.chdir("/")
+    data, tokenizer, generation, training, again = parse_arguments([str(tmp_path / "recipe.yaml")], GROUPS, MODEL)
+    assert data.train_file == f"{tmp_path / 'a.de'},{tmp_path / 'a.en'}"
+    assert again == {"hidden_size": 8} and (tokenizer, generation) == (groups[1], groups[2])
+    assert training == dataclasses.replace(groups[3], output_dir=None, dry_run=False)
+    assert "output_dir" not in yaml.safe_load(text)
+
+
+def test_help_lists_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments(["--help"], GROUPS, MODEL)
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for group in GROUPS:
+        for field in dataclasses.fields(group):
+            assert f"--{field.name} " in text and field.metadata["help"] in text
+    assert "--cell_type  (one of lstm, gru)" in text and text.count("--vocab_size") == 1
+
+
+def test_the_metric_that_decides():
+    assert TrainingArguments().best_metric == "bleu"
+    assert TrainingArguments(predict_with_generate=False).best_metric == "loss"
+    assert TrainingArguments(metric_for_best_model="perplexity").best_metric == "perplexity"
+
+
+def test_limits_are_checked_on_each_item_of_a_list():
+    @dataclass
+    class Group(OptionGroup):
+        sizes: list[int] = option([1], "sizes", at_least=1)
+
+    assert Group(sizes="2,3").sizes == [2, 3]
+    with pytest.raises(ArgumentError, match=r"sizes=0: must be at least 1"):
+        Group(sizes=[1, 0])
+
+
+NEGATIVE = {"max_steps", "length_penalty", "layer", "gate_bias"}  # -1 means something
+
+
+def numeric_options():
+    for group in GROUPS:
+        for name, hint in get_type_hints(group).items():
+            if {int, float} & {hint, *get_args(hint)}:
+                yield group, name
+
+
+def test_no_option_takes_what_is_not_a_finite_number_or_negative():
+    seen = 0
+    for group, name in numeric_options():
+        for value in ("nan", "inf", "-inf", "1e999", math.nan, math.inf, *([] if name in NEGATIVE else ["-1", -1])):
+            with pytest.raises(ArgumentError, match=rf"^{name}={value!r}: must be|^{name}=-1(\.0)?: must be"):
+                group(**{name: value})
+            seen += 1
+    assert seen > 250
+
+
+def test_no_field_of_the_model_takes_what_is_not_a_finite_number_or_negative():
+    numeric = [
+        name for name, hint in get_annotations(RnnSeq2SeqConfig).items() if {int, float} & {hint, *get_args(hint)}
+    ]
+    assert len(numeric) > 35
+    for name in numeric:
+        for value in (math.nan, math.inf, -math.inf, -1, -1.0):
+            with pytest.raises(ConfigError, match=name):
+                RnnSeq2SeqConfig(**{name: value})
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "scripts").glob("*.py")))
+def test_no_script_takes_what_is_not_a_finite_number_or_negative(script, monkeypatch):
+    found = []
+
+    def parse(parser, *_):
+        found.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
+    with pytest.raises((SystemExit, ArgumentError)):
+        importlib.import_module(script).main(["x"])
+    for action in (action for parser in found for action in parser._actions if action.type is not None):
+        for text in ("nan", "inf", "-inf", "1e999", *([] if action.dest in NEGATIVE else ["-1"])):
+            with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+                action.type(text)
+
+
+def test_paths_are_what_a_shell_would_make_of_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home-me")
+    monkeypatch.setenv("DATA", "/data")
+    lines = ["train_file: ~/a.en, $DATA/a.fr", "output_dir: ${DATA}/run", "model_name_or_path: user/name"]
+    (tmp_path / "r.yaml").write_text("\n".join([*lines, "validation_file: dev.tsv"]))
+    data, _, _, training = parse_arguments([str(tmp_path / "r.yaml"), "--extend_vocabulary=~/v"], GROUPS)[:4]
+    assert (data.train_file, data.validation_file) == ("/home-me/a.en,/data/a.fr", "dev.tsv")
+    assert (training.output_dir, training.extend_vocabulary) == ("/data/run", "/home-me/v")
+    assert training.model_name_or_path == "user/name"
+    with pytest.raises(ArgumentError, match=r"^test_file='\$NOWHERE/x': \$NOWHERE is not set in the environment"):
+        DataArguments(test_file="$NOWHERE/x")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("true", "latest"), ("True", "latest"), (True, "latest"), ("yes", "latest"), ("Latest", "latest"), ("false", None)]
+    + [(None, None), ("2", "2"), (2, "2"), ("a/b", "a/b")],
+)
+def test_resuming_as_people_type_it(typed, meant):
+    assert TrainingArguments(resume_from_checkpoint=typed).resume_from_checkpoint == meant

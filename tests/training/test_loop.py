@@ -1,0 +1,208 @@
+"""The training loop: what an update computes, what it refuses, and what a run directory says."""
+
+import itertools
+import json
+import math
+import os
+import time
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from hf_rnn_seq2seq.data.batching import Collator
+from hf_rnn_seq2seq.data.loader import BatchLoader, UpdatePlan
+from hf_rnn_seq2seq.errors import TrainingError
+from hf_rnn_seq2seq.training.arguments import ArgumentError
+from hf_rnn_seq2seq.training.dry_run import dry_run
+from hf_rnn_seq2seq.training.launch import build_accelerator, has_bfloat16, resolve_precision, use_all_cores
+from hf_rnn_seq2seq.training.validation import Validator
+from tests.helpers.training_checks import assert_same_weights, weights
+from tests.helpers.training_runs import arguments, build_loop, build_model, corpus, log_lines
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+def plain_training(kind: str, steps: int) -> tuple[torch.nn.Module, list[float]]:
+    """The same run as a tutorial would write it: the whole global batch at once, plain AdamW, no Accelerate."""
+    model, rows = build_model(kind), corpus(70)
+    plan = UpdatePlan(rows["source_length"][:], rows["target_length"][:], batch_size=8, max_tokens=None, seed=42)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
+    losses = []
+    for step, update in enumerate(itertools.islice(plan.updates(), steps)):
+        loss = model(**Collator()(rows[list(update.rows)])).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return model, losses
+
+
+@pytest.mark.parametrize("kind", ["bart", "rnn", "rnn_tied"])
+def test_the_loop_equals_plain_training_however_it_accumulates(kind, tmp_path):
+    reference, losses = plain_training(kind, 12)
+    for name, sizes in (("whole", (8, 1)), ("split", (1, 8)), ("uneven", (4, 2))):
+        options = arguments(tmp_path / name, per_device_train_batch_size=sizes[0], gradient_accumulation_steps=sizes[1])
+        assert build_loop(kind, options).run() == "max_steps"
+        logged = [line["loss"] for line in log_lines(tmp_path / name, "train")]
+        assert logged == pytest.approx(losses, abs=2e-5)
+        kept = weights(tmp_path / name / "checkpoints" / "step-00000012")
+        expected = reference.state_dict()
+        assert_same_weights(kept, {key: expected[key] for key in kept})
+
+
+def test_bf16_changes_the_arithmetic_and_not_the_weights_kind(tmp_path):
+    losses = {}
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(True)
+        loop = build_loop("bart", arguments(tmp_path / precision, mixed_precision=precision))
+        loop.run()
+        losses[precision] = log_lines(tmp_path / precision, "train")[-1]["loss"]
+        assert {tensor.dtype for tensor in weights(tmp_path / precision).values()} == {torch.float32}
+    assert losses["no"] != losses["bf16"]
+    assert losses["no"] == pytest.approx(losses["bf16"], abs=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU fp16 is allowed")
+def test_fp16_is_refused_on_a_cpu():
+    with pytest.raises(ArgumentError, match="mixed_precision='fp16': needs a GPU"):
+        build_accelerator(arguments(None, mixed_precision="fp16"))
+
+
+def test_auto_precision_follows_the_processor():
+    AcceleratorState._reset_state(True)
+    messages: list[str] = []
+    expected = "bf16" if has_bfloat16() else "no"
+    assert build_accelerator(arguments(None, mixed_precision="auto"), messages.append).mixed_precision == expected
+    assert not messages
+    assert resolve_precision("bf16", messages.append) == "bf16"
+    assert bool(messages) == (not has_bfloat16())
+
+
+@pytest.mark.parametrize("sharding", ["FSDP", "DEEPSPEED"])
+def test_sharded_models_are_refused_with_the_reason(sharding, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{sharding}", "true")
+    with pytest.raises(ArgumentError, match=f"distributed_type={sharding}: .* hold whole models"):
+        build_accelerator(arguments(None))
+
+
+def test_a_tracker_that_nobody_knows_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="report_to='tensorbord': must be one of .*tensorboard.*wandb"):
+        build_accelerator(arguments(tmp_path, report_to=["tensorbord"]))
+
+
+def poison(model: torch.nn.Module, calls: range) -> None:
+    """The loss is infinite in these forward passes of training."""
+    counter = itertools.count()
+
+    def hook(module, inputs, output):
+        if module.training and next(counter) in calls:
+            output.loss = output.loss + math.inf
+        return output
+
+    model.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("optim", ["adamw", "sgd", "adadelta"])
+def test_an_update_that_is_not_finite_is_skipped(optim, tmp_path):
+    snapshots = {}
+    for name, calls in (("healthy", range(0)), ("poisoned", range(2, 3))):
+        model = build_model("bart")
+        poison(model, calls)
+        loop = build_loop("bart", arguments(tmp_path / name, max_steps=3, optim=optim, save_steps=1), model=model)
+        loop.run()
+        snapshots[name] = {step: weights(tmp_path / name / f"checkpoints/step-{step:08d}") for step in (2, 3)}
+        assert loop.state.progress.skipped_updates == len(calls)
+    assert_same_weights(snapshots["poisoned"][2], snapshots["healthy"][2], 0)
+    assert_same_weights(snapshots["poisoned"][3], snapshots["healthy"][2], 0)
+    assert any((snapshots["healthy"][3][key] != value).any() for key, value in snapshots["healthy"][2].items())
+    kept = json.loads((tmp_path / "poisoned" / "nonfinite" / "step-00000003.json").read_text())
+    assert len(kept["rows"]) == len(kept["input_ids"]) == len(kept["id"]) == 8
+    assert not (tmp_path / "healthy" / "nonfinite").exists()
+
+
+def test_training_stops_after_too_many_updates_that_are_not_finite(tmp_path):
+    model = build_model("bart")
+    poison(model, range(4, 100))
+    with pytest.raises(TrainingError, match=r"step 7: .* not finite 3 times in a row.*nonfinite"):
+        build_loop("bart", arguments(tmp_path, max_skipped_updates=3, save_steps=2), model=model).run()
+    assert (tmp_path / "checkpoints" / "step-00000004" / "manifest.json").exists()
+
+
+def test_the_time_budget_covers_evaluation_and_saving(tmp_path):
+    class SlowValidator(Validator):
+        def measure(self, *arguments):
+            time.sleep(0.4)
+            return super().measure(*arguments)
+
+    validator = SlowValidator(BatchLoader(corpus(15, seed=1), Collator()), batch_size=15)
+    options = arguments(tmp_path, max_steps=100_000, eval_steps=20, logging_steps=1000, max_train_seconds=3)
+    started = time.perf_counter()
+    loop = build_loop("bart", options, validator=validator)
+    built = time.perf_counter()
+    assert loop.run() == "max_train_seconds"
+    assert time.perf_counter() - built < 4.5, "the picture and the start are not in the budget"
+    assert loop.state.progress.elapsed_seconds == pytest.approx(3, abs=0.6)
+    assert loop.state.progress.evaluated_step == loop.state.progress.step
+    rates = [line["learning_rate"] for line in log_lines(tmp_path, "train")]
+    assert not rates or rates[-1] < 0.01
+    assert built >= started
+
+
+def test_a_run_directory_explains_itself(tmp_path):
+    options = arguments(tmp_path, eval_steps=6, report_to=["tensorboard"])
+    loop = build_loop("bart", options, recipe="seed: 42\n", facts={"data": {"name": "synthetic"}})
+    loop.run()
+    assert (tmp_path / "recipe.yaml").read_text() == "seed: 42\n"
+    assert list((tmp_path / "tensorboard").rglob("events.out.*"))
+    assert (tmp_path / "learning_curve.png").stat().st_size > 1000
+    lines = log_lines(tmp_path, "train")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    for line in lines:
+        assert line["perplexity"] == pytest.approx(math.exp(line["loss"]))
+        assert min(line[f"{side}_tokens_per_second"] for side in ("source", "target")) > 0
+        assert line["grad_norm"] > 0 and line["memory_mb"] > 50 and line["learning_rate"] > 0
+        assert line["eta_seconds"] >= 0 and line["elapsed_seconds"] > 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["parameters"] == sum(p.numel() for p in build_model("bart").parameters())
+    assert summary["data"] == {"name": "synthetic"} and summary["stop_reason"] == "max_steps"
+    rows = corpus(70)
+    plan = UpdatePlan(rows["source_length"][:], rows["target_length"][:], batch_size=8, max_tokens=None, seed=42)
+    tokens = sum(update.target_tokens for update in itertools.islice(plan.updates(), 12))
+    assert summary["target_tokens"] == tokens
+    assert summary["target_tokens_per_second"] == pytest.approx(tokens / summary["update_seconds"])
+    assert {"torch", "transformers", "accelerate"} <= summary["versions"].keys()
+
+
+def test_dry_run_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = dry_run(build_loop("bart", arguments(None, dry_run=True, max_steps=90)), (24, 24))
+    assert f"{sum(p.numel() for p in build_model('bart').parameters()):,}" in text
+    for piece in ("updates per epoch  9", "90 at most (10.00 epochs)", "tokens/s", "MiB"):
+        assert piece in text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("environment", "chosen", "expected"),
+    [
+        ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, None, "all"),
+        ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no", "LOCAL_WORLD_SIZE": "1000"}, None, 1),
+        ({"OMP_NUM_THREADS": "1"}, None, 1),
+        ({"OMP_NUM_THREADS": "3", "ACCELERATE_MIXED_PRECISION": "no"}, None, 3),
+        ({"OMP_NUM_THREADS": "3"}, 2, 2),
+        ({}, None, "all"),
+    ],
+)
+def test_threads(environment, chosen, expected, monkeypatch):
+    before = torch.get_num_threads()
+    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    try:
+        assert use_all_cores(chosen) == (len(os.sched_getaffinity(0)) if expected == "all" else expected)
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,122 @@
+"""A run that goes on: bit for bit from a checkpoint, refused where it would not be the same."""
+
+import itertools
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from hf_rnn_seq2seq.data.batching import Collator
+from hf_rnn_seq2seq.data.loader import UpdatePlan
+from hf_rnn_seq2seq.training.arguments import ArgumentError
+from tests.helpers.training_checks import assert_identical_states, copy_until
+from tests.helpers.training_runs import arguments, build_loop, build_model, corpus, log_lines
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ema_decay": 0.9, "train_batch_tokens": 80},
+        {"optim": "sgd", "lr_scheduler_type": "halving"},
+        {"optim": "adadelta", "gradient_accumulation_steps": 3},
+        # No evaluation but the first gains that much: the rate is cut before the stop, and must still be after it.
+        {"lr_scheduler_type": "plateau", "plateau_patience": 1, "early_stopping_threshold": 100},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())) or "default",
+)
+def test_a_resumed_run_is_bit_identical(options, tmp_path):
+    options = {"save_steps": 5, "eval_steps": 2, "logging_steps": 3, "save_total_limit": None, **options}
+    build_loop("rnn_dropout", arguments(tmp_path / "whole", **options)).run()
+    copy_until(tmp_path / "whole", tmp_path / "resumed", step=5)
+    # Whatever drew random numbers in between does not matter.
+    torch.rand(17), np.random.rand(3)
+    resumed = build_loop("rnn_dropout", arguments(tmp_path / "resumed", resume_from_checkpoint="latest", **options))
+    assert resumed.run() == "max_steps"
+    assert resumed.state.progress.step == 12
+    assert_identical_states(tmp_path / "whole", tmp_path / "resumed", step=12)
+    lines = [log_lines(tmp_path / name, "train") for name in ("whole", "resumed")]
+    assert [(line["step"], line["loss"]) for line in lines[0]] == [(line["step"], line["loss"]) for line in lines[1]]
+
+
+def test_a_stop_in_the_middle_of_an_accumulation_is_taken_up_behind_it(tmp_path):
+    """The signal comes in the second of the three passes of update 5: the update is finished, then saved."""
+    options = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 3, "ema_decay": 0.9}
+    build_loop("rnn_dropout", arguments(tmp_path / "whole", **options)).run()
+    model = build_model("rnn_dropout")
+    passes = itertools.count(1)
+
+    def hook(module, inputs, output):
+        if module.training and next(passes) == 4 * 3 + 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    model.register_forward_hook(hook)
+    stopped = build_loop("rnn_dropout", arguments(tmp_path / "stopped", **options), model=model)
+    assert stopped.run() == "SIGTERM" and stopped.state.progress.step == 5
+    again = arguments(tmp_path / "stopped", resume_from_checkpoint="latest", **options)
+    assert build_loop("rnn_dropout", again).run() == "max_steps"
+    assert_identical_states(tmp_path / "whole", tmp_path / "stopped", step=12)
+
+
+def test_a_truncated_newest_checkpoint_costs_only_its_own_steps(tmp_path, capsys):
+    options = {"save_steps": 4}
+    build_loop("rnn_dropout", arguments(tmp_path / "whole", **options)).run()
+    for step in (4, 8):
+        copy_until(tmp_path / "whole", tmp_path / "damaged", step=step)
+    os.truncate(tmp_path / "damaged/checkpoints/step-00000008/optimizer.safetensors", 100)
+    again = arguments(tmp_path / "damaged", resume_from_checkpoint="latest", **options)
+    assert build_loop("rnn_dropout", again).run() == "max_steps"
+    said = capsys.readouterr().err
+    assert "step-00000008 is not used: optimizer.safetensors has 100 bytes" in said and "at step 4" in said
+    assert_identical_states(tmp_path / "whole", tmp_path / "damaged", step=12)
+
+
+def test_rows_are_neither_repeated_nor_left_out_by_a_stop(tmp_path):
+    seen: list[int] = []
+
+    def recording(rows):
+        seen.extend(sum(ids) for ids in rows["input_ids"])
+        return Collator()(rows)
+
+    options = {"save_steps": 4, "max_steps": -1, "num_train_epochs": 1}
+    build_loop("bart", arguments(tmp_path / "whole", **options)).run()
+    copy_until(tmp_path / "whole", tmp_path / "resumed", step=4)
+    resumed = build_loop("bart", arguments(tmp_path / "resumed", resume_from_checkpoint="latest", **options))
+    resumed.loader.collate = recording
+    assert resumed.run() == "num_train_epochs"
+    rows = corpus(70)
+    plan = UpdatePlan(rows["source_length"][:], rows["target_length"][:], batch_size=8, max_tokens=None, seed=42)
+    expected = [sum(rows[row]["input_ids"]) for batch in plan.epoch(0)[4:] for row in batch]
+    assert seen[: len(expected)] == expected
+
+
+def test_an_existing_run_is_refused_and_a_finished_one_left_alone(tmp_path, capsys):
+    build_loop("bart", arguments(tmp_path)).run()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ArgumentError, match="already holds a run.*--resume_from_checkpoint latest"):
+        build_loop("bart", arguments(tmp_path)).run()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    again = build_loop("bart", arguments(tmp_path, resume_from_checkpoint="latest"))
+    assert again.run() == "already finished"
+    assert "finished at step 12" in capsys.readouterr().err
+    longer = build_loop("bart", arguments(tmp_path, resume_from_checkpoint="latest", max_steps=14))
+    assert longer.run() == "max_steps" and longer.state.progress.step == 14
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [({"seed": 1}, "seed 42"), ({"per_device_train_batch_size": 3}, "sentences per update 8")]
+)
+def test_a_run_that_would_not_continue_the_same_is_refused(change, named, tmp_path):
+    build_loop("bart", arguments(tmp_path, max_steps=2)).run()
+    with pytest.raises(ArgumentError, match=f"was trained with {named}"):
+        build_loop("bart", arguments(tmp_path, resume_from_checkpoint="latest", **change)).run()
+
+
+def test_latest_without_a_checkpoint_starts_at_the_beginning(tmp_path, capsys):
+    loop = build_loop("bart", arguments(tmp_path, resume_from_checkpoint="latest", max_steps=2))
+    assert loop.run() == "max_steps"
+    assert "training starts at step 0" in capsys.readouterr().err

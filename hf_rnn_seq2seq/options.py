@@ -19,9 +19,7 @@ from typing import Any
 
 import yaml
 
-from hf_rnn_seq2seq.errors import ArgumentError
-
-from .errors import is_undecodable, one_line, undecodable
+from hf_rnn_seq2seq.errors import ArgumentError, is_undecodable, one_line, undecodable
 
 
 def option(

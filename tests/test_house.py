@@ -72,8 +72,8 @@ LAW = {
     "errors": set(),
     "files": {"errors"},
     "model": set(),
-    "command_line": {"errors", "files"},
-    "options": {"errors", "files"},
+    "command_line": {"errors", "files", "options"},
+    "options": {"errors"},
     "run_directory": {"errors", "files"},
     "data": {*_COMMON, "model"},
     "export": {*_COMMON, "model"},
@@ -184,7 +184,6 @@ def test_every_model_file_is_reached_from_the_modeling_file() -> None:
 
 # Arrows against the law that are still to be turned round.
 OWED = {
-    ("command_line", "options", "command_line.py"),
     ("data", "training", "sampled_table.py"),
     ("data", "training", "streaming.py"),
     ("data", "training", "subword_sampling.py"),

@@ -29,19 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, command_line
+from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.presets import PRESETS
-from hf_rnn_seq2seq.options import expand_path
-from hf_rnn_seq2seq.training.arguments import (
-    ArgumentError,
-    DataArguments,
-    GenerationArguments,
-    TokenizerArguments,
-    TrainingArguments,
-    parse_arguments,
-)
+from hf_rnn_seq2seq.options import expand_path, parse_arguments
+from hf_rnn_seq2seq.training.arguments import GenerationArguments, TrainingOptions
 from hf_rnn_seq2seq.training.experiments import Run, markdown, plan_runs, read_systems, table_rows
 
-GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingArguments)
+GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingOptions)
 OWN = ("output_dir", "seeds", "seed", "resume_from_checkpoint", "dry_run")
 
 
@@ -207,7 +202,7 @@ def write_results(runs: Sequence[Run], finished: Sequence[Run], systems: Sequenc
     results = {run.system: [summaries[r.folder] for r in finished if r.system == run.system] for run in runs}
     rows = table_rows(results)
     first = summaries[finished[0].folder]
-    recipe = TrainingArguments(**{k: v for k, v in recipe_of(directory, finished[0]).items() if k in budget_names()})
+    recipe = TrainingOptions(**{k: v for k, v in recipe_of(directory, finished[0]).items() if k in budget_names()})
     data = first["data"]
     budget = {name: getattr(recipe, name) for name in budget_names()}
     facts = {
@@ -241,7 +236,7 @@ def budget_names() -> tuple[str, ...]:
 
 
 def recipe_of(directory: Path, run: Run) -> dict[str, Any]:
-    from hf_rnn_seq2seq.training.arguments import read_recipe
+    from hf_rnn_seq2seq.options import read_recipe
 
     return read_recipe(directory / run.folder / "recipe.yaml")
 

@@ -25,22 +25,18 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "2000"
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, command_line  # noqa: E402  after GOMP_SPINCOUNT
-from hf_rnn_seq2seq.errors import reading  # noqa: E402  after GOMP_SPINCOUNT
-from hf_rnn_seq2seq.training.arguments import (
-    OF_TRANSLATIONS,
+from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
+from hf_rnn_seq2seq.errors import (
     ArgumentError,
-    DataArguments,
-    GenerationArguments,
-    TokenizerArguments,
-    TrainingArguments,
-    dump_recipe,
-    parse_arguments,
+    reading,  # noqa: E402  after GOMP_SPINCOUNT
 )
+from hf_rnn_seq2seq.options import parse_arguments
+from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, GenerationArguments, TrainingOptions, dump_recipe
 
 # The tokenizer decides the sizes of the vocabularies and its special tokens, the loop about the cache.
 NOT_OPTIONS = {"vocab_size", "source_vocab_size", "use_cache", "is_encoder_decoder", "transformers_version"}
 STREAMED_TOKENIZER_ROWS = 200_000
-GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingArguments)
+GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingOptions)
 
 
 def model_options() -> dict[str, Any]:
@@ -81,7 +77,7 @@ def build_tokenizer(options: TokenizerArguments, data: DataArguments, corpus: An
 
 
 def build_model(
-    options: dict[str, Any], training: TrainingArguments, data: DataArguments, generation: GenerationArguments, tok: Any
+    options: dict[str, Any], training: TrainingOptions, data: DataArguments, generation: GenerationArguments, tok: Any
 ) -> Any:
     """A model that fits the tokenizer: of a checkpoint, of a preset, or of configuration fields."""
     from transformers import AutoModelForSeq2SeqLM
@@ -122,7 +118,7 @@ def build_model(
     return model
 
 
-def resumed_tokenizer(training: TrainingArguments) -> Path | None:
+def resumed_tokenizer(training: TrainingOptions) -> Path | None:
     """The newest complete checkpoint of the run to continue: its vocabulary is the run's."""
     from hf_rnn_seq2seq.training.checkpoints import CheckpointStore, named_checkpoint
 

@@ -15,19 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, command_line
-from hf_rnn_seq2seq.training.arguments import (
-    ArgumentError,
-    DataArguments,
-    GenerationArguments,
-    TokenizerArguments,
-    TrainingArguments,
-    parse_arguments,
-)
+from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
+from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.options import parse_arguments
+from hf_rnn_seq2seq.training.arguments import GenerationArguments, TrainingOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    groups = (DataArguments, TokenizerArguments, TrainingArguments, GenerationArguments)
+    groups = (DataArguments, TokenizerArguments, TrainingOptions, GenerationArguments)
     model_options = {"preset": str, **inspect.get_annotations(RnnSeq2SeqConfig)}
     data, options, training, *_ = parse_arguments(words, groups, model_options, description=__doc__ or "")
     if training.output_dir is None:

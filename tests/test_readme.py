@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from hf_rnn_seq2seq.training.arguments import parse_arguments
+from hf_rnn_seq2seq.options import parse_arguments
 from tests.export.test_export import NEWER_TORCH, OLD_TORCH
 from tests.helpers.hub import Hub
 from tests.helpers.hub_store import USER_TOKEN

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_rnn_seq2seq.data.arguments import TokenizerArguments
 from hf_rnn_seq2seq.data.loader import BatchLoader, Update, UpdatePlan, column
 from hf_rnn_seq2seq.data.subword_sampling import SubwordSampler
 from hf_rnn_seq2seq.errors import DataError
-from hf_rnn_seq2seq.training.arguments import TokenizerArguments
 
 # The columns that are drawn; what another one says would not fit them.
 _DRAWN = {"id", "input_ids", "labels", "source_length", "target_length"}

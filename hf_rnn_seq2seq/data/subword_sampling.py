@@ -18,7 +18,7 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from hf_rnn_seq2seq.training.arguments import ArgumentError
+from hf_rnn_seq2seq.errors import ArgumentError
 
 # Words whose segmentations are remembered, on each side.
 _REMEMBERED = 100_000

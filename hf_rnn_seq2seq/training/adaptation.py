@@ -8,18 +8,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from torch import nn
 
+from hf_rnn_seq2seq.data.new_tokens import extend_tokenizer, read_tokens
 from hf_rnn_seq2seq.data.tokenizer import source_vocabulary_size, target_vocabulary_size
-from hf_rnn_seq2seq.generation.attention import stands_alone
-from hf_rnn_seq2seq.training.arguments import ArgumentError, TrainingArguments
+from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.word_vectors import embedding_table, load_word_vectors
 
 # --- frozen weights -----------------------------------------------------------------------------------------------
@@ -60,90 +58,6 @@ def _nearest(pattern: str, names: list[str]) -> str:
     return f"the nearest are {', '.join(near or sorted(prefixes)[:3])}"
 
 
-# --- new tokens ---------------------------------------------------------------------------------------------------
-
-
-def read_tokens(files: str) -> list[list[str]]:
-    """The tokens of one file, or of two separated by a comma: one a line, blank lines and repetitions left out.
-
-    Raises:
-        ArgumentError: a file that is missing or not UTF-8, no token at all, a token with white space inside.
-    """
-    lists = []
-    for path in files.split(","):
-        try:
-            lines = Path(path.strip()).read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8"
-            raise ArgumentError(f"extend_vocabulary={path.strip()!r}: cannot be read ({reason})") from None
-        tokens = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-        if spaced := [token for token in tokens if len(token.split()) > 1]:
-            raise ArgumentError(f"extend_vocabulary={path!r}: {spaced[0]!r} holds white space; one token a line")
-        lists.append(tokens)
-    if len(lists) > 2 or not any(lists):
-        raise ArgumentError(f"extend_vocabulary={files!r}: name one file with tokens, or two, source,target")
-    return lists
-
-
-def extend_tokenizer(tokenizer: Any, lists: Sequence[Sequence[str]]) -> list[int]:
-    """Adds tokens to a vocabulary, behind its entries, so that text without them is split as before.
-
-    What the tokenizer writes as one token already is left alone. A new token stands for a whole word, except in
-    scripts that put no spaces between words.
-
-    Args:
-        tokenizer: any fast tokenizer; changed in place.
-        lists: one list; or two, for a tokenizer with a vocabulary for the source and one for the target, which each
-            receive their own (one list goes to both).
-
-    Returns:
-        how many entries each vocabulary received.
-
-    Raises:
-        ArgumentError: two lists for one vocabulary, a token that the vocabulary uses as the name of something else, or
-            that it could not write back.
-    """
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        raise ArgumentError(f"extend_vocabulary: a {type(tokenizer).__name__} cannot be extended, it is not a fast one")
-    backends = [tokenizer.backend_tokenizer]
-    if hasattr(tokenizer, "target_backend_tokenizer"):
-        backends.append(tokenizer.target_backend_tokenizer)
-    if len(lists) > len(backends):
-        raise ArgumentError("extend_vocabulary: two files, but one vocabulary for both sides; name one")
-    lists = [lists[0], lists[-1]][: len(backends)]
-    return [_add(backend, words, tokenizer.unk_token) for backend, words in zip(backends, lists, strict=True)]
-
-
-def _add(backend: Tokenizer, words: Sequence[str], unknown: str | None) -> int:
-    added = []
-    for word in words:
-        word = backend.normalizer.normalize_str(word) if backend.normalizer else word
-        pieces = [backend.encode(form, add_special_tokens=False).tokens for form in (word, f" {word}")]
-        if any(len(tokens) == 1 and tokens != [unknown] for tokens in pieces):
-            continue
-        if backend.token_to_id(word) is not None:
-            raise ArgumentError(f"extend_vocabulary: {word!r} is the vocabulary's own name of something else")
-        single = not any(map(stands_alone, word))
-        added.append(word)
-        backend.add_tokens([AddedToken(word, single_word=single, normalized=True)])
-    _make_writable(backend, added)
-    return len(added)
-
-
-def _make_writable(backend: Tokenizer, words: Sequence[str]) -> None:
-    """A byte-level decoder takes some letters (é) of an added token for bytes: it is given the token's own bytes."""
-
-    def misread() -> list[str]:
-        return [word for word in words if backend.decode([backend.token_to_id(word)]).strip() != word]
-
-    if (wrong := misread()) and "ByteLevel" in str(backend.decoder):
-        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
-        steps = [decoders.Replace(Regex(f"^{re.escape(word)}$"), to_bytes(word)[0][0]) for word in wrong]
-        backend.decoder = decoders.Sequence([*steps, backend.decoder])
-    if wrong := misread():
-        raise ArgumentError(f"extend_vocabulary: this tokenizer could not write {wrong[0]!r} back")
-
-
 def grow_tables(model: Any, *, source_vocab_size: int, vocab_size: int) -> None:
     """Gives a model's tables and output layer rows for new entries; the scores of the old ones stay as they are.
 
@@ -173,7 +87,7 @@ class Adaptation:
         facts: for the run's summary.
     """
 
-    def __init__(self, arguments: TrainingArguments, *, resumed: bool, say: Callable[[str], None]) -> None:
+    def __init__(self, arguments: TrainingOptions, *, resumed: bool, say: Callable[[str], None]) -> None:
         self.arguments, self.resumed, self.say = arguments, resumed, say
         self.facts: dict[str, Any] = {}
         self._kept_rows = (0, 0)
@@ -223,4 +137,4 @@ def count_tokens(rows: Any, column: str, size: int) -> np.ndarray | None:
     return counts
 
 
-__all__ = ["Adaptation", "count_tokens", "extend_tokenizer", "freeze", "grow_tables", "read_tokens"]
+__all__ = ["Adaptation", "count_tokens", "freeze", "grow_tables"]

@@ -19,9 +19,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 from huggingface_hub import get_token
 
-from hf_rnn_seq2seq.errors import TrainingError
+from hf_rnn_seq2seq.errors import ArgumentError, TrainingError
 from hf_rnn_seq2seq.run_directory import RECIPE, SUMMARY
-from hf_rnn_seq2seq.training.arguments import ArgumentError, TrainingArguments
+from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.checkpoints import CHECKPOINTS, WEIGHTS
 from hf_rnn_seq2seq.training.log import LOG_FILE, usable_trackers
 
@@ -33,7 +33,7 @@ _ONLY_WHOLE_MODELS = (
 )
 
 
-def check_output_dir(arguments: TrainingArguments) -> Path:
+def check_output_dir(arguments: TrainingOptions) -> Path:
     """The run directory.
 
     Raises:
@@ -62,7 +62,7 @@ def _existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.absolute().parents) if each.exists())
 
 
-def check_before_work(arguments: TrainingArguments) -> None:
+def check_before_work(arguments: TrainingOptions) -> None:
     """What the end of a run needs, asked before its beginning.
 
     Raises:
@@ -76,7 +76,7 @@ def check_before_work(arguments: TrainingArguments) -> None:
         )
 
 
-def check_savable(arguments: TrainingArguments, model: Any, save_beside: Callable[[Path], Any] | None) -> None:
+def check_savable(arguments: TrainingOptions, model: Any, save_beside: Callable[[Path], Any] | None) -> None:
     """A rehearsal of the first save, with everything but the tensors.
 
     Raises:
@@ -142,7 +142,7 @@ def resolve_precision(wanted: str, say: Callable[[str], None] = print) -> str:
     return wanted
 
 
-def build_accelerator(arguments: TrainingArguments, say: Callable[[str], None] = print) -> Accelerator:
+def build_accelerator(arguments: TrainingOptions, say: Callable[[str], None] = print) -> Accelerator:
     """An Accelerator for our loop: it leaves batches, accumulation and normalisation to us.
 
     Raises:

@@ -16,8 +16,8 @@ import torch
 from accelerate.utils import LoggerType
 from tqdm import tqdm
 
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.files import write_atomically
-from hf_rnn_seq2seq.training.arguments import ArgumentError
 
 LOG_FILE = "train_log.jsonl"
 

@@ -20,13 +20,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from hf_rnn_seq2seq.data.loader import MicroBatch, Update
-from hf_rnn_seq2seq.data.streaming import plan_and_loader
-from hf_rnn_seq2seq.errors import TrainingError
+from hf_rnn_seq2seq.errors import ArgumentError, TrainingError
 from hf_rnn_seq2seq.files import only_writer, write_atomically
 from hf_rnn_seq2seq.run_directory import RECIPE, read_summary, update_summary
 from hf_rnn_seq2seq.training import checkpoints as checkpointing
 from hf_rnn_seq2seq.training.adaptation import freeze
-from hf_rnn_seq2seq.training.arguments import ArgumentError, TrainingArguments
+from hf_rnn_seq2seq.training.arguments import TrainingOptions
+from hf_rnn_seq2seq.training.batches import plan_and_loader
 from hf_rnn_seq2seq.training.heap import Heap
 from hf_rnn_seq2seq.training.launch import (
     StopSignals,
@@ -69,7 +69,7 @@ class TrainingLoop:
         self,
         model: Any,
         train_dataset: Any,
-        arguments: TrainingArguments,
+        arguments: TrainingOptions,
         *,
         accelerator: Accelerator,
         objective: Any = None,

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rnn_seq2seq.training.arguments import TrainingArguments
+from hf_rnn_seq2seq.training.arguments import TrainingOptions
 
 
-def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, arguments: TrainingOptions) -> torch.optim.Optimizer:
     """AdamW, Adam, SGD or Adadelta over the trainable parameters; weight decay on matrices only.
 
     Adam and SGD are fused, one kernel over all parameters, on devices that have it (the CPU among them).
@@ -52,7 +52,7 @@ class LearningRate:
     time budget ends its course at the end of the budget on any machine.
     """
 
-    def __init__(self, arguments: TrainingArguments) -> None:
+    def __init__(self, arguments: TrainingOptions) -> None:
         self.arguments = arguments
         self.plateau_cuts = 0
         self.evaluations_without_gain = 0

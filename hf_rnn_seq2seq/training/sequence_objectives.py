@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from hf_rnn_seq2seq.evaluation.metrics._sentence import sentence_metric
 from hf_rnn_seq2seq.model.search_options import longest_output
-from hf_rnn_seq2seq.training.arguments import TrainingArguments
+from hf_rnn_seq2seq.training.arguments import TrainingOptions
 
 IGNORED = -100
 SCORED_TOGETHER = 128  # rows of similar length, so that few positions are padding
@@ -253,7 +253,7 @@ class SequenceObjective(nn.Module):
         return min(longest, longest_output(self.model.generation_config) or longest)
 
 
-def build_objective(arguments: TrainingArguments, model: Any, decode: Decode) -> SequenceObjective | None:
+def build_objective(arguments: TrainingOptions, model: Any, decode: Decode) -> SequenceObjective | None:
     """The objective that the options ask for; None for cross entropy."""
     if arguments.objective == "ml":
         return None

@@ -15,9 +15,9 @@ from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hf_rnn_seq2seq.errors import CheckpointError
+from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
 from hf_rnn_seq2seq.training import checkpoints as checkpointing
-from hf_rnn_seq2seq.training.arguments import ArgumentError, TrainingArguments
+from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.checkpoints import CheckpointStore
 from hf_rnn_seq2seq.training.optimization import LearningRate, WeightAverage, build_optimizer
 from hf_rnn_seq2seq.training.progress import Progress
@@ -57,9 +57,7 @@ class TrainingState:
             what `StepModule.forward` returns, and names its figures. Evaluation keeps the model's own loss.
     """
 
-    def __init__(
-        self, model: Any, arguments: TrainingArguments, accelerator: Accelerator, objective: Any = None
-    ) -> None:
+    def __init__(self, model: Any, arguments: TrainingOptions, accelerator: Accelerator, objective: Any = None) -> None:
         if arguments.gradient_checkpointing:
             model.activation_checkpointing_enable()
         model.to(accelerator.device)

@@ -13,14 +13,15 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from hf_rnn_seq2seq.data.arguments import TokenizerArguments
 from hf_rnn_seq2seq.data.loader import BatchLoader
 from hf_rnn_seq2seq.data.sampled_table import SampledPlan, SampledTable, build_sampler
 from hf_rnn_seq2seq.data.subword_sampling import BytePairs, SubwordSampler, UnigramLattice
 from hf_rnn_seq2seq.data.token_columns import encode
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
-from hf_rnn_seq2seq.errors import DataError
+from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
-from hf_rnn_seq2seq.training.arguments import ArgumentError, TokenizerArguments, parse_arguments
+from hf_rnn_seq2seq.options import parse_arguments
 from hf_rnn_seq2seq.training.launch import build_accelerator
 from tests.helpers.training_checks import assert_identical_states, copy_until
 from tests.helpers.training_runs import (

@@ -27,7 +27,7 @@ from hf_rnn_seq2seq.data.subword_sampling import SubwordSampler
 from hf_rnn_seq2seq.data.token_columns import encode
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import TrainingError
-from hf_rnn_seq2seq.training.arguments import TrainingArguments
+from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.launch import build_accelerator
 from hf_rnn_seq2seq.training.loop import TrainingLoop
 from hf_rnn_seq2seq.training.sequence_objectives import build_objective
@@ -139,7 +139,7 @@ def text_of(rows: list[list[int]]) -> list[str]:
     return [" ".join(str(word) for word in row if word > 2) for row in rows]
 
 
-def arguments(output_dir: Path | str | None, **options: Any) -> TrainingArguments:
+def arguments(output_dir: Path | str | None, **options: Any) -> TrainingOptions:
     """Options of a short run without translations or trackers."""
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 8,
@@ -152,12 +152,12 @@ def arguments(output_dir: Path | str | None, **options: Any) -> TrainingArgument
         "predict_with_generate": False,
         "report_to": [],
     }
-    return TrainingArguments(output_dir=str(output_dir) if output_dir else None, **{**defaults, **options})
+    return TrainingOptions(output_dir=str(output_dir) if output_dir else None, **{**defaults, **options})
 
 
 def build_loop(
     kind: str,
-    options: TrainingArguments,
+    options: TrainingOptions,
     accelerator: Accelerator | None = None,
     *,
     rows: int = 70,

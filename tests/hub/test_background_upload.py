@@ -13,8 +13,9 @@ import pytest
 import yaml
 from huggingface_hub import HfApi
 
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.hub.background_upload import SNAPSHOTS, HubUploads, for_run, without_token
-from hf_rnn_seq2seq.training.arguments import ArgumentError, TrainingArguments, dump_recipe
+from hf_rnn_seq2seq.training.arguments import TrainingOptions, dump_recipe
 from tests.helpers.checkpoints import tiny_rnn, tiny_tokenizer
 from tests.helpers.hub import Hub, act_as
 from tests.helpers.hub_store import OWNER_TOKEN, READER_TOKEN, USER_TOKEN
@@ -211,12 +212,12 @@ def test_before_the_first_evaluation_the_newest_checkpoint_is_pushed(owner: HfAp
 
 def test_options() -> None:
     with pytest.raises(ArgumentError, match=r"hub_model_id=None: push_to_hub needs a repository, user/name"):
-        TrainingArguments(push_to_hub=True)
+        TrainingOptions(push_to_hub=True)
     with pytest.raises(ArgumentError, match="hub_strategy='always': must be one of every_save, end"):
-        TrainingArguments(hub_strategy="always")
-    given = TrainingArguments(output_dir="x", push_to_hub=True, hub_model_id="owner/name", hub_token="hf_secret")
+        TrainingOptions(hub_strategy="always")
+    given = TrainingOptions(output_dir="x", push_to_hub=True, hub_model_id="owner/name", hub_token="hf_secret")
     assert "hub_" not in dump_recipe([given], {}) and "hf_secret" not in dump_recipe([given], {})
-    assert for_run(TrainingArguments(output_dir="x")) is None
+    assert for_run(TrainingOptions(output_dir="x")) is None
     assert for_run(given).token == "hf_secret"
 
 

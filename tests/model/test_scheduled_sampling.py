@@ -254,7 +254,7 @@ def test_seq2seq_trainer_drives_a_schedule(tmp_path) -> None:
 
 
 def test_training_loop_drives_a_schedule_and_a_resumed_run_goes_on_with_it(tmp_path) -> None:
-    from hf_rnn_seq2seq.training.arguments import TrainingArguments
+    from hf_rnn_seq2seq.training.arguments import TrainingOptions
     from tests.helpers.training_runs import SPECIAL, VOCABULARY, build_loop
 
     options = {"output_dir": str(tmp_path), "per_device_train_batch_size": 8, "predict_with_generate": False}
@@ -265,7 +265,7 @@ def test_training_loop_drives_a_schedule_and_a_resumed_run_goes_on_with_it(tmp_p
         model = RnnSeq2SeqForConditionalGeneration(
             RnnSeq2SeqConfig(embedding_size=4, hidden_size=4, **schedule, **SPECIAL)
         )
-        build_loop("", TrainingArguments(**options, **more), model=model).run()
+        build_loop("", TrainingOptions(**options, **more), model=model).run()
         return model
 
     assert run(max_steps=4).training_progress == 3

@@ -12,7 +12,8 @@ import torch
 import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from hf_rnn_seq2seq.training.arguments import ArgumentError, parse_arguments
+from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.options import parse_arguments
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

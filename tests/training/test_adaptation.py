@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from hf_rnn_seq2seq.training.adaptation import extend_tokenizer, freeze, grow_tables, read_tokens
-from hf_rnn_seq2seq.training.arguments import ArgumentError
+from hf_rnn_seq2seq.data.new_tokens import extend_tokenizer, read_tokens
+from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.training.adaptation import freeze, grow_tables
 from tests.helpers.checkpoints import SOURCES, TARGETS, tiny_tokenizer
 from tests.helpers.models import SOURCE_VOCABULARY, VOCABULARY, batch, tiny_model
 from tests.helpers.training_runs import arguments, build_loop, build_model

@@ -12,21 +12,14 @@ import pytest
 import yaml
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
+from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.config_errors import ConfigError
-from hf_rnn_seq2seq.options import OptionGroup, convert, option
-from hf_rnn_seq2seq.training.arguments import (
-    ArgumentError,
-    DataArguments,
-    GenerationArguments,
-    TokenizerArguments,
-    TrainingArguments,
-    dump_recipe,
-    parse_arguments,
-    read_recipe,
-)
+from hf_rnn_seq2seq.options import OptionGroup, convert, option, parse_arguments, read_recipe
+from hf_rnn_seq2seq.training.arguments import GenerationArguments, TrainingOptions, dump_recipe
 from tests.helpers.script_runs import ROOT
 
-GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingArguments)
+GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingOptions)
 MODEL = {
     "cell_type": Literal["lstm", "gru"],
     "dropout": float | int,
@@ -156,9 +149,9 @@ def test_conversion(value, annotation, expected):
 
 def test_groups_check_keyword_arguments_too():
     with pytest.raises(ArgumentError, match="per_device_train_batch_size=0: must be at least 1"):
-        TrainingArguments(per_device_train_batch_size=0)
-    assert TrainingArguments(report_to="none").report_to == []
-    assert TrainingArguments().report_to is not TrainingArguments().report_to
+        TrainingOptions(per_device_train_batch_size=0)
+    assert TrainingOptions(report_to="none").report_to == []
+    assert TrainingOptions().report_to is not TrainingOptions().report_to
 
 
 def test_the_written_recipe_repeats_the_run_from_anywhere(tmp_path, monkeypatch):
@@ -189,9 +182,9 @@ def test_help_lists_every_option_with_its_default(capsys):
 
 
 def test_the_metric_that_decides():
-    assert TrainingArguments().best_metric == "bleu"
-    assert TrainingArguments(predict_with_generate=False).best_metric == "loss"
-    assert TrainingArguments(metric_for_best_model="perplexity").best_metric == "perplexity"
+    assert TrainingOptions().best_metric == "bleu"
+    assert TrainingOptions(predict_with_generate=False).best_metric == "loss"
+    assert TrainingOptions(metric_for_best_model="perplexity").best_metric == "perplexity"
 
 
 def test_limits_are_checked_on_each_item_of_a_list():
@@ -271,4 +264,4 @@ def test_paths_are_what_a_shell_would_make_of_them(tmp_path, monkeypatch):
     + [(None, None), ("2", "2"), (2, "2"), ("a/b", "a/b")],
 )
 def test_resuming_as_people_type_it(typed, meant):
-    assert TrainingArguments(resume_from_checkpoint=typed).resume_from_checkpoint == meant
+    assert TrainingOptions(resume_from_checkpoint=typed).resume_from_checkpoint == meant

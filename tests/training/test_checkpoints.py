@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
 
-from hf_rnn_seq2seq.errors import CheckpointError
-from hf_rnn_seq2seq.training.arguments import ArgumentError, TrainingArguments
+from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
+from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.checkpoints import (
     CheckpointStore,
     average_weights,
@@ -191,7 +191,7 @@ def test_an_optimizer_returns_exactly(optim, tmp_path):
             parameter.grad = torch.full_like(parameter, 0.1 * (number % 3 + 1))
         optimizer.step()
 
-    options = TrainingArguments(optim=optim, weight_decay=0.01)
+    options = TrainingOptions(optim=optim, weight_decay=0.01)
     model, other = build_model("rnn"), build_model("rnn")
     optimizer, restored = build_optimizer(model, options), build_optimizer(other, options)
     step(optimizer, model)

@@ -12,8 +12,7 @@ from accelerate.state import AcceleratorState
 
 from hf_rnn_seq2seq.data.batching import Collator
 from hf_rnn_seq2seq.data.loader import BatchLoader, UpdatePlan
-from hf_rnn_seq2seq.errors import TrainingError
-from hf_rnn_seq2seq.training.arguments import ArgumentError
+from hf_rnn_seq2seq.errors import ArgumentError, TrainingError
 from hf_rnn_seq2seq.training.dry_run import dry_run
 from hf_rnn_seq2seq.training.launch import build_accelerator, has_bfloat16, resolve_precision, use_all_cores
 from hf_rnn_seq2seq.training.validation import Validator

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hf_rnn_seq2seq.training.arguments import TrainingArguments
+from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.optimization import LearningRate, WeightAverage, build_optimizer
 from tests.helpers.training_checks import assert_same_weights, weights
 from tests.helpers.training_runs import arguments, build_loop, build_model
@@ -30,14 +30,14 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
     ],
 )
 def test_course_of_the_learning_rate(options, expected):
-    schedule = LearningRate(TrainingArguments(learning_rate=2.0, **options))
+    schedule = LearningRate(TrainingOptions(learning_rate=2.0, **options))
     rates = [schedule.at(step, step / 4) for step in range(5)]
     for rate, value in zip(rates, expected, strict=True):
         assert value is None or rate == pytest.approx(2 * value)
 
 
 def test_plateau_cuts_after_evaluations_without_gain():
-    schedule = LearningRate(TrainingArguments(learning_rate=1.0, lr_scheduler_type="plateau", plateau_patience=2))
+    schedule = LearningRate(TrainingOptions(learning_rate=1.0, lr_scheduler_type="plateau", plateau_patience=2))
     rates = []
     for gained in (True, False, True, False, False, False, False):
         schedule.observe(gained)
@@ -66,7 +66,7 @@ def test_plateau_cuts_after_evaluations_without_gain():
 def test_two_steps_of_an_optimizer_by_hand(options, expected):
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(model.weight)
-    optimizer = build_optimizer(model, TrainingArguments(learning_rate=0.1, **options))
+    optimizer = build_optimizer(model, TrainingOptions(learning_rate=0.1, **options))
     if expected is None:
         expected, squares, updates = 1.0, 0.0, 0.0
         for gradient in (0.5, -0.25):
@@ -81,7 +81,7 @@ def test_two_steps_of_an_optimizer_by_hand(options, expected):
 
 
 def test_weight_decay_spares_vectors_and_adam_is_fused():
-    optimizer = build_optimizer(build_model("rnn"), TrainingArguments(weight_decay=0.1))
+    optimizer = build_optimizer(build_model("rnn"), TrainingOptions(weight_decay=0.1))
     for group in optimizer.param_groups:
         assert group["fused"]
         assert {parameter.ndim >= 2 for parameter in group["params"]} == {group["weight_decay"] > 0}

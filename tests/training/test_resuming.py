@@ -10,7 +10,7 @@ import torch
 
 from hf_rnn_seq2seq.data.batching import Collator
 from hf_rnn_seq2seq.data.loader import UpdatePlan
-from hf_rnn_seq2seq.training.arguments import ArgumentError
+from hf_rnn_seq2seq.errors import ArgumentError
 from tests.helpers.training_checks import assert_identical_states, copy_until
 from tests.helpers.training_runs import arguments, build_loop, build_model, corpus, log_lines
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.evaluation.metrics._sentence import gleu, sentence_metric
-from hf_rnn_seq2seq.training.arguments import REWARDS, ArgumentError, TrainingArguments
+from hf_rnn_seq2seq.training.arguments import REWARDS, TrainingOptions
 from hf_rnn_seq2seq.training.sequence_objectives import (
     IGNORED,
     Candidates,
@@ -415,7 +416,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 )
 def test_refusals(options: dict, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        TrainingArguments(**options)
+        TrainingOptions(**options)
 
 
 @pytest.mark.slow

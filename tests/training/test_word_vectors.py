@@ -13,9 +13,8 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
-from hf_rnn_seq2seq.errors import VectorError
+from hf_rnn_seq2seq.errors import ArgumentError, VectorError
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
-from hf_rnn_seq2seq.training.arguments import ArgumentError
 from hf_rnn_seq2seq.training.word_vectors import (
     KINDS,
     embedding_table,

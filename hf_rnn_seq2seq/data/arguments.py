@@ -1,0 +1,80 @@
+"""The options that choose a corpus and a tokenizer."""
+
+from dataclasses import dataclass
+
+from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.options import OptionGroup, option
+
+
+@dataclass
+class DataArguments(OptionGroup):
+    """The corpus."""
+
+    dataset_name: str | None = option(None, "`cldr`, a saved `datasets` folder, or a data set of the Hub", path=True)
+    dataset_config_name: str | None = option(None, "its configuration; for cldr a pair of locales such as en-fr")
+    train_file: str | None = option(
+        None, "TSV, CSV, JSONL or Parquet file, or two text files `a,b`; may be .gz", path=True
+    )
+    validation_file: str | None = option(None, "like train_file", path=True)
+    test_file: str | None = option(None, "like train_file", path=True)
+    source_lang: str | None = option(None, "language of the source sentences")
+    target_lang: str | None = option(None, "language of the target sentences")
+    source_column: str | None = option(None, "column of a table that holds the source (default: source_lang)")
+    target_column: str | None = option(None, "column of a table that holds the target (default: target_lang)")
+    alignment_file: str | None = option(
+        None,
+        "word alignments of the training rows (`0-0 1-2` a line), for guided_alignment_weight; default: computed",
+        path=True,
+    )
+    alignment_column: str | None = option(
+        None, "column of train_file or of the data set that holds them instead; cldr has `alignment`"
+    )
+    alignment_unit: str = option("word", "what they count: words between spaces, or tokens", choices=("word", "token"))
+    max_train_samples: int | None = option(None, "use only so many training rows, the first", at_least=1)
+    max_eval_samples: int | None = option(None, "use only so many validation rows, the first", at_least=1)
+    max_predict_samples: int | None = option(None, "use only so many test rows, the first", at_least=1)
+    max_source_length: int = option(128, "longest source in tokens, end token included", at_least=1)
+    max_target_length: int = option(128, "longest target in tokens, end token included", at_least=1)
+    data_seed: int = option(0, "seed of the phrases that cldr draws", at_least=0)
+    preprocessing_num_workers: int | None = option(
+        None, "processes that tokenise (default: decided by size)", at_least=1
+    )
+    streaming: bool = option(False, "read the training split as it comes instead of writing it to the cache first")
+    streaming_buffer: int = option(10_000, "streaming: rows held at a time, shuffled and put in batches", at_least=1)
+
+    def validate(self) -> None:
+        if self.dataset_name and self.train_file:
+            raise ArgumentError(
+                f"train_file={self.train_file!r}: either dataset_name ({self.dataset_name!r}) or files, not both"
+            )
+
+
+@dataclass
+class TokenizerArguments(OptionGroup):
+    """The vocabulary, trained on the training split unless one is named."""
+
+    tokenizer_name_or_path: str | None = option(None, "a saved tokenizer to use instead of training one", path=True)
+    tokenizer_algorithm: str = option(
+        "bpe", "how words are split", choices=("bpe", "unigram", "wordpiece", "word", "char")
+    )
+    vocab_size: int = option(8000, "largest vocabulary (of the target, where there are two)", at_least=5)
+    source_vocab_size: int | None = option(None, "largest source vocabulary, with joint_vocabulary off", at_least=5)
+    joint_vocabulary: bool = option(True, "one vocabulary for both sides")
+    min_frequency: int = option(2, "a token rarer than this gets no entry", at_least=1)
+    lowercase: bool = option(False, "fold case: the model then neither sees nor writes capitals")
+    bpe_dropout: float = option(
+        0.0,
+        "bpe: probability that a merge is left out of a training sentence, drawn in each epoch",
+        at_least=0,
+        at_most=1,
+    )
+    subword_sampling_alpha: float | None = option(
+        None, "unigram: draw the pieces of a training sentence by this power of their probability", above=0
+    )
+
+    def validate(self) -> None:
+        if self.bpe_dropout and self.subword_sampling_alpha is not None:
+            raise ArgumentError(
+                f"bpe_dropout={self.bpe_dropout}: is for byte-pair tokenizers, and subword_sampling_alpha="
+                f"{self.subword_sampling_alpha} for unigram ones; give one of them"
+            )

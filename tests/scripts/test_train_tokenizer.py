@@ -22,7 +22,7 @@ def test_it_writes_what_auto_tokenizer_loads(joint, tmp_path):
     options = ["--vocab_size", "500", "--joint_vocabulary", joint, "--max_source_length", "77", "--output_dir", folder]
     result = run("scripts/recipes/cldr_en_fr.yaml", *DATA, *options)
     assert result.returncode == 0, result.stderr
-    assert "trained on 300 rows, left out: none" in result.stdout
+    assert "trained on 300 rows; left out: none" in result.stdout
     tokenizer = AutoTokenizer.from_pretrained(folder)
     encoded = tokenizer("3 kilometers", text_target="3 kilomètres")
     assert tokenizer.decode(encoded["labels"], skip_special_tokens=True) == "3 kilomètres"

@@ -196,7 +196,7 @@ def write_results(runs: Sequence[Run], finished: Sequence[Run], systems: Sequenc
     from hf_rnn_seq2seq.evaluation.significance import score_by_length
     from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.run_directory import read_summary
-    from hf_rnn_seq2seq.visualization.attention_map import plot_learning_curve, plot_score_by_length
+    from hf_rnn_seq2seq.visualization.learning_curve import plot_learning_curve, plot_score_by_length
 
     summaries = {run.folder: read_summary(directory / run.folder) for run in finished}
     results = {run.system: [summaries[r.folder] for r in finished if r.system == run.system] for run in runs}

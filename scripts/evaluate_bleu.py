@@ -140,7 +140,7 @@ def write_results(arguments: argparse.Namespace, systems: list[Any], more: dict[
     from hf_rnn_seq2seq.evaluation import significance as comparison
     from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.run_directory import update_summary
-    from hf_rnn_seq2seq.visualization.attention_map import plot_score_by_length
+    from hf_rnn_seq2seq.visualization.learning_curve import plot_score_by_length
 
     for system in systems:
         if system.test_set.own:

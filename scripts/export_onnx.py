@@ -1,8 +1,8 @@
-"""A trained model as ONNX files, with the tokenizer: `python scripts/export_onnx.py runs/demo --output runs/demo-onnx`.
+"""Export a trained model to ONNX: `python scripts/export_onnx.py runs/demo --output runs/demo-onnx`.
 
-The folder then holds encoder.onnx, decoder.onnx and decoding.json; `hf_rnn_seq2seq.export.onnx_runtime` translates with
-them by onnxruntime and numpy, greedily or with beams, and finds what `generate()` finds. The files are compared with
-the model before they are written. --text translates a line with them.
+Writes encoder.onnx, decoder.onnx, decoding.json and the tokenizer. `hf_rnn_seq2seq.export.onnx_runtime` translates with
+them, using onnxruntime and numpy, by greedy or beam search; the results are those of `generate()`. The files are
+compared with the model before they are written. --text translates a line with them.
 """
 
 import argparse
@@ -16,7 +16,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
     parser.add_argument("model", metavar="MODEL", help="directory that training wrote, or a repository of the Hub")
     parser.add_argument("--output", metavar="DIR", required=True, help="a new or empty folder")
-    parser.add_argument("--text", help="translate this with the exported files")
+    parser.add_argument("--text", help="a line to translate with the exported files")
     parser.add_argument("--num_beams", type=command_line.at_least(1), help="with --text (default: the checkpoint's)")
     return parser.parse_args(argv)
 
@@ -33,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         difference = export_onnx(model, arguments.output)
     except ImportError as error:
-        raise ValueError(f"{error}; the extra has it: pip install 'hf_rnn_seq2seq[onnx]'") from None
+        raise ValueError(f"{error}; the extra `onnx` installs it: pip install 'hf_rnn_seq2seq[onnx]'") from None
     tokenizer.save_pretrained(arguments.output)
     for path in sorted(path for path in Path(arguments.output).iterdir() if path.is_file()):
         print(f"{path.stat().st_size:>12,}  {path.name}")
-    print(f"largest difference to the model: {difference:.1e} in logits")
+    print(f"largest difference of the logits from the model: {difference:.1e}")
     if arguments.text is not None:
         source = tokenizer(arguments.text, return_tensors="np")
         written = OnnxTranslator(arguments.output).generate(

@@ -19,7 +19,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    from hf_rnn_seq2seq.visualization.attention_map import plot_learning_curve
+    from hf_rnn_seq2seq.visualization.learning_curve import plot_learning_curve
 
     plot_learning_curve(arguments.runs, arguments.output, title=arguments.title)
     return 0

@@ -13,6 +13,7 @@ import hf_rnn_seq2seq
 from tests.test_readme import TOY_OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = "hf_rnn_seq2seq/hub/model_card_template.md"
 LOAD = """
 import sys
 import hf_rnn_seq2seq
@@ -43,7 +44,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert wheel.name == f"hf_rnn_seq2seq-{hf_rnn_seq2seq.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        template = archive.read("hf_rnn_seq2seq/model_card_template.md").decode("utf-8")
+        template = archive.read(TEMPLATE).decode("utf-8")
     assert template == (ROOT / "model_cards" / "template.md").read_text(encoding="utf-8")
     package = {
         path.relative_to(ROOT).as_posix()
@@ -51,7 +52,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     described = {name for name in names if ".dist-info/" in name}
-    assert names - described == package
+    assert names - described == package | {TEMPLATE}
     assert any(name.endswith("licenses/LICENSE") for name in described)
 
 

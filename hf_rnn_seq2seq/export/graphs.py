@@ -1,35 +1,38 @@
-"""Encoder and decoder step as two graphs of tensors, for torch.export and for what is made from it.
+"""The encoder and one decoder step as two graphs of tensors, for torch.export and formats made from it, such as ONNX.
 
-The first graph reads a source and gives all that decoding starts from; the second reads one target word of each row.
-Batch and source length stay free in both.
+The first graph reads the sources and returns the first state and the memory of the decoder; the second reads one target
+word per row. Batch size and source length are dynamic in both.
 """
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_rnn_seq2seq.errors import ExportError
+from hf_rnn_seq2seq.model.cache import DecoderState, Memory
+from hf_rnn_seq2seq.model.dropout import State
+from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
+from hf_rnn_seq2seq.model.recurrence import RecurrentLayer
 
-# The recurrence as one operation whose length stays free: torch's own kernels are unrolled to the length of the
-# example. torch runs it as packed sequences; ONNX has an operator for it.
+# The recurrence as one operation of dynamic length: torch.export unrolls the kernels of torch to the length of the
+# example. torch runs it on packed sequences; ONNX has an operator for it.
 OPERATION = "hf_rnn_seq2seq::recurrence"
 KERNELS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-# Sizes of the example that is traced; 0 and 1 would be taken for constants.
+# Sizes of the traced example; torch.export takes 0 and 1 for constants.
 ROWS, SOURCE = 3, 5
 
 
 class Programs(NamedTuple):
-    """The two exported graphs, with the names of what goes in and out, in order."""
+    """The two exported graphs and the names of their tensors, in order."""
 
     encoder: torch.export.ExportedProgram
     decoder: torch.export.ExportedProgram
-    state: list[str]  # what a decoder step takes and gives, first axis: rows
-    memory: list[str]  # what a decoder step reads of the source and leaves as it is
-    shows_weights: bool  # whether a step also gives the attention weights
+    state: list[str]  # inputs and outputs of a decoder step, first axis: rows
+    memory: list[str]  # inputs of each decoder step, computed from the source
+    has_weights: bool  # whether a step also returns attention weights
 
 
 @torch.library.custom_op(OPERATION, mutates_args=())
@@ -44,16 +47,16 @@ def recurrence(
     bias_hh: Tensor,
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One recurrent layer over rows of `lengths` real positions.
+    """One recurrent layer over rows with `lengths` positions that are not padding.
 
     Args:
         inputs: (batch, time, inputs).
-        hidden: (batch, hidden), the state before; `cell` likewise, read by the LSTM only.
+        hidden: (batch, hidden), the first state; `cell` likewise, used by the LSTM only.
         lengths: (batch,), at least 1.
-        kind: one of KERNELS; weights as torch lays them out.
+        kind: one of KERNELS. The weights have the layout of torch.
 
     Returns:
-        outputs (batch, time, hidden), zero past a row's length; hidden and cell after each row's last position.
+        outputs (batch, time, hidden), zero past a row's length; hidden and cell after the last position of each row.
     """
     packed = nn.utils.rnn.pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
     order = packed.sorted_indices
@@ -79,14 +82,14 @@ def _(inputs, hidden, cell, lengths, weight_ih, weight_hh, bias_ih, bias_hh, kin
 
 
 class EncoderGraph(nn.Module):
-    """input_ids and attention_mask (batch, source) -> the state before the first word, then the memory."""
+    """input_ids and attention_mask (batch, source) -> the first state, then the memory."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: RnnSeq2SeqForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
 
-    def start(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Any, Any]:
-        """The decoder's first state and its view of the source, as the model's classes hold them."""
+    def start(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[DecoderState, Memory]:
+        """The first state and the memory of the decoder."""
         base = self.model.model
         source = base.encoder(input_ids, attention_mask)
         layers, summary = base.bridge(source)
@@ -95,17 +98,20 @@ class EncoderGraph(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         state, memory = self.start(input_ids, attention_mask)
-        # One tensor may serve two purposes (keys and values, h and c); every output is its own.
+        # The same tensor may be keys and values, or h and c; exported outputs must be distinct.
         return tuple(tensor.clone() for tensor in (*state.tensors(), *present(memory)))
 
 
 class DecoderGraph(nn.Module):
-    """The last word of each row (rows,), state and memory -> logits (rows, vocab), weights, the next state."""
+    """The last word of each row (rows,), state and memory -> logits (rows, vocab), weights, the next state.
 
-    def __init__(self, model: Any, state: Any, memory: Any) -> None:
+    `state` and `memory` are examples of the structure; `forward` replaces their tensors.
+    """
+
+    def __init__(self, model: RnnSeq2SeqForConditionalGeneration, state: DecoderState, memory: Memory) -> None:
         super().__init__()
         self.model = model
-        self.state, self.memory = state, memory  # as patterns: their tensors are replaced
+        self.state, self.memory = state, memory
 
     def forward(self, words: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         decoder = self.model.model.decoder
@@ -118,44 +124,47 @@ class DecoderGraph(nn.Module):
         return (logits, *weights, *(tensor.clone() for tensor in trace.state.tensors()))
 
 
-def present(memory: Any) -> list[Tensor]:
-    """The tensors that a memory has."""
+def present(memory: Memory) -> list[Tensor]:
+    """The tensors of a memory that are not None."""
     return [tensor for tensor in memory if tensor is not None]
 
 
-def check(model: Any) -> None:
-    """Raises ExportError for a model of another family, or with layers that torch and ONNX have no kernel for."""
-    if getattr(model.config, "model_type", None) != "rnn_seq2seq" or not hasattr(model, "lm_head"):
-        raise ExportError(f"{type(model).__name__}: only RnnSeq2SeqForConditionalGeneration is exported")
+def check(model: nn.Module) -> None:
+    """Raises ExportError for a model of another class, or with encoder layers that are not one operation."""
+    if not isinstance(model, RnnSeq2SeqForConditionalGeneration):
+        raise ExportError(
+            f"{type(model).__name__}: only RnnSeq2SeqForConditionalGeneration can be exported"
+        )
     for name, layer in model.get_encoder().named_modules():
-        if not hasattr(layer, "kernel"):
+        if not isinstance(layer, RecurrentLayer):
             continue
-        reasons = {
+        options = {
             "layer_norm": layer.norm_input is not None,
             "gru_reset='before'": layer.reset_before,
             "encoder_transition_depth above 1": len(layer.transitions) > 0,
             "zoneout": layer.zoneout is not None,
         }
-        found = [reason for reason, holds in reasons.items() if holds]
-        if found:
+        reasons = [option for option, is_set in options.items() if is_set]
+        if reasons:
             raise ExportError(
-                f"{found[0]}: encoder layer {name} has no kernel that leaves the length of the source free"
+                f"{reasons[0]}: encoder layer {name} has no kernel of dynamic length; train without this option"
             )
 
 
-def export_programs(model: Any) -> Programs:
-    """Exports a model in evaluation mode, in float32, on the CPU; the model itself is not changed.
+def export_programs(model: RnnSeq2SeqForConditionalGeneration) -> Programs:
+    """Exports a model, which must be in float32 on the CPU, in evaluation mode; the model itself is not changed.
 
     Raises:
-        ExportError: the model has a setting that cannot be exported.
+        ExportError: the model has an option that cannot be exported.
     """
     check(model)
+    model = _exportable(model)
     encoder = EncoderGraph(model)
     ids = torch.full((ROWS, SOURCE), model.config.eos_token_id or 0)
     mask = torch.ones(ROWS, SOURCE, dtype=torch.long)
     rows, source = torch.export.Dim("rows"), torch.export.Dim("source")
     both = {0: rows, 1: source}
-    with torch.no_grad(), _replaced_layers(model):
+    with torch.no_grad():
         state, memory = encoder.start(ids, mask)
         longer = encoder.start(ids.repeat(1, 2), mask.repeat(1, 2))
         try:
@@ -169,71 +178,65 @@ def export_programs(model: Any) -> Programs:
             words = torch.full((ROWS,), model.config.decoder_start_token_id or 0)
             shapes = {"words": {0: rows}, "tensors": tuple(axes)}
             second = torch.export.export(decoder, (words, *tensors), dynamic_shapes=shapes, strict=False)
-            weighs = decoder(words, *tensors)[1].dim() == 3
-        except Exception as error:  # what torch cannot trace, it tells in many classes
+            has_weights = decoder(words, *tensors)[1].dim() == 3
+        except Exception as error:  # torch raises many classes
             reason = " ".join(str(error).split())[:300]
             raise ExportError(
                 f"attention_type={model.config.attention_type!r}: torch.export failed: {reason}"
             ) from error
     names = [name for name, tensor in zip(memory._fields, memory, strict=True) if tensor is not None]
-    return Programs(first, second, _state_names(state), names, weighs)
+    return Programs(first, second, _state_names(state), names, has_weights)
 
 
-def _state_names(state: Any) -> list[str]:
-    """In the order of `DecoderState.tensors`."""
+def _state_names(state: DecoderState) -> list[str]:
+    """The names of `DecoderState.tensors`, in order."""
     names = [f"{'hc'[part]}{number}" for number, layer in enumerate(state.layers, 1) for part in range(len(layer))]
     return names + [name for name in ("feed", "position", "attention") if getattr(state, name) is not None]
 
 
-@contextlib.contextmanager
-def _replaced_layers(model: Any) -> Iterator[None]:
-    """The recurrent layers in the form that can be exported, and the model in evaluation mode, meanwhile."""
-    layers = [layer for layer in model.modules() if hasattr(layer, "kernel") and hasattr(layer, "step_weights")]
-    encoder = set(model.get_encoder().modules())
-    was_training = model.training
-    model.eval()
-    for layer in layers:
-        layer.forward = _as_operation(layer) if layer in encoder else _as_step(layer)
-    try:
-        yield
-    finally:
-        model.train(was_training)
-        for layer in layers:
-            del layer.forward
+def _exportable(model: RnnSeq2SeqForConditionalGeneration) -> RnnSeq2SeqForConditionalGeneration:
+    """A copy in evaluation mode whose recurrent layers can be exported."""
+    model = copy.deepcopy(model).eval()
+    for part, kind in ((model.get_encoder(), _EncoderLayer), (model.get_decoder(), _DecoderLayer)):
+        for layer in part.modules():
+            if isinstance(layer, RecurrentLayer):
+                layer.__class__ = kind
+    return model
 
 
-def _as_operation(layer: Any) -> Any:
-    def forward(inputs: Tensor, state: Any = None, lengths: Tensor | None = None, hold: None = None) -> Any:
-        state = layer.zero_state(inputs) if state is None else state
+class _EncoderLayer(RecurrentLayer):
+    """A layer over time, as one operation."""
+
+    def forward(
+        self, inputs: Tensor, state: State | None = None, lengths: Tensor | None = None, hold: None = None
+    ) -> tuple[Tensor, State]:
+        state = self.zero_state(inputs) if state is None else state
         if lengths is None:
             lengths = torch.full_like(inputs[:, 0, 0], inputs.shape[1], dtype=torch.long)
-        weights = layer.step_weights()
-        cell = state[1] if len(state) == 2 else torch.zeros_like(state[0])
+        weights = self.step_weights()
         outputs, *end = recurrence(
             inputs,
             state[0],
-            cell,
+            state[1] if len(state) == 2 else torch.zeros_like(state[0]),
             lengths,
             weights.below,
             weights.recurrent,
             weights.below_bias,
             weights.recurrent_bias,
-            layer.cell_type,
+            self.cell_type,
         )
         return outputs, tuple(end[: len(state)])
 
-    return forward
 
+class _DecoderLayer(RecurrentLayer):
+    """A layer at one position, by the equation of its cell instead of a kernel."""
 
-def _as_step(layer: Any) -> Any:
-    """One position by the cell's equation: nothing is left for a kernel to do."""
-
-    def forward(inputs: Tensor, state: Any, lengths: None = None, hold: None = None) -> Any:
-        weights = layer.step_weights()
-        after = layer.step(F.linear(inputs[:, 0], weights.below, weights.below_bias), state, weights)
+    def forward(
+        self, inputs: Tensor, state: State | None = None, lengths: None = None, hold: None = None
+    ) -> tuple[Tensor, State]:
+        weights = self.step_weights()
+        after = self.step(F.linear(inputs[:, 0], weights.below, weights.below_bias), state, weights)
         return after[0].unsqueeze(1), after
-
-    return forward
 
 
 __all__ = ["DecoderGraph", "EncoderGraph", "Programs", "export_programs", "present", "recurrence"]

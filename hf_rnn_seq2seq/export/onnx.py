@@ -1,6 +1,6 @@
-"""A trained model as two ONNX files, checked against the model before anything is written where it is wanted.
+"""Exports a trained model as two ONNX files, and compares them with the model before they are written.
 
-`onnx_decoding.py` translates with them and needs neither torch nor this file.
+`onnx_runtime.py` translates with the files and imports neither torch nor this module.
 """
 
 import json
@@ -16,36 +16,38 @@ import torch
 from hf_rnn_seq2seq.errors import ExportError
 from hf_rnn_seq2seq.export.graphs import Programs, export_programs, recurrence
 from hf_rnn_seq2seq.export.onnx_runtime import DECODER, ENCODER, SETTINGS, OnnxTranslator
+from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.model.search_options import longest_output
 
 OPSET = 18
-# Largest difference of logits and log-probabilities between torch and ONNX that the check lets pass, in float32.
+# The largest difference between the float32 logits of torch and ONNX that passes the check.
 TOLERANCE = 2e-4
 
 
-def export_onnx(model: Any, output: str | os.PathLike[str], programs: Programs | None = None) -> float:
+def export_onnx(
+    model: RnnSeq2SeqForConditionalGeneration, output: str | os.PathLike[str], programs: Programs | None = None
+) -> float:
     """Writes OUTPUT/{encoder.onnx, decoder.onnx, decoding.json} in float32.
 
     Args:
-        model: an RnnSeq2SeqForConditionalGeneration; it is not changed.
+        model: it is not changed.
         output: a new or empty folder.
-        programs: what `export_programs(model)` returned, where that is at hand.
+        programs: the result of `export_programs(model)`, to save its time.
 
     Returns:
-        the largest difference between torch and ONNX, in logits, on sentences of other lengths than the traced ones.
+        The largest difference between the logits of torch and ONNX, on sentences of other lengths than the traced ones.
 
     Raises:
-        ExportError: torch is older than 2.9, the model has a setting that cannot be exported, or ONNX computes
-            something else.
-        FileExistsError: the folder holds something.
+        ExportError: torch is older than 2.9, the model has an option that cannot be exported, or the logits differ.
+        FileExistsError: the folder is not empty.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output}: must be a new or an empty folder")
+        raise FileExistsError(f"output={str(output)!r}: must be a new or an empty folder")
     settings = decoding_settings(model)
     if {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
         raise ExportError("the model is not in float32; load it with dtype=torch.float32")
-    # Before, torch.export ties sizes that must stay free.
+    # Older releases make sizes constant that must be dynamic.
     if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 9):
         raise ExportError(f"torch {torch.__version__}: the export to ONNX needs torch 2.9 or newer")
     programs = programs or export_programs(model)
@@ -64,15 +66,15 @@ def export_onnx(model: Any, output: str | os.PathLike[str], programs: Programs |
     return difference
 
 
-def decoding_settings(model: Any) -> dict[str, Any]:
-    """What the decoding loop must know, from the model's generation config.
+def decoding_settings(model: RnnSeq2SeqForConditionalGeneration) -> dict[str, Any]:
+    """The settings of the decoding loop, from the generation config of the model.
 
     Raises:
-        ExportError: generation is configured in a way that the loop does not know.
+        ExportError: the generation config has an option that the loop does not support.
     """
     config = model.generation_config
-    # What the loop would have to do and does not: each with the value that asks for nothing.
-    idle: dict[str, Any] = {
+    # Options that the loop does not support, with the value that turns each off.
+    neutral: dict[str, Any] = {
         "do_sample": False,
         "no_repeat_ngram_size": 0,
         "repetition_penalty": 1.0,
@@ -84,11 +86,11 @@ def decoding_settings(model: Any) -> dict[str, Any]:
         "forced_eos_token_id": None,
         "num_beam_groups": 1,
     }
-    for name, value in idle.items():
-        found = getattr(config, name, None)
-        if found not in (None, value):
+    for name, value in neutral.items():
+        setting = getattr(config, name, None)
+        if setting not in (None, value):
             raise ExportError(
-                f"{name}={found!r} in the generation config: the ONNX decoding loop has greedy and beams only"
+                f"{name}={setting!r} in the generation config: the ONNX decoding loop has greedy and beam search only"
             )
     ends = config.eos_token_id
     return {
@@ -103,29 +105,29 @@ def decoding_settings(model: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def compare(model: Any, translator: OnnxTranslator) -> float:
-    """The largest difference in the logits of three words, over a ragged batch and over a single row."""
-    draw = torch.Generator().manual_seed(0)
-    words = torch.randint(0, model.config.vocab_size, (4, 3), generator=draw)
-    worst = 0.0
+def compare(model: RnnSeq2SeqForConditionalGeneration, translator: OnnxTranslator) -> float:
+    """The largest difference between the logits of three words, for a ragged batch and for a single row."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(0, model.config.vocab_size, (4, 3), generator=generator)
+    largest = 0.0
     was_training = model.training
     model.eval()
     for lengths in ([9, 2, 7, 1], [4]):
-        ids = torch.randint(0, model.config.source_vocab_size, (len(lengths), max(lengths)), generator=draw)
+        ids = torch.randint(0, model.config.source_vocab_size, (len(lengths), max(lengths)), generator=generator)
         mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-        read = words[: len(lengths)]
-        wanted = model(input_ids=ids, attention_mask=mask, decoder_input_ids=read).logits
+        target = words[: len(lengths)]
+        expected = model(input_ids=ids, attention_mask=mask, decoder_input_ids=target).logits
         state, memory = translator.encode(ids.numpy(), mask.numpy())
-        for time in range(read.shape[1]):
-            logits, _, state = translator.step(read[:, time].numpy(), state, memory)
-            worst = max(worst, float((wanted[:, time] - torch.from_numpy(logits)).abs().max()))
+        for time in range(target.shape[1]):
+            logits, _, state = translator.step(target[:, time].numpy(), state, memory)
+            largest = max(largest, float((expected[:, time] - torch.from_numpy(logits)).abs().max()))
     model.train(was_training)
-    return worst
+    return largest
 
 
 def _write(programs: Programs, folder: Path) -> None:
     start = [*programs.state, *programs.memory]
-    after = ["logits", *(["weights"] if programs.shows_weights else []), *(f"next_{name}" for name in programs.state)]
+    after = ["logits", *(["weights"] if programs.has_weights else []), *(f"next_{name}" for name in programs.state)]
     _convert(programs.encoder, ["input_ids", "attention_mask"], start, folder / ENCODER)
     _convert(programs.decoder, ["words", *start], after, folder / DECODER)
 
@@ -137,7 +139,7 @@ def _convert(program: torch.export.ExportedProgram, inputs: list[str], outputs: 
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # Of the exporter about itself; the result is checked.
+            # Warnings of the exporter about itself; `compare` checks the result.
             warnings.simplefilter("ignore")
             converted = torch.onnx.export(
                 program,
@@ -149,7 +151,7 @@ def _convert(program: torch.export.ExportedProgram, inputs: list[str], outputs: 
                 verbose=False,
             )
         converted.save(str(path), external_data=False)
-    except Exception as error:  # the exporter's own classes differ between releases
+    except Exception as error:  # the classes of the exporter differ between releases
         raise ExportError(f"{path.name}: torch.onnx failed: {' '.join(str(error).split())[:300]}") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -157,13 +159,14 @@ def _convert(program: torch.export.ExportedProgram, inputs: list[str], outputs: 
 
 
 def _translation() -> Any:
-    """`recurrence` in ONNX's own operators; they lay out gates in another order than torch."""
+    """`recurrence` by operators of ONNX, whose gates are in another order than those of torch."""
     from onnxscript import opset18 as op
 
     def gates(weight: Any, order: tuple[int, ...], count: int) -> Any:
-        blocks = op.Split(weight, axis=0, num_outputs=count)
-        blocks = [blocks] if count == 1 else list(blocks)
-        return op.Concat(*(blocks[number] for number in order), axis=0) if count > 1 else weight
+        if count == 1:
+            return weight
+        blocks = list(op.Split(weight, axis=0, num_outputs=count))
+        return op.Concat(*(blocks[number] for number in order), axis=0)
 
     def translate(
         inputs: Any,

@@ -1,4 +1,4 @@
-"""The sentences and table rows of a model card, each from the facts alone; a fact that is missing is left out."""
+"""The sentences and table rows of a model card, written from the facts of a run; missing facts are left out."""
 
 import json
 from collections.abc import Mapping
@@ -52,14 +52,14 @@ def data_sentence(corpus: Mapping[str, Any]) -> str:
     if not corpus.get("name"):
         return "Not recorded."
     named = f"`{corpus['name']}`" + (f", configuration `{corpus['config']}`" if corpus.get("config") else "")
-    licence = corpus.get("licence") or corpus.get("license")
-    return f"Trained on {named}" + (f", licence {licence}." if licence else "; its licence was not recorded.")
+    license = corpus.get("licence") or corpus.get("license")
+    return f"Trained on {named}" + (f", license {license}." if license else "; its license was not recorded.")
 
 
 def data_rows(corpus: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     known = ("name", "config", "licence", "license", "source_lang", "target_lang", "streaming")
-    rows = [(key.replace("_", " "), shown(value)) for key, value in corpus.items() if key not in known]
-    return rows + ([("skipped rows", shown(summary["skipped"]))] if summary.get("skipped") else [])
+    rows = [(key.replace("_", " "), table_cell(value)) for key, value in corpus.items() if key not in known]
+    return rows + ([("skipped rows", table_cell(summary["skipped"]))] if summary.get("skipped") else [])
 
 
 def training_sentence(summary: Mapping[str, Any]) -> str:
@@ -76,21 +76,21 @@ def training_sentence(summary: Mapping[str, Any]) -> str:
         "target_tokens_per_second": "{:,.0f} target tokens/s",
     }
     details = [words.format(summary[name]) for name, words in amounts.items() if summary.get(name)]
-    where = f" on {shown(machine)}" if machine else ""
+    where = f" on {table_cell(machine)}" if machine else ""
     what = f": {', '.join(details)}" if details else ""
-    return f"{seconds / 60:.1f} minutes{where}{what}. All options stand in `recipe.yaml`."
+    return f"{seconds / 60:.1f} minutes{where}{what}. All options are in `recipe.yaml`."
 
 
 def samples(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Up to five translations of the test split, for a table; `quoted` is the source as a Python string."""
-    found = []
+    """Up to five translations of the test split as table cells; `quoted` is the source as a Python string."""
+    rows = []
     for sample in summary.get("samples") or []:
         if sample.get("source") and sample.get("translation"):
-            # JSON's string syntax is Python's for any text without lone surrogates.
+            # The string syntax of JSON is that of Python for any text without lone surrogates.
             quoted = json.dumps(sample["source"], ensure_ascii=False)
-            cells = {key: shown(sample.get(key, "")) for key in ("source", "translation", "reference")}
-            found.append({**cells, "quoted": quoted})
-    return found[:5]
+            cells = {key: table_cell(sample.get(key, "")) for key in ("source", "translation", "reference")}
+            rows.append({**cells, "quoted": quoted})
+    return rows[:5]
 
 
 def software(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -100,12 +100,12 @@ def software(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return f"transformers {config['transformers_version']}" if config.get("transformers_version") else ""
 
 
-def shown(value: Any) -> str:
-    """A value for a table cell: no line breaks, no pipes, mappings and lists in words."""
+def table_cell(value: Any) -> str:
+    """A value as the text of a table cell: without line breaks, with pipes escaped, mappings and lists in words."""
     if isinstance(value, Mapping):
-        text = ", ".join(f"{key} {shown(item)}" for key, item in value.items()) or "none"
+        text = ", ".join(f"{key} {table_cell(item)}" for key, item in value.items()) or "none"
     elif isinstance(value, list | tuple):
-        text = ", ".join(map(shown, value))
+        text = ", ".join(map(table_cell, value))
     elif isinstance(value, int) and not isinstance(value, bool):
         text = f"{value:,}" if value >= 10_000 else str(value)
     else:

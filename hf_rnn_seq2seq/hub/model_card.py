@@ -1,7 +1,7 @@
-"""Model cards, rendered from what a run directory says about itself: no number in a card is typed by hand.
+"""Model cards, rendered from the files of a run directory, so that no number in a card is typed by hand.
 
-`read_facts` collects the facts, `render` turns them into a card; the template is `model_cards/template.md`, and
-`card_text.py` holds the sentences.
+`read_facts` collects the facts and `render` writes the card. The template is `model_cards/template.md`; the sentences
+are in `card_text.py`.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 from hf_rnn_seq2seq.errors import CardError
 from hf_rnn_seq2seq.hub import card_text
 
+TEMPLATE = "model_card_template.md"
 PICTURES = ("attention.png", "learning_curve.png")
 METRICS = {
     "bleu": "BLEU",
@@ -26,7 +27,7 @@ METRICS = {
     "cer": "CER",
     "exact_match": "exact match",
 }
-# What a reader of the card wants to know about the training, in this order; the rest stands in recipe.yaml.
+# The options in the table of a card, in this order; recipe.yaml has all of them.
 TRAINING_OPTIONS = (
     "per_device_train_batch_size",
     "train_batch_tokens",
@@ -68,20 +69,19 @@ ARCHITECTURE_FIELDS = (
     "share_encoder_decoder_embeddings",
 )
 
-
-# Two folders or more from the root, at the start of a word; the last name is kept.
+# An absolute path of at least two folders at the start of a word; the group is its last name.
 ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s,='"(])|^)(?:[A-Za-z]:)?[/\\](?:[^\s/\\,'"]+[/\\])+([^\s/\\,'"]*)""")
 
 
 def read_facts(
     directory: str | os.PathLike[str], *, repo_id: str | None = None, license: str | None = None
 ) -> dict[str, Any]:
-    """Collect what DIRECTORY's own files say: a JSON-able mapping for `render`.
+    """Collects the facts of a run directory as a mapping of JSON values for `render`.
 
     Args:
-        directory: a run directory; config.json must be there, summary.json, recipe.yaml and pictures may.
-        repo_id: `user/name` on the Hub, shown in the usage example.
-        license: of the weights, by the Hub's name; only their owner can say.
+        directory: a run directory. config.json is required; summary.json, recipe.yaml and pictures are optional.
+        repo_id: `user/name` on the Hub, for the usage example.
+        license: of the weights, by its name on the Hub; only their owner can choose it.
 
     Raises:
         CardError: a file is missing or not readable.
@@ -89,7 +89,7 @@ def read_facts(
     path = Path(directory)
     config = _read(path / "config.json", json.loads)
     if config is None:
-        raise CardError(f"{path}: has no config.json; expected a directory that training or save_pretrained wrote")
+        raise CardError(f"{path}: has no config.json; name a directory that training or save_pretrained wrote")
     facts = {
         "repo_id": repo_id or f"user/{path.resolve().name}",
         "config": config,
@@ -97,18 +97,17 @@ def read_facts(
         "recipe": _read(path / "recipe.yaml", _load_yaml) or {},
         "pictures": [name for name in PICTURES if (path / name).is_file()],
     }
-    return without_folders(facts | ({"license": license} if license else {}))
+    return strip_local_paths(facts | ({"license": license} if license else {}))
 
 
 def render(facts: Mapping[str, Any]) -> str:
-    """Render the model card, front matter included.
+    """Renders the model card.
 
     Args:
-        facts: as `read_facts` returns them; `config` is required. Optional `license` is the Hub's name of the weights'
-            license.
+        facts: as `read_facts` returns them; `config` is required.
 
     Returns:
-        Markdown whose metadata holds language, license, library, tags and the measured results (`model-index`).
+        Markdown. Its front matter has language, license, library, tags and the measured results (`model-index`).
 
     Raises:
         CardError: `config` is missing.
@@ -116,7 +115,7 @@ def render(facts: Mapping[str, Any]) -> str:
     from huggingface_hub import ModelCard
 
     if not facts.get("config"):
-        raise CardError("facts: 'config' is missing; a card describes a model")
+        raise CardError("facts: 'config' is missing; `read_facts` collects it")
     config, summary, recipe = facts["config"], facts.get("summary") or {}, facts.get("recipe") or {}
     corpus = _corpus(summary, recipe)
     results = list(_results(summary))
@@ -132,15 +131,11 @@ def render(facts: Mapping[str, Any]) -> str:
         pictures=facts.get("pictures") or [],
         samples=card_text.samples(summary),
         architecture=f"{card_text.architecture(config)}{f' Preset `{preset}`.' if preset else ''}",
-        config_rows=[
-            (f"`{key}`", card_text.shown(config[key])) for key in ARCHITECTURE_FIELDS if config.get(key) is not None
-        ],
+        config_rows=_rows(config, ARCHITECTURE_FIELDS),
         data_sentence=card_text.data_sentence(corpus),
         data_rows=card_text.data_rows(corpus, summary),
         training_sentence=card_text.training_sentence(summary),
-        training_rows=[
-            (f"`{key}`", card_text.shown(recipe[key])) for key in TRAINING_OPTIONS if recipe.get(key) is not None
-        ],
+        training_rows=_rows(recipe, TRAINING_OPTIONS),
         source_lang=corpus.get("source_lang") or "source",
         target_lang=corpus.get("target_lang") or "target",
         software=card_text.software(summary, config),
@@ -149,7 +144,7 @@ def render(facts: Mapping[str, Any]) -> str:
 
 
 def render_again(folder: str | os.PathLike[str]) -> list[Path]:
-    """Renders the card of every facts file NAME.json in FOLDER into NAME.md; returns the cards."""
+    """Renders the card of each facts file NAME.json in `folder` into NAME.md; returns the paths of the cards."""
     from hf_rnn_seq2seq.files import write_atomically
 
     cards = []
@@ -159,22 +154,22 @@ def render_again(folder: str | os.PathLike[str]) -> list[Path]:
     return cards
 
 
-def without_folders(value: Any) -> Any:
-    """A copy in which each absolute path, also one inside a command or a list, is shortened to its last name."""
+def strip_local_paths(value: Any) -> Any:
+    """A copy in which each absolute path, also inside a command or a list, is replaced by its last name."""
     if isinstance(value, Mapping):
-        return {key: without_folders(item) for key, item in value.items()}
+        return {key: strip_local_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_folders(item) for item in value]
+        return [strip_local_paths(item) for item in value]
     return ABSOLUTE_PATH.sub(r"\1", value) if isinstance(value, str) else value
 
 
 def template_path() -> Path:
-    """The card template, which stands in `model_cards/`; a link beside this file takes it into the wheel."""
-    here = Path(__file__).resolve().parents[1]
-    for path in (here.parent / "model_cards" / "template.md", here / "model_card_template.md"):
+    """The card template: in a checkout `model_cards/template.md`, which a wheel contains in this folder."""
+    here = Path(__file__).resolve()
+    for path in (here.parents[2] / "model_cards" / "template.md", here.with_name(TEMPLATE)):
         if path.is_file():
             return path
-    raise CardError("the card template is missing from this installation")
+    raise CardError(f"{here.with_name(TEMPLATE)}: the card template is missing; install the package again")
 
 
 def _read(path: Path, parse: Any) -> Any:
@@ -199,11 +194,11 @@ def _load_yaml(text: str) -> Any:
 
 
 def _rows(options: Mapping[str, Any], names: Iterable[str]) -> list[tuple[str, str]]:
-    return [(f"`{name}`", card_text.shown(options[name])) for name in names if options.get(name) is not None]
+    return [(f"`{name}`", card_text.table_cell(options[name])) for name in names if options.get(name) is not None]
 
 
 def _corpus(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of the data: the run's own description, else the options it was started with."""
+    """What is known about the data: from the description in the summary, else from the options of the run."""
     described = summary.get("corpus") or summary.get("data") or {}
     named = {
         "name": recipe.get("dataset_name") or _file_name(recipe.get("train_file")),
@@ -230,7 +225,9 @@ def _results(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             signature = signatures.get(key) or (summary.get("signature") if key == "bleu" else None)
             beams = summary.get("num_beams")
             search = f"beam {beams}" if beams and beams > 1 else "greedy" if beams == 1 else None
-            how = ", ".join(part for part in (search, f"`{card_text.shown(signature)}`" if signature else None) if part)
+            how = ", ".join(
+                part for part in (search, f"`{card_text.table_cell(signature)}`" if signature else None) if part
+            )
             interval = summary.get(f"{key}_interval")
             yield {
                 "type": key,

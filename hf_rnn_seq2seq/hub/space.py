@@ -1,6 +1,6 @@
-"""The files of a Hugging Face Space that runs the demo: the app, its requirements, its card, this package, the models.
+"""Writes the files of a Hugging Face Space that runs the demo: app, requirements, card, models and this package.
 
-The package itself travels along, so that the Space needs nothing but what its requirements name.
+The package is copied, so that the Space installs only the requirements.
 """
 
 import importlib.metadata
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from hf_rnn_seq2seq.errors import CheckpointError
 
-# What a checkpoint needs to be loaded; training states, logs and pictures stay at home.
+# The files that loading a checkpoint needs; training states, logs and pictures are not copied.
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 MODEL_FILES += ("tokenizer*.json", "special_tokens_map.json", "target_tokenizer.json", "added_tokens.json")
-APP = '''"""The demo of these models, as a Space runs it."""
+APP = '''"""The demo of these models in a Space."""
 
 from hf_rnn_seq2seq.visualization.demo_app import build_app, launch, load_systems
 
@@ -37,83 +37,92 @@ sdk: gradio
 sdk_version: {version}
 app_file: app.py
 pinned: false
-license: apache-2.0
-{models}---
+{license}{models}---
 
-Type a sentence and watch recurrent encoder-decoders translate it, with what they attend to at every step.
+Type a sentence: recurrent encoder-decoders translate it and show their attention at each step.
 Written by `scripts/app.py --space` of hf_rnn_seq2seq {package}. Run it anywhere with
 `pip install gradio=={version} -r requirements.txt && python app.py`.
 """
 
 
 def write_space(
-    directory: str | os.PathLike[str], names: Sequence[str], *, title: str = "", examples: Sequence[str] = ()
+    directory: str | os.PathLike[str],
+    names: Sequence[str],
+    *,
+    title: str = "",
+    examples: Sequence[str] = (),
+    license: str | None = None,
 ) -> Path:
-    """Writes a Space's files into a new `directory`, all of them or none.
+    """Writes the files of a Space into a new `directory`, all of them or none.
 
-    Models of local directories are copied into it; those of the Hub are named, and downloaded when the Space starts.
+    Local models are copied into it; the Space downloads those of the Hub when it starts. `license`, by its name on the
+    Hub, is in the card if it is given.
 
     Raises:
         CheckpointError: the directory exists and is not empty, or a local model has no weights as safetensors.
     """
     target = Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"space {str(directory)!r}: exists and is not empty; name a new directory")
+        raise CheckpointError(f"space={str(directory)!r}: exists and is not empty; name a new directory")
     if not target.resolve().parent.is_dir():
-        raise CheckpointError(f"space {str(directory)!r}: its folder does not exist")
+        raise CheckpointError(f"space={str(directory)!r}: its folder does not exist; create it first")
     title = " ".join(title.split()) or "Watch recurrent models translate"
     with tempfile.TemporaryDirectory(dir=target.resolve().parent, prefix=".space-") as folder:
-        made = Path(folder) / "space"
-        made.mkdir()
-        placed = [_place_model(name, made) for name in names]
+        space = Path(folder) / "space"
+        space.mkdir()
+        models = [_copy_model(name, space) for name in names]
         package = Path(__file__).parents[1]
-        shutil.copytree(package, made / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        lists = (json.dumps(list(items), ensure_ascii=False) for items in (placed, examples))
-        models, sentences = lists
-        app = APP.format(models=models, examples=sentences, title=json.dumps(title, ensure_ascii=False))
-        (made / "app.py").write_text(app, encoding="utf-8")
-        (made / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
-        (made / "README.md").write_text(_card(title, names), encoding="utf-8")
+        shutil.copytree(package, space / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        app = APP.format(models=_literal(models), examples=_literal(list(examples)), title=_literal(title))
+        (space / "app.py").write_text(app, encoding="utf-8")
+        (space / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
+        (space / "README.md").write_text(_card(title, names, license), encoding="utf-8")
         if target.exists():
             target.rmdir()
-        os.replace(made, target)
+        os.replace(space, target)
     return target
 
 
 def requirements() -> list[str]:
-    """What the demo needs beside Gradio, whose version the Space's card names: the package's own requirements."""
-    kept = []
+    """The requirements of the package and its extra `app`, without Gradio, which the card of the Space names."""
+    lines = []
     for line in importlib.metadata.requires("hf_rnn_seq2seq") or ():
         requirement, _, marker = line.partition(";")
         is_app = re.search(r"extra\s*==\s*['\"]app['\"]", marker)
         if (not marker or is_app) and not requirement.strip().lower().startswith("gradio"):
-            kept.append(requirement.strip())
-    return kept
+            lines.append(requirement.strip())
+    return lines
 
 
-def _place_model(name: str, space: Path) -> str:
-    """What the app calls this model: its name on the Hub, or the folder of its copy."""
+def _literal(value: str | list[str]) -> str:
+    """A value as Python source; the syntax of JSON is the same."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _copy_model(name: str, space: Path) -> str:
+    """Copies a local model; returns the name that the app loads: the folder of the copy, or the name on the Hub."""
     source = Path(name)
     if not source.is_dir():
         if str(name).count("/") == 1 and not source.parent.is_dir():
             return str(name)
-        raise CheckpointError(f"{name}: no such directory; expected one that training or save_pretrained wrote")
+        raise CheckpointError(f"{name}: no such directory; name one that training or save_pretrained wrote")
     files = sorted({path for pattern in MODEL_FILES for path in source.glob(pattern) if path.is_file()})
     if not any(path.suffix == ".safetensors" for path in files):
-        raise CheckpointError(f"{name}: has no weights as safetensors")
+        raise CheckpointError(f"{name}: has no safetensors weights; save_pretrained writes them")
     folder = space / "models" / source.resolve().name
     if folder.exists():
-        raise CheckpointError(f"{name}: two models of a Space are called {folder.name!r}")
+        raise CheckpointError(f"{name}: two models of a Space are called {folder.name!r}; rename a directory")
     folder.mkdir(parents=True)
     for path in files:
         shutil.copyfile(path, folder / path.name)
     return folder.relative_to(space).as_posix()
 
 
-def _card(title: str, names: Sequence[str]) -> str:
+def _card(title: str, names: Sequence[str], license: str | None) -> str:
     from gradio import __version__ as version
 
     hub = [str(name) for name in names if not Path(name).is_dir()]
     models = "models:\n" + "".join(f"- {name}\n" for name in hub) if hub else ""
     package = importlib.metadata.version("hf_rnn_seq2seq")
-    return CARD.format(title=json.dumps(title, ensure_ascii=False), version=version, models=models, package=package)
+    license_line = f"license: {license}\n" if license else ""
+    return CARD.format(title=_literal(title), version=version, license=license_line, models=models, package=package)

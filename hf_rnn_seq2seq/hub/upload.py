@@ -1,8 +1,8 @@
-"""Publish a run directory on the Hub: which files go, what is refused, and one commit with all of them.
+"""Uploads a run directory to the Hub in one commit.
 
-A checkpoint, its card, its pictures and the facts of its run are uploaded. Unfinished states (`checkpoints/`),
-TensorBoard events and hidden files stay. So does anything else that belongs to no checkpoint, such as the optimizer and
-the pickles that a Trainer leaves; a file with a secret stops the upload.
+A checkpoint, its card, its pictures and the facts of its run are uploaded. Not uploaded are training states
+(`checkpoints/`), TensorBoard events, hidden files and files that belong to no checkpoint, such as the optimizer and the
+pickles of a Trainer. A file that contains a secret stops the upload.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rnn_seq2seq.errors import CardError, PublishError
-from hf_rnn_seq2seq.hub.model_card import read_facts, render, without_folders
+from hf_rnn_seq2seq.hub.model_card import read_facts, render, strip_local_paths
 
 UPLOADED = (
     "config.json",
@@ -27,7 +27,7 @@ UPLOADED = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    # of tokenizers of other models
+    # tokenizers of other models
     "vocab.json",
     "vocab.txt",
     "merges.txt",
@@ -43,7 +43,7 @@ UPLOADED = (
     "recipe.yaml",
     "train_log.jsonl",
 )
-KEPT_HERE = (
+NOT_UPLOADED = (
     "checkpoints/*",
     "tensorboard/*",
     "nonfinite/*",
@@ -63,11 +63,11 @@ SECRETS = {
 
 @dataclass(frozen=True)
 class Upload:
-    """What one commit holds, by path in the repository, and what stays here."""
+    """The files of one commit, and those that are not uploaded."""
 
-    files: dict[str, bytes | Path]
-    kept_here: list[str]
-    left_out: list[str]  # of no checkpoint, so not what its owner may expect to go
+    files: dict[str, bytes | Path]  # by path in the repository
+    kept_here: list[str]  # files of the run that are never uploaded
+    left_out: list[str]  # files that belong to no checkpoint
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, in the order of its path."""
@@ -78,26 +78,25 @@ class Upload:
 
 
 def plan_upload(directory: str | os.PathLike[str], repo_id: str, *, license: str | None = None) -> Upload:
-    """Decide what of DIRECTORY is published as `repo_id`; nothing is sent and nothing is written.
+    """Selects the files of `directory` to upload as `repo_id`; sends and writes nothing.
 
-    A README.md in the directory is the card; without one the card is rendered from the run's facts, with `license` (the
-    Hub's name of it) where one is given. Absolute paths in the recipe, the summary and the log are shortened to names:
-    the folders of this machine are nobody's business.
+    A README.md in the directory is the card. Without one, the card is rendered from the facts of the run, with
+    `license` (by its name on the Hub) if it is given. Local paths in the recipe, the summary and the log are removed.
 
     Raises:
-        PublishError: the name is not `user/name`, the checkpoint is incomplete or damaged, a file holds a secret, or
-            the card in the directory is to get a license.
+        PublishError: the name is not `user/name`, the checkpoint is incomplete or damaged, a file contains a secret, or
+            `license` is given and the directory has a card.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise PublishError(f"repository {repo_id!r}: must be user/name")
+        raise PublishError(f"repo_id={repo_id!r}: must be user/name")
     root = Path(directory)
     if not root.is_dir():
-        raise PublishError(f"{directory}: no such directory; expected one that training or save_pretrained wrote")
+        raise PublishError(f"{directory}: no such directory; name one that training or save_pretrained wrote")
     files: dict[str, bytes | Path] = {}
     kept_here, left_out = [], []
     for path in sorted(each for each in root.rglob("*") if each.is_file()):
         name = path.relative_to(root).as_posix()
-        if any(fnmatch(name, pattern) for pattern in KEPT_HERE):
+        if any(fnmatch(name, pattern) for pattern in NOT_UPLOADED):
             kept_here.append(name)
         elif any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in UPLOADED):
             files[name] = path
@@ -129,16 +128,16 @@ def push(
     message: str = "",
     token: str | None = None,
 ) -> str:
-    """Create the repository (and branch) where needed, have the card checked, upload everything in one commit.
+    """Creates the repository (and branch) if needed, lets the Hub check the card, and uploads all files in one commit.
 
-    `token` stands in for the one that `hf auth login` or HF_TOKEN gave.
+    `token` replaces that of `hf auth login` or HF_TOKEN.
 
     Returns:
-        The address of the commit. Content that is already there makes no commit.
+        The URL of the commit. Unchanged content makes no new commit.
 
     Raises:
-        PublishError: the Hub cannot be reached, or found the card's metadata invalid.
-        huggingface_hub.errors.HfHubHTTPError: the Hub refused; its subclasses say why.
+        PublishError: the Hub cannot be reached, or rejects the metadata of the card.
+        huggingface_hub.errors.HfHubHTTPError: the Hub refuses the request; the subclass is the reason.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -171,11 +170,11 @@ def push(
 def _check_checkpoint(root: Path, files: dict[str, Any]) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         if name not in files:
-            mend = "tokenizer.save_pretrained" if name.startswith("tokenizer") else "model.save_pretrained"
-            raise PublishError(f"{root}: has no {name}; a published checkpoint needs it, and {mend} writes it")
+            method = "tokenizer.save_pretrained" if name.startswith("tokenizer") else "model.save_pretrained"
+            raise PublishError(f"{root}: has no {name}; a published checkpoint needs it, {method} writes it")
     weights = [name for name in files if name.endswith(".safetensors")]
     if not weights:
-        raise PublishError(f"{root}: has no model.safetensors; weights are published as safetensors only")
+        raise PublishError(f"{root}: has no model.safetensors; weights are uploaded as safetensors only")
     from safetensors import SafetensorError, safe_open
 
     from hf_rnn_seq2seq.model.precision import not_finite
@@ -187,7 +186,7 @@ def _check_checkpoint(root: Path, files: dict[str, Any]) -> None:
         except (SafetensorError, OSError) as error:
             raise PublishError(f"{root / name}: not a whole safetensors file: {error}") from None
         if found:
-            raise PublishError(f"{root / name}: {found}; publish a checkpoint from before")
+            raise PublishError(f"{root / name}: {found}; publish an earlier checkpoint")
     for name in (each for each in files if each.endswith(".json")):
         try:
             json.loads((root / name).read_bytes())
@@ -196,17 +195,17 @@ def _check_checkpoint(root: Path, files: dict[str, Any]) -> None:
 
 
 def _public(path: Path) -> bytes:
-    """The file's content without the folders of this machine."""
+    """The content of the file without local paths."""
     import yaml
 
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".yaml":
-            public = yaml.safe_dump(without_folders(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
+            public = yaml.safe_dump(strip_local_paths(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
         elif path.suffix == ".json":
-            public = json.dumps(without_folders(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
+            public = json.dumps(strip_local_paths(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
         else:
-            rows = [without_folders(json.loads(line)) for line in text.splitlines()]
+            rows = [strip_local_paths(json.loads(line)) for line in text.splitlines()]
             public = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     except (yaml.YAMLError, ValueError) as error:
         raise PublishError(f"{path}: not readable: {' '.join(str(error).split())}") from None
@@ -220,4 +219,4 @@ def _refuse_secrets(root: Path, files: dict[str, bytes | Path]) -> None:
         text = content if isinstance(content, bytes) else content.read_bytes()
         for what, pattern in SECRETS.items():
             if pattern.search(text):
-                raise PublishError(f"{root / name}: holds {what}; remove it before publishing")
+                raise PublishError(f"{root / name}: contains {what}; remove it before publishing")

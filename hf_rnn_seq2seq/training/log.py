@@ -132,7 +132,7 @@ def usable_trackers(names: list[str], say: Callable[[str], None]) -> list[str]:
 def draw_learning_curve(log_path: Path, output: Path) -> str | None:
     """Draws the curve of a log; returns what to tell the reader where that is not possible."""
     try:
-        from hf_rnn_seq2seq.visualization.attention_map import plot_learning_curve
+        from hf_rnn_seq2seq.visualization.learning_curve import plot_learning_curve
 
         plot_learning_curve(log_path, output)
     except ImportError as error:

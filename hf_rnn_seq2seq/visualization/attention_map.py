@@ -1,7 +1,7 @@
-"""Pictures: attention heat maps here, learning curves and score by length in `curves.py`, all offered under this name.
+"""Attention heat maps.
 
-matplotlib loads with the first picture, and no display is needed. Files are PNG, SVG or PDF by their suffix, written
-all at once, the same bytes for the same input.
+Matplotlib is imported when the first picture is drawn; no display is needed. The suffix of a file selects PNG, SVG or
+PDF. Files are written atomically, and the same input gives the same bytes.
 """
 
 import os
@@ -12,22 +12,11 @@ from unicodedata import east_asian_width
 
 from hf_rnn_seq2seq.errors import PlotError
 from hf_rnn_seq2seq.visualization.figure import INK, QUIET, check_output, new_figure, save_figure
-from hf_rnn_seq2seq.visualization.fonts import choose_fonts, is_right_to_left, printable_labels, warn_about
-from hf_rnn_seq2seq.visualization.learning_curve import plot_learning_curve, plot_score_by_length, read_log
+from hf_rnn_seq2seq.visualization.fonts import choose_fonts
+from hf_rnn_seq2seq.visualization.labels import is_right_to_left, printable_label, printable_labels
 
-__all__ = [
-    "Panel",
-    "PlotError",
-    "attention_heatmap",
-    "attention_panels",
-    "plot_learning_curve",
-    "plot_score_by_length",
-    "read_log",
-    "save_figure",
-]
-
-WIDEST = 13.0  # inches of maps beside each other
-SCALE = ("#ffffff", "#d6e6f4", "#8fc1de", "#3787c0", "#0f4a8f", "#061f45")  # white is no attention
+MAX_WIDTH = 13.0  # inches of maps in one row
+COLORS = ("#ffffff", "#d6e6f4", "#8fc1de", "#3787c0", "#0f4a8f", "#061f45")  # from 0 (white) to the largest weight
 
 
 @dataclass(frozen=True)
@@ -49,32 +38,31 @@ def attention_heatmap(
     title: str = "",
     font_file: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """Draw which source tokens each target token attends to (Bahdanau et al. 2014, figure 3).
+    """Draws which source tokens each target token attends to (Bahdanau et al. 2014, figure 3).
 
     Args:
-        weights: (target, source), or (heads, target, source) for one map a head. Any array or CPU tensor, values >= 0.
-        source_tokens: labels of the columns, drawn from right to left where the script is.
+        weights: (target, source), or (heads, target, source) for one map per head; any array or tensor, values >= 0.
+        source_tokens: labels of the columns, drawn from right to left if their script is.
         target_tokens: labels of the rows.
         output: file to write, .png, .svg or .pdf.
-        ax: matplotlib axes to draw (target, source) weights into, in place of a new figure.
+        ax: Matplotlib axes to draw (target, source) weights into, instead of a new figure.
         font_file: font to prefer over the installed ones.
 
     Returns:
-        The matplotlib figure. Each map's image holds exactly `weights`.
+        The Matplotlib figure. The image of each map holds exactly `weights`.
 
-    Raises PlotError when shapes and labels disagree or a weight is negative or not a number; warns with
-    MissingGlyphWarning for characters that no installed font has.
+    Raises PlotError if shapes and labels disagree or a weight is negative or not finite; warns with MissingGlyphWarning
+    about characters that no installed font has.
     """
     if ax is None:
         panel = Panel(weights, target_tokens, title)
         return attention_panels([panel], source_tokens, output=output, font_file=font_file)
-    array = _checked(weights, source_tokens, target_tokens)
+    array = _as_array(weights, source_tokens, target_tokens)
     if len(array) != 1:
         raise PlotError(f"ax takes the weights of one head, (target, source); got {len(array)} heads")
-    families, missing = choose_fonts([*source_tokens, *target_tokens, title], font_file)
-    labels = printable_labels(source_tokens, missing), printable_labels(target_tokens, missing)
-    _draw(ax, array[0], *labels, families=families, title=_title(title, missing), limit=_upper_limit([array]))
-    warn_about(missing)
+    families = choose_fonts([*source_tokens, *target_tokens, title], font_file)
+    labels = printable_labels(source_tokens), printable_labels(target_tokens)
+    _draw(ax, array[0], *labels, families=families, title=_title(title), limit=_upper_limit([array]))
     if output is not None:
         save_figure(ax.figure, output)
     return ax.figure
@@ -87,68 +75,70 @@ def attention_panels(
     output: str | os.PathLike[str] | None = None,
     font_file: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """Several translations of one source in one picture: a row for each, a column for each head, one colour scale."""
+    """Draws several translations of one source: a row for each, a column for each head, one color scale for all."""
     if not panels:
         raise PlotError("nothing to draw: no translation was given")
     if output is not None:
         check_output(output)
-    arrays = [_checked(panel.weights, source_tokens, panel.target_tokens) for panel in panels]
+    arrays = [_as_array(panel.weights, source_tokens, panel.target_tokens) for panel in panels]
     heads = len(arrays[0])
     if any(len(array) != heads for array in arrays):
         raise PlotError(f"panels have different numbers of heads: {[len(array) for array in arrays]}")
     texts = [token for panel in panels for token in [*panel.target_tokens, panel.title]]
-    families, missing = choose_fonts([*source_tokens, *texts, "␣…·"], font_file)
+    families = choose_fonts([*source_tokens, *texts, "␣…·"], font_file)
     cell = cell_size(max(len(source_tokens), *(array.shape[1] for array in arrays)))
-    source_labels = printable_labels(source_tokens, missing)
+    source_labels = printable_labels(source_tokens)
     width = len(source_tokens) * cell
-    # Heads stand side by side as long as the picture stays as wide as a page, and go on in the next line.
-    columns = min(heads, max(1, int(WIDEST / (width + 0.15))))
-    places = [(row, head) for row in range(len(panels)) for head in range(0, heads, columns)]  # the first of each line
-    sizes = [arrays[row].shape[1] * cell for row, _ in places]
-    figure, grid = _grid(sizes, columns, width, gap=_label_room(source_labels, cell) + 0.5)
+    # The heads of a panel share a line of the picture up to the width of a page, then continue in the next line.
+    columns = min(heads, max(1, int(MAX_WIDTH / (width + 0.15))))
+    lines = [(row, head) for row in range(len(panels)) for head in range(0, heads, columns)]  # panel, first head
+    heights = [arrays[row].shape[1] * cell for row, _ in lines]
+    figure, grid = _grid(heights, columns, width, gap=_label_height(source_labels, cell) + 0.5)
     limit = _upper_limit(arrays)
-    for line, (row, first) in enumerate(places):
-        target_labels = printable_labels(panels[row].target_tokens, missing)
-        for column, ax in enumerate(grid[line]):
-            head = first + column
+    for axes, (row, first_head) in zip(grid, lines, strict=True):
+        target_labels = printable_labels(panels[row].target_tokens)
+        for column, ax in enumerate(axes):
+            head = first_head + column
             if head >= heads:
                 ax.set_visible(False)
                 continue
             name = f"head {head + 1}" if heads > 1 else ""
-            title = "    ".join(filter(None, (_title(panels[row].title, missing) if head == 0 else "", name)))
-            shown = None if column else target_labels
-            image = _draw(ax, arrays[row][head], source_labels, shown, families=families, title=title, limit=limit)
-    _scale_bar(grid[0][-1], image, width=width, height=sizes[0])
-    warn_about(missing)
+            title = "    ".join(filter(None, (_title(panels[row].title) if head == 0 else "", name)))
+            row_labels = None if column else target_labels
+            image = _draw(ax, arrays[row][head], source_labels, row_labels, families=families, title=title, limit=limit)
+    _color_bar(grid[0][-1], image, width=width, height=heights[0])
     if output is not None:
         save_figure(figure, output)
     return figure
 
 
-def _grid(sizes: Sequence[float], columns: int, width: float, gap: float) -> tuple[Any, Any]:
-    """A figure and its axes, a line for each of `sizes` (heights, inches), `gap` inches between them."""
-    beside, left = 0.15, 1.0
-    whole = columns * width + (columns - 1) * beside
-    high = sum(sizes) + (len(sizes) - 1) * gap
-    figure = new_figure(figsize=(left + whole + 1.2, high + gap + 0.5))
-    grid = figure.subplots(len(sizes), columns, squeeze=False, gridspec_kw={"height_ratios": sizes})
-    across, down = figure.get_size_inches()
+def _grid(heights: Sequence[float], columns: int, width: float, gap: float) -> tuple[Any, Any]:
+    """A figure and its axes (lines, columns): `heights` of the lines, `width` of a map and `gap` of lines in inches."""
+    space, left, bottom = 0.15, 1.0, 0.5
+    grid_width = columns * width + (columns - 1) * space
+    grid_height = sum(heights) + (len(heights) - 1) * gap
+    figure_width, figure_height = left + grid_width + 1.2, bottom + grid_height + gap
+    figure = new_figure(figsize=(figure_width, figure_height))
+    grid = figure.subplots(len(heights), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     figure.subplots_adjust(
-        left=left / across, right=(left + whole) / across, bottom=0.5 / down, top=(0.5 + high) / down
+        left=left / figure_width,
+        right=(left + grid_width) / figure_width,
+        bottom=bottom / figure_height,
+        top=(bottom + grid_height) / figure_height,
+        wspace=space / width,
+        hspace=gap * len(heights) / sum(heights),
     )
-    figure.subplots_adjust(wspace=beside / width, hspace=gap * len(sizes) / sum(sizes))
     return figure, grid
 
 
-def _label_room(labels: Sequence[str], cell: float) -> float:
-    """Height of the turned source labels in inches, about; scripts with wide letters take two places for one."""
-    places = max(sum(2 if east_asian_width(letter) in "WF" else 1 for letter in label) for label in labels)
-    return 0.15 + places * 0.62 * min(11.0, max(7.0, cell * 72 * 0.6)) / 72
+def _label_height(labels: Sequence[str], cell: float) -> float:
+    """Approximate height of the rotated source labels in inches; a wide letter counts twice."""
+    letters = max(sum(2 if east_asian_width(letter) in "WF" else 1 for letter in label) for label in labels)
+    return 0.15 + letters * 0.62 * _font_size(cell) / 72
 
 
-def _title(text: str, missing: set[str]) -> str:
-    """A title as it is drawn: it may be a translation, with whatever characters a model says."""
-    return printable_labels([text], missing, longest=200)[0] if text.strip() else ""
+def _title(text: str) -> str:
+    return printable_label(text, longest=200) if text.strip() else ""
 
 
 def cell_size(tokens: int) -> float:
@@ -156,8 +146,12 @@ def cell_size(tokens: int) -> float:
     return min(0.42, max(0.17, 7.5 / tokens))
 
 
-def _checked(weights: Any, source_tokens: Sequence[str], target_tokens: Sequence[str]) -> Any:
-    """Weights as a (heads, target, source) array of floats."""
+def _font_size(cell: float) -> float:
+    return min(11.0, max(7.0, cell * 72 * 0.6))
+
+
+def _as_array(weights: Any, source_tokens: Sequence[str], target_tokens: Sequence[str]) -> Any:
+    """Checks weights and returns them as a (heads, target, source) array of floats."""
     import numpy
 
     array = numpy.asarray(weights.detach().float().cpu() if hasattr(weights, "detach") else weights, dtype=float)
@@ -167,12 +161,12 @@ def _checked(weights: Any, source_tokens: Sequence[str], target_tokens: Sequence
     if array.ndim != 3 or array.shape[1:] != expected or 0 in array.shape:
         raise PlotError(f"weights have shape {array.shape}; {expected[0]} target and {expected[1]} source tokens")
     if not numpy.isfinite(array).all() or (array < 0).any():
-        raise PlotError("weights must be numbers of at least 0; some are negative, infinite or not a number")
+        raise PlotError("weights: must be finite and at least 0; some are negative, infinite or not a number")
     return array
 
 
 def _upper_limit(arrays: Sequence[Any]) -> float:
-    """The darkest colour's value: the largest weight rounded up to a tenth, so that diffuse attention shows too."""
+    """The value of the darkest color: the largest weight rounded up to 0.1, so that diffuse attention is visible."""
     largest = max(float(array.max()) for array in arrays)
     return min(max(-(-largest // 0.1) * 0.1, 0.2), max(largest, 1.0))
 
@@ -187,21 +181,19 @@ def _draw(
     title: str,
     limit: float,
 ) -> Any:
-    """Draw one map, source labels above it, target labels (None: no labels) to its left."""
+    """Draws one map, with source labels above it and target labels (None: no labels) at its left."""
     from matplotlib.colors import LinearSegmentedColormap
 
     rows, columns = array.shape
-    size = min(11.0, max(7.0, cell_size(max(rows, columns)) * 72 * 0.6))
-    colours = LinearSegmentedColormap.from_list("attention", SCALE)
-    image = ax.imshow(array, cmap=colours, vmin=0, vmax=limit, interpolation="none", aspect="equal")
+    size = _font_size(cell_size(max(rows, columns)))
+    colors = LinearSegmentedColormap.from_list("attention", COLORS)
+    image = ax.imshow(array, cmap=colors, vmin=0, vmax=limit, interpolation="none", aspect="equal")
     text = {"fontfamily": families, "fontsize": size, "color": INK, "parse_math": False}
     ax.xaxis.tick_top()
-    upright = max(map(len, source_labels)) <= 2
-    turn = {"rotation": 50 if columns <= 28 else 90, "rotation_mode": "anchor", "ha": "left", "va": "center"}
-    right_to_left = is_right_to_left(source_labels)
-    ax.set_xticks(range(columns), source_labels, **({} if upright else turn), **text)
+    rotation = {"rotation": 50 if columns <= 28 else 90, "rotation_mode": "anchor", "ha": "left", "va": "center"}
+    ax.set_xticks(range(columns), source_labels, **(rotation if max(map(len, source_labels)) > 2 else {}), **text)
     ax.set_yticks(range(rows), target_labels if target_labels is not None else [""] * rows, **text)
-    if right_to_left:
+    if is_right_to_left(source_labels):
         ax.invert_xaxis()
     ax.set_xticks([position - 0.5 for position in range(1, columns)], minor=True)
     ax.set_yticks([position - 0.5 for position in range(1, rows)], minor=True)
@@ -216,13 +208,13 @@ def _draw(
     return image
 
 
-def _scale_bar(ax: Any, image: Any, width: float, height: float) -> None:
-    """A thin colour scale of fixed size beside a map of `width` by `height` inches."""
+def _color_bar(ax: Any, image: Any, width: float, height: float) -> None:
+    """Draws a thin color bar of fixed size at the right of a map of `width` by `height` inches."""
     from matplotlib.ticker import MaxNLocator
 
     length = min(height, 1.8)
-    beside = ax.inset_axes((1 + 0.16 / width, 1 - length / height, 0.12 / width, length / height))
-    bar = ax.figure.colorbar(image, cax=beside, ticks=MaxNLocator(5))
+    inset = ax.inset_axes((1 + 0.16 / width, 1 - length / height, 0.12 / width, length / height))
+    bar = ax.figure.colorbar(image, cax=inset, ticks=MaxNLocator(5))
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=0, labelcolor=QUIET)
     bar.set_label("attention weight", fontsize=8, color=QUIET)

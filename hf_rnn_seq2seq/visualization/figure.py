@@ -1,23 +1,27 @@
-"""What every picture shares: ink, the check of an output path, and a writer that leaves nothing half-written."""
+"""What every picture uses: colors, axes, the legend, the check of an output path, and an atomic writer."""
 
 import functools
 import io
 import os
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_rnn_seq2seq.errors import PlotError
 from hf_rnn_seq2seq.files import write_atomically
+from hf_rnn_seq2seq.visualization.fonts import choose_fonts
+from hf_rnn_seq2seq.visualization.labels import printable_label
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 160
 INK, QUIET, FAINT = "#1b2733", "#7a8794", "#e4e9ee"
-# Told apart under the common colour deficiencies and in print (after Okabe and Ito, darkened for thin lines).
+# Distinguishable with the common color deficiencies and in print (after Okabe and Ito, darkened for thin lines).
 SERIES = ("#0f4a8f", "#d1600a", "#15806b", "#9c3f86", "#b8860b", "#4aa3d8", "#555f69")
 
 
 def check_output(output: str | os.PathLike[str]) -> Path:
-    """The path of a picture; raises PlotError for a suffix that is not drawn or a folder that does not exist."""
+    """Returns the path of a picture; raises PlotError for an unknown suffix or a missing folder."""
     path = Path(output)
     if path.suffix.lower() not in SUFFIXES:
         raise PlotError(f"output {str(output)!r}: the suffix must be one of {', '.join(SUFFIXES)}")
@@ -27,7 +31,7 @@ def check_output(output: str | os.PathLike[str]) -> Path:
 
 
 def new_figure(**options: Any) -> Any:
-    """An empty matplotlib figure, which a notebook shows without pyplot."""
+    """An empty Matplotlib figure; a notebook displays it without pyplot."""
     return _figure_class()(**options, dpi=DPI)
 
 
@@ -36,7 +40,7 @@ def _figure_class() -> type:
     from matplotlib.figure import Figure
 
     class Picture(Figure):
-        """A notebook asks a value for its picture; a figure made without pyplot has none to give."""
+        """A figure with the method that a notebook calls to display a value; without pyplot a Figure has none."""
 
         def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
             content = _rendered(self, "png", DPI)
@@ -47,7 +51,7 @@ def _figure_class() -> type:
 
 
 def save_figure(figure: Any, output: str | os.PathLike[str], dpi: int = DPI) -> Path:
-    """Write a matplotlib figure as PNG, SVG or PDF: whole or not at all, the same bytes for the same picture."""
+    """Writes a figure as PNG, SVG or PDF, atomically; the same picture gives the same bytes."""
     path = check_output(output)
     write_atomically(path, _rendered(figure, path.suffix.lower()[1:], dpi))
     return path
@@ -58,13 +62,14 @@ def _rendered(figure: Any, kind: str, dpi: int) -> bytes:
 
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}[kind]
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "hf_rnn_seq2seq"}):
+    with matplotlib.rc_context({"svg.hashsalt": "hf_rnn_seq2seq"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # reported by `choose_fonts`, once
         figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", pad_inches=0.12, metadata=metadata)
     return buffer.getvalue()
 
 
-def dress(ax: Any, title: str) -> None:
-    """The look of a line chart: title at the left, light horizontal rules, no frame."""
+def style_axes(ax: Any, title: str) -> None:
+    """Styles a line chart: title at the left, light horizontal rules, no frame."""
     ax.set_title(title, loc="left", fontsize=10, color=INK, pad=8)
     ax.grid(axis="y", color=FAINT, linewidth=0.8)
     ax.set_axisbelow(True)
@@ -75,7 +80,7 @@ def dress(ax: Any, title: str) -> None:
 
 
 def log_axis(ax: Any) -> None:
-    """A logarithmic y axis: numbers as people write them, powers of ten where it spans more than four of them."""
+    """Makes the y axis logarithmic, with powers of ten only if it spans more than four of them."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     ax.set_yscale("log")
@@ -84,3 +89,20 @@ def log_axis(ax: Any) -> None:
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def legend(figure: Any, names: Sequence[str]) -> None:
+    """Adds the names of the lines below the charts."""
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=SERIES[position % len(SERIES)], linewidth=2) for position in range(len(names))]
+    drawn = figure.legend(
+        lines,
+        [printable_label(name, longest=60).replace("$", r"\$") for name in names],
+        loc="outside lower left",
+        ncols=min(len(names), 4),
+        frameon=False,
+        labelcolor=INK,
+        prop={"family": choose_fonts(names), "size": 9},
+    )
+    drawn.set_in_layout(True)

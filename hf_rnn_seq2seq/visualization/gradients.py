@@ -1,7 +1,7 @@
-"""Vanishing gradients made visible: how much of the loss's gradient reaches a state, or a word, far back in time.
+"""Vanishing gradients: the norm of the gradient of the loss with respect to a state, or a word, far back in time.
 
-Bengio, Simard and Frasconi 1994 say why a recurrence without gates forgets; Hochreiter and Schmidhuber 1997 and Cho et
-al. 2014 add the gates. `state_gradients` looks at one recurrent layer, `word_gradients` at a whole model.
+Bengio, Simard and Frasconi 1994 explain why a recurrence without gates forgets; Hochreiter and Schmidhuber 1997 and Cho
+et al. 2014 add the gates. `state_gradients` measures one recurrent layer, `word_gradients` a whole model.
 """
 
 import os
@@ -13,12 +13,20 @@ from torch import Tensor, nn
 
 from hf_rnn_seq2seq.errors import EvaluationError, PlotError
 from hf_rnn_seq2seq.generation.translate import encoded_sources
-from hf_rnn_seq2seq.visualization.figure import QUIET, SERIES, check_output, dress, log_axis, new_figure, save_figure
-from hf_rnn_seq2seq.visualization.learning_curve import _legend
+from hf_rnn_seq2seq.visualization.figure import (
+    QUIET,
+    SERIES,
+    check_output,
+    legend,
+    log_axis,
+    new_figure,
+    save_figure,
+    style_axes,
+)
 
 
 def recurrent_kernel(module: nn.Module) -> nn.RNNBase:
-    """The first recurrent layer inside `module` (such as a model's encoder).
+    """The first recurrent layer of torch inside `module`, such as the encoder of a model.
 
     Raises:
         EvaluationError: there is none.
@@ -26,32 +34,32 @@ def recurrent_kernel(module: nn.Module) -> nn.RNNBase:
     for part in module.modules():
         if isinstance(part, nn.RNNBase):
             return part
-    raise EvaluationError(f"{type(module).__name__}: has no recurrent layer")
+    raise EvaluationError(f"{type(module).__name__}: contains no recurrent layer of torch")
 
 
 @torch.no_grad()
 def open_gates(kernel: nn.RNNBase, bias: float) -> None:
-    """Raises the bias of the gate that keeps the old state (LSTM: forget; GRU: update) by `bias`, in place.
+    """Adds `bias` to the bias of the gate that keeps the old state (LSTM: forget; GRU: update), in place.
 
-    A fresh gate lets about half of the old state through at each position; training opens it where that pays, and a
-    high starting bias opens it at once (Gers, Schmidhuber and Cummins 2000; Jozefowicz, Zaremba and Sutskever 2015).
+    With random weights the gate passes about half of the old state on at each position. A high initial bias opens it
+    (Gers, Schmidhuber and Cummins 2000; Jozefowicz, Zaremba and Sutskever 2015).
 
     Raises:
         EvaluationError: the layer has no gates.
     """
     if not isinstance(kernel, nn.LSTM | nn.GRU):
-        raise EvaluationError(f"{type(kernel).__name__}: has no gates to open")
+        raise EvaluationError(f"{type(kernel).__name__}: has no gates; use an LSTM or a GRU")
     kernel.bias_ih_l0[kernel.hidden_size : 2 * kernel.hidden_size] += bias
 
 
 def state_gradients(kernel: nn.RNNBase, inputs: Tensor, *, seed: int = 0) -> Tensor:
-    """|d loss / d state_t| for each t, averaged over the batch; (time,), the last entry is the last state's.
+    """|d loss / d state_t| for each t, averaged over the batch; (time,).
 
-    The loss is the last hidden state along a random direction, another one in each row. A state is all that goes from
-    one position to the next, the LSTM's cell included.
+    The loss is the last hidden state projected on a random direction, a different one for each row. The state of an
+    LSTM includes its cell.
 
     Args:
-        kernel: a layer of torch, one layer deep, one direction, batch first.
+        kernel: a recurrent layer of torch with one layer, one direction and `batch_first`.
         inputs: (batch, time, input).
     """
     generator = torch.Generator().manual_seed(seed)
@@ -64,12 +72,10 @@ def state_gradients(kernel: nn.RNNBase, inputs: Tensor, *, seed: int = 0) -> Ten
     direction = torch.randn(last.shape, generator=generator).to(last)
     loss = (last * direction / direction.norm(dim=-1, keepdim=True)).sum()
     flat = [part for parts in states for part in parts]
-    found = iter(torch.autograd.grad(loss, flat, allow_unused=True))
-    norms = []
-    for parts in states:
-        own = [torch.zeros_like(part) if gradient is None else gradient for part, gradient in zip(parts, found)]  # noqa: B905
-        norms.append(torch.cat(own, -1).norm(dim=-1).mean())
-    return torch.stack(norms)
+    gradients = torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True)
+    size = len(states[0])  # tensors of one state
+    norms = [torch.cat(gradients[start : start + size], -1).norm(dim=-1) for start in range(0, len(flat), size)]
+    return torch.stack(norms).mean(-1)
 
 
 def word_gradients(
@@ -77,8 +83,8 @@ def word_gradients(
 ) -> list[float]:
     """|d loss / d word vector| by distance from the end of the source, averaged over sentences.
 
-    The loss is the model's own on the first word of the reference: what the decoder knows of the source when it starts
-    to speak. A model without attention has it from the encoder's last state alone.
+    The loss is that of the model on the first word of the reference, so it measures what the decoder knows about the
+    source at its first step.
 
     Raises:
         EvaluationError: no pair has text on both sides.
@@ -115,17 +121,17 @@ def plot_gradients(
     title: str = "",
     backwards: str = "positions back in time",
 ) -> Any:
-    """Draw gradient norms by distance, a line for each system, each relative to its own value at distance 0.
+    """Draws gradient norms by distance, a line for each system, relative to its value at distance 0.
 
     Args:
-        curves: name -> norms, distance 0 first.
+        curves: name -> norms, from distance 0 on.
         output: file to write, .png, .svg or .pdf.
-        backwards: what the distance counts.
+        backwards: label of the distance axis.
 
-    Returns the matplotlib figure. Raises PlotError when a curve is empty or starts from zero.
+    Returns the Matplotlib figure. Raises PlotError if a curve is empty or its first value is 0.
     """
     if not curves or not all(len(curve) and curve[0] > 0 for curve in curves.values()):
-        raise PlotError("nothing to draw: every curve needs values, the first of them above 0")
+        raise PlotError("curves: each needs at least one value, and its first value must be above 0")
     if output is not None:
         check_output(output)
     figure = new_figure(figsize=(6.2, 3.4), layout="constrained")
@@ -134,9 +140,9 @@ def plot_gradients(
         shares = [value / curve[0] for value in curve]
         ax.plot(range(len(shares)), shares, color=SERIES[position % len(SERIES)], linewidth=1.8)
     log_axis(ax)
-    dress(ax, title or "norm of the gradient, relative to the last position")
+    style_axes(ax, title or "norm of the gradient, relative to the last position")
     ax.set_xlabel(backwards, fontsize=8, color=QUIET, loc="right")
-    _legend(figure, list(curves))
+    legend(figure, list(curves))
     if output is not None:
         save_figure(figure, output)
     return figure

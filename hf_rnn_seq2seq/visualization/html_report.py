@@ -1,18 +1,15 @@
-"""A test set's translations as one HTML file: nothing is fetched when it is opened, and nothing of the data is markup.
+"""The translations of a test set as one HTML file, which fetches nothing and treats the data as text, never as markup.
 
-The page is `templates/report.html` with `report.css` and `report.js` in it, and the data as JSON. Attention travels as
-bytes (weight x 255, rounded), one gzip stream a system: 5,000 sentences of 20 words take well under a megabyte. The
-page's content security policy allows its own script and style by their hashes, and no address.
+The page is `templates/report.html` with `report.css`, `report.js` and the data as JSON. Attention is stored as bytes
+(weight x 255, rounded), one gzip stream per system: 5,000 sentences of 20 words take well under a megabyte. The content
+security policy of the page allows its own script and style by their hashes, and no address.
 """
 
 import base64
 import gzip
 import hashlib
-import html
 import json
-import re
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 import torch
@@ -23,20 +20,23 @@ from hf_rnn_seq2seq.evaluation.results import TestSet, default_metrics, notes
 from hf_rnn_seq2seq.evaluation.significance import score_by_length
 from hf_rnn_seq2seq.generation.attention import SPECIAL, merge_words, source_pieces, target_pieces
 from hf_rnn_seq2seq.generation.translate import score
+from hf_rnn_seq2seq.visualization.pages import environment, read_template
 
 _NAMES = {"bleu": "BLEU", "chrf": "chrF", "char_bleu": "BLEU over characters"}
 
 
 def report_data(test_set: TestSet, systems: Sequence[AnalysedSystem], *, words: bool = True) -> dict[str, Any]:
-    """What the page shows, as JSON values; a column a fact, a row a sentence.
+    """The data of the page as JSON values, one column per fact and one row per sentence.
 
-    `words` merges the pieces of a word (see `alignment.merge_words`); otherwise tokens stand as the model reads them.
+    `words` merges the pieces of each word (see `generation.attention.merge_words`).
     """
     columns = [_system_data(test_set, system, words) for system in systems]
-    # Systems mostly cut the source alike: it is kept once, and again only where a system cuts it in another way.
+    # The pieces of a source are stored once, and again only for a system that splits it differently.
     base = columns[0]["source"] if columns else []
     for column in columns[1:]:
-        column["source"] = [None if own == first else own for own, first in zip(column["source"], base, strict=True)]
+        column["source"] = [
+            None if pieces == first else pieces for pieces, first in zip(column["source"], base, strict=True)
+        ]
     if columns:
         columns[0]["source"] = [None] * len(base)
     return {"source": base, "reference": test_set.references, "systems": columns, "special": list(SPECIAL)}
@@ -59,9 +59,9 @@ def _system_data(test_set: TestSet, system: AnalysedSystem, words: bool) -> dict
     has_attention = any(hypothesis.attention is not None for hypothesis in system.hypotheses)
     data: dict[str, Any] = {"name": system.name, "source": sources, "target": targets}
     data["text"] = [hypothesis.text for hypothesis in system.hypotheses]
-    # A sentence without rows takes no room, so the page finds every other one's place by counting.
+    # A sentence without attention takes no bytes; the page finds the offset of a sentence from the sizes before it.
     data["attention"] = base64.b64encode(gzip.compress(b"".join(weights), mtime=0)).decode() if has_attention else None
-    data["attended"] = [int(found.attention is not None and bool(found.token_ids)) for found in system.hypotheses]
+    data["attended"] = [int(one.attention is not None and bool(one.token_ids)) for one in system.hypotheses]
     for name, digits in (("bleu", 1), ("chrf", 1), ("log_probability", 3), ("entropy", 3), ("coverage", 3)):
         data[name] = [_rounded(getattr(report, name), digits) for report in reports]
     for name in ("untranslated", "repeated", "unread"):
@@ -76,13 +76,15 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def render_report(test_set: TestSet, systems: Sequence[AnalysedSystem], *, title: str = "", words: bool = True) -> str:
-    """The whole page as text; the same for the same translations.
+    """Renders the page; the same translations give the same text.
 
     Raises:
-        EvaluationError: there is no system, or no sentence.
+        EvaluationError: there is no system or no sentence, or a number is not finite.
     """
     if not systems or not test_set.sources:
-        raise EvaluationError(f"nothing to show: {len(systems)} systems, {len(test_set.sources)} sentences")
+        raise EvaluationError(
+            f"the report has nothing to show: {len(systems)} systems, {len(test_set.sources)} sentences"
+        )
     languages = [str(test_set.description.get(key) or "") for key in ("source_lang", "target_lang")]
     title = title or "Translations, " + (" to ".join(languages) if all(languages) else f"{test_set.split} split")
     content = report_data(test_set, systems, words=words)
@@ -90,36 +92,32 @@ def render_report(test_set: TestSet, systems: Sequence[AnalysedSystem], *, title
         data = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except ValueError:
         raise EvaluationError(
-            "a score or an attention weight is not finite (nan or inf), and no page can show it"
+            "a score or an attention weight is not finite (nan or inf), and JSON cannot hold it"
         ) from None
     scores, signature = _score_rows(test_set, systems)
-    style, script = _template("report.css"), _template("report.js")
-    parts = {
-        "title": html.escape(title),
-        "policy": f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'",
-        "style": style,
-        "script": script,
-        "about": html.escape(_about(test_set, systems)),
-        "source_lang": html.escape(languages[0].replace("_", "-"), quote=True),
-        "target_lang": html.escape(languages[1].replace("_", "-"), quote=True),
-        "scores": _table(scores),
-        "signature": html.escape(signature),
-        "errors": _table(summary_table({system.name: system.reports for system in systems})),
-        "lengths": _table(_length_rows(test_set, systems)),
-        "system_options": "".join(
-            f'<option value="{number}">{html.escape(system.name)}</option>' for number, system in enumerate(systems)
-        ),
-        "error_options": "".join(f'<option value="{name}">{name.replace("_", " ")}</option>' for name in ERRORS),
-        # "<" would end the script element; the escape means the same to JSON.
-        "data": data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
-    }
-    # One pass: what stands in a part is never read as a place for another.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _template("report.html"))
-
-
-def _template(name: str) -> str:
-    return (resources.files("hf_rnn_seq2seq.visualization") / "templates" / name).read_text(encoding="utf-8")
+    style, script = read_template("report.css"), read_template("report.js")
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            title=title,
+            policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+            "base-uri 'none'; form-action 'none'",
+            style=style,
+            script=script,
+            about=_about(test_set, systems),
+            source_lang=languages[0].replace("_", "-"),
+            target_lang=languages[1].replace("_", "-"),
+            scores=scores,
+            signature=signature,
+            error_table=summary_table({system.name: system.reports for system in systems}),
+            lengths=_length_rows(test_set, systems),
+            systems=[system.name for system in systems],
+            errors=ERRORS,
+            # "<" would end the script element; JSON reads the escapes as the same characters.
+            data=data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
+        )
+    )
 
 
 def _hash(text: str) -> str:
@@ -142,31 +140,20 @@ def _score_rows(test_set: TestSet, systems: Sequence[AnalysedSystem]) -> tuple[l
     signature = ""
     for system in systems:
         texts = [hypothesis.text for hypothesis in system.hypotheses]
-        found = score(texts, test_set.references, metrics)
-        rows.append([system.name, *(f"{found[name]:.2f}" for name in metrics)])
-        signature = "; ".join(f"{_NAMES.get(name, name)} {found[f'{name}_signature']}" for name in metrics)
+        scores = score(texts, test_set.references, metrics)
+        rows.append([system.name, *(f"{scores[name]:.2f}" for name in metrics)])
+        signature = "; ".join(f"{_NAMES.get(name, name)} {scores[f'{name}_signature']}" for name in metrics)
     return rows, signature
 
 
 def _length_rows(test_set: TestSet, systems: Sequence[AnalysedSystem]) -> list[list[str]]:
-    """BLEU by source length, a row for each bin that holds sentences."""
-    found = []
+    """BLEU by source length, a row for each bin that is not empty."""
+    by_system = []
     for system in systems:
         texts = [hypothesis.text for hypothesis in system.hypotheses]
-        found.append(score_by_length(test_set.sources, texts, test_set.references))
-    header = ["source words", "sentences", *(f"BLEU, {system.name}" for system in systems)]
-    rows = [header]
-    for bins in zip(*found, strict=True):
+        by_system.append(score_by_length(test_set.sources, texts, test_set.references))
+    rows = [["source words", "sentences", *(f"BLEU, {system.name}" for system in systems)]]
+    for bins in zip(*by_system, strict=True):
         scores = [f"{one.bleu:.1f}" for one in bins]
         rows.append([f"{bins[0].low} to {bins[0].high}", str(bins[0].sentences), *scores])
     return rows
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as a table; the first row and the first column are headers."""
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
-    body = ""
-    for first, *cells in rows[1:]:
-        data = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        body += f'<tr><th scope="row">{html.escape(first)}</th>{data}</tr>'
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

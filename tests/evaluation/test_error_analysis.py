@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.errors import EvaluationError
+from hf_rnn_seq2seq.errors import EvaluationError, PlotError
 from hf_rnn_seq2seq.evaluation import error_analysis as analysis
 from hf_rnn_seq2seq.generation.translate import Hypothesis
-from hf_rnn_seq2seq.visualization.attention_map import PlotError
 from hf_rnn_seq2seq.visualization.beam_tree import beam_tree, plot_beam_tree
 from hf_rnn_seq2seq.visualization.gradients import (
     open_gates,
@@ -207,7 +206,7 @@ def test_beam_tree_script_and_refusals(
     output = ["--output", str(tmp_path / "tree.svg")]
     assert script.main([model, "3 days", *output, "--num_beams", "2", "--max_new_tokens", "5"]) == 0
     assert capsys.readouterr().out.count("\n") == 2 and (tmp_path / "tree.svg").stat().st_size > 5000
-    with pytest.raises(EvaluationError, match="num_beams is 1; a beam tree needs at least 2"):
+    with pytest.raises(EvaluationError, match="num_beams=1: a beam tree needs at least 2"):
         script.main([model, "3 days", *output, "--num_beams", "1"])
     with pytest.raises(PlotError, match="suffix"):
         script.main([model, "3 days", "--output", "tree.gif"])
@@ -258,9 +257,9 @@ def test_open_gates_keep_the_gradient_and_tanh_loses_it() -> None:
         left[name] = float(norms[0] / norms[-1])
     assert left["tanh"] < 1e-6 and left["closed"] < 1e-4
     assert left["lstm"] > 0.1 and left["gru"] > 0.1
-    with pytest.raises(EvaluationError, match="RNN: has no gates to open"):
+    with pytest.raises(EvaluationError, match="RNN: has no gates"):
         open_gates(nn.RNN(2, 2), 1.0)
-    with pytest.raises(EvaluationError, match="Linear: has no recurrent layer"):
+    with pytest.raises(EvaluationError, match="Linear: contains no recurrent layer"):
         recurrent_kernel(nn.Linear(2, 2))
 
 

@@ -121,7 +121,7 @@ def test_a_card_the_hub_refuses_stops_the_push(owner: HfApi, run_directory: Path
     ("damage", "complaint"),
     [
         (lambda d: (d / "summary.json").write_text(json.dumps({"token": "hf_" + "a1" * 17})), "a Hugging Face token"),
-        (lambda d: (d / "README.md").write_text("-----BEGIN RSA PRIVATE " + "KEY-----"), "holds a private key"),
+        (lambda d: (d / "README.md").write_text("-----BEGIN RSA PRIVATE " + "KEY-----"), "contains a private key"),
         (lambda d: (d / "model.safetensors").write_bytes(b"short"), "not a whole safetensors file"),
         (lambda d: torch.save({}, d / "model.safetensors"), "not a whole safetensors file"),
         (lambda d: (d / "model.safetensors").unlink(), r"no model\.safetensors"),

@@ -1,4 +1,4 @@
-"""Pictures: their values are the tensors, their labels the tokens, in any script; what cannot be drawn is said."""
+"""Pictures: their values are the tensors, their labels the tokens, in any script; missing glyphs are reported."""
 
 import importlib
 import subprocess
@@ -19,6 +19,8 @@ from hf_rnn_seq2seq.generation import attention as alignment
 from hf_rnn_seq2seq.generation import translate as evaluation
 from hf_rnn_seq2seq.visualization import attention_map as plotting
 from hf_rnn_seq2seq.visualization import fonts
+from hf_rnn_seq2seq.visualization.figure import save_figure
+from hf_rnn_seq2seq.visualization.labels import printable_labels
 from tests.helpers.checkpoints import SOURCES, save_checkpoint, tiny_bart, tiny_rnn, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -168,39 +170,30 @@ def only_these_fonts(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
     for path in paths:
         font_manager.fontManager.addfont(str(path))
         found.append((font_manager.FontProperties(fname=str(path)).get_name(), str(path), 0))
-    monkeypatch.setattr(fonts, "_candidates", lambda: tuple(found))
+    monkeypatch.setattr(fonts, "_installed", lambda: tuple(found))
 
 
 def test_fonts_are_chosen_by_what_the_labels_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only_these_fonts(monkeypatch, font_with("月", tmp_path / "one.ttf"), font_with("月日語", tmp_path / "most.ttf"))
-    assert fonts.choose_fonts(["Thursday", "четверг", "γ", "שלום", "قبل", "😀"]) == (["DejaVu Sans"], set())
-    assert fonts.choose_fonts(["3月", "12日", "é"]) == (["DejaVu Sans", "Squares most"], set())
-    families, missing = fonts.choose_fonts(["月日", "목", "a\u200db\ufe0f"])
-    assert (families, missing) == (["DejaVu Sans", "Squares most"], {"목"})
+    assert fonts.choose_fonts(["Thursday", "четверг", "γ", "שלום", "قبل", "😀"]) == ["DejaVu Sans"]
+    assert fonts.choose_fonts(["3月", "é", "a\u200db\ufe0f"]) == ["DejaVu Sans", "Squares one"]
+    assert fonts.choose_fonts(["12日"]) == ["DejaVu Sans", "Squares most"]
     chosen = fonts.choose_fonts(["月"], font_with("月", tmp_path / "mine.ttf"))
-    assert chosen == (["Squares mine", "DejaVu Sans"], set())
+    assert chosen == ["Squares mine", "DejaVu Sans"]
 
 
-def test_missing_glyphs_are_spelt_and_reported_and_no_box_is_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_glyphs_are_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only_these_fonts(monkeypatch, font_with("月", tmp_path / "one.ttf"))
-    with pytest.warns(fonts.MissingGlyphWarning, match="3 character.*か 日 목") as caught:
+    with pytest.warns(fonts.MissingGlyphWarning, match="3 of the characters.*か 日 목") as caught:
         figure = plotting.attention_heatmap(weights_of(2, 4), ["3", "月", "日", "か"], ["목", "x"])
-    assert labels(maps(figure)[0]) == (["3", "月", "U+65E5", "ka"], ["mog", "x"])
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib's own "Glyph ... missing from font(s)" would end the test
-        plotting.save_figure(figure, tmp_path / "a.png")
+        save_figure(figure, tmp_path / "a.png")
 
 
-def test_symbols_are_spelt_by_their_names() -> None:
-    assert list(map(fonts.spell, "목か日🍕")) == ["mog", "ka", "U+65E5", ":slice of pizza:"]
-    assert fonts.printable_labels(["🇫🇷"], {"🇫", "🇷"}) == ["FR"]
-
-
-def test_installed_fonts_never_leave_matplotlib_without_a_glyph(tmp_path: Path) -> None:
-    """Whatever this machine has: what is not spelt out is in a font."""
+def test_any_script_is_drawn_with_the_installed_fonts(tmp_path: Path) -> None:
+    """Whatever this machine has."""
     texts = [
         "\ufffd\u0651",
         "e\u0301\u0951",
@@ -231,12 +224,12 @@ def test_right_to_left_sources_run_from_right_to_left() -> None:
 
 def test_a_title_may_hold_what_no_font_has(tmp_path: Path) -> None:
     figure = plotting.attention_heatmap(weights_of(1, 1), "a", "b", title="il\x11 y\na", output=tmp_path / "a.png")
-    assert maps(figure)[0].get_xlabel() == "ilU+0011 y a"
+    assert maps(figure)[0].get_xlabel() == "il\ufffd y a"
 
 
 def test_labels_of_white_space_and_of_long_tokens() -> None:
     tokens = [" a", " ", "", "x" * 40, "a\nb", "a\x17"]
-    assert fonts.printable_labels(tokens, set()) == ["a", "␣", "·", "x" * 23 + "…", "a b", "aU+0017"]
+    assert printable_labels(tokens) == ["a", "␣", "·", "x" * 23 + "…", "a b", "a\ufffd"]
 
 
 @pytest.fixture(scope="module")
@@ -283,9 +276,8 @@ def test_the_picture_holds_the_models_cross_attentions(
         for head in range(heads):
             shown = drawn[row * heads + head].images[0].get_array()
             numpy.testing.assert_allclose(shown, output_.cross_attentions[-1][0, head], atol=2e-5)
-        assert labels(drawn[row * heads])[1] == fonts.printable_labels(
-            alignment.target_pieces(tokenizer, ids), set()
-        ), "rows are the produced tokens"
+        pieces = alignment.target_pieces(tokenizer, ids)
+        assert labels(drawn[row * heads])[1] == printable_labels(pieces), "rows are the produced tokens"
     assert output.stat().st_size > 5000
 
 

@@ -35,9 +35,9 @@
   }
 
   function weight(row, system, target, source) {
-    const own = systems[system];
+    const entry = systems[system];
     const width = sourceWords(row, system).length;
-    return own.weights[own.start[row] + target * width + source] / 255;
+    return entry.weights[entry.start[row] + target * width + source] / 255;
   }
 
   const attends = (row, system) => Boolean(systems[system].weights && systems[system].attended[row]);
@@ -50,15 +50,15 @@
   const least = (row) => Math.min(...systems.map((system) => system.chrf[row]));
 
   function passes(row) {
-    const own = systems[chosen()];
-    const wanted = $("errors").value;
-    const exact = own.text[row] === data.reference[row];
-    if (wanted === "any" && !own.errors[row].length) return false;
-    if (wanted === "exact" && !exact) return false;
-    if (wanted === "inexact" && exact) return false;
-    if (!["all", "any", "exact", "inexact"].includes(wanted) && !own.errors[row].includes(wanted)) return false;
-    const score = own.chrf[row];
-    const length = own.length[row];
+    const entry = systems[chosen()];
+    const choice = $("errors").value;
+    const exact = entry.text[row] === data.reference[row];
+    if (choice === "any" && !entry.errors[row].length) return false;
+    if (choice === "exact" && !exact) return false;
+    if (choice === "inexact" && exact) return false;
+    if (!["all", "any", "exact", "inexact"].includes(choice) && !entry.errors[row].includes(choice)) return false;
+    const score = entry.chrf[row];
+    const length = entry.length[row];
     if (score < number("score_from", -1) || score > number("score_to", 101)) return false;
     if (length < number("length_from", -1) || length > number("length_to", Infinity)) return false;
     return $("query").value.toLowerCase().split(/\s+/).every((word) => lowered[row].includes(word));
@@ -81,7 +81,7 @@
         values.set(row, value(row));
       }
     }
-    // What has no value stands last in both directions.
+    // Rows without a value come last in both directions.
     const compare = (a, b) => (a === null) - (b === null) || sign * (a - b);
     shown.sort((a, b) => compare(values.get(a), values.get(b)) || a - b);
     page = 0;
@@ -105,7 +105,7 @@
     line.dataset.system = system;
     words.forEach((word, place) => {
       const isSpecial = special.has(word);
-      // The white space before a word stays outside of it, so that its mark covers the word alone.
+      // White space before a word stays outside its span, so that only the word is marked.
       const lead = isSpecial ? " " : /^\s*/.exec(word)[0];
       if (lead) line.append(lead);
       const span = element("span", isSpecial ? "w special" : "w", isSpecial ? word : word.slice(lead.length));
@@ -116,30 +116,30 @@
     return line;
   }
 
-  function labelled(name, line) {
+  function labeled(name, line) {
     const row = element("div", "row");
     row.append(element("span", "name", name), line);
     return row;
   }
 
-  // A log-probability of next to nothing is 0.00, not -0.00.
+  // Prints 0.00 in place of -0.00.
   const fixed = (value, digits) => value.toFixed(digits).replace(/^-(?=.*[1-9])/, "\u2212").replace("-", "");
 
   function facts(row, system) {
-    const own = systems[system];
+    const entry = systems[system];
     const line = element("p", "facts");
     const add = (text, classes) => line.append(element("span", classes, text));
-    add(`chrF ${fixed(own.chrf[row], 1)}`);
-    add(`BLEU ${fixed(own.bleu[row], 1)}`);
-    if (own.text[row] === data.reference[row]) add("= reference", "good");
-    if (own.log_probability[row] !== null) add(`log-probability ${fixed(own.log_probability[row], 2)} a token`);
-    if (own.entropy[row] !== null) add(`entropy ${fixed(own.entropy[row], 2)}`);
-    if (own.coverage[row] !== null) add(`coverage ${fixed(own.coverage[row], 2)}`);
-    for (const name of own.errors[row]) {
-      const words = own[name] ? own[name][row].join(", ") : "";
+    add(`chrF ${fixed(entry.chrf[row], 1)}`);
+    add(`BLEU ${fixed(entry.bleu[row], 1)}`);
+    if (entry.text[row] === data.reference[row]) add("= reference", "good");
+    if (entry.log_probability[row] !== null) add(`log-probability ${fixed(entry.log_probability[row], 2)} a token`);
+    if (entry.entropy[row] !== null) add(`entropy ${fixed(entry.entropy[row], 2)}`);
+    if (entry.coverage[row] !== null) add(`coverage ${fixed(entry.coverage[row], 2)}`);
+    for (const name of entry.errors[row]) {
+      const words = entry[name] ? entry[name][row].join(", ") : "";
       add(name.replace("_", " ") + (words ? `: ${words}` : ""), "error");
     }
-    if (own.unread[row].length) add(`unread: ${own.unread[row].join(", ")}`);
+    if (entry.unread[row].length) add(`unread: ${entry.unread[row].join(", ")}`);
     if (attends(row, system)) {
       const button = element("button", "", "map");
       button.type = "button";
@@ -158,15 +158,15 @@
     const count = systems[0].length[row];
     card.append(element("h2", "", `${row + 1} · ${count} ${count === 1 ? "word" : "words"}`));
     const any = systems.some((_, system) => attends(row, system));
-    card.append(labelled("source", wordLine(sourceWords(row, 0), "source", 0, any, list.dataset.sourceLang)));
+    card.append(labeled("source", wordLine(sourceWords(row, 0), "source", 0, any, list.dataset.sourceLang)));
     const reference = element("span", "words", data.reference[row]);
     reference.dir = "auto";
     if (list.dataset.targetLang) reference.lang = list.dataset.targetLang;
-    card.append(labelled("reference", reference));
-    systems.forEach((own, system) => {
-      const words = own.target[row].length ? own.target[row] : [own.text[row] || "(nothing)"];
+    card.append(labeled("reference", reference));
+    systems.forEach((entry, system) => {
+      const words = entry.target[row].length ? entry.target[row] : [entry.text[row] || "(nothing)"];
       const line = wordLine(words, "target", system, attends(row, system), list.dataset.targetLang);
-      const made = labelled(own.name, line);
+      const made = labeled(entry.name, line);
       made.classList.add("translation");
       made.append(facts(row, system));
       card.append(made);
@@ -218,7 +218,7 @@
     if (share >= 0.05) word.dataset.share = `${Math.round(share * 100)}`;
   }
 
-  // The source as this system cuts it: another system may have cut it in another way.
+  // The source as this system splits it; systems may split it differently.
   function sourceLine(card, row, system) {
     const line = card.querySelector('[data-kind="source"]');
     const words = sourceWords(row, system);
@@ -261,10 +261,10 @@
     active = word;
     word.classList.add("active");
     if (aloud) {
-      const told = shares.filter(([share]) => share >= 0.05).sort((a, b) => b[0] - a[0]).slice(0, 4);
+      const strongest = shares.filter(([share]) => share >= 0.05).sort((a, b) => b[0] - a[0]).slice(0, 4);
       const verb = line.dataset.kind === "target" ? "attends to" : "is attended by";
       $("spoken").textContent = `${word.textContent} ${verb} ` +
-        (told.map(([share, text]) => `${text} ${Math.round(share * 100)} %`).join(", ") || "nothing in particular");
+        (strongest.map(([share, text]) => `${text} ${Math.round(share * 100)} %`).join(", ") || "nothing in particular");
     }
   }
 
@@ -302,7 +302,7 @@
     holder.append(map);
   }
 
-  // ------------------------------------------------------------ hands
+  // ------------------------------------------------------------ input
 
   list.addEventListener("mouseover", (event) => {
     const word = event.target.closest(".w");

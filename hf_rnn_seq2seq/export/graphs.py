@@ -132,9 +132,7 @@ def present(memory: Memory) -> list[Tensor]:
 def check(model: nn.Module) -> None:
     """Raises ExportError for a model of another class, or with encoder layers that are not one operation."""
     if not isinstance(model, RnnSeq2SeqForConditionalGeneration):
-        raise ExportError(
-            f"{type(model).__name__}: only RnnSeq2SeqForConditionalGeneration can be exported"
-        )
+        raise ExportError(f"{type(model).__name__}: only RnnSeq2SeqForConditionalGeneration can be exported")
     for name, layer in model.get_encoder().named_modules():
         if not isinstance(layer, RecurrentLayer):
             continue

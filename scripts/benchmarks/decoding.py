@@ -1,8 +1,7 @@
-"""What decoding costs and what it finds: `generate()` and `model.search` on the same sentences, in one run.
+"""Speed and results of decoding: `generate()` and `model.search` on the same sentences.
 
-Every variant decodes all sentences and returns its hypotheses, so that speed stands beside what it was bought with:
-the number of sentences whose tokens are not those of `generate()` (0 for an exact variant), and BLEU where references
-are given.
+The report has the speed of each variant, the number of sentences whose tokens differ from those of `generate()` (0 for
+an exact variant), and BLEU if references are given.
 """
 
 from argparse import Namespace
@@ -11,15 +10,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from benchmarks.measure import clock
+from benchmarks.measure import clock, random_batch, take_turns
+from benchmarks.training import build_model
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Batch = tuple[Sequence[int], Tensor, Tensor]  # numbers of the sentences, ids and mask (batch, source)
+from hf_rnn_seq2seq.generation.lines import LineReader
+from hf_rnn_seq2seq.generation.shortlist import Shortlist
+from hf_rnn_seq2seq.generation.translate import encode_sources, length_batches, score
+from hf_rnn_seq2seq.run_directory import load_checkpoint
+
+Batch = tuple[Sequence[int], Tensor, Tensor]  # indices of the sentences, ids and mask (batch, source)
 
 
 @dataclass
 class Sentences:
-    """What is decoded: the same sentences in the order of the input, and sorted by length."""
+    """The sentences to decode, in batches in the order of the input, and in batches sorted by length."""
 
     plain: list[Batch]
     by_length: list[Batch]
@@ -33,13 +39,13 @@ class Sentences:
 
 @dataclass
 class Decoding:
-    """One way to decode all sentences; a call returns the steps of the longest hypothesis and keeps what it found."""
+    """One way to decode all sentences; a call stores the hypotheses and returns the length of the longest."""
 
     decode: Callable[..., Tensor]
     batches: list[Batch]
     options: Mapping[str, Any]
     device: str = "cpu"
-    found: dict[int, list[int]] = field(default_factory=dict)
+    hypotheses: dict[int, list[int]] = field(default_factory=dict)
 
     def __call__(self) -> float:
         longest = 0
@@ -47,22 +53,61 @@ class Decoding:
             ids, mask = (tensor.to(self.device) for tensor in inputs)
             sequences = self.decode(input_ids=ids, attention_mask=mask, **self.options)[:, 1:]
             longest = max(longest, sequences.shape[1])
-            self.found.update(zip(rows, sequences.tolist(), strict=True))
+            self.hypotheses.update(zip(rows, sequences.tolist(), strict=True))
         return float(longest)
 
 
+def run(arguments: Namespace) -> list[dict[str, Any]]:
+    """Measures the variants with each batch size and prints a table for each."""
+    tokenizer, shortlist, texts, ends = None, None, [], ()
+    if arguments.model is None:
+        model = build_model(arguments).eval().to(arguments.device)
+    else:
+        model, tokenizer = load_checkpoint(arguments.model, device=arguments.device)
+        files = filter(None, (arguments.input, arguments.references))
+        texts = [list(LineReader(path))[: arguments.sentences] for path in files]
+        shortlist = Shortlist.load(arguments.shortlist, tokenizer) if arguments.shortlist else None
+        ends = (model.config.eos_token_id,)
+    report = []
+    for size in arguments.batch_sizes or [arguments.batch_size]:
+        arguments.batch_size = size
+        sentences = (
+            random_sentences(arguments) if not texts else read_sentences(model, tokenizer, texts[0], size, *texts[1:])
+        )
+        variants = decoding_variants(model, sentences, arguments, shortlist)
+        measured = take_turns(variants, arguments.rounds, arguments.device)
+        rows = compare_decoding(variants, measured, sentences, tokenizer, ends, arguments.device)
+        print(f"{sentences.count} sentences, batches of {size}, threads: {arguments.threads}")
+        print_decoding(rows)
+        report += [{"batch_size": size, **row} for row in rows]
+    return report
+
+
+def random_sentences(arguments: Namespace) -> Sentences:
+    """One batch of random ids."""
+    lengths, vocabularies = (
+        (arguments.source_length, arguments.target_length),
+        (arguments.vocab_size, arguments.vocab_size),
+    )
+    source, _ = random_batch(arguments.batch_size, *lengths, vocabularies, full=arguments.full_rows)
+    batches: list[Batch] = [(range(len(source)), source, (source != 0).long())]
+    return Sentences(batches, batches)
+
+
 def read_sentences(
-    model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int, references: Sequence[str] = ()
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    batch_size: int,
+    references: Sequence[str] = (),
 ) -> Sentences:
-    """Batches of texts that hold words.
+    """Batches of the texts that are not empty.
 
     Raises:
-        ValueError: there are references, but not one for each text.
+        ValueError: the number of references differs from that of the texts.
     """
-    from hf_rnn_seq2seq.generation.translate import encode_sources, length_batches
-
     if references and len(references) != len(texts):
-        raise ValueError(f"{len(references)} references for {len(texts)} sentences; need as many")
+        raise ValueError(f"{len(references)} references for {len(texts)} sentences; the numbers must be equal")
     rows = encode_sources(tokenizer, texts).ids
     filled = [number for number, row in enumerate(rows) if row]
     pad = model.config.pad_token_id
@@ -77,15 +122,15 @@ def read_sentences(
 
 
 def decoding_variants(
-    model: Any, sentences: Sentences, arguments: Namespace, shortlist: Any = None
+    model: PreTrainedModel, sentences: Sentences, arguments: Namespace, shortlist: Shortlist | None = None
 ) -> dict[str, Decoding]:
-    """`generate()`, also in batches sorted by length, and the search with each kind of weights and a shortlist."""
+    """`generate()`, in order and sorted by length, and the search with each type of weights and with a shortlist."""
     device = arguments.device
     kinds = {"": {}, " bf16": {"weight_type": "bfloat16"}, " int8": {"weight_type": "int8"}}
     if device == "cuda":
         del kinds[" int8"]
     limits: dict[str, Any] = {"max_new_tokens": arguments.target_length} if arguments.target_length else {}
-    if arguments.model is None:  # random weights: no sentence may end, so that every variant takes as many steps
+    if arguments.model is None:  # random weights: without an end, all variants decode the same number of steps
         limits["eos_token_id"] = None
     variants = {}
     for name, beams in (("greedy", 1), (f"beam {arguments.num_beams}", arguments.num_beams)):
@@ -106,59 +151,57 @@ def compare_decoding(
     variants: Mapping[str, Decoding],
     measured: Mapping[str, Mapping[str, float]],
     sentences: Sentences,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     ends: Sequence[int] = (),
     device: str = "cpu",
 ) -> list[dict[str, Any]]:
-    """A row for each variant: rates, ratios to `generate()` with as many beams, and what it found otherwise.
+    """A row for each variant: speed, ratios to `generate()` with the same number of beams, and differences.
 
     Args:
-        variants: after they have run.
+        variants: after their calls.
         measured: `wall_s` and `cpu_s` of each, in seconds.
-        sentences: what they decoded.
-        tokenizer: reads what they found, where there are references.
+        sentences: those that were decoded.
+        tokenizer: decodes the hypotheses; required if there are references.
         ends: ids that end a sentence.
-        device: where they ran; off the CPU ratios compare wall time.
+        device: on a CPU ratios compare CPU time, else wall time.
     """
     seconds = clock(device)
     report = []
     for name, row in measured.items():
         first = next(other for other in measured if name.startswith(other))
         reference = measured[first]
-        found, wanted = (until_end(variants[one].found, ends) for one in (name, first))
+        hypotheses, expected = (until_end(variants[one].hypotheses, ends) for one in (name, first))
         facts: dict[str, Any] = {
             "variant": name,
             "sentences_per_s": sentences.count / row["wall_s"],
             "ratio_to_reference": reference[seconds] / row[seconds],
             "wall_ratio": reference["wall_s"] / row["wall_s"],
-            "different": sum(found[number] != wanted[number] for number in wanted),
+            "different": sum(hypotheses[index] != expected[index] for index in expected),
             **row,
         }
         if sentences.references:
-            facts["bleu"] = _bleu(found, sentences, tokenizer)
+            facts["bleu"] = _bleu(hypotheses, sentences, tokenizer)
         report.append(facts)
     return report
 
 
-def until_end(found: Mapping[int, list[int]], ends: Sequence[int]) -> dict[int, list[int]]:
-    """Each row up to its first end of sentence, without what stands behind it."""
+def until_end(hypotheses: Mapping[int, list[int]], ends: Sequence[int]) -> dict[int, list[int]]:
+    """Each row up to its first end of sentence."""
     cut = {}
-    for number, row in found.items():
-        stop = next((place + 1 for place, word in enumerate(row) if word in ends), len(row))
-        cut[number] = row[:stop]
+    for index, row in hypotheses.items():
+        stop = next((position + 1 for position, word in enumerate(row) if word in ends), len(row))
+        cut[index] = row[:stop]
     return cut
 
 
-def _bleu(found: Mapping[int, list[int]], sentences: Sentences, tokenizer: Any) -> float:
-    from hf_rnn_seq2seq.generation.translate import score
-
-    rows = [found.get(number, []) for number in range(len(sentences.references))]
+def _bleu(hypotheses: Mapping[int, list[int]], sentences: Sentences, tokenizer: PreTrainedTokenizerBase) -> float:
+    rows = [hypotheses.get(index, []) for index in range(len(sentences.references))]
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     return score(texts, sentences.references, metrics=("bleu",))["bleu"]
 
 
 def print_decoding(report: Sequence[Mapping[str, Any]]) -> None:
-    """One line a variant."""
+    """Prints one line per variant."""
     with_bleu = "bleu" in report[0]
     head = f"{'variant':24}{'sentences/s':>12}{'CPU ms':>10}{'ratio':>8}{'wall':>8}{'different':>11}{'steps':>7}"
     print(head + f"{'BLEU':>8}" * with_bleu)
@@ -166,14 +209,3 @@ def print_decoding(report: Sequence[Mapping[str, Any]]) -> None:
         line = f"{row['variant']:24}{row['sentences_per_s']:12.1f}{row['cpu_s'] * 1e3:10.1f}"
         line += f"{row['ratio_to_reference']:8.2f}{row['wall_ratio']:8.2f}{row['different']:11}{row['value']:7.0f}"
         print(line + (f"{row['bleu']:8.2f}" if with_bleu else ""))
-
-
-__all__ = [
-    "Decoding",
-    "Sentences",
-    "compare_decoding",
-    "decoding_variants",
-    "print_decoding",
-    "read_sentences",
-    "until_end",
-]

@@ -1,26 +1,35 @@
-"""How a training step's cost and memory grow along each axis: one point at a time, each in processes of its own."""
+"""How the cost and memory of a training step grow along each axis; each point is measured in processes of its own."""
 
 import os
 import statistics
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
 import torch.distributed as dist
 from benchmarks.measure import in_child, random_batch, training_flops
-from benchmarks.training import GROWTH, Build, model_loss, training_step
+from benchmarks.training import GROWTH, Build, build_model, model_loss, training_step
 from torch import nn
 
 
-def measure_growth(build: Build, arguments: Namespace) -> list[dict[str, Any]]:
-    """One row per axis and value; every other size is that of the named model.
+def run(arguments: Namespace) -> list[dict[str, Any]]:
+    """Measures each point and prints a table."""
+    report = measure_growth(partial(build_model, arguments), arguments)
+    print_growth(report)
+    return report
 
-    The vocabulary is measured twice: with its logits whole, and in chunks of at most 64 MiB.
+
+def measure_growth(build: Build, arguments: Namespace) -> list[dict[str, Any]]:
+    """Measures each value of each axis; all other sizes are those of the model `--sizes`.
+
+    The vocabulary is measured twice: with all logits at once, and in chunks of at most 64 MiB.
 
     Args:
-        build: makes a model, with fields of its config replaced by keyword arguments.
+        build: builds a model; keyword arguments replace fields of its config.
         arguments: `batch_size`, `source_length`, `target_length`, `rounds`, `threads`; `only`, axes or None.
     """
     report = []
@@ -49,14 +58,14 @@ def _point(build: Build, arguments: Namespace, axis: str, value: int, fields: di
     shape = (max(1, rows // processes), source, target)
     if processes == 1:
         return in_child(lambda: _measure(build(**fields), shape, arguments.rounds), arguments.threads)
-    return _together(lambda: build(**fields), shape, arguments.rounds, processes)
+    return _in_parallel(lambda: build(**fields), shape, arguments.rounds, processes)
 
 
-def _measure(model: nn.Module, shape: tuple[int, int, int], rounds: int, trained: nn.Module | None = None) -> dict:
-    """Medians of one training step; `trained` is what is called where it is not the model itself."""
+def _measure(model: nn.Module, shape: tuple[int, int, int], rounds: int, wrapper: nn.Module | None = None) -> dict:
+    """Medians of one training step of `model`, called through `wrapper` if there is one."""
     vocabularies = model.config.source_vocab_size, model.config.vocab_size
     source, labels = random_batch(*shape, vocabularies)
-    step = training_step(trained or model, model_loss, source, labels)
+    step = training_step(wrapper or model, model_loss, source, labels)
     step()
     wall, cpu = [], []
     for _ in range(rounds):
@@ -75,8 +84,10 @@ def _measure(model: nn.Module, shape: tuple[int, int, int], rounds: int, trained
     }
 
 
-def _together(make: Any, shape: tuple[int, int, int], rounds: int, processes: int) -> dict[str, float]:
-    """Processes that share an update, each with its part of the batch; tokens are added, memory is of one process."""
+def _in_parallel(
+    build: Callable[[], nn.Module], shape: tuple[int, int, int], rounds: int, processes: int
+) -> dict[str, float]:
+    """Data-parallel processes, each with its part of the batch; tokens are summed, memory is that of one process."""
     context = get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         results = context.SimpleQueue()
@@ -84,7 +95,7 @@ def _together(make: Any, shape: tuple[int, int, int], rounds: int, processes: in
         def work(rank: int) -> None:
             store = f"file://{os.path.join(folder, 'store')}"
             dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes)
-            model = make()
+            model = build()
             results.put(_in_this_process(model, shape, rounds))
             dist.destroy_process_group()
 
@@ -98,15 +109,15 @@ def _together(make: Any, shape: tuple[int, int, int], rounds: int, processes: in
 
 
 def _in_this_process(model: nn.Module, shape: tuple[int, int, int], rounds: int) -> dict[str, float]:
-    """What one of several processes measures, with its own peak memory."""
+    """Measures one of several processes, with its peak memory."""
     import resource
 
-    done = _measure(model, shape, rounds, nn.parallel.DistributedDataParallel(model))
-    return {**done, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    row = _measure(model, shape, rounds, nn.parallel.DistributedDataParallel(model))
+    return {**row, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def print_growth(report: list[dict[str, Any]]) -> None:
-    """The table of `measure_growth`."""
+    """Prints the table of `measure_growth`."""
     columns = ("tokens/s", "CPU ms", "us/token", "GFLOP/s", "peak MB", "M params")
     print(f"{'variant':26}" + "".join(f"{column:>11}" for column in columns))
     for row in report:
@@ -114,6 +125,3 @@ def print_growth(report: list[dict[str, Any]]) -> None:
             f"{row['variant']:26}{row['tokens_per_s']:11.0f}{1e3 * row['cpu_s']:11.1f}{row['cpu_us_per_token']:11.1f}"
             f"{row['gflops']:11.1f}{row['peak_mb']:11.0f}{row['parameters'] / 1e6:11.1f}"
         )
-
-
-__all__ = ["measure_growth", "print_growth"]

@@ -1,4 +1,4 @@
-"""What a training step must compute, and how fast this machine multiplies: the two sides of "share of the peak"."""
+"""Operations of a training step, speed of matrix products, time and memory."""
 
 import gc
 import os
@@ -6,29 +6,34 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
+
 _GATES = {"lstm": 4, "gru": 3}
 
 
-def training_flops(model: Any, source: Tensor, labels: Tensor) -> float:
-    """Floating-point operations of the matrix products of one training step, real words only.
+def training_flops(model: RnnSeq2SeqForConditionalGeneration, source: Tensor, labels: Tensor) -> float:
+    """Floating-point operations of the matrix products of one training step, without padding.
 
-    A product of (m, k) and (k, n) counts 2 m k n; the backward pass makes two products for each of the forward pass.
+    A product of (m, k) and (k, n) counts 2 m k n; the backward pass has two products for each of the forward pass.
     Embeddings, gates, softmax and optimizer are not counted.
 
     Args:
-        model: an encoder-decoder of this package, with attention or without.
+        model: with attention or without.
         source: ids (batch, source), padded with the config's pad token.
         labels: ids (batch, target), padded with -100.
     """
     config, decoder = model.config, model.get_decoder()
-    reads, writes = (source != config.pad_token_id).sum(1), (labels != -100).sum(1)
-    words, targets, pairs = int(reads.sum()), int(writes.sum()), int((reads * writes).sum())
+    source_lengths, target_lengths = (source != config.pad_token_id).sum(1), (labels != -100).sum(1)
+    words, targets, pairs = (
+        int(source_lengths.sum()),
+        int(target_lengths.sum()),
+        int((source_lengths * target_lengths).sum()),
+    )
     gates, hidden = _GATES.get(config.cell_type, 1), config.hidden_size
     total, below = 0.0, config.embedding_size
     for layer in range(1, config.encoder_layers + 1):
@@ -38,10 +43,10 @@ def training_flops(model: Any, source: Tensor, labels: Tensor) -> float:
     for layer in decoder.layers:
         total += targets * gates * hidden * (layer.kernel.input_size + hidden)
     if decoder.attention is not None:
-        asked = {name: parameter for name, parameter in decoder.attention.named_parameters() if parameter.dim() == 2}
-        at_source = sum(weight.numel() for name, weight in asked.items() if name.startswith(("key.", "value.")))
-        at_target = sum(weight.numel() for name, weight in asked.items() if name.startswith(("query.", "output.")))
-        score = hidden if "query.weight" not in asked else config.attention_size
+        matrices = {name: parameter for name, parameter in decoder.attention.named_parameters() if parameter.dim() == 2}
+        at_source = sum(weight.numel() for name, weight in matrices.items() if name.startswith(("key.", "value.")))
+        at_target = sum(weight.numel() for name, weight in matrices.items() if name.startswith(("query.", "output.")))
+        score = hidden if "query.weight" not in matrices else config.attention_size
         total += words * at_source + targets * at_target + pairs * (score + config.context_width)
     if decoder.readout.project is not None:
         total += targets * decoder.readout.project.weight.numel()
@@ -50,20 +55,20 @@ def training_flops(model: Any, source: Tensor, labels: Tensor) -> float:
 
 
 def clock(device: str) -> str:
-    """What ratios compare: the CPU time, which other programs do not change, or the wall time where a device works."""
+    """The time that ratios compare: CPU time, which other programs do not change, or wall time on a device."""
     return "cpu_s" if device == "cpu" else "wall_s"
 
 
 def wait(device: str) -> None:
-    """Returns when a device has computed everything it was given."""
+    """Waits until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def product_rate(dtype: torch.dtype, size: int | None = None, repeats: int = 3, device: str = "cpu") -> float:
-    """Operations per second of one large matrix product: the best of `repeats` by each library in torch.
+    """Operations per second of a large matrix product: the best of `repeats` with each library of torch.
 
-    Seconds are the CPU's own, or on a device those of the wall.
+    Measured in CPU time, or in wall time on a device.
     """
     size = size or (2048 if device == "cpu" else 8192)
     seconds = time.process_time if device == "cpu" else time.perf_counter
@@ -81,9 +86,9 @@ def product_rate(dtype: torch.dtype, size: int | None = None, repeats: int = 3, 
     return 2 * size**3 / best
 
 
-def device_peak_mb(work: Callable[[], Any]) -> float:
-    """The most memory of a CUDA device that tensors held during `work`, in MiB."""
-    gc.collect()  # of the work before
+def device_peak_mb(work: Callable[[], object]) -> float:
+    """The peak memory of tensors on the CUDA device during `work`, in MiB."""
+    gc.collect()  # memory of earlier work
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     work()
@@ -92,11 +97,10 @@ def device_peak_mb(work: Callable[[], Any]) -> float:
 
 
 def in_child(work: Callable[[], dict[str, float]], threads: int) -> dict[str, float]:
-    """What `work` returns in a forked process of its own, with `peak_mb`, the most memory that process held, in MiB.
+    """Runs `work` in a forked process and returns its result with `peak_mb`, the peak memory of that process in MiB.
 
-    Forked, so that the memory of a variant is not hidden by what the one before it left behind; where processes cannot
-    be forked, the work is done here and `peak_mb` is 0. The threads of a pool do not survive a fork: call this before
-    anything runs on several, and give their number here.
+    A process for each variant keeps its peak apart from that of earlier variants. On platforms without fork, `work`
+    runs here and `peak_mb` is 0. Threads do not survive a fork: call this before torch starts several.
     """
     if not hasattr(os, "fork"):
         torch.set_num_threads(threads)
@@ -108,9 +112,9 @@ def in_child(work: Callable[[], dict[str, float]], threads: int) -> dict[str, fl
         import resource
 
         torch.set_num_threads(threads)
-        done = work()
+        result = work()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        sending.send({**done, "peak_mb": peak})
+        sending.send({**result, "peak_mb": peak})
 
     process = context.Process(target=child)
     process.start()
@@ -118,7 +122,7 @@ def in_child(work: Callable[[], dict[str, float]], threads: int) -> dict[str, fl
     try:
         return receiving.recv()
     except EOFError:
-        raise RuntimeError("a measuring process ended without a result; is there enough memory?") from None
+        raise RuntimeError("a measuring process ended without a result; if memory ran out, reduce the sizes") from None
     finally:
         process.join()
 
@@ -126,7 +130,7 @@ def in_child(work: Callable[[], dict[str, float]], threads: int) -> dict[str, fl
 def take_turns(
     variants: dict[str, Callable[[], float]], rounds: int, device: str = "cpu"
 ) -> dict[str, dict[str, float]]:
-    """Median and least seconds of each variant, in turns, after one unmeasured turn whose value is kept."""
+    """Median and minimum seconds of each variant, taking turns, and the value of a first turn that is not timed."""
     from tqdm import tqdm
 
     values = {name: run() for name, run in variants.items()}
@@ -155,8 +159,10 @@ def take_turns(
 def random_batch(
     rows: int, source: int, target: int, vocabularies: Sequence[int], full: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Source ids padded with 0 and labels padded with -100, (rows, length); rows are three quarters to all of the
-    longest, like bucketed text, or all `full`."""
+    """Source ids padded with 0 and labels padded with -100, (rows, length).
+
+    Lengths are drawn from 3/4 of the longest to the longest, as in bucketed text; with `full` all are the longest.
+    """
     generator = torch.Generator().manual_seed(1)
 
     def side(longest: int, words: int, padding: int) -> Tensor:
@@ -164,17 +170,6 @@ def random_batch(
         lengths = torch.full_like(lengths, longest) if full else lengths
         lengths[0] = longest
         ids = torch.randint(4, words, (rows, longest), generator=generator)
-        return ids.masked_fill(torch.arange(longest) >= lengths[:, None], padding)
+        return ids.mmatrices_fill(torch.arange(longest) >= lengths[:, None], padding)
 
     return side(source, vocabularies[0], 0), side(target, vocabularies[1], -100)
-
-
-__all__ = [
-    "clock",
-    "device_peak_mb",
-    "in_child",
-    "product_rate",
-    "random_batch",
-    "take_turns",
-    "training_flops",
-]

@@ -1,18 +1,26 @@
-"""What `scripts/benchmark.py train` and `growth` measure: forms of one training step, and its cost as sizes grow.
-
-Everything takes models from a function of the caller, which knows the classes.
-"""
+"""Variants of one training step: speed, memory, loss, and the share of the peak speed of the machine."""
 
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from benchmarks.measure import clock, device_peak_mb, in_child, product_rate, take_turns, training_flops
+from benchmarks.measure import (
+    clock,
+    device_peak_mb,
+    in_child,
+    product_rate,
+    random_batch,
+    take_turns,
+    training_flops,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
-# Model A is small enough for a CPU; B is near a published system's size, with one layer in the time loop.
+from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
+
+# Model A is small enough for a CPU; B is about the size of a published system, with one layer below the attention.
 MODELS: dict[str, dict[str, Any]] = {
     "A": {"vocab_size": 8000, "embedding_size": 256, "hidden_size": 512},
     "B": {
@@ -36,38 +44,74 @@ GROWTH: dict[str, tuple[int, ...]] = {
     "processes": (1, 2),
 }
 
-Build = Callable[..., Any]
+Build = Callable[..., RnnSeq2SeqForConditionalGeneration]
+
+
+def fill_in_sizes(arguments: Namespace) -> None:
+    """Sets sizes that were not given to those of the model `--sizes`."""
+    lengths = zip(("batch_size", "source_length", "target_length"), BATCHES[arguments.sizes], strict=True)
+    defaults = {**MODELS[arguments.sizes], **dict(lengths)}
+    if arguments.what == "decode" and arguments.model is not None:
+        del defaults["target_length"]
+    for name, value in defaults.items():
+        if getattr(arguments, name, None) is None:
+            setattr(arguments, name, value)
+
+
+def build_model(arguments: Namespace, **fields: Any) -> RnnSeq2SeqForConditionalGeneration:
+    """A model with random weights, or the checkpoint `--model`; `fields` replace those of its config."""
+    torch.manual_seed(0)
+    if arguments.model is not None:
+        config = RnnSeq2SeqConfig.from_pretrained(arguments.model)
+        changed = RnnSeq2SeqConfig(**{**config.to_dict(), **fields})
+        return RnnSeq2SeqForConditionalGeneration.from_pretrained(arguments.model, config=changed)
+    sizes = {name: getattr(arguments, name) for name in (*MODELS[arguments.sizes], "cell_type")}
+    return RnnSeq2SeqForConditionalGeneration(RnnSeq2SeqConfig(**{**sizes, **fields}))
+
+
+def run(arguments: Namespace) -> list[dict[str, Any]]:
+    """Measures the variants and prints a table."""
+    build = partial(build_model, arguments)
+    config = build().config
+    lengths, vocabularies = (
+        (arguments.source_length, arguments.target_length),
+        (config.source_vocab_size, config.vocab_size),
+    )
+    source, labels = random_batch(arguments.batch_size, *lengths, vocabularies, full=arguments.full_rows)
+    report = compare_training(build, source, labels, arguments)
+    print_training(report, arguments.device)
+    return report
 
 
 def tutorial_loss(model: Any, source: Tensor, labels: Tensor) -> Tensor:
-    """The loss as a tutorial computes it, everything inside the loop over positions, by torch's own products."""
+    """The loss as a tutorial computes it, with all products of torch inside the loop over positions."""
     inner, config = model.model, model.config
     encoded = inner.encoder(source)
     layers, _ = inner.bridge(encoded)
     state, kernel = layers[0], inner.decoder.layers[0].kernel
     cell = (kernel.weight_ih_l0, kernel.weight_hh_l0, kernel.bias_ih_l0, kernel.bias_hh_l0)
-    fed = state[0].new_zeros(len(source), config.readout_size)
+    feed = state[0].new_zeros(len(source), config.readout_size)
     words = model.prepare_decoder_input_ids_from_labels(labels)
     total = 0.0
     for time_step in range(labels.shape[1]):
-        inputs = torch.cat([inner.decoder.embed(words[:, time_step]), fed], 1)
+        inputs = torch.cat([inner.decoder.embed(words[:, time_step]), feed], 1)
         state = torch.lstm_cell(inputs, state, *cell) if len(state) == 2 else (torch.gru_cell(inputs, state[0], *cell),)
         keys = F.linear(encoded.last_hidden_state, inner.decoder.attention.key.weight)
         scores = torch.bmm(keys, state[0].unsqueeze(2)).squeeze(2).masked_fill(~encoded.source_mask, float("-inf"))
         context = torch.bmm(scores.softmax(1).unsqueeze(1), encoded.last_hidden_state).squeeze(1)
-        fed = torch.tanh(F.linear(torch.cat([state[0], context], 1), inner.decoder.readout.project.weight))
-        logits = F.linear(fed, model.lm_head.weight, model.lm_head.bias)
+        feed = torch.tanh(F.linear(torch.cat([state[0], context], 1), inner.decoder.readout.project.weight))
+        logits = F.linear(feed, model.lm_head.weight, model.lm_head.bias)
         total = total + F.cross_entropy(logits, labels[:, time_step], ignore_index=-100, reduction="sum")
     return total / (labels != -100).sum()
 
 
 def model_loss(model: Any, source: Tensor, labels: Tensor) -> Tensor:
-    """The loss as the model's training step computes it."""
+    """The loss of the training step of the model."""
     return model(input_ids=source, labels=labels).loss
 
 
 def has_tutorial_form(config: Any) -> bool:
-    """Whether `tutorial_loss` computes what the model computes."""
+    """Whether `tutorial_loss` computes the loss of this model."""
     attention = config.attention_type, config.attention_order, config.attention_window
     return (
         config.context == "attention"
@@ -87,7 +131,7 @@ def training_step(
     fused: bool = True,
     bf16: bool = False,
 ) -> Callable[[], float]:
-    """One update with Adam, returning its loss."""
+    """A function that makes one update with Adam and returns its loss."""
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused)
 
@@ -105,12 +149,11 @@ def training_step(
 def training_forms(
     build: Build, source: Tensor, labels: Tensor, other_models: bool = True, device: str = "cpu"
 ) -> dict[str, Callable[[], Callable[[], float]]]:
-    """Makers of the training step of each variant; the first is the reference of the ratios.
+    """Functions that build the training step of each variant; the first is the reference of the ratios.
 
     Args:
         build, source, labels: as for `compare_training`.
-        other_models: also the same model without input feeding, whose weights a checkpoint does not have.
-        device: where they run.
+        other_models: also measure the model without input feeding, for which a checkpoint has no weights.
     """
     config = build().config
 
@@ -136,14 +179,14 @@ def training_forms(
 
 
 def compare_training(build: Build, source: Tensor, labels: Tensor, arguments: Namespace) -> list[dict[str, Any]]:
-    """One row per variant; ratios compare CPU time with the first, or on a device wall time.
+    """Measures each variant; ratios are relative to the first, of CPU time, or of wall time on a device.
 
     Args:
-        build: makes a model, with fields of its config replaced by keyword arguments.
+        build: builds a model; keyword arguments replace fields of its config.
         source: ids (batch, source).
         labels: ids (batch, target).
-        arguments: `model`, a checkpoint or None; `rounds`; `threads`; `device`; `memory`, whether peak memory is
-            measured too, each variant in its own process, or of a device one after the other.
+        arguments: `model`, a checkpoint or None; `rounds`; `threads`; `device`; `memory`, whether to measure peak
+            memory, on a CPU in a process for each variant.
     """
     device, seconds = arguments.device, clock(arguments.device)
     forms = training_forms(build, source, labels, arguments.model is None, device)
@@ -162,7 +205,7 @@ def compare_training(build: Build, source: Tensor, labels: Tensor, arguments: Na
 
     rates = measured_rates()
     rows = take_turns({name: make() for name, make in forms.items()}, arguments.rounds, device)
-    # Before and after, since the speed of a shared machine drifts.
+    # The maximum of before and after, since the speed of a shared machine changes.
     rates = {name: max(rates[name], rate) for name, rate in measured_rates().items()}
     words, first = int((labels != -100).sum()), next(iter(rows))
     report = []
@@ -191,7 +234,7 @@ def _two_steps(step: Callable[[], float]) -> dict[str, float]:
 
 
 def print_training(report: list[dict[str, Any]], device: str = "cpu") -> None:
-    """The table of `compare_training`."""
+    """Prints the table of `compare_training`."""
     columns = ("tokens/s", "wall ms", "least", "CPU ms", "least", "ratio", "of peak", "peak MB", "first loss")
     print(f"{'variant':18}" + "".join(f"{column:>11}" for column in columns))
     for row in report:
@@ -205,6 +248,3 @@ def print_training(report: list[dict[str, Any]], device: str = "cpu") -> None:
     rates = {"bf16" if "bf16" in row["variant"] else "float32": row["peak_gflops"] for row in report}
     kind = "CPU" if clock(device) == "cpu_s" else "wall"
     print("peak: " + ", ".join(f"{rate:.0f} GFLOP/s of {kind} time in {dtype}" for dtype, rate in rates.items()))
-
-
-__all__ = ["BATCHES", "GROWTH", "MODELS", "compare_training", "print_training", "training_forms", "training_step"]

@@ -67,7 +67,7 @@ def decoded(decode: Callable[..., Any], batches: list[Batch], beams: int) -> dic
     """The tokens of each sentence, its end included."""
     decoding = Decoding(decode, batches, {"max_new_tokens": 20, "num_beams": beams})
     decoding()
-    return until_end(decoding.found, (END,))
+    return until_end(decoding.hypotheses, (END,))
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
-"""Draw what the model attends to: `python scripts/plot_attention.py runs/demo "3 days ago" --output attention.png`.
+"""Draw the attention of one sentence: `python scripts/plot_attention.py runs/demo "3 days ago" --output map.png`.
 
-The picture's values are the model's cross_attentions: of its own translation, of each hypothesis of a beam (--num_beams
-N --n_best K, one map each), or of a translation it is made to say (--translation). Several heads are averaged; --heads
-draws each. --words merges the pieces of a word: their columns are added up, their rows averaged.
+The picture shows the cross_attentions of the model: for its translation, for each hypothesis of a beam search
+(--num_beams N --n_best K, one map each), or for a given translation (--translation). Heads are averaged; --heads draws
+each. --words merges the pieces of a word: it sums their columns and averages their rows.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from hf_rnn_seq2seq import command_line
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.sentence_parser(__doc__, title="text under the map (default: log-probability)")
-    parser.add_argument("--translation", help="draw the attention of this translation, not of the model's own")
+    parser.add_argument("--translation", help="draw the attention for this translation instead of the model's")
     parser.add_argument("--n_best", type=command_line.at_least(1), default=1, help="hypotheses, at most num_beams")
     parser.add_argument("--heads", action="store_true", help="one map for each attention head")
     parser.add_argument("--layer", type=int, default=-1, help="attention layer of the decoder (default: the last)")
@@ -22,18 +22,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--font", help="font file to prefer over the installed ones")
     arguments = command_line.parse_sentence(parser, argv)
     if arguments.translation is not None and (arguments.num_beams or arguments.n_best > 1):
-        parser.error("--translation is drawn alone; it does not go with --num_beams or --n_best")
+        parser.error("--translation is drawn alone; it cannot be combined with --num_beams or --n_best")
     return arguments
 
 
 def hypotheses_with_attention(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> list[Any]:
-    """Hypotheses of `evaluation`, their attention (heads, target, source) filled in."""
+    """Hypotheses with attention (heads, target, source)."""
     from hf_rnn_seq2seq.generation.translate import forced_hypothesis, translate_n_best
 
     if arguments.translation is not None:
         return [forced_hypothesis(model, tokenizer, arguments.sentence, arguments.translation, layer=arguments.layer)]
     options = command_line.generation_options(arguments)
-    found = translate_n_best(
+    (hypotheses,) = translate_n_best(
         model,
         tokenizer,
         [arguments.sentence],
@@ -43,7 +43,7 @@ def hypotheses_with_attention(arguments: argparse.Namespace, model: Any, tokeniz
         progress=False,
         **options,
     )
-    return found[0]
+    return hypotheses
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""Draw one sentence's beam search: `python scripts/plot_beam_tree.py runs/demo "3 days ago" --output tree.png`.
+"""Draw the beam search of a sentence: `python scripts/plot_beam_tree.py runs/demo "3 days ago" --output tree.png`.
 
-Every prefix that a beam held is a node; finished hypotheses are in colour with their log-probabilities, what was given
-up is grey, and the width of a line is the probability of the word it leads to.
+Each prefix that was a beam is a node. Finished hypotheses are in color, with their log-probabilities; discarded
+prefixes are gray. The width of a line shows the probability of the word at its end.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
 """Draw how gradients vanish, with gates and without: `python scripts/plot_gradients.py --output vanish.png`.
 
-Without models: fresh recurrent layers (tanh, GRU, LSTM) as this package starts them, |d loss / d state| by distance,
-and the same with the gate that keeps the old state opened, as training opens it where memory pays (--gate_bias).
+Without models: |d loss / d state| by distance in recurrent layers with random weights (tanh, GRU, LSTM), and with the
+gate that keeps the old state opened (--gate_bias), as training may open it.
 With models, `python scripts/plot_gradients.py runs/demo [runs/other ...] --output vanish.png`: |d loss / d word vector|
-by distance from the end of the source, of the loss on the first word, on sentences of the test set.
+by distance from the end of the source, for the loss on the first word, on sentences of the test set.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from hf_rnn_seq2seq import command_line
 
-# name -> cell, and whether the gate that keeps the old state starts open
+# name -> cell type, and whether the gate that keeps the old state is opened
 CELLS = {
     "tanh, no gates": ("rnn_tanh", False),
     "GRU": ("gru", False),
@@ -26,12 +26,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("models", nargs="*", metavar="DIR", help="directories that training wrote (default: none)")
     parser.add_argument("--output", required=True, help="picture to write: .png, .svg or .pdf")
     parser.add_argument("--steps", type=command_line.at_least(2), default=60, help="positions (default: 60)")
-    parser.add_argument("--hidden_size", type=command_line.at_least(1), default=256, help="of fresh layers")
     parser.add_argument(
-        "--gate_bias", type=command_line.finite(), default=4.0, help="how far the open gates are (default: 4)"
+        "--hidden_size", type=command_line.at_least(1), default=256, help="without models (default: 256)"
     )
     parser.add_argument(
-        "--seed", type=command_line.at_least(0, 2**32 - 1), default=0, help="of fresh layers and their input"
+        "--gate_bias", type=command_line.finite(), default=4.0, help="added to the bias of open gates (default: 4)"
+    )
+    parser.add_argument(
+        "--seed", type=command_line.at_least(0, 2**32 - 1), default=0, help="of the random layers and their input"
     )
     parser.add_argument("--title", default="", help="text above the chart")
     command_line.add_data_options(parser)
@@ -39,8 +41,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def fresh_curves(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Layers of this package at their first step of training, on random words."""
+def random_curves(arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Gradients in layers with random weights, on random words."""
     import torch
 
     from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqModel
@@ -67,10 +69,10 @@ def model_curves(arguments: argparse.Namespace) -> dict[str, list[float]]:
     from hf_rnn_seq2seq.run_directory import load_checkpoint
     from hf_rnn_seq2seq.visualization.gradients import word_gradients
 
-    chosen = command_line.data_options(arguments)
+    data_options = command_line.data_options(arguments)
     curves = {}
     for directory in arguments.models:
-        test_set = read_test_set(directory, chosen, arguments.split)
+        test_set = read_test_set(directory, data_options, arguments.split)
         model, tokenizer = load_checkpoint(directory, device=arguments.device, dtype=arguments.dtype)
         pairs = (test_set.sources[:200], test_set.references[:200])
         curves[directory.rstrip("/")] = word_gradients(model, tokenizer, *pairs, longest=arguments.steps)
@@ -88,10 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.models:
         curves, backwards = model_curves(arguments), "words before the end of the source"
     else:
-        curves, backwards = fresh_curves(arguments), "positions back in time"
+        curves, backwards = random_curves(arguments), "positions back in time"
     plot_gradients(curves, arguments.output, title=arguments.title, backwards=backwards)
     for name, curve in curves.items():
-        print(f"{name}: {curve[-1] / curve[0]:.2e} of the gradient is left after {len(curve) - 1} positions")
+        print(f"{name}: {curve[-1] / curve[0]:.2e} of the gradient remains after {len(curve) - 1} positions")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Draw how runs learn: `python scripts/plot_learning_curve.py runs/demo [runs/other ...] --output curve.png`.
+"""Draw learning curves of runs: `python scripts/plot_learning_curve.py runs/demo [runs/other] --output curve.png`.
 
-One chart for each quantity the logs hold (loss, perplexity, BLEU, learning rate, tokens per second), one line a run.
+One chart for each quantity in the logs (loss, perplexity, BLEU, learning rate, tokens per second), one line per run.
 """
 
 import argparse

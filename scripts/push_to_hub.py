@@ -1,12 +1,12 @@
-"""Publish a trained directory on the Hub: checkpoint, model card, pictures and the facts of the run, in one commit.
+"""Upload a trained directory to the Hub: checkpoint, model card, pictures and the facts of the run, in one commit.
 
     python scripts/push_to_hub.py runs/demo user/name --dry_run
     python scripts/push_to_hub.py runs/demo user/name --private --revision draft --license mit
 
-The directory is one that training, a Trainer's `save_model` or `save_pretrained` (of model and tokenizer) wrote. The
-token is the one of `hf auth login` or HF_TOKEN. The card is rendered from the run's own files unless the directory has
-a README.md; it names a license where one is given. Files that belong to no checkpoint stay here, and are named; files
-that hold secrets are refused.
+The directory is the output of training, of `save_model` of a Trainer, or of `save_pretrained` (model and tokenizer).
+The token is that of `hf auth login` or HF_TOKEN. The card is the README.md of the directory, or is rendered from the
+files of the run, with the license of --license. Files that belong to no checkpoint are listed and not uploaded; a file
+that contains a secret stops the upload.
 """
 
 import argparse
@@ -20,21 +20,21 @@ from hf_rnn_seq2seq import command_line
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
     parser.add_argument("directory", metavar="DIR", nargs="?", help="directory that training wrote")
-    parser.add_argument("repo_id", metavar="user/name", nargs="?", help="repository; created where it does not exist")
+    parser.add_argument("repo_id", metavar="user/name", nargs="?", help="repository; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
-    parser.add_argument("--revision", help="branch to push to; created from main where it does not exist")
+    parser.add_argument("--revision", help="branch to push to; created from main if it does not exist")
     parser.add_argument("--message", default="Upload model", help="commit message")
     parser.add_argument(
-        "--license", help="of the weights, by the Hub's name, such as mit (default: the card names none)"
+        "--license", help="of the weights, by its name on the Hub, such as mit (default: none in the card)"
     )
     parser.add_argument("--card", metavar="FILE", help="write the model card to FILE, and its facts to FILE with .json")
-    parser.add_argument("--dry_run", action="store_true", help="list files and sizes, send nothing")
+    parser.add_argument("--dry_run", action="store_true", help="list files and sizes, and send nothing")
     parser.add_argument(
-        "--render_cards", action="store_true", help="render the cards of model_cards/ again from their facts, and end"
+        "--render_cards", action="store_true", help="render the cards of model_cards/ again from their facts, and exit"
     )
     arguments = parser.parse_args(argv)
     if not arguments.render_cards and arguments.repo_id is None:
-        parser.error("give DIR and user/name")
+        parser.error("DIR and user/name are required")
     return arguments
 
 
@@ -81,10 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def refusal(error: Exception) -> str:
-    """What the Hub said, in one line, and what mends it."""
+    """The error of the Hub in one line, with its mend."""
     mends = {
-        401: "the Hub does not know the token (401); run `hf auth login`, or set HF_TOKEN to one that may write",
-        403: "the token may not write there (403); take one that may write, or a repository of your own",
+        401: "the Hub does not accept the token (401); run `hf auth login`, or set HF_TOKEN to one with write access",
+        403: "the token has no write access there (403); use another token, or a repository of your own",
     }
     status = getattr(getattr(error, "response", None), "status_code", None)
     return mends.get(status) or command_line.one_line(error)[:300]

@@ -75,7 +75,7 @@ def state_gradients(kernel: nn.RNNBase, inputs: Tensor, *, seed: int = 0) -> Ten
     gradients = torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True)
     size = len(states[0])  # tensors of one state
     norms = [torch.cat(gradients[start : start + size], -1).norm(dim=-1) for start in range(0, len(flat), size)]
-    return torch.stack(norms).mean(-1)
+    return torch.stack(norms).flatten(1).mean(1)
 
 
 def word_gradients(

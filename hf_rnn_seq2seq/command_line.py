@@ -268,9 +268,15 @@ def parse_systems(parser: Parser, argv: Sequence[str] | None) -> argparse.Namesp
 
 
 def analysis_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `error_analysis.analyse_systems` takes beside the models and the data."""
+    """What `error_analysis.analyze_systems` takes beside the models and the data."""
+    import torch
+
     where = {"split": arguments.split, "device": arguments.device, "dtype": arguments.dtype}
-    how = {"batch_size": arguments.batch_size, "progress": not arguments.no_progress}
+    how = {
+        "batch_size": arguments.batch_size,
+        "progress": not arguments.no_progress,
+        "workers": torch.get_num_threads(),
+    }
     return where | how | generation_options(arguments)
 
 

@@ -170,19 +170,23 @@ def last_line(log: Path) -> str:
 
 def evaluate(runs: Sequence[Run], directory: Path) -> list[Any]:
     """Translations and scores of each run's best checkpoint on its test split; the scores go to its summary too."""
+    import torch
+
     from hf_rnn_seq2seq.evaluation import results as reporting
+    from hf_rnn_seq2seq.evaluation.test_set import default_metrics, read_test_set
     from hf_rnn_seq2seq.run_directory import load_checkpoint, update_summary
 
+    options = {"workers": torch.get_num_threads(), "progress": False}
     systems: list[Any] = []
     for run in runs:
         folder = str(directory / run.folder)
-        test_set = reporting.read_test_set(folder, {})
+        test_set = read_test_set(folder, {})
         if systems and test_set.references != systems[0].test_set.references:
             raise ArgumentError(f"system {run.system!r}: its test split is not that of {systems[0].name!r}")
         model, tokenizer = load_checkpoint(folder)
         say(f"{run.folder}: translating {len(test_set.sources)} sentences")
-        system = reporting.translate_test_set(run.folder, folder, test_set, model, tokenizer, progress=False)
-        reporting.score_system(system, reporting.default_metrics(test_set))
+        system = reporting.translate_test_set(run.folder, folder, test_set, model, tokenizer, **options)
+        reporting.score_system(system, default_metrics(test_set))
         for note in (*test_set.notes(), *system.notes()):
             say(f"{run.folder}: {note}")
         update_summary(folder, reporting.summary_facts(system))
@@ -193,7 +197,7 @@ def evaluate(runs: Sequence[Run], directory: Path) -> list[Any]:
 def write_results(runs: Sequence[Run], finished: Sequence[Run], systems: Sequence[Any], directory: Path) -> str:
     """The table and the two pictures; returns the table."""
     from hf_rnn_seq2seq.evaluation import results as reporting
-    from hf_rnn_seq2seq.evaluation.significance import score_by_length
+    from hf_rnn_seq2seq.evaluation.length_bins import score_by_length
     from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.run_directory import read_summary
     from hf_rnn_seq2seq.visualization.learning_curve import plot_learning_curve, plot_score_by_length

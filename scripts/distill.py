@@ -88,6 +88,8 @@ def load_teacher(arguments: argparse.Namespace, counts: Counter[str]) -> tuple[A
 
     `counts` gets those of the sources that were read.
     """
+    import torch
+
     from hf_rnn_seq2seq.run_directory import load_checkpoint, load_ensemble
     from hf_rnn_seq2seq.training.distillation import distilled
 
@@ -96,6 +98,7 @@ def load_teacher(arguments: argparse.Namespace, counts: Counter[str]) -> tuple[A
     model, tokenizer = load_checkpoint(first, **where)
     options = command_line.generation_options(arguments)
     options |= {name: getattr(arguments, name) for name in ("batch_size", "max_tokens", "max_source_length")}
+    options["workers"] = torch.get_num_threads()
     members = load_ensemble(others, first, model, tokenizer, **where) if others else []
     options |= {"ensemble": members} if members else {}
     options |= {"interpolate": arguments.interpolate or 0, "source_prefix": arguments.source_prefix, "counts": counts}
@@ -107,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     from hf_rnn_seq2seq.data.corpus import load_corpus
+    from hf_rnn_seq2seq.generation.encoding import source_problems
     from hf_rnn_seq2seq.generation.lines import LineWriter
-    from hf_rnn_seq2seq.generation.translate import source_problems
     from hf_rnn_seq2seq.training.distillation import column_names, write_distilled
 
     command_line.quiet_libraries()

@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.output and not Path(arguments.output).resolve().parent.is_dir():
         raise ValueError(f"--output {arguments.output!r}: its folder does not exist")
     chosen, options = command_line.data_options(arguments), command_line.analysis_options(arguments)
-    test_set, systems = error_analysis.analyse_systems(arguments.models, chosen, **options)
-    print(reporting.aligned(error_analysis.summary_table({system.name: system.reports for system in systems})))
+    test_set, systems = error_analysis.analyze_systems(arguments.models, chosen, **options)
+    print(reporting.format_table(error_analysis.summary_table({system.name: system.reports for system in systems})))
     for note in reporting.notes(test_set, systems):
         print(note)
     for system in systems:

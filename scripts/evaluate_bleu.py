@@ -1,26 +1,27 @@
-"""Translate a test set and score it: `python scripts/evaluate_bleu.py runs/demo [runs/other ...]`.
+"""Translates a test set and scores it: `python scripts/evaluate_bleu.py runs/demo [runs/other ...]`.
 
 Without data options the test set is the run's own, by the options in its recipe.yaml; its scores, signatures and sample
-translations are then merged into DIR/summary.json. Scores on other data are printed (and written by --json) only. A
+translations are then merged into DIR/summary.json. Scores on other data are only printed (and written by --json). A
 directory that is not a run needs data options: --dataset_name or --test_file.
 
-Where the data says which words stand for each other (cldr, or --alignment_column), the result also says how many of
-them attend most to the word they come from.
+If the data has word alignments (cldr, or --alignment_column), the share of aligned words that attend most to the word
+they come from is printed too.
 
-BLEU, chrF and the others are sacrebleu's, by metrics of the `evaluate` library that need no network (--scores).
---metric NAME_OR_PATH adds any metric that `evaluate.load` can load. Several directories are compared on one test set;
---paired bs tests their differences against the first (paired bootstrap; ar: approximate randomisation).
+--scores chooses metrics that need no network; --metric NAME_OR_PATH adds any metric that `evaluate.load` can load.
+Several directories are compared on one test set; --paired bs tests their differences to the first (paired bootstrap;
+ar: approximate randomization).
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.evaluation.metrics import METRICS
+from hf_rnn_seq2seq.evaluation.scores import METRICS
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -53,13 +54,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check_before_work(arguments: argparse.Namespace) -> None:
-    """What can be wrong is found before minutes of translation."""
-    from hf_rnn_seq2seq.evaluation.metrics import load_metric
-    from hf_rnn_seq2seq.evaluation.significance import PAIRED_METRICS, external_metric
+    """Finds wrong options before minutes of translation."""
+    from hf_rnn_seq2seq.evaluation.scores import external_metric
+    from hf_rnn_seq2seq.evaluation.significance import PAIRED_METRICS
+    from hf_rnn_seq2seq.run_directory import read_summary
     from hf_rnn_seq2seq.visualization.figure import check_output
 
-    for name in arguments.scores or ():
-        load_metric(name)
+    for directory in arguments.models:
+        read_summary(directory)
     if arguments.paired and (wrong := sorted(set(arguments.scores or ()) - set(PAIRED_METRICS))):
         raise ValueError(f"--paired: no paired test of {', '.join(wrong)}; choose from {', '.join(PAIRED_METRICS)}")
     if arguments.plot_by_length:
@@ -71,117 +73,86 @@ def check_before_work(arguments: argparse.Namespace) -> None:
         external_metric(name)
 
 
-def evaluate_all(arguments: argparse.Namespace) -> list[Any]:
-    from hf_rnn_seq2seq.evaluation import results as reporting
-    from hf_rnn_seq2seq.evaluation.metrics import why_blind
-    from hf_rnn_seq2seq.run_directory import load_checkpoint
-
-    chosen = command_line.data_options(arguments) | {"alignment_column": arguments.alignment_column}
-    systems: list[Any] = []
-    for directory in arguments.models:
-        model, tokenizer = load_checkpoint(directory, device=arguments.device, dtype=arguments.dtype)
-        test_set = reporting.read_test_set(directory, chosen, arguments.split)
-        if systems and test_set.references != systems[0].test_set.references:
-            raise ValueError(f"{directory}: its test set is not that of {arguments.models[0]}; name one for both")
-        options = command_line.generation_options(arguments)
-        options |= {"batch_size": arguments.batch_size, "max_source_length": arguments.max_source_length}
-        options["search"] = command_line.find_search(arguments.search, model)
-        name = directory.rstrip("/")
-        name += " (again)" if name in [system.name for system in systems] else ""
-        system = reporting.translate_test_set(name, directory, test_set, model, tokenizer, **options)
-        metrics = arguments.scores or reporting.default_metrics(test_set)
-        if not systems:
-            for blind in filter(None, (why_blind(metric, test_set.references) for metric in metrics)):
-                print(f"warning: {blind}", file=sys.stderr)
-        reporting.score_system(system, metrics, arguments.bootstrap or 0)
-        reporting.measure_attention(system, model, tokenizer, arguments.batch_size)
-        systems.append(system)
-    return systems
-
-
 def print_details(arguments: argparse.Namespace, systems: list[Any]) -> dict[str, Any]:
-    """Tables and signatures; returns what --json writes beside the systems."""
-    from hf_rnn_seq2seq.evaluation import results as reporting
-    from hf_rnn_seq2seq.evaluation import significance as comparison
+    """Prints tables and signatures; returns what --json writes in addition to the systems."""
+    from hf_rnn_seq2seq.evaluation.results import format_table, score_table
+    from hf_rnn_seq2seq.evaluation.scores import external_score
+    from hf_rnn_seq2seq.evaluation.significance import paired_table, paired_test
 
-    print(reporting.score_table(systems))
-    scores = systems[0].scores
-    for key in (key for key in scores if key.endswith("_signature")):
-        print(f"{key.removesuffix('_signature')}: {scores[key]}")
-    more: dict[str, Any] = {}
+    print(score_table(systems))
+    for key, value in systems[0].scores.items():
+        if key.endswith("_signature"):
+            print(f"{key.removesuffix('_signature')}: {value}")
+    details: dict[str, Any] = {}
     references = systems[0].test_set.references
     for name in arguments.metric:
-        more.setdefault("metric", {})[name] = {
-            system.name: comparison.external_score(name, system.hypotheses, references) for system in systems
-        }
-        for system_name, numbers in more["metric"][name].items():
+        scores = {system.name: external_score(name, system.hypotheses, references) for system in systems}
+        details.setdefault("metric", {})[name] = scores
+        for system_name, numbers in scores.items():
             print(f"{name}: {system_name}: " + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
     if arguments.paired:
         hypotheses = {system.name: system.hypotheses for system in systems}
-        rows = comparison.paired_test(
-            hypotheses,
-            references,
-            arguments.scores or ("bleu", "chrf"),
-            test=arguments.paired,
-            n_samples=arguments.paired_samples,
-        )
-        more["paired"] = [vars(row) for row in rows]
-        cells = [["system", "metric", "score", "95 % interval", "p"]]
-        for row in rows:
-            interval = f"{row.mean:.2f} ± {row.interval:.2f}" if row.mean is not None else "-"
-            p_value = "baseline" if row.p_value is None else f"{row.p_value:.4f}" + (" *" if row.p_value < 0.05 else "")
-            cells.append([row.system, row.metric, f"{row.score:.2f}", interval, p_value])
-        print("\n" + reporting.aligned(cells) + f"\n{rows[0].metric}: {rows[0].signature}")
-    return more
+        names, samples = arguments.scores or ("bleu", "chrf"), arguments.paired_samples
+        rows = paired_test(hypotheses, references, names, test=arguments.paired, n_samples=samples)
+        details["paired"] = [vars(row) for row in rows]
+        print("\n" + format_table(paired_table(rows)) + f"\n{rows[0].metric}: {rows[0].signature}")
+    return details
 
 
-def write_results(arguments: argparse.Namespace, systems: list[Any], more: dict[str, Any]) -> None:
-    from hf_rnn_seq2seq.evaluation import results as reporting
-    from hf_rnn_seq2seq.evaluation import significance as comparison
+def write_results(arguments: argparse.Namespace, systems: list[Any], details: dict[str, Any]) -> None:
+    from hf_rnn_seq2seq.evaluation.length_bins import score_by_length
+    from hf_rnn_seq2seq.evaluation.results import summary_facts, translation_rows
     from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.run_directory import update_summary
     from hf_rnn_seq2seq.visualization.learning_curve import plot_score_by_length
 
     for system in systems:
         if system.test_set.own:
-            update_summary(system.directory, reporting.summary_facts(system))
+            update_summary(system.directory, summary_facts(system))
     if arguments.json:
-        results = [{"system": system.name} | reporting.summary_facts(system) for system in systems]
-        write_atomically(arguments.json, json.dumps({"systems": results} | more, indent=2, ensure_ascii=False) + "\n")
-    test_set = systems[0].test_set
+        facts = [{"system": system.name} | summary_facts(system) for system in systems]
+        write_atomically(arguments.json, json.dumps({"systems": facts} | details, indent=2, ensure_ascii=False) + "\n")
     if arguments.translations:
-        columns = zip(test_set.sources, test_set.references, *(system.hypotheses for system in systems), strict=True)
-        rows = [
-            {"source": source, "reference": reference}
-            | {"translations": dict(zip([system.name for system in systems], texts, strict=True))}
-            for source, reference, *texts in columns
-        ]
-        write_atomically(arguments.translations, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in translation_rows(systems)]
+        write_atomically(arguments.translations, "".join(lines))
     if arguments.plot_by_length:
-        bins = {
-            system.name: comparison.score_by_length(test_set.sources, system.hypotheses, test_set.references)
-            for system in systems
-        }
+        sources, references = systems[0].test_set.sources, systems[0].test_set.references
+        bins = {system.name: score_by_length(sources, system.hypotheses, references) for system in systems}
         plot_score_by_length(bins, arguments.plot_by_length)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command_line.quiet_libraries()
-    from hf_rnn_seq2seq.evaluation import results as reporting
+    import torch
+
+    from hf_rnn_seq2seq.evaluation.results import evaluate_systems, run_summary, summary_facts
+    from hf_rnn_seq2seq.evaluation.scores import why_blind
+    from hf_rnn_seq2seq.evaluation.test_set import default_metrics
     from hf_rnn_seq2seq.run_directory import read_summary
 
-    for directory in arguments.models:
-        read_summary(directory)
     check_before_work(arguments)
-    systems = evaluate_all(arguments)
-    more = print_details(arguments, systems)
-    write_results(arguments, systems, more)
+    names = ("split", "device", "dtype", "batch_size", "max_source_length")
+    systems = evaluate_systems(
+        arguments.models,
+        command_line.data_options(arguments) | {"alignment_column": arguments.alignment_column},
+        metrics=arguments.scores or (),
+        n_bootstrap=arguments.bootstrap or 0,
+        find_search=partial(command_line.find_search, arguments.search),
+        workers=torch.get_num_threads(),
+        **{name: getattr(arguments, name) for name in names},
+        **command_line.generation_options(arguments),
+    )
+    test_set = systems[0].test_set
+    for metric in arguments.scores or default_metrics(test_set):
+        if reason := why_blind(metric, test_set.references):
+            print(f"warning: {reason}", file=sys.stderr)
+    write_results(arguments, systems, print_details(arguments, systems))
     if arguments.summary or (arguments.summary is None and len(systems) == 1):
         for system in systems:
-            summary = read_summary(system.directory) | reporting.summary_facts(system)
+            summary = read_summary(system.directory) | summary_facts(system)
             config = json.loads((Path(system.directory) / "config.json").read_text(encoding="utf-8"))
-            print("\n" + reporting.run_summary(system.directory, summary, config))
+            print("\n" + run_summary(system.directory, summary, config))
     return 0
 
 

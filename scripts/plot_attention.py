@@ -28,7 +28,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def hypotheses_with_attention(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> list[Any]:
     """Hypotheses with attention (heads, target, source)."""
-    from hf_rnn_seq2seq.generation.translate import forced_hypothesis, translate_n_best
+    from hf_rnn_seq2seq.generation.scoring import forced_hypothesis
+    from hf_rnn_seq2seq.generation.translate import translate_n_best
 
     if arguments.translation is not None:
         return [forced_hypothesis(model, tokenizer, arguments.sentence, arguments.translation, layer=arguments.layer)]
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     check_output(arguments.output)
     command_line.quiet_libraries()
-    from hf_rnn_seq2seq.generation.attention import merge_words, source_pieces, target_pieces
+    from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
+    from hf_rnn_seq2seq.generation.attention import merge_words
     from hf_rnn_seq2seq.run_directory import load_checkpoint
     from hf_rnn_seq2seq.visualization.attention_map import Panel, attention_panels
 

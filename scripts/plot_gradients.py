@@ -65,7 +65,7 @@ def random_curves(arguments: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def model_curves(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    from hf_rnn_seq2seq.evaluation.results import read_test_set
+    from hf_rnn_seq2seq.evaluation.test_set import read_test_set
     from hf_rnn_seq2seq.run_directory import load_checkpoint
     from hf_rnn_seq2seq.visualization.gradients import word_gradients
 

@@ -28,13 +28,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command_line.quiet_libraries()
-    from hf_rnn_seq2seq.evaluation.error_analysis import analyse_systems
+    from hf_rnn_seq2seq.evaluation.error_analysis import analyze_systems
     from hf_rnn_seq2seq.evaluation.results import notes
     from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.visualization.html_report import render_report
 
     chosen, options = command_line.data_options(arguments), command_line.analysis_options(arguments)
-    test_set, systems = analyse_systems(arguments.models, chosen, **options)
+    test_set, systems = analyze_systems(arguments.models, chosen, **options)
     page = render_report(test_set, systems, title=arguments.title, words=not arguments.tokens)
     write_atomically(arguments.output, page)
     print(f"{arguments.output}: {len(test_set.sources):,} sentences, {len(page.encode()) / 1e6:.1f} MB")

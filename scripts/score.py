@@ -77,8 +77,8 @@ def score_window(
     arguments: argparse.Namespace, model: Any, tokenizer: Any, window: Sequence[tuple[str, str]], counts: Counter[str]
 ) -> list[Any]:
     """The score of each pair, None where a side is empty; `counts` gets those of the sources that were read."""
+    from hf_rnn_seq2seq.generation.encoding import encode_sources
     from hf_rnn_seq2seq.generation.scoring import score_texts
-    from hf_rnn_seq2seq.generation.translate import encode_sources
 
     full = [all(text.strip() for text in pair) for pair in window]
     filled = [pair for pair, usable in zip(window, full, strict=True) if usable]
@@ -94,9 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     readers = open_readers(arguments)
     command_line.quiet_libraries()
     from hf_rnn_seq2seq.errors import StreamError
+    from hf_rnn_seq2seq.generation.encoding import source_problems
     from hf_rnn_seq2seq.generation.lines import LineWriter, windows
-    from hf_rnn_seq2seq.generation.scoring import Score, summarise
-    from hf_rnn_seq2seq.generation.translate import source_problems
+    from hf_rnn_seq2seq.generation.scoring import Score, summarize
     from hf_rnn_seq2seq.run_directory import load_checkpoint
 
     model, tokenizer = load_checkpoint(arguments.model, device=arguments.device, dtype=arguments.dtype)
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         notes.append(f"{len(empty)} line(s) have an empty side and no score (first: line {empty[0]})")
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
-    scored, summary = writer.written - len(empty), summarise(total)
+    scored, summary = writer.written - len(empty), summarize(total)
     of = f"{scored} of {writer.written} lines"
     if not scored:
         print(f"no score: {of} hold a source and a translation", file=sys.stderr)

@@ -134,6 +134,7 @@ def build_loop(
     """Corpus, tokenizer, model and the loop that joins them; the second value is the sizes of the vocabularies."""
     from functools import partial
 
+    import torch
     from accelerate.utils import broadcast_object_list, set_seed
 
     from hf_rnn_seq2seq.data.corpus import Collator, load_corpus, tokenize_corpus
@@ -141,8 +142,8 @@ def build_loop(
     from hf_rnn_seq2seq.data.sampled_table import SampledTable, build_sampler
     from hf_rnn_seq2seq.data.streaming import TextStream, in_memory
     from hf_rnn_seq2seq.data.tokenizer import source_vocabulary_size, target_vocabulary_size
-    from hf_rnn_seq2seq.evaluation.metrics import why_blind
-    from hf_rnn_seq2seq.generation.translate import score, translate
+    from hf_rnn_seq2seq.evaluation.scores import score, why_blind
+    from hf_rnn_seq2seq.generation.translate import translate
     from hf_rnn_seq2seq.hub.background_upload import without_token
     from hf_rnn_seq2seq.run_directory import require_vocabulary
     from hf_rnn_seq2seq.training.adaptation import Adaptation
@@ -199,6 +200,7 @@ def build_loop(
         if blind and main:
             print(f"warning: metric_for_best_model={training.best_metric!r}: {blind}", file=sys.stderr)
         search = {"num_beams": 1, "max_new_tokens": generation.max_new_tokens, "progress": False}
+        search["workers"] = torch.get_num_threads()
         validator = Validator(
             BatchLoader(tokenized["validation"], collate, device=accelerator.device),
             batch_size=batch_size,

@@ -1,76 +1,52 @@
-"""Who may write a directory or a file: one process at a time, and nobody once it has ended."""
+"""What a run directory stores: the checkpoint, the data options, the summary."""
 
-import os
-import signal
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import pytest
 
-from hf_rnn_seq2seq.errors import InUseError, StreamError
-from hf_rnn_seq2seq.files import FileLock, only_writer
-from hf_rnn_seq2seq.generation.lines import LineWriter
-
-ROOT = Path(__file__).parents[1]
-HOLD = """
-import os, sys, time
-from hf_rnn_seq2seq.generation.lines import LineWriter
-from hf_rnn_seq2seq.run_directory import only_writer
-folder, output = sys.argv[1:]
-with only_writer(folder), LineWriter(output, resume=True, overwrite=True) as writer:
-    writer.write(["one", "two"])
-    child = os.fork()  # as libraries do for their workers; it outlives its parent
-    if child:
-        print(child, flush=True)
-    time.sleep(600)
-"""
+from hf_rnn_seq2seq import errors, run_directory
+from tests.helpers.checkpoints import save_checkpoint, tiny_rnn, tiny_tokenizer
 
 
-def test_the_second_process_is_refused_while_the_first_lives(tmp_path):
-    folder, output = tmp_path / "new" / "run", tmp_path / "out.txt"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), str(output)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-    )
-    child = int(holder.stdout.readline())
-    try:
-        refusal = rf"output_dir='{folder}': another process \(process {holder.pid} on "
-        with pytest.raises(InUseError, match=refusal), only_writer(folder):
-            pass
-        with pytest.raises(StreamError, match=r"out.txt.part': another process is writing it"):
-            LineWriter(str(output), resume=True)
-        assert (tmp_path / "out.txt.part").read_text() == "one\ntwo\n", "what the first wrote is whole"
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-        with only_writer(folder):
-            pass
-        with LineWriter(str(output), resume=True, overwrite=True) as writer:
-            assert writer.done == 2
-        assert output.read_text() == "one\ntwo\n" and not list(tmp_path.glob("*.part*"))
-    finally:
-        os.kill(child, signal.SIGKILL)
-        holder.stdout.close()
+def test_summary_is_merged_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_directory.update_summary(tmp_path, {"train_seconds": 3, "bleu": 1})
+    assert run_directory.update_summary(tmp_path, {"bleu": 2}) == {"train_seconds": 3, "bleu": 2}
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        run_directory.update_summary(tmp_path, {"bleu": 3})
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"train_seconds": 3, "bleu": 2}
+    (tmp_path / "summary.json").write_text("[1]")
+    with pytest.raises(errors.CheckpointError, match="expected a JSON object, found list"):
+        run_directory.read_summary(tmp_path)
 
 
-def test_a_lock_leaves_nothing_behind(tmp_path):
-    folder = tmp_path / "a" / "b"
-    with only_writer(folder), only_writer(folder), pytest.raises(InUseError):
-        FileLock(folder / ".lock")
-    assert not list(tmp_path.iterdir())
-    with only_writer(folder):
-        (folder / "kept").touch()
-    assert [path.name for path in folder.iterdir()] == ["kept"]
+def test_checkpoints_that_cannot_be_used_are_named_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(errors.CheckpointError, match="no such directory"):
+        run_directory.load_checkpoint(tmp_path / "missing")
+    with pytest.raises(errors.CheckpointError, match="has no config.json"):
+        run_directory.load_checkpoint(tmp_path)
+    tokenizer = tiny_tokenizer()
+    directory = save_checkpoint(tmp_path / "run", tiny_rnn(tokenizer), tiny_tokenizer("word"))
+    run_directory.load_checkpoint(directory)
+    tokenizer.add_tokens([f"new{index}" for index in range(9)])
+    tokenizer.save_pretrained(directory)
+    with pytest.raises(errors.CheckpointError, match=r"tokenizer has \d+ target tokens"):
+        run_directory.load_checkpoint(directory)
+    (directory / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(errors.CheckpointError, match="cannot be loaded") as caught:
+        run_directory.load_checkpoint(directory)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_lock_of_a_file_that_was_moved_is_not_one_of_the_new_file(tmp_path):
-    first = FileLock(tmp_path / "f")
-    (tmp_path / "f").rename(tmp_path / "g")
-    second = FileLock(tmp_path / "f")
-    with pytest.raises(InUseError):
-        FileLock(tmp_path / "g")
-    first.release()
-    first.release()
-    FileLock(tmp_path / "g").release()
-    second.release()
+def test_data_options_of_a_run_flat_or_grouped(tmp_path: Path) -> None:
+    assert run_directory.data_options(tmp_path) == {}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dataset_name: cldr\nlearning_rate: 0.1\ndata_seed: 4\nseed: 1\ntest_file: null\n")
+    assert run_directory.data_options(tmp_path) == {"dataset_name": "cldr", "data_seed": 4}
+    recipe.write_text("data:\n  train_file: a,b\n  source_lang: de\n")
+    assert run_directory.data_options(tmp_path) == {"train_file": "a,b", "source_lang": "de"}
+    recipe.write_text("a: [")
+    with pytest.raises(errors.CheckpointError, match="not readable as YAML"):
+        run_directory.data_options(tmp_path)

@@ -7,8 +7,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 
+from hf_rnn_seq2seq.data.pieces import is_unspaced_script
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.generation.attention import stands_alone
 
 
 def read_tokens(files: str) -> list[list[str]]:
@@ -71,7 +71,7 @@ def _add(backend: Tokenizer, words: Sequence[str], unknown: str | None) -> int:
             continue
         if backend.token_to_id(word) is not None:
             raise ArgumentError(f"extend_vocabulary: {word!r} is the vocabulary's own name of something else")
-        single = not any(map(stands_alone, word))
+        single = not any(map(is_unspaced_script, word))
         added.append(word)
         backend.add_tokens([AddedToken(word, single_word=single, normalized=True)])
     _make_writable(backend, added)

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hf_rnn_seq2seq.data.pieces import SPECIAL, is_unspaced_script, source_pieces, word_groups
 from hf_rnn_seq2seq.errors import AttentionError, EvaluationError
-from hf_rnn_seq2seq.evaluation.results import TestSet, read_test_set
-from hf_rnn_seq2seq.generation.attention import SPECIAL, source_pieces, stands_alone, word_groups
-from hf_rnn_seq2seq.generation.translate import Encoded, Hypothesis, encode_sources, source_problems, translate_n_best
+from hf_rnn_seq2seq.evaluation.test_set import TestSet, read_test_set
+from hf_rnn_seq2seq.generation.encoding import Encoded, encode_sources, source_problems
+from hf_rnn_seq2seq.generation.translate import Hypothesis, translate_n_best
 from hf_rnn_seq2seq.run_directory import load_checkpoint
 
 LONGEST_REPEAT = 4  # words; longer stretches that come twice in a row hold shorter ones in practice
@@ -46,7 +47,7 @@ def split_words(text: str) -> list[str]:
     """Words of a text, without punctuation at their ends; single characters in scripts without spaces."""
     words = []
     for part in text.split():
-        if any(map(stands_alone, part)):
+        if any(map(is_unspaced_script, part)):
             words.extend(character for character in part if character.isalnum())
         else:
             words.append(part.strip(_PUNCTUATION))
@@ -102,7 +103,7 @@ def length_error(translation: str, reference: str) -> str | None:
     return "too_long" if produced > LENGTH_RATIO[1] * expected and produced - expected > 1 else None
 
 
-def analyse(sources: Sequence[str], references: Sequence[str], hypotheses: Sequence[Hypothesis], tokenizer: Any) -> Any:
+def analyze(sources: Sequence[str], references: Sequence[str], hypotheses: Sequence[Hypothesis], tokenizer: Any) -> Any:
     """A `SentenceReport` for each sentence, in order.
 
     `hypotheses` may hold attention (several heads are averaged) and log-probabilities, as `translate_n_best` gives
@@ -180,7 +181,7 @@ def translate_with_attention(
 
 
 @dataclass
-class AnalysedSystem:
+class AnalyzedSystem:
     """A directory's translations of a test set, measured."""
 
     name: str
@@ -203,7 +204,7 @@ def short_names(directories: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(set(full)) else full
 
 
-def analyse_systems(
+def analyze_systems(
     directories: Sequence[str],
     chosen: Mapping[str, Any],
     *,
@@ -211,14 +212,14 @@ def analyse_systems(
     device: str | None = None,
     dtype: str | None = None,
     **options: Any,
-) -> tuple[TestSet, list[AnalysedSystem]]:
+) -> tuple[TestSet, list[AnalyzedSystem]]:
     """The test set (see `reporting.read_test_set`), and each directory's translations of it, measured.
 
     Raises:
         EvaluationError: two directories have test sets of their own that differ; name one for both.
     """
     test_set: TestSet | None = None
-    systems: list[AnalysedSystem] = []
+    systems: list[AnalyzedSystem] = []
     for directory, name in zip(directories, short_names(directories), strict=True):
         own = read_test_set(directory, chosen, split)
         if test_set is not None and (own.sources, own.references) != (test_set.sources, test_set.references):
@@ -228,9 +229,9 @@ def analyse_systems(
         encoded = encode_sources(tokenizer, own.sources)
         hypotheses = translate_with_attention(model, tokenizer, encoded, **options)
         name += " (again)" * [system.directory for system in systems].count(directory)
-        reports = analyse(own.sources, own.references, hypotheses, tokenizer)
+        reports = analyze(own.sources, own.references, hypotheses, tokenizer)
         beams = options.get("num_beams") or model.generation_config.num_beams or 1
-        systems.append(AnalysedSystem(name, directory, hypotheses, reports, tokenizer, beams, encoded))
+        systems.append(AnalyzedSystem(name, directory, hypotheses, reports, tokenizer, beams, encoded))
     if test_set is None:
         raise EvaluationError("no model was named")
     return test_set, systems
@@ -241,7 +242,7 @@ def worst(reports: Sequence[SentenceReport], count: int, *, by: str = "chrf") ->
     return sorted(range(len(reports)), key=lambda index: (getattr(reports[index], by), index))[:count]
 
 
-def summarise(reports: Sequence[SentenceReport]) -> dict[str, Any]:
+def summarize(reports: Sequence[SentenceReport]) -> dict[str, Any]:
     """Means and counts over a test set: `sentences`, `bleu` and `chrf` (means over sentences), errors by name, ..."""
     counts = Counter(name for report in reports for name in report.errors)
     facts: dict[str, Any] = {"sentences": len(reports), "exact": sum(report.chrf >= 100 - 1e-9 for report in reports)}
@@ -255,7 +256,7 @@ def summary_table(systems: dict[str, Sequence[SentenceReport]]) -> list[list[str
     """Rows of cells, a header first: one system a row."""
     rows = [["system", "sentences", "mean chrF", "exact", *ERRORS, "entropy", "coverage"]]
     for name, reports in systems.items():
-        facts = summarise(reports)
+        facts = summarize(reports)
         total = max(len(reports), 1)
         shares = [f"{facts[error]} ({100 * facts[error] / total:.1f} %)" for error in ("exact", *ERRORS)]
         numbers = ["-" if facts[key] is None else f"{facts[key]:.3f}" for key in ("entropy", "coverage")]

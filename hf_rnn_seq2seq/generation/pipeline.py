@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_rnn_seq2seq.generation.attention import hard_alignment, source_pieces, target_pieces
+from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
+from hf_rnn_seq2seq.generation.attention import hard_alignment
 from hf_rnn_seq2seq.model.precision import why_not_finite
 from hf_rnn_seq2seq.model.search_options import Settings
 
@@ -81,7 +82,7 @@ class RnnTranslationPipeline(Pipeline):
         return given[0], generation, given[1]
 
     def preprocess(self, text: str, max_source_length: int | None = None) -> dict[str, Any]:
-        from hf_rnn_seq2seq.generation.translate import encode_sources
+        from hf_rnn_seq2seq.generation.encoding import encode_sources
 
         if not isinstance(text, str):
             raise ValueError(f"input of type {type(text).__name__}: must be a text or a list of texts")
@@ -202,7 +203,7 @@ class _Unread:
                 self.first.setdefault(name, self.counts["sources"])
 
     def report(self) -> None:
-        from hf_rnn_seq2seq.generation.translate import source_problems
+        from hf_rnn_seq2seq.generation.encoding import source_problems
 
         for name, first in self.first.items():
             (problem,) = source_problems(Counter({"sources": self.counts["sources"], name: self.counts[name]}))

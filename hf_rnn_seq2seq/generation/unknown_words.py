@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from hf_rnn_seq2seq.data.pieces import is_unspaced_script, source_pieces, target_pieces, word_groups
 from hf_rnn_seq2seq.data.readers import read_lines
 from hf_rnn_seq2seq.errors import DataError
-from hf_rnn_seq2seq.generation.attention import source_pieces, stands_alone, target_pieces, word_groups
 
 
 def replace_unknown(
@@ -49,7 +49,7 @@ def replace_unknown(
         word = "".join(pieces[position] for position in word_of[best]).strip()
         if dictionary:
             word = dictionary.get(word, dictionary.get(word.lower(), word))
-        joined = not text or text[-1].isspace() or stands_alone(text[-1])
+        joined = not text or text[-1].isspace() or is_unspaced_script(text[-1])
         text += word if joined else f" {word}"
     return text.strip()
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "tanh RNN", "rnn_relu": "ReLU RNN"}
+from hf_rnn_seq2seq.evaluation.describe import CELLS, attention_name
 
 
 def opening_sentence(config: Mapping[str, Any], summary: Mapping[str, Any], corpus: Mapping[str, Any]) -> str:
@@ -17,35 +17,8 @@ def opening_sentence(config: Mapping[str, Any], summary: Mapping[str, Any], corp
 def _kind(config: Mapping[str, Any]) -> str:
     cell = CELLS.get(config.get("cell_type", ""), "recurrent")
     if config.get("context") == "attention":
-        return f"Recurrent encoder-decoder ({cell}) with {_attention_name(config)} attention"
+        return f"Recurrent encoder-decoder ({cell}) with {attention_name(config)} attention"
     return f"Recurrent encoder-decoder ({cell}) without attention"
-
-
-def _attention_name(config: Mapping[str, Any]) -> str:
-    window = config.get("attention_window", "global")
-    score = str(config.get("attention_type", "")).replace("_", " ")
-    return score if window == "global" else f"{score}, {window.replace('_', '-')} windowed"
-
-
-def architecture(config: Mapping[str, Any]) -> str:
-    """The architecture in words, from config fields alone; fields a model does not have are left out."""
-    if "cell_type" not in config:
-        return f"`{(config.get('architectures') or [config.get('model_type', 'unknown')])[0]}`."
-    cell = CELLS.get(config["cell_type"], config["cell_type"])
-    directions = {"all": "bidirectional ", "first": "first layer bidirectional, ", "none": "unidirectional "}
-    encoder = (
-        f"{config.get('encoder_layers')}-layer {directions.get(config.get('bidirectional', ''), '')}{cell} encoder"
-    )
-    decoder = f"{config.get('decoder_layers')}-layer {cell} decoder of width {config.get('hidden_size')}"
-    context = {
-        "initial_state": "The decoder sees the source through its initial state only.",
-        "every_step": "The decoder reads one fixed vector of the source at every step.",
-        "attention": f"The decoder attends to the source with the {_attention_name(config)} score, "
-        + ("before" if config.get("attention_order") == "before_cell" else "after")
-        + " its cell"
-        + (", and feeds the attentional vector back (input feeding)." if config.get("input_feeding") else "."),
-    }.get(config.get("context", ""), "")
-    return f"A {encoder} and a {decoder}. {context}".rstrip()
 
 
 def data_sentence(corpus: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rnn_seq2seq.errors import CardError
+from hf_rnn_seq2seq.evaluation.describe import architecture
 from hf_rnn_seq2seq.hub import card_text
 
 TEMPLATE = "model_card_template.md"
@@ -130,7 +131,7 @@ def render(facts: Mapping[str, Any]) -> str:
         results=results,
         pictures=facts.get("pictures") or [],
         samples=card_text.samples(summary),
-        architecture=f"{card_text.architecture(config)}{f' Preset `{preset}`.' if preset else ''}",
+        architecture=f"{architecture(config)}{f' Preset `{preset}`.' if preset else ''}",
         config_rows=_rows(config, ARCHITECTURE_FIELDS),
         data_sentence=card_text.data_sentence(corpus),
         data_rows=card_text.data_rows(corpus, summary),

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hf_rnn_seq2seq.evaluation.metrics._sentence import sentence_metric
+from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
+from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.generation.lines import LineWriter
-from hf_rnn_seq2seq.generation.translate import encode_sources, translate, translate_n_best
+from hf_rnn_seq2seq.generation.translate import translate, translate_n_best
 
 
 def closest(hypotheses: Sequence[str], reference: str, similarity: Callable[[str, str], float]) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_rnn_seq2seq.evaluation.metrics._sentence import sentence_metric
+from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.model.search_options import longest_output
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from hf_rnn_seq2seq.data.pieces import target_pieces
 from hf_rnn_seq2seq.errors import EvaluationError
-from hf_rnn_seq2seq.generation.attention import target_pieces
-from hf_rnn_seq2seq.generation.translate import encoded_sources
+from hf_rnn_seq2seq.generation.batches import until_end
+from hf_rnn_seq2seq.generation.encoding import encoded_sources
 from hf_rnn_seq2seq.visualization.figure import INK, QUIET, SERIES, check_output, new_figure, save_figure
 from hf_rnn_seq2seq.visualization.fonts import choose_fonts
 from hf_rnn_seq2seq.visualization.labels import printable_label
@@ -78,7 +79,6 @@ def beam_tree(model: Any, tokenizer: Any, source: str, *, num_beams: int = 4, **
 
 
 def _grow(recorder: BeamRecorder, finished: list[list[int]], eos: int | list[int] | None, tokenizer: Any) -> Node:
-    ends = {eos} if isinstance(eos, int) else set(eos or ())
     prompt = len(recorder.steps[0][0][0])
     root = Node((), "", 1.0, 0.0)
     nodes = {(): root}
@@ -90,9 +90,7 @@ def _grow(recorder: BeamRecorder, finished: list[list[int]], eos: int | list[int
                 nodes[prefix] = _add_child(nodes[prefix[:-1]], prefix, next_log_probabilities)
             next_log_probabilities.setdefault(prefix, score)
     for rank, row in enumerate(finished, start=1):
-        ids = row[prompt:]
-        stop = next((position + 1 for position, token in enumerate(ids) if token in ends), len(ids))
-        hypothesis = tuple(ids[:stop])
+        hypothesis = tuple(until_end(row[prompt:], eos))
         if hypothesis not in nodes:
             nodes[hypothesis] = _add_child(nodes[hypothesis[:-1]], hypothesis, next_log_probabilities)
         if nodes[hypothesis].rank is None:

@@ -11,10 +11,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_rnn_seq2seq.data.pieces import SPECIAL, source_pieces, target_pieces
 from hf_rnn_seq2seq.errors import CheckpointError, EvaluationError
 from hf_rnn_seq2seq.evaluation.error_analysis import short_names
-from hf_rnn_seq2seq.generation.attention import SPECIAL, merge_words, source_pieces, target_pieces
-from hf_rnn_seq2seq.generation.translate import Hypothesis, encode_sources, translate_n_best
+from hf_rnn_seq2seq.generation.attention import merge_words
+from hf_rnn_seq2seq.generation.encoding import encode_sources
+from hf_rnn_seq2seq.generation.translate import Hypothesis, translate_n_best
 from hf_rnn_seq2seq.run_directory import load_checkpoint, read_summary
 from hf_rnn_seq2seq.visualization.labels import is_right_to_left
 from hf_rnn_seq2seq.visualization.live_translation import stream_translation

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_rnn_seq2seq.errors import EvaluationError, PlotError
-from hf_rnn_seq2seq.generation.translate import encoded_sources
+from hf_rnn_seq2seq.generation.encoding import encoded_sources
 from hf_rnn_seq2seq.visualization.figure import (
     QUIET,
     SERIES,

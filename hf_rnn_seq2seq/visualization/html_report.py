@@ -14,18 +14,20 @@ from typing import Any
 
 import torch
 
+from hf_rnn_seq2seq.data.pieces import SPECIAL, source_pieces, target_pieces
 from hf_rnn_seq2seq.errors import EvaluationError
-from hf_rnn_seq2seq.evaluation.error_analysis import ERRORS, AnalysedSystem, summary_table
-from hf_rnn_seq2seq.evaluation.results import TestSet, default_metrics, notes
-from hf_rnn_seq2seq.evaluation.significance import score_by_length
-from hf_rnn_seq2seq.generation.attention import SPECIAL, merge_words, source_pieces, target_pieces
-from hf_rnn_seq2seq.generation.translate import score
+from hf_rnn_seq2seq.evaluation.error_analysis import ERRORS, AnalyzedSystem, summary_table
+from hf_rnn_seq2seq.evaluation.length_bins import score_by_length
+from hf_rnn_seq2seq.evaluation.results import notes
+from hf_rnn_seq2seq.evaluation.scores import score
+from hf_rnn_seq2seq.evaluation.test_set import TestSet, default_metrics
+from hf_rnn_seq2seq.generation.attention import merge_words
 from hf_rnn_seq2seq.visualization.pages import environment, read_template
 
 _NAMES = {"bleu": "BLEU", "chrf": "chrF", "char_bleu": "BLEU over characters"}
 
 
-def report_data(test_set: TestSet, systems: Sequence[AnalysedSystem], *, words: bool = True) -> dict[str, Any]:
+def report_data(test_set: TestSet, systems: Sequence[AnalyzedSystem], *, words: bool = True) -> dict[str, Any]:
     """The data of the page as JSON values, one column per fact and one row per sentence.
 
     `words` merges the pieces of each word (see `generation.attention.merge_words`).
@@ -42,7 +44,7 @@ def report_data(test_set: TestSet, systems: Sequence[AnalysedSystem], *, words: 
     return {"source": base, "reference": test_set.references, "systems": columns, "special": list(SPECIAL)}
 
 
-def _system_data(test_set: TestSet, system: AnalysedSystem, words: bool) -> dict[str, Any]:
+def _system_data(test_set: TestSet, system: AnalyzedSystem, words: bool) -> dict[str, Any]:
     sources, targets, weights = [], [], []
     for text, hypothesis in zip(test_set.sources, system.hypotheses, strict=True):
         source = source_pieces(system.tokenizer, text, len(hypothesis.source_ids)) if hypothesis.source_ids else [text]
@@ -75,7 +77,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def render_report(test_set: TestSet, systems: Sequence[AnalysedSystem], *, title: str = "", words: bool = True) -> str:
+def render_report(test_set: TestSet, systems: Sequence[AnalyzedSystem], *, title: str = "", words: bool = True) -> str:
     """Renders the page; the same translations give the same text.
 
     Raises:
@@ -124,7 +126,7 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _about(test_set: TestSet, systems: Sequence[AnalysedSystem]) -> str:
+def _about(test_set: TestSet, systems: Sequence[AnalyzedSystem]) -> str:
     facts = [f"{len(test_set.sources):,} sentences of the {test_set.split} split"]
     for key in ("name", "config", "licence"):
         if test_set.description.get(key):
@@ -134,7 +136,7 @@ def _about(test_set: TestSet, systems: Sequence[AnalysedSystem]) -> str:
     return "; ".join([", ".join(facts), search, *notes(test_set, systems)])
 
 
-def _score_rows(test_set: TestSet, systems: Sequence[AnalysedSystem]) -> tuple[list[list[str]], str]:
+def _score_rows(test_set: TestSet, systems: Sequence[AnalyzedSystem]) -> tuple[list[list[str]], str]:
     metrics = default_metrics(test_set)
     rows = [["system", *(_NAMES.get(name, name) for name in metrics)]]
     signature = ""
@@ -146,7 +148,7 @@ def _score_rows(test_set: TestSet, systems: Sequence[AnalysedSystem]) -> tuple[l
     return rows, signature
 
 
-def _length_rows(test_set: TestSet, systems: Sequence[AnalysedSystem]) -> list[list[str]]:
+def _length_rows(test_set: TestSet, systems: Sequence[AnalyzedSystem]) -> list[list[str]]:
     """BLEU by source length, a row for each bin that is not empty."""
     by_system = []
     for system in systems:

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.errors import AttentionError, EvaluationError
 from hf_rnn_seq2seq.generation.attention import stack_layer
-from hf_rnn_seq2seq.generation.translate import Hypothesis, encoded_sources, translate_n_best
+from hf_rnn_seq2seq.generation.encoding import encoded_sources
+from hf_rnn_seq2seq.generation.translate import Hypothesis, translate_n_best
 from hf_rnn_seq2seq.model.search_options import longest_output
 
 

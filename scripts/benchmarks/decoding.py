@@ -15,9 +15,12 @@ from benchmarks.training import build_model
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_rnn_seq2seq.evaluation.results import format_table
+from hf_rnn_seq2seq.evaluation.scores import score
+from hf_rnn_seq2seq.generation.batches import length_batches, until_end
+from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.generation.lines import LineReader
 from hf_rnn_seq2seq.generation.shortlist import Shortlist
-from hf_rnn_seq2seq.generation.translate import encode_sources, length_batches, score
 from hf_rnn_seq2seq.run_directory import load_checkpoint
 
 Batch = tuple[Sequence[int], Tensor, Tensor]  # indices of the sentences, ids and mask (batch, source)
@@ -170,7 +173,9 @@ def compare_decoding(
     for name, row in measured.items():
         first = next(other for other in measured if name.startswith(other))
         reference = measured[first]
-        hypotheses, expected = (until_end(variants[one].hypotheses, ends) for one in (name, first))
+        hypotheses, expected = (
+            {index: until_end(row, ends) for index, row in variants[one].hypotheses.items()} for one in (name, first)
+        )
         facts: dict[str, Any] = {
             "variant": name,
             "sentences_per_s": sentences.count / row["wall_s"],
@@ -185,15 +190,6 @@ def compare_decoding(
     return report
 
 
-def until_end(hypotheses: Mapping[int, list[int]], ends: Sequence[int]) -> dict[int, list[int]]:
-    """Each row up to its first end of sentence."""
-    cut = {}
-    for index, row in hypotheses.items():
-        stop = next((position + 1 for position, word in enumerate(row) if word in ends), len(row))
-        cut[index] = row[:stop]
-    return cut
-
-
 def _bleu(hypotheses: Mapping[int, list[int]], sentences: Sentences, tokenizer: PreTrainedTokenizerBase) -> float:
     rows = [hypotheses.get(index, []) for index in range(len(sentences.references))]
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
@@ -203,9 +199,11 @@ def _bleu(hypotheses: Mapping[int, list[int]], sentences: Sentences, tokenizer: 
 def print_decoding(report: Sequence[Mapping[str, Any]]) -> None:
     """Prints one line per variant."""
     with_bleu = "bleu" in report[0]
-    head = f"{'variant':24}{'sentences/s':>12}{'CPU ms':>10}{'ratio':>8}{'wall':>8}{'different':>11}{'steps':>7}"
-    print(head + f"{'BLEU':>8}" * with_bleu)
+    columns = ["variant", "sentences/s", "CPU ms", "ratio", "wall", "different", "steps"]
+    rows = [columns + ["BLEU"] * with_bleu]
     for row in report:
-        line = f"{row['variant']:24}{row['sentences_per_s']:12.1f}{row['cpu_s'] * 1e3:10.1f}"
-        line += f"{row['ratio_to_reference']:8.2f}{row['wall_ratio']:8.2f}{row['different']:11}{row['value']:7.0f}"
-        print(line + (f"{row['bleu']:8.2f}" if with_bleu else ""))
+        cells = [row["variant"], f"{row['sentences_per_s']:.1f}", f"{row['cpu_s'] * 1e3:.1f}"]
+        cells += [f"{row['ratio_to_reference']:.2f}", f"{row['wall_ratio']:.2f}"]
+        cells += [str(row["different"]), f"{row['value']:.0f}"]
+        rows.append(cells + ([f"{row['bleu']:.2f}"] if with_bleu else []))
+    print(format_table(rows))

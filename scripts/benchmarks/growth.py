@@ -118,10 +118,11 @@ def _in_this_process(model: nn.Module, shape: tuple[int, int, int], rounds: int)
 
 def print_growth(report: list[dict[str, Any]]) -> None:
     """Prints the table of `measure_growth`."""
-    columns = ("tokens/s", "CPU ms", "us/token", "GFLOP/s", "peak MB", "M params")
-    print(f"{'variant':26}" + "".join(f"{column:>11}" for column in columns))
+    from hf_rnn_seq2seq.evaluation.results import format_table
+
+    rows = [["variant", "tokens/s", "CPU ms", "us/token", "GFLOP/s", "peak MB", "M params"]]
     for row in report:
-        print(
-            f"{row['variant']:26}{row['tokens_per_s']:11.0f}{1e3 * row['cpu_s']:11.1f}{row['cpu_us_per_token']:11.1f}"
-            f"{row['gflops']:11.1f}{row['peak_mb']:11.0f}{row['parameters'] / 1e6:11.1f}"
-        )
+        cells = [row["variant"], f"{row['tokens_per_s']:.0f}", f"{1e3 * row['cpu_s']:.1f}"]
+        cells += [f"{row['cpu_us_per_token']:.1f}", f"{row['gflops']:.1f}", f"{row['peak_mb']:.0f}"]
+        rows.append([*cells, f"{row['parameters'] / 1e6:.1f}"])
+    print(format_table(rows))

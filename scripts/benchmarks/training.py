@@ -235,16 +235,16 @@ def _two_steps(step: Callable[[], float]) -> dict[str, float]:
 
 def print_training(report: list[dict[str, Any]], device: str = "cpu") -> None:
     """Prints the table of `compare_training`."""
-    columns = ("tokens/s", "wall ms", "least", "CPU ms", "least", "ratio", "of peak", "peak MB", "first loss")
-    print(f"{'variant':18}" + "".join(f"{column:>11}" for column in columns))
+    from hf_rnn_seq2seq.evaluation.results import format_table
+
+    columns = ["tokens/s", "wall ms", "least", "CPU ms", "least", "ratio", "of peak", "peak MB", "first loss"]
+    rows = [["variant", *columns]]
     for row in report:
-        times = (1e3 * row[key] for key in ("wall_s", "least_wall_s", "cpu_s", "least_cpu_s"))
+        times = [f"{1e3 * row[key]:.1f}" for key in ("wall_s", "least_wall_s", "cpu_s", "least_cpu_s")]
+        ratios = [f"{row[key]:.2f}" for key in ("ratio_to_reference", "share_of_peak")]
         peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
-        print(
-            f"{row['variant']:18}{row['tokens_per_s']:11.0f}"
-            + "".join(f"{value:11.1f}" for value in times)
-            + f"{row['ratio_to_reference']:11.2f}{row['share_of_peak']:11.2f}{peak:>11}{row['value']:11.5f}"
-        )
+        rows.append([row["variant"], f"{row['tokens_per_s']:.0f}", *times, *ratios, peak, f"{row['value']:.5f}"])
+    print(format_table(rows))
     rates = {"bf16" if "bf16" in row["variant"] else "float32": row["peak_gflops"] for row in report}
     kind = "CPU" if clock(device) == "cpu_s" else "wall"
     print("peak: " + ", ".join(f"{rate:.0f} GFLOP/s of {kind} time in {dtype}" for dtype, rate in rates.items()))

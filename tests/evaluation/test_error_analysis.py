@@ -74,7 +74,7 @@ def test_entropy_and_coverage_are_those_of_the_definition() -> None:
     ids = tokenizer("three days")["input_ids"]
     attention = torch.tensor([[[0.9, 0.05, 0.05], [0.3, 0.1, 0.6]]])
     hypothesis = Hypothesis("trois jours", (7, 2), tuple(ids), -1.0, attention)
-    (report,) = analysis.analyse(["three days"], ["trois jours"], [hypothesis], tokenizer)
+    (report,) = analysis.analyze(["three days"], ["trois jours"], [hypothesis], tokenizer)
     assert report.coverage == pytest.approx((1.0 + 0.15) / 2)  # the end of sentence does not count
     assert report.unread == ("days",)
     assert report.log_probability == pytest.approx(-0.5)
@@ -87,23 +87,23 @@ def test_unread_words_are_whole() -> None:
     # Each letter of a word gets little, "ago" together enough; the comma is no word.
     received = [0.2, 0.2, 0.2, 0.0, 0.0, 1.0, 0.0, 0.1, 0.0, 0.3][: len(ids)]
     hypothesis = Hypothesis("2", (7,), tuple(ids), -1.0, torch.tensor([[received]]))
-    (report,) = analysis.analyse(["ago, 2 kg"], ["2"], [hypothesis], tokenizer)
+    (report,) = analysis.analyze(["ago, 2 kg"], ["2"], [hypothesis], tokenizer)
     assert len(ids) == 10 and report.unread == ("kg",)
 
 
 def test_analysis_counts_and_orders() -> None:
     tokenizer = tiny_tokenizer()
     texts = ["a a", "x", "", "b c"]
-    reports = analysis.analyse(["x"] * 4, ["a", "a b c d e", "a", "b c"], [Hypothesis(t) for t in texts], tokenizer)
+    reports = analysis.analyze(["x"] * 4, ["a", "a b c d e", "a", "b c"], [Hypothesis(t) for t in texts], tokenizer)
     assert [report.errors for report in reports] == [("repeated",), ("untranslated", "too_short"), ("empty",), ()]
     assert analysis.worst(reports, 2) == [1, 2]
-    facts = analysis.summarise(reports)
+    facts = analysis.summarize(reports)
     assert (facts["repeated"], facts["empty"], facts["too_short"], facts["exact"]) == (1, 1, 1, 1)
     assert facts["entropy"] is None
     header, row = analysis.summary_table({"s": reports})
     assert dict(zip(header, row, strict=True))["untranslated"] == "1 (25.0 %)"
     with pytest.raises(EvaluationError, match="1 sources, 0 references, 0 hypotheses"):
-        analysis.analyse(["a"], [], [], tokenizer)
+        analysis.analyze(["a"], [], [], tokenizer)
 
 
 def test_short_names_tell_apart() -> None:

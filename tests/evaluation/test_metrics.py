@@ -10,10 +10,9 @@ import jiwer
 import pytest
 import sacrebleu.metrics as sacrebleu_metrics
 
-from hf_rnn_seq2seq.evaluation.metrics import METRICS, load_metric, why_blind
+from hf_rnn_seq2seq.evaluation.scores import METRICS, load_metric, why_blind
 
-METRIC_FOLDER = Path(__file__).parents[2] / "hf_rnn_seq2seq" / "evaluation" / "metrics"
-SCRIPTS = sorted(path for path in METRIC_FOLDER.glob("*.py") if not path.name.startswith("_"))
+SCRIPT = Path(__file__).parents[2] / "hf_rnn_seq2seq" / "evaluation" / "metrics.py"
 HYPOTHESES = ["The cat sat on a mat.", "", "Es war 3,5 Grad.", "日本語の文です。", "Il fait froid."]
 REFERENCES = ["The cat sat on the mat.", "Nothing here", "", "これは日本語の文です。", "Il fait très froid."]
 
@@ -31,8 +30,8 @@ THEIRS = {
 def test_equals_sacrebleu_with_its_signature(name: str, case: str) -> None:
     hypotheses = [""] * len(REFERENCES) if case == "empty predictions" else HYPOTHESES
     references = [""] * len(HYPOTHESES) if case == "empty references" else REFERENCES
-    metric, options = load_metric(name)
-    ours = metric.compute(predictions=hypotheses, references=references, **options)
+    metric = load_metric(name)
+    ours = metric.compute(predictions=hypotheses, references=references)
     theirs = THEIRS[name]()
     assert ours["score"] == pytest.approx(theirs.corpus_score(hypotheses, [references]).score, abs=1e-9)
     assert ours["signature"] == str(theirs.get_signature())
@@ -45,8 +44,8 @@ def test_several_references_also_in_different_numbers(name: str) -> None:
     rows = [
         [reference, f"{reference} indeed"] if index % 2 else [reference] for index, reference in enumerate(REFERENCES)
     ]
-    metric, options = load_metric(name)
-    ours = metric.compute(predictions=HYPOTHESES, references=rows, **options)
+    metric = load_metric(name)
+    ours = metric.compute(predictions=HYPOTHESES, references=rows)
     streams = [[row[0] for row in rows], [row[1] if len(row) > 1 else None for row in rows]]
     theirs = THEIRS[name]()
     assert ours["score"] == pytest.approx(theirs.corpus_score(HYPOTHESES, streams).score, abs=1e-9)
@@ -58,8 +57,8 @@ def test_bootstrap_interval_is_sacrebleus(name: str) -> None:
     generator = random.Random(0)
     references = [" ".join(generator.choices("abcdefgh", k=9)) for _ in range(40)]
     hypotheses = [" ".join(word if generator.random() < 0.8 else "z" for word in line.split()) for line in references]
-    metric, options = load_metric(name)
-    ours = metric.compute(predictions=hypotheses, references=references, n_bootstrap=50, **options)
+    metric = load_metric(name)
+    ours = metric.compute(predictions=hypotheses, references=references, n_bootstrap=50)
     theirs = THEIRS[name]()
     score = theirs.corpus_score(hypotheses, [references], n_bootstrap=50)
     assert (ours["mean"], ours["interval"]) == pytest.approx((score._mean, score._ci), abs=1e-9)
@@ -69,8 +68,8 @@ def test_bootstrap_interval_is_sacrebleus(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "function"), [("wer", jiwer.wer), ("cer", jiwer.cer)])
 def test_error_rates_equal_jiwer(name: str, function) -> None:
-    metric, options = load_metric(name)
-    ours = metric.compute(predictions=HYPOTHESES, references=REFERENCES, **options)
+    metric = load_metric(name)
+    ours = metric.compute(predictions=HYPOTHESES, references=REFERENCES)
     assert ours["score"] == pytest.approx(100 * function(REFERENCES, HYPOTHESES), abs=1e-9)
     assert ours["signature"].startswith(f"{name}|unit:")
     with pytest.raises(ValueError, match="exactly one reference"):
@@ -78,7 +77,7 @@ def test_error_rates_equal_jiwer(name: str, function) -> None:
 
 
 def test_exact_match_counts_sentences_that_are_a_reference() -> None:
-    metric, _ = load_metric("exact_match")
+    metric = load_metric("exact_match")
     assert metric.compute(predictions=["a", "b", "A", ""], references=["a", "c", "a", ""])["score"] == 50
     assert metric.compute(predictions=["a", "b"], references=[["x", "a"], ["c"]])["score"] == 50
 
@@ -95,9 +94,9 @@ def test_bleu_cannot_tell_texts_without_a_run_of_four() -> None:
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_sentence_without_reference_is_refused(name: str) -> None:
-    metric, options = load_metric(name)
+    metric = load_metric(name)
     with pytest.raises(ValueError, match=r"sentence 1: references are an empty list"):
-        metric.compute(predictions=["a", "b"], references=[["a"], []], **options)
+        metric.compute(predictions=["a", "b"], references=[["a"], []])
 
 
 def test_unknown_metric_names_the_choices() -> None:
@@ -105,17 +104,16 @@ def test_unknown_metric_names_the_choices() -> None:
         load_metric("blue")
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_loads_by_path(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", METRICS)
+def test_loads_by_path(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modules = tmp_path / "modules"
     monkeypatch.setattr("evaluate.loading.init_dynamic_modules", lambda: _dynamic_modules(modules, monkeypatch))
-    metric = evaluate.load(str(script), keep_in_memory=True)
+    metric = evaluate.load(str(SCRIPT), name, keep_in_memory=True)
     assert str(modules) in sys.modules[type(metric).__module__].__file__
-    module, class_name, options = next(entry for entry in METRICS.values() if entry[0] == script.stem)
-    assert type(metric).__name__ == class_name
-    direct, _ = load_metric(next(name for name, entry in METRICS.items() if entry[0] == module))
-    pair = {"predictions": HYPOTHESES, "references": REFERENCES, **options}
-    assert metric.compute(**pair) == direct.compute(**pair)
+    pair = {"predictions": HYPOTHESES, "references": REFERENCES}
+    assert metric.compute(**pair) == load_metric(name).compute(**pair)
+    with pytest.raises(ValueError, match=r"config_name='default': must be one of bleu, "):
+        evaluate.load(str(SCRIPT), keep_in_memory=True)
 
 
 def _dynamic_modules(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -126,9 +124,9 @@ def _dynamic_modules(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(package)
 
 
-def test_importing_the_folder_loads_no_metric_library() -> None:
+def test_the_names_of_the_metrics_load_no_metric_library() -> None:
     code = (
-        "import sys, hf_rnn_seq2seq.evaluation.metrics; "
+        "import sys, hf_rnn_seq2seq.evaluation.scores; "
         "print([name for name in ('evaluate', 'sacrebleu', 'jiwer', 'datasets') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig,
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.errors import AveragingError, EvaluationError
 from hf_rnn_seq2seq.generation.pipeline import RnnTranslationPipeline
-from hf_rnn_seq2seq.generation.scoring import score_ids, score_texts, summarise
+from hf_rnn_seq2seq.generation.scoring import score_ids, score_texts, summarize
 from hf_rnn_seq2seq.generation.unknown_words import read_dictionary, replace_unknown
 from hf_rnn_seq2seq.training.averaging import average_checkpoints
 from tests.helpers.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
@@ -53,7 +53,7 @@ def test_a_score_is_the_loss_of_its_pair_and_all_of_them_the_models_loss(loaded:
         assert score.log_probability == pytest.approx(sum(score.per_token), rel=1e-9)
         assert score.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
         total, tokens = total + loss * score.tokens, tokens + score.tokens
-    summary = summarise(scores)
+    summary = summarize(scores)
     assert summary["loss"] == pytest.approx(total / tokens, rel=1e-5) and summary["tokens"] == tokens
     assert summary["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-4)
     assert summary["sentences"] == len(PAIRS)
@@ -71,7 +71,7 @@ def test_what_the_search_says_of_its_hypotheses_is_their_score(loaded: tuple[Any
 
 def test_pairs_that_cannot_be_scored(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
-    with pytest.raises(EvaluationError, match="2 sources for 1 targets; need as many"):
+    with pytest.raises(EvaluationError, match="2 sources for 1 targets; both must have the same length"):
         score_ids(model, [[3, 2], [3, 2]], [[3, 2]])
     with pytest.raises(EvaluationError, match="pair 2: source and target must both hold text"):
         score_texts(model, tokenizer, ["a", "b"], ["x", " "])
@@ -102,7 +102,7 @@ def test_score_script_reads_one_file_or_two(loaded: tuple[Any, Any], checkpoint:
         log_probability, tokens, perplexity = line.split("\t")
         assert float(log_probability) == pytest.approx(score.log_probability, abs=1e-4)
         assert (int(tokens), float(perplexity)) == (score.tokens, pytest.approx(score.perplexity, rel=1e-3))
-    assert f"loss {summarise(told)['loss']:.4f}"[:10] in err
+    assert f"loss {summarize(told)['loss']:.4f}"[:10] in err
     two = run("score", checkpoint, tmp_path / "sources.txt", "--targets", tmp_path / "targets.txt")
     assert [line.split("\t")[1] for line in two[1].splitlines()] == [line.split("\t")[1] for line in out.splitlines()]
     for line, score in zip(two[1].splitlines(), told, strict=True):

@@ -1,333 +1,202 @@
-"""scripts/translate.py as a user runs it."""
+"""Batches of sentences through a search: order, hypotheses, attention, workers."""
 
-import gzip
-import json
-import os
-import shlex
-import subprocess
-import sys
-from pathlib import Path
+import threading
 
 import pytest
 import torch
 
-from hf_rnn_seq2seq.generation import translate as evaluation
-from hf_rnn_seq2seq.generation.lines import LineReader, LineWriter
-from hf_rnn_seq2seq.run_directory import load_checkpoint
-from tests.helpers.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
-from tests.helpers.script_runs import ROOT, run, run_alone
+from hf_rnn_seq2seq import errors
+from hf_rnn_seq2seq.generation.attention import stack_layer
+from hf_rnn_seq2seq.generation.translate import MAX_WORKERS, Hypothesis, _map, translate, translate_n_best
+from tests.helpers.checkpoints import SOURCES, tiny_bart, tiny_rnn, tiny_tokenizer
 
 
-def test_one_line_out_for_each_line_in_and_equal_to_generate(checkpoint: Path) -> None:
-    odd = "a\u2028b\x0bc\x1cd\x85e\rf".encode()
-    lines = [SOURCES[0].encode(), b"", b" \t", SOURCES[1].encode() + b"\r", b"b\xff\xfed", odd, b"w " * 400, b"2 kg"]
-    result = run_alone("translate.py", checkpoint, "--window", 3, stdin=b"\n".join(lines))
-    found = result.stdout.split(b"\n")
-    assert result.returncode == 0, result.stderr
-    assert found.pop() == b""
-    assert len(found) == len(lines)
-    assert found[1] == found[2] == b""
-    model, tokenizer = load_checkpoint(checkpoint)
-    for index in (0, 3, 7):
-        source = lines[index].decode().rstrip("\r")
-        ids = model.generate(**tokenizer([source], return_tensors="pt"))
-        expected = tokenizer.batch_decode(ids, skip_special_tokens=True)[0]
-        assert found[index].decode() == " ".join(expected.splitlines() or [""])
-    errors = result.stderr.decode()
-    assert "warning: 1 of 8 sources are longer than the limit and were cut" in errors
-    assert "warning: 1 line(s) could not be read whole (first: line 5)" in errors
-    assert "8 lines" in errors
+@pytest.fixture(scope="module", params=["rnn", "rnn, two vocabularies", "bart"])
+def pair(request: pytest.FixtureRequest):
+    tokenizer = tiny_tokenizer(joint=request.param != "rnn, two vocabularies")
+    return (tiny_bart(tokenizer) if request.param == "bart" else tiny_rnn(tokenizer)), tokenizer
 
 
-def test_beams_scores_alignments_and_n_best_in_columns(checkpoint: Path) -> None:
-    text = f"{SOURCES[0]}\n\n{SOURCES[1]}\n".encode()
-    options = ("--num_beams", 3, "--n_best", 2, "--scores", "--alignments", "--no_progress")
-    result = run("translate.py", checkpoint, *options, stdin=text)
-    lines = result.stdout.decode().split("\n")
-    assert result.returncode == 0
-    assert len(lines) == 4 and lines[1] == lines[3] == ""
-    model, tokenizer = load_checkpoint(checkpoint)
-    expected = evaluation.translate_n_best(model, tokenizer, SOURCES[:1], n_best=2, num_beams=3, progress=False)[0]
-    columns = lines[0].split("\t")
-    assert len(columns) == 6
-    for position, hypothesis in enumerate(expected):
-        assert columns[3 * position] == " ".join(hypothesis.text.replace("\t", " ").split("\n"))
-        assert float(columns[3 * position + 1]) == pytest.approx(hypothesis.log_probability, abs=1e-3)
-        pairs = [tuple(map(int, pair.split("-"))) for pair in columns[3 * position + 2].split()]
-        assert all(0 <= source < 3 for source, _ in pairs)
-    as_json = run("translate.py", checkpoint, *options, "--output_format", "jsonl", stdin=text)
-    rows = [json.loads(line) for line in as_json.stdout.decode().splitlines()]
-    assert [row["source"] for row in rows] == [SOURCES[0], "", SOURCES[1]]
-    assert rows[1]["translations"] == [] and len(rows[2]["translations"]) == 2
+@pytest.fixture(scope="module")
+def rnn():
+    tokenizer = tiny_tokenizer()
+    return tiny_rnn(tokenizer), tokenizer
 
 
-def test_word_alignment_counts_words(checkpoint: Path) -> None:
-    """Weights that point from each target word to one source word come out as those pairs."""
-    import torch
-
-    from hf_rnn_seq2seq.generation.attention import word_pairs
-
-    tokenizer = tiny_tokenizer("word")
-    source, target = "three days ago", "il y a trois"
-    ids = tokenizer(source)["input_ids"], tokenizer(target)["input_ids"]
-    weights = torch.zeros(1, len(ids[1]), len(ids[0]))
-    for row, column in enumerate((2, 2, 1, 0, 3)):  # the end of sentence attends to the end of sentence
-        weights[0, row, column] = 1
-    hypothesis = evaluation.Hypothesis(target, tuple(ids[1]), tuple(ids[0]), 0.0, weights)
-    assert word_pairs(tokenizer, source, hypothesis) == [(2, 0), (2, 1), (1, 2), (0, 3)]
+@pytest.mark.parametrize("beams", [1, 3])
+def test_translate_equals_generate_one_by_one_in_the_order_given(pair, beams: int) -> None:
+    model, tokenizer = pair
+    sources = [*SOURCES, "", " \t ", *SOURCES[::-1]]
+    found = translate(model, tokenizer, sources, batch_size=3, num_beams=beams, progress=False)
+    for source, text in zip(sources, found, strict=True):
+        if not source.strip():
+            assert text == ""
+            continue
+        alone = model.generate(**tokenizer([source], return_tensors="pt"), num_beams=beams)
+        assert text == tokenizer.batch_decode(alone, skip_special_tokens=True)[0]
+    assert len(set(found)) > 4
 
 
-def test_files_plain_gzip_and_jsonl_give_the_same_lines(checkpoint: Path, tmp_path: Path) -> None:
-    text = "".join(f"{source}\n" for source in SOURCES)
-    (tmp_path / "in.txt").write_text(text)
-    with gzip.open(tmp_path / "in.txt.gz", "wt") as file:
-        file.write(text)
-    rows = "".join(json.dumps({"de": source}) + "\n" for source in SOURCES)
-    (tmp_path / "in.jsonl").write_text(rows + '{"de": 3}\nnot json\n')
-    outputs = []
-    for name in ("in.txt", "in.txt.gz", "in.jsonl"):
-        target = tmp_path / f"{name}.out"
-        options = ("--source_column", "de", "--output_file", target)
-        result = run("translate.py", checkpoint, "--input", tmp_path / name, *options)
-        assert result.returncode == 0, result.stderr
-        outputs.append(target.read_text().split("\n"))
-    assert outputs[0] == outputs[1]
-    assert outputs[2] == [*outputs[0][:-1], "", "", ""]
-    assert "2 line(s) could not be read whole" in result.stderr.decode()
-    assert sorted(path.name for path in tmp_path.iterdir() if "part" in path.name) == []
+def test_translate_without_options_follows_the_checkpoints_generation_config(rnn) -> None:
+    model, tokenizer = rnn
+    greedy = translate(model, tokenizer, SOURCES, progress=False)
+    model.generation_config.num_beams = 4
+    try:
+        beam = translate(model, tokenizer, SOURCES, progress=False)
+    finally:
+        model.generation_config.num_beams = 1
+    assert beam == translate(model, tokenizer, SOURCES, num_beams=4, progress=False) != greedy
 
 
-def test_a_data_set_is_read_row_by_row(checkpoint: Path, tmp_path: Path) -> None:
-    import datasets
-
-    rows = [{"translation": {"en": source, "fr": "x"}, "text": source} for source in SOURCES[:3]]
-    rows.insert(1, {"translation": {"en": None, "fr": "x"}, "text": None})
-    datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "data")
-    text = "".join(f"{source}\n" for source in (SOURCES[0], "", *SOURCES[1:3]))
-    wanted = run("translate.py", checkpoint, stdin=text.encode()).stdout
-    for options in (("--source_lang", "en"), ("--source_column", "text")):
-        found = run("translate.py", checkpoint, "--dataset", tmp_path / "data", *options)
-        assert found.stdout == wanted, found.stderr
-        assert b"1 line(s) could not be read whole (first: line 2)" in found.stderr
-    for options, message in (
-        (("--source_column", "nothing"), b"has no column 'nothing'; it has translation, text"),
-        (("--source_lang", "de"), b"source_lang 'de': the data set"),
-        (("--split", "dev"), b"split 'dev': the data set"),
-        (("--input", tmp_path / "x"), b"--dataset and --input: give one of them"),
-    ):
-        refused = run("translate.py", checkpoint, "--dataset", tmp_path / "data", *options)
-        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
-    corpus = ("--dataset", "cldr", "--dataset_config_name", "en-fr", "--max_new_tokens", 1)
-    assert run("translate.py", checkpoint, *corpus).stdout.count(b"\n") == 1000
+def test_translate_restores_training_mode_and_uses_none_of_its_dropout(rnn) -> None:
+    _, tokenizer = rnn
+    model = tiny_rnn(tokenizer, dropout=0.9).train()
+    first = translate(model, tokenizer, SOURCES, progress=False)
+    assert model.training
+    assert first == translate(model, tokenizer, SOURCES, progress=False)
 
 
-def test_options_of_the_models_own_search(checkpoint: Path, tmp_path: Path) -> None:
-    model, tokenizer = load_checkpoint(checkpoint)
-    text = "".join(f"{source}\n" for source in SOURCES[:4]).encode()
-    plain = run("translate.py", checkpoint, "--num_beams", 3, stdin=text).stdout.decode()
-
-    def wanted(**options: object) -> str:
-        found = evaluation.translate(model, tokenizer, SOURCES[:4], num_beams=3, progress=False, **options)
-        return "".join(" ".join(line.splitlines() or [""]) + "\n" for line in found)
-
-    assert plain == wanted()
-    for chosen, options in (
-        (("--gnmt_alpha", 1.5, "--coverage_penalty", 2), {"gnmt_alpha": 1.5, "coverage_penalty": 2.0}),
-        (("--stop_at_top",), {"stop_at_top": True}),
-        (("--weight_type", "bfloat16"), {"weight_type": "bfloat16"}),
-        (("--ensemble", checkpoint), {"ensemble": [model]}),
-    ):
-        result = run("translate.py", checkpoint, "--num_beams", 3, *chosen, stdin=text)
-        assert result.stdout.decode() == wanted(**options), result.stderr
-    rich = run("translate.py", checkpoint, "--num_beams", 3, "--scores", "--gnmt_alpha", 1.5, stdin=text)
-    assert [line.split("\t")[0] for line in rich.stdout.decode().splitlines()] == wanted(gnmt_alpha=1.5).splitlines()
-    (tmp_path / "pairs.tsv").write_text("".join(f"{s}\t{t}\n" for s, t in zip(SOURCES, TARGETS, strict=False)))
-    learnt = run("learn_shortlist.py", checkpoint, tmp_path / "pairs.tsv", "--output", tmp_path / "words.json")
-    assert b"6 pairs" in learnt.stdout, learnt.stderr
-    for more in ((), ("--scores",)):
-        short = run("translate.py", checkpoint, "--shortlist", tmp_path / "words.json", *more, stdin=text)
-        assert short.returncode == 0 and short.stdout.count(b"\n") == 4, short.stderr
-        lines = [line.split("\t")[0] for line in short.stdout.decode().splitlines()]
-        assert lines != plain.splitlines()
-    for chosen, message in (
-        (("--gnmt_alpha", -1), b"gnmt_alpha=-1.0: must be 0 or more"),
-        (("--gnmt_alpha", 1, "--no_repeat_ngram_size", 2), b"gnmt_alpha: cannot go with no_repeat_ngram_size=2"),
-        (("--search", "generate", "--weight_type", "int8"), b"--search: does not go with --weight_type"),
-        (("--shortlist", tmp_path / "pairs.tsv"), b"not a shortlist"),
-    ):
-        refused = run("translate.py", checkpoint, *chosen, stdin=text)
-        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
-def test_unknown_words_are_replaced(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer("word")
-    model = tiny_rnn(tokenizer)
-    with torch.no_grad():
-        model.lm_head.bias[tokenizer.unk_token_id] += 100
-    directory = save_checkpoint(tmp_path / "unknown", model, tokenizer)
-    (tmp_path / "words.tsv").write_text("three\ttrois\n", encoding="utf-8")
-    call = ("translate.py", directory, "--max_new_tokens", 1, "--replace_unknown")
-    assert run(*call, stdin=b"three\n").stdout == b"three\n"
-    assert run(*call, tmp_path / "words.tsv", stdin=b"three\n\n").stdout == b"trois\n\n"
-    assert run(*call[:-1], stdin=b"three\n").stdout != b"three\n"
-    told = run(*call[:-1], stdin=b"qqq zzz\nthree\n\nqqq three\n").stderr
-    assert b"warning: 1 of 4 sources hold nothing but unknown tokens" in told
+def test_batches_of_several_workers_are_those_of_one(rnn, threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = rnn
+    monkeypatch.setattr("hf_rnn_seq2seq.generation.translate.FEW_ROWS", 0)
+    names: set[str] = set()
+    search = model.search
+
+    def watched(**options):
+        names.add(threading.current_thread().name.split("_")[0])
+        return search(**options)
+
+    def translated(model, **options):
+        names.clear()
+        return translate(model, tokenizer, SOURCES * 4, batch_size=2, progress=False, **options)
+
+    monkeypatch.setattr(model, "search", watched)
+    alone = translated(model, num_beams=3)
+    assert names == {"MainThread"}
+    assert translated(model.train(), num_beams=3, workers=3) == alone
+    assert names == {"translate"} and model.training and torch.get_num_threads() == 3
+    model.eval()
+    translated(model, do_sample=True, workers=3)
+    assert names == {"MainThread"}  # samples are drawn in the order of the batches
+    with pytest.raises(errors.EvaluationError, match="workers is 0; must be at least 1"):
+        translated(model, workers=0)
 
 
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_input(checkpoint: Path, tmp_path: Path) -> None:
-    """As `translate.py --help` shows it with 200,000 lines; here ten times the lines cost less than a tenth more."""
-    peaks = []
-    for count in (2_000, 20_000):
-        (tmp_path / "in.txt").write_text("in an hour\n" * count)
-        result = run_alone(
-            "translate.py", checkpoint, "--input", tmp_path / "in.txt", "--output_file", tmp_path / f"{count}.txt",
-            "--max_new_tokens", 1, "--batch_size", 512, "--window", 1024,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
-        assert (tmp_path / f"{count}.txt").read_bytes().count(b"\n") == count
-        peaks.append(int(result.stderr.decode().split("memory: ")[1].split(" MB")[0]))
-    assert peaks[1] < 1.1 * peaks[0]
+def test_results_of_workers_keep_the_order_and_the_threads_are_shared_out(threads) -> None:
+    together = threading.Barrier(3, timeout=60)  # passed only when three items are worked on at the same time
+
+    def work(number: int) -> tuple[int, int]:
+        together.wait()
+        return number, torch.get_num_threads()
+
+    assert list(_map(work, range(9), 3)) == [(number, 1) for number in range(9)]
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(4)
+    assert list(_map(lambda _: torch.get_num_threads(), range(2), 4)) == [2, 2]
+    assert list(_map(lambda _: torch.get_num_threads(), range(20), 1)) == [4] * 20
+    torch.set_num_threads(4 * MAX_WORKERS)
+    assert list(_map(lambda _: torch.get_num_threads(), range(20), 4 * MAX_WORKERS)) == [4] * 20
 
 
-def test_an_interrupted_file_is_continued_and_never_mixed(checkpoint: Path, tmp_path: Path) -> None:
-    source, target = tmp_path / "in.txt", tmp_path / "out.txt"
-    source.write_text("".join(f"{line}\n" for line in SOURCES * 2))
-    command = ("translate.py", checkpoint, "--input", source, "--output_file", target)
-    assert run(*command).returncode == 0
-    whole = target.read_text()
-    again = run(*command)
-    assert (again.returncode, target.read_text()) == (2, whole)
-    assert b"error: output_file" in again.stderr and b"exists" in again.stderr
-
-    class Killed(Exception):
-        pass
-
-    lines = whole.splitlines(keepends=True)
-    identity = json.loads(json.dumps(_identity(checkpoint, source)))
-    target.unlink()
-    with pytest.raises(Killed), LineWriter(str(target), identity=identity) as writer:
-        writer.write([lines[0].rstrip("\n"), "marked"])
-        writer._file.write(b"half a li")
-        raise Killed
-    part = tmp_path / "out.txt.part"
-    refused = run(*command)
-    assert refused.returncode == 2 and b"--resume continues it" in refused.stderr
-    other = run(*command, "--resume", "--num_beams", 2)
-    assert other.returncode == 2 and b"was made with another num_beams (None)" in other.stderr
-    note, text = tmp_path / "out.txt.part.json", source.read_text()
-    written = json.loads(note.read_text())
-    for name in ("input", "model", "tokenizer"):
-        note.write_text(json.dumps({key: value for key, value in written.items() if key != name}))
-        other = run(*command, "--resume")
-        assert other.returncode == 2 and f"does not say with which {name} it was made".encode() in other.stderr
-        assert b"start again with --overwrite" in other.stderr
-    note.write_text(json.dumps(written))
-    source.write_text(text.replace("2 kg", "3 kg"))  # another text under the same name
-    other = run(*command, "--resume")
-    assert other.returncode == 2 and b"was made with another input; give that again, or" in other.stderr
-    source.write_text(text)
-    model, tokenizer = load_checkpoint(checkpoint)
-    model.generation_config.length_penalty, model.generation_config.num_beams = 0.5, 2
-    changed = save_checkpoint(tmp_path / "changed", model, tokenizer)
-    other = run("translate.py", changed, *command[2:], "--resume")
-    assert other.returncode == 2 and b"was made with another model; give that again, or" in other.stderr
-    assert b"--resume: needs --input or --dataset" in run("translate.py", checkpoint, *command[4:], "--resume").stderr
-    assert part.read_bytes().endswith(b"half a li")
-    result = run(*command, "--resume")
-    assert result.returncode == 0, result.stderr
-    assert target.read_text() == lines[0] + "marked\n" + "".join(lines[2:])
-    assert not part.exists()
+def test_a_second_caller_works_one_by_one(threads) -> None:
+    first = _map(lambda _: torch.get_num_threads(), range(20), 3)
+    assert next(first) == 1
+    names = list(_map(lambda _: threading.current_thread().name, range(2), 3))
+    assert names == [threading.main_thread().name] * 2
+    first.close()
+    assert torch.get_num_threads() == 3
+    assert list(_map(lambda _: torch.get_num_threads(), range(3), 3)) == [1, 1, 1]
 
 
-def _identity(checkpoint: Path, source: Path) -> dict[str, object]:
-    from translate import identity, parse
+def test_workers_are_at_most_one_item_ahead(threads) -> None:
+    begun: list[int] = []
+    results = _map(lambda number: begun.append(number) or number, range(100), 3)
+    assert next(results) == 0
+    assert max(begun) <= 4
+    results.close()
+    assert torch.get_num_threads() == 3
 
-    return identity(
-        parse([str(checkpoint), "--input", str(source)]), LineReader(str(source)), *load_checkpoint(checkpoint), {}
+
+def test_an_error_of_a_worker_is_raised_in_its_place(threads) -> None:
+    def work(number: int) -> int:
+        if number == 4:
+            raise ValueError("number 4")
+        return number
+
+    results = _map(work, range(50), 3)
+    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="number 4"):
+        next(results)
+    assert torch.get_num_threads() == 3
+
+
+def test_a_search_is_called_in_place_of_generate(rnn) -> None:
+    model, tokenizer = rnn
+    calls = []
+
+    def search(input_ids, attention_mask, **generation):
+        calls.append((tuple(input_ids.shape), attention_mask.sum(1).tolist(), generation))
+        return torch.tensor([[1, *tokenizer("heure")["input_ids"]]] * len(input_ids))
+
+    assert translate(model, tokenizer, SOURCES[:3], search=search, num_beams=2, progress=False) == ["heure"] * 3
+    lengths = sorted((len(tokenizer(source)["input_ids"]) for source in SOURCES[:3]), reverse=True)
+    assert calls == [((3, lengths[0]), lengths, {"num_beams": 2})]
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_attention_and_log_probability_equal_a_forced_pass(pair, beams: int) -> None:
+    """What a hypothesis attended to while it was searched is what one forward pass over it attends to."""
+    model, tokenizer = pair
+    n_best = min(beams, 3)
+    found = translate_n_best(
+        model, tokenizer, [*SOURCES, ""], n_best=n_best, num_beams=beams, attention=True, batch_size=3, progress=False
     )
+    assert found[-1] == [Hypothesis("")]
+    for hypotheses in found[:-1]:
+        assert len(hypotheses) == n_best
+        for hypothesis in hypotheses:
+            source, labels = torch.tensor([hypothesis.source_ids]), torch.tensor([hypothesis.token_ids])
+            with torch.no_grad():
+                output = model(input_ids=source, labels=labels, output_attentions=True)
+            expected = output.cross_attentions[-1][0]
+            assert hypothesis.attention.shape == expected.shape
+            torch.testing.assert_close(hypothesis.attention, expected, atol=2e-5, rtol=0)
+            chosen = output.logits.log_softmax(-1)[0].gather(-1, labels[0, :, None]).sum()
+            assert hypothesis.log_probability == pytest.approx(float(chosen), abs=1e-3)
 
 
-def test_half_characters_in_json_are_replaced_and_counted(checkpoint: Path, tmp_path: Path) -> None:
-    rows = [b'{"source": "3 days ago"}', b'{"source": "3 days \\ud83d ago"}', b'{"source": "\\ud83d\\ude00 three"}']
-    (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join([*rows, b"[" * 100_000]))
-    for options in ((), ("--output_format", "jsonl"), ("--alignments",)):
-        result = run("translate.py", checkpoint, "--input", tmp_path / "in.jsonl", *options)
-        assert result.returncode == 0 and result.stdout.count(b"\n") == 4, result.stderr
-        assert b"warning: 2 line(s) could not be read whole (first: line 2, 4)" in result.stderr
-        result.stdout.decode()
+def test_beams_are_followed_not_read_straight_down(rnn) -> None:
+    """The test above would pass without following where no beam ever moved; here they do."""
+    model, tokenizer = rnn
+    output = model.generate(
+        **tokenizer(SOURCES, return_tensors="pt", padding=True),
+        num_beams=4,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    assert any(len(set(row[row >= 0].tolist())) > 1 for row in output.beam_indices)
 
 
-def test_a_damaged_archive_names_its_line_after_the_lines_before_it(checkpoint: Path, tmp_path: Path) -> None:
-    text = "".join(f"{number} days ago\n" for number in range(300))
-    whole = gzip.compress(text.encode(), mtime=0)
-    for content, first in ((whole[:300], 1), (whole[:-8], 1), (text.encode(), 0), (whole[:200] + bytes(50), 0)):
-        (tmp_path / "in.txt.gz").write_bytes(content)
-        result = run("translate.py", checkpoint, "--input", tmp_path / "in.txt.gz", "--max_new_tokens", 1)
-        lines = result.stdout.count(b"\n")
-        assert result.returncode == 2 and (lines > 0) == bool(first), result.stderr
-        message = result.stderr.decode().splitlines()[-1]
-        assert message.startswith("error: input ") and f"in.txt.gz', line {lines + 1}: not a whole gzip file" in message
-        assert message.endswith(f". {lines} lines were written")
-    target = tmp_path / "out.txt"
-    result = run("translate.py", checkpoint, "--input", tmp_path / "in.txt.gz", "--output_file", target)
-    assert result.returncode == 2 and not target.exists()
+def test_n_best_starts_with_the_translation_and_is_bounded(rnn) -> None:
+    model, tokenizer = rnn
+    best = [row[0].text for row in translate_n_best(model, tokenizer, SOURCES, num_beams=3, progress=False)]
+    assert best == translate(model, tokenizer, SOURCES, num_beams=3, progress=False)
+    with pytest.raises(errors.EvaluationError, match=r"n_best is 4; allowed: 1 to the number of beams \(3\)"):
+        translate_n_best(model, tokenizer, SOURCES, n_best=4, num_beams=3)
 
 
-def test_what_cannot_be_written_to_is_named(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("2 kg\n")
-    for place, message in (
-        (tmp_path, "is not a regular file; name one"),
-        ("/dev/full", "is not a regular file; name one"),
-        (tmp_path / "no" / "out", "no' does not exist"),
-    ):
-        result = run("translate.py", checkpoint, "--input", tmp_path / "in.txt", "--output_file", place)
-        assert result.returncode == 2 and message in result.stderr.decode().splitlines()[-1], result.stderr
-
-
-def test_an_output_that_cannot_be_written_is_one_line(checkpoint: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "translate.py"), str(checkpoint), "--no_progress"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    for place, message in (
-        ("> /dev/full", "error: standard output: cannot be written (No space left on device). 0 lines were written"),
-        (">&-", "error: standard output is closed; give --output_file, or let something read the output"),
-    ):
-        shell = f"{shlex.join(command)} {place}"
-        done = subprocess.run(shell, shell=True, input=b"2 kg\n", capture_output=True, env=environment)
-        assert (done.returncode, done.stderr.decode().splitlines()) == (2, [message])
-
-
-BAD = {
-    "no such GPU": (("DIR", "--device", "cuda:99"), "device='cuda:99': cannot be used ("),
-    "no such device": (("DIR", "--device", "toaster"), "device='toaster': cannot be used ("),
-    "a device without numbers": (("DIR", "--device", "meta"), "); this machine has cpu"),
-    "not UTF-8": (("DIR", "--source_lang", "e\udcffn"), r"source_lang='e\udcffn': holds bytes that are not UTF-8"),
-    "no such directory": (("missing-run",), "no such directory"),
-    "misspelt option": (("DIR", "--num_beam", "2"), "unrecognized arguments: --num_beam"),
-    "out of range": (("DIR", "--num_beams", "0"), "'0' is not a whole number of at least 1"),
-    "n_best above beams": (("DIR", "--n_best", "2"), "n_best is 2; allowed: 1 to the number of beams (1)"),
-    "unknown search": (("DIR", "--search", "nothing:here"), "--search 'nothing:here': neither a method of"),
-    "search with scores": (("DIR", "--search", "os:getcwd", "--scores"), "--search returns sequences alone"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(case: str, checkpoint: Path) -> None:
-    arguments, message = BAD[case]
-    result = run("translate.py", *(checkpoint if one == "DIR" else one for one in arguments), stdin=b"a\n")
-    assert result.returncode == 2
-    assert result.stdout == b""
-    errors = [line for line in result.stderr.decode().splitlines() if not line.startswith("\rtranslating")]
-    assert errors[-1].startswith("error: ") and message in errors[-1]
-    assert "Traceback" not in result.stderr.decode()
-
-
-def constant_search(input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: object) -> torch.Tensor:
-    return torch.tensor([[1, *tiny_tokenizer()("heure")["input_ids"]]] * len(input_ids))
-
-
-def test_a_search_from_a_module_is_used(checkpoint: Path) -> None:
-    result = run("translate.py", checkpoint, "--search", f"{__name__}:constant_search", stdin=b"a\n\nb\n")
-    assert result.stdout == b"heure\n\nheure\n", result.stderr
-    method = run("translate.py", checkpoint, "--search", "generate", stdin=b"2 kg\n")
-    assert method.stdout == run("translate.py", checkpoint, stdin=b"2 kg\n").stdout != b"\n"
+def test_a_model_without_attention_says_so() -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_rnn(tokenizer, context="initial_state")
+    with pytest.raises(errors.AttentionError, match="returned no cross_attentions"):
+        translate_n_best(model, tokenizer, SOURCES[:1], attention=True, progress=False)
+    with pytest.raises(errors.AttentionError, match=r"layer is 2; the model returned attention of 1 layer"):
+        stack_layer([torch.ones(1, 1, 1, 1)], layer=2)

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.decoding import Batch, Decoding, read_sentences, until_end
+from benchmarks.decoding import Batch, Decoding, read_sentences
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
+from hf_rnn_seq2seq.generation.batches import until_end
 from hf_rnn_seq2seq.model.fused_step import FusedStep, build_step
 from tests.helpers.models import END
 
@@ -67,7 +68,7 @@ def decoded(decode: Callable[..., Any], batches: list[Batch], beams: int) -> dic
     """The tokens of each sentence, its end included."""
     decoding = Decoding(decode, batches, {"max_new_tokens": 20, "num_beams": beams})
     decoding()
-    return until_end(decoding.hypotheses, (END,))
+    return {index: until_end(row, END) for index, row in decoding.hypotheses.items()}
 
 
 @pytest.mark.slow

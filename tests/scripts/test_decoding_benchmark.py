@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from benchmarks.decoding import compare_decoding, decoding_variants, read_sentences
 
-from hf_rnn_seq2seq.generation import translate as evaluation
+from hf_rnn_seq2seq.evaluation.scores import score
 from hf_rnn_seq2seq.generation.shortlist import Shortlist
+from hf_rnn_seq2seq.generation.translate import translate
 from tests.helpers.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
@@ -32,8 +33,8 @@ def test_the_variants_differ_where_they_say_so(batch_size: int) -> None:
     kinds.remove(" sorted") if batch_size == 1 else None
     assert list(report) == [name + kind for name in ("greedy", "beam 3") for kind in kinds]
     for name, beams in (("greedy", 1), ("beam 3", 3)):
-        texts = evaluation.translate(model, tokenizer, TEXTS, num_beams=beams, max_new_tokens=10, progress=False)
-        assert report[name]["bleu"] == pytest.approx(evaluation.score(texts, REFERENCES)["bleu"])
+        texts = translate(model, tokenizer, TEXTS, num_beams=beams, max_new_tokens=10, progress=False)
+        assert report[name]["bleu"] == pytest.approx(score(texts, REFERENCES)["bleu"])
         assert report[f"{name} search"]["bleu"] == report[name]["bleu"] and report[name]["ratio_to_reference"] == 1
         assert report[name]["different"] == report[f"{name} search"]["different"] == 0
         assert report[f"{name} search shortlist"]["different"] > 0

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from hf_rnn_seq2seq.data.corpus import load_corpus
-from hf_rnn_seq2seq.generation import translate as evaluation
+from hf_rnn_seq2seq.evaluation.attention_agreement import attention_agreement
+from hf_rnn_seq2seq.evaluation.scores import score
+from hf_rnn_seq2seq.generation.encoding import encode_sources
+from hf_rnn_seq2seq.generation.translate import translate
 from hf_rnn_seq2seq.run_directory import load_checkpoint
 from tests.helpers.checkpoints import SOURCES, TARGETS, save_checkpoint
 from tests.helpers.script_runs import ROOT, run
@@ -30,8 +33,8 @@ def test_evaluate_bleu_scores_a_run_on_its_own_test_split(checkpoint: Path, tmp_
     result = run("evaluate_bleu.py", directory, "--num_beams", 2, "--json", tmp_path / "all.json")
     assert result.returncode == 0, result.stderr
     summary = json.loads((directory / "summary.json").read_text())
-    hypotheses = evaluation.translate(model, tokenizer, SOURCES[: len(TARGETS)], num_beams=2, progress=False)
-    scores = evaluation.score(hypotheses, TARGETS)
+    hypotheses = translate(model, tokenizer, SOURCES[: len(TARGETS)], num_beams=2, progress=False)
+    scores = score(hypotheses, TARGETS)
     assert summary["bleu"] == pytest.approx(scores["bleu"], abs=1e-9)
     assert summary["signature"] == scores["signature"] and summary["num_beams"] == 2
     assert summary["train_seconds"] == 61.2 and len(summary["samples"]) == 5
@@ -61,7 +64,7 @@ def test_evaluate_bleu_says_where_the_attention_looks(runs: Path, tmp_path: Path
                         aligned_splits=("test",)).splits["test"]["alignment"]  # fmt: skip
     aligned_words = sum(len({pair.split("-")[1] for pair in line.split()}) for line in lines)
     model, tokenizer = load_checkpoint(runs / "attention")
-    told = evaluation.attention_agreement(model, tokenizer, SOURCES[: len(TARGETS)], TARGETS, ["0-0"] * len(TARGETS))
+    told = attention_agreement(model, tokenizer, SOURCES[: len(TARGETS)], TARGETS, ["0-0"] * len(TARGETS))
     for recipe, options, words in (
         (data, ["--alignment_column", "a"], told[1]),
         (data + "alignment_column: a\n", [], told[1]),
@@ -125,9 +128,9 @@ def test_every_line_of_the_test_set_is_in_the_figures(checkpoint: Path, tmp_path
         options += ("--max_source_length", 5, "--scores", *metrics)
         result = run("evaluate_bleu.py", checkpoint, "--test_file", files, *options)
         (found,) = json.loads((tmp_path / "all.json").read_text())["systems"]
-        cut = evaluation.encode_sources(tokenizer, sources, 5)
-        hypotheses = evaluation.translate(model, tokenizer, cut, progress=False)
-        wanted = evaluation.score(hypotheses, references, metrics)
+        cut = encode_sources(tokenizer, sources, 5)
+        hypotheses = translate(model, tokenizer, cut, progress=False)
+        wanted = score(hypotheses, references, metrics)
         assert hypotheses[2] == hypotheses[4] == ""
         assert {name: found[name] for name in metrics} == {name: wanted[name] for name in metrics}
         assert (found["test_sentences"], found["test_lines"]) == (5, lines)

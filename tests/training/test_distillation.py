@@ -7,7 +7,7 @@ import pytest
 
 from hf_rnn_seq2seq.data.readers import read_rows
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
-from hf_rnn_seq2seq.evaluation.metrics._sentence import sentence_metric
+from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.generation import translate as evaluation
 from hf_rnn_seq2seq.generation.lines import LineWriter
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer

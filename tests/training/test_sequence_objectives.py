@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.evaluation.metrics._sentence import gleu, sentence_metric
+from hf_rnn_seq2seq.evaluation.sentence_scores import gleu, sentence_metric
 from hf_rnn_seq2seq.training.arguments import REWARDS, TrainingOptions
 from hf_rnn_seq2seq.training.sequence_objectives import (
     IGNORED,

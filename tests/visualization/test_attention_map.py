@@ -15,8 +15,8 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from hf_rnn_seq2seq import errors
-from hf_rnn_seq2seq.generation import attention as alignment
-from hf_rnn_seq2seq.generation import translate as evaluation
+from hf_rnn_seq2seq.data.pieces import target_pieces
+from hf_rnn_seq2seq.generation.batches import until_end
 from hf_rnn_seq2seq.visualization import attention_map as plotting
 from hf_rnn_seq2seq.visualization import fonts
 from hf_rnn_seq2seq.visualization.figure import save_figure
@@ -270,13 +270,13 @@ def test_the_picture_holds_the_models_cross_attentions(
     heads = len(drawn) // beams
     assert heads == {"rnn": 1, "heads": 2, "bart": 4}[kind]
     for row, sequence in enumerate(sequences):
-        ids = evaluation._until_end(sequence[1:].tolist(), 2)
+        ids = until_end(sequence[1:].tolist(), 2)
         with torch.no_grad():
             output_ = model(**inputs, labels=torch.tensor([ids]), output_attentions=True)
         for head in range(heads):
             shown = drawn[row * heads + head].images[0].get_array()
             numpy.testing.assert_allclose(shown, output_.cross_attentions[-1][0, head], atol=2e-5)
-        pieces = alignment.target_pieces(tokenizer, ids)
+        pieces = target_pieces(tokenizer, ids)
         assert labels(drawn[row * heads])[1] == printable_labels(pieces), "rows are the produced tokens"
     assert output.stat().st_size > 5000
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from hf_rnn_seq2seq import command_line
+from hf_rnn_seq2seq.data.pieces import SPECIAL
 from hf_rnn_seq2seq.errors import CheckpointError, EvaluationError
-from hf_rnn_seq2seq.generation.attention import SPECIAL
-from hf_rnn_seq2seq.generation.translate import forced_hypothesis, translate_n_best
+from hf_rnn_seq2seq.generation.scoring import forced_hypothesis
+from hf_rnn_seq2seq.generation.translate import translate_n_best
 from hf_rnn_seq2seq.visualization.demo_app import (
     LoadedSystem,
     example_sentences,

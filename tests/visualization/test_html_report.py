@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from hf_rnn_seq2seq import command_line
+from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
 from hf_rnn_seq2seq.errors import EvaluationError
-from hf_rnn_seq2seq.evaluation.error_analysis import AnalysedSystem, analyse, analyse_systems
-from hf_rnn_seq2seq.evaluation.results import TestSet
-from hf_rnn_seq2seq.generation.attention import merge_words, source_pieces, target_pieces
+from hf_rnn_seq2seq.evaluation.error_analysis import AnalyzedSystem, analyze, analyze_systems
+from hf_rnn_seq2seq.evaluation.test_set import TestSet
+from hf_rnn_seq2seq.generation.attention import merge_words
 from hf_rnn_seq2seq.generation.translate import Hypothesis
 from hf_rnn_seq2seq.visualization.html_report import render_report, report_data
 from tests.helpers.browser import open_page, running_browser, wait_until
@@ -40,7 +41,7 @@ def made_system(name: str, sources: list[str], texts: list[str], references: lis
         weights = torch.rand(1, len(target), len(ids), generator=generator).mul(6).softmax(-1)
         known = None if seed is None or not target else weights
         hypotheses.append(Hypothesis(text, tuple(target), tuple(ids), -0.5 * len(target), known))
-    return AnalysedSystem(name, name, hypotheses, analyse(sources, references, hypotheses, tokenizer), tokenizer, 1)
+    return AnalyzedSystem(name, name, hypotheses, analyze(sources, references, hypotheses, tokenizer), tokenizer, 1)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_script_writes_the_translations_of_several_models(
     assert "6 sentences" in capsys.readouterr().out
     shown = json.loads(re.search(r'id="data">(.*?)</script>', output.read_text("utf-8"), re.DOTALL)[1])
     chosen = {"test_file": str(runs / "pairs.tsv"), "source_lang": "en", "target_lang": "fr"}
-    _, systems = analyse_systems(models, chosen, num_beams=2, progress=False)
+    _, systems = analyze_systems(models, chosen, num_beams=2, progress=False)
     for column, system in zip(shown["systems"], systems, strict=True):
         assert column["text"] == [hypothesis.text for hypothesis in system.hypotheses]
     assert shown["systems"][0]["attention"] and shown["systems"][1]["attention"] is None
@@ -279,8 +280,8 @@ def test_five_thousand_sentences(browser: Any, tmp_path: Path) -> None:
             Hypothesis(text, tuple(ids), tuple(ids), -1.0, torch.rand(1, len(ids), len(ids)).softmax(-1))
             for text, ids in zip(sources, cheap_ids(sources), strict=True)
         ]
-        reports = analyse(sources[:1], references[:1], hypotheses[:1], CheapTokenizer()) * count
-        systems.append(AnalysedSystem(f"s{number}", "", hypotheses, reports, CheapTokenizer(), 1))
+        reports = analyze(sources[:1], references[:1], hypotheses[:1], CheapTokenizer()) * count
+        systems.append(AnalyzedSystem(f"s{number}", "", hypotheses, reports, CheapTokenizer(), 1))
     path = tmp_path / "large.html"
     path.write_text(render_report(TestSet(sources, references, "test", True), systems), encoding="utf-8")
     assert path.stat().st_size < 20_000_000

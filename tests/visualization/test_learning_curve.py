@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hf_rnn_seq2seq import errors
-from hf_rnn_seq2seq.evaluation.significance import LengthBin
+from hf_rnn_seq2seq.evaluation.length_bins import LengthBin
 from hf_rnn_seq2seq.visualization.learning_curve import plot_learning_curve, plot_score_by_length
 
 ROOT = Path(__file__).parents[2]

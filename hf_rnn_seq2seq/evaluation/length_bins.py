@@ -1,0 +1,54 @@
+"""BLEU and length of the translations, grouped by the length of the source."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_rnn_seq2seq.data.pieces import is_unspaced_script
+from hf_rnn_seq2seq.errors import EvaluationError
+
+
+@dataclass(frozen=True)
+class LengthBin:
+    """Sentences whose source has `low` to `high` words, both included."""
+
+    low: int
+    high: int
+    sentences: int
+    bleu: float
+    length_ratio: float  # words of the hypotheses / words of the references
+
+
+def score_by_length(
+    sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str], *, width: int = 5, last: int = 50
+) -> list[LengthBin]:
+    """BLEU and length ratio of sentences grouped by source length in words (Cho et al. 2014; Bahdanau et al. 2014).
+
+    Bins are 1 to `width`, and so on; sources of more than `last` words share one bin. Empty bins are left out. Text of
+    a script without spaces counts characters.
+    """
+    from sacrebleu.metrics import BLEU
+
+    if not len(sources) == len(hypotheses) == len(references) or not sources:
+        raise EvaluationError(f"{len(sources)} sources, {len(hypotheses)} hypotheses, {len(references)} references")
+    if width < 1 or last < width:
+        raise EvaluationError(f"width is {width}, last is {last}; need 1 <= width <= last")
+    groups: dict[int, list[int]] = {}
+    for index, source in enumerate(sources):
+        length = max(_units(source), 1)
+        groups.setdefault(min((length - 1) // width, last // width), []).append(index)
+    bins = []
+    for group, members in sorted(groups.items()):
+        texts = [hypotheses[index] for index in members]
+        expected = [references[index] for index in members]
+        # Forced: that a text looks tokenised is said once, of the whole.
+        found = BLEU(effective_order=True, force=True).corpus_score(texts, [expected])
+        ratio = sum(map(_units, texts)) / max(sum(map(_units, expected)), 1)
+        longest = max(_units(sources[index]) for index in members)
+        high = (group + 1) * width if group < last // width else max(longest, (group + 1) * width)
+        bins.append(LengthBin(group * width + 1, high, len(members), found.score, ratio))
+    return bins
+
+
+def _units(text: str) -> int:
+    words = text.split()
+    return sum(map(len, words)) if any(map(is_unspaced_script, text)) else len(words)

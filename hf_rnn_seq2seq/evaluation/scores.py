@@ -1,0 +1,107 @@
+"""Corpus scores of translations by the name of a metric; the metric libraries are imported with the first score."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hf_rnn_seq2seq.errors import EvaluationError
+
+if TYPE_CHECKING:
+    import evaluate
+
+METRICS = ("bleu", "char_bleu", "chrf", "chrf++", "gleu", "ter", "wer", "cer", "exact_match")
+LOWER_IS_BETTER = frozenset({"ter", "wer", "cer"})
+WITHOUT_INTERVAL = frozenset({"gleu", "wer", "cer", "exact_match"})
+
+
+def load_metric(name: str) -> "evaluate.Metric":
+    """The metric `name`, one of `METRICS`; another name raises ValueError."""
+    if name not in METRICS:
+        raise ValueError(f"metric {name!r} is not known; choose from {', '.join(METRICS)}")
+    from hf_rnn_seq2seq.evaluation.metrics import TranslationMetric
+
+    return TranslationMetric(name, keep_in_memory=True)
+
+
+def score(
+    hypotheses: Sequence[str],
+    references: Sequence[str] | Sequence[Sequence[str]],
+    metrics: Sequence[str] = ("bleu", "chrf"),
+    *,
+    n_bootstrap: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Corpus scores by name, 0 to 100, each with `<name>_signature`; `signature` is BLEU's.
+
+    With `n_bootstrap` resamples also `<name>_interval`, half of the 95 % interval (of sacrebleu's metrics). `options`
+    are passed to BLEU (`lowercase`, `tokenize`, ...).
+
+    Raises:
+        EvaluationError: the sides differ in number, or are empty.
+    """
+    if not hypotheses or len(hypotheses) != len(references):
+        raise EvaluationError(
+            f"{len(hypotheses)} hypotheses for {len(references)} references; both must have the same length, at least 1"
+        )
+    result: dict[str, Any] = {}
+    for name in metrics:
+        chosen = dict(options) if name == "bleu" else {}
+        if n_bootstrap and name not in WITHOUT_INTERVAL:
+            chosen["n_bootstrap"] = n_bootstrap
+        found = load_metric(name).compute(predictions=list(hypotheses), references=list(references), **chosen)
+        result[name] = found["score"]
+        result[f"{name}_signature"] = found["signature"]
+        if "interval" in found:
+            result[f"{name}_interval"] = found["interval"]
+    if "bleu_signature" in result:
+        result["signature"] = result["bleu_signature"]
+    return result
+
+
+def why_blind(name: str, references: Sequence[str] | Sequence[Sequence[str]]) -> str | None:
+    """Why a metric cannot compare translations of these references, with better metrics; None where it can.
+
+    BLEU multiplies the precisions of n-grams of 1 to 4 words, so a text of fewer than four words scores 0.
+    """
+    if name not in ("bleu", "char_bleu"):
+        return None
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+    from sacrebleu.tokenizers.tokenizer_char import TokenizerChar
+
+    tokenize = TokenizerChar() if name == "char_bleu" else Tokenizer13a()
+    texts = [row if isinstance(row, str) else row[0] for row in references]
+    short = sum(len(tokenize(text).split()) < 4 for text in texts)
+    if 2 * short <= len(texts):
+        return None
+    return (
+        f"{name} counts runs of four {'characters' if name == 'char_bleu' else 'words'}, and {short} of {len(texts)} "
+        "references are shorter: it says little about them; choose exact_match or chrf"
+    )
+
+
+def external_metric(name: str) -> "evaluate.EvaluationModule":
+    """The metric that `evaluate.load(name)` returns: a path of a metric script, or a name on the Hub (needs network).
+
+    Raises:
+        EvaluationError: it cannot be loaded.
+    """
+    import evaluate
+
+    try:
+        return evaluate.load(name)
+    except (ImportError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        by_name = not name.endswith(".py") and "/" not in name
+        hint = "; a name needs network, our own BLEU (the default) does not" if by_name else ""
+        raise EvaluationError(f"metric {name!r}: evaluate.load could not load it{hint} ({reason[:300]})") from None
+
+
+def external_score(name: str, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """All numbers that a metric of `external_metric` returns; references are passed as lists of one."""
+    metric = external_metric(name)
+    try:
+        found = metric.compute(predictions=list(hypotheses), references=[[reference] for reference in references])
+    except ValueError:  # metrics such as wer take one plain reference a sentence
+        metric = external_metric(name)
+        found = metric.compute(predictions=list(hypotheses), references=list(references))
+    numbers = found if isinstance(found, Mapping) else {name: found}
+    return {key: float(value) for key, value in numbers.items() if isinstance(value, (int, float))}

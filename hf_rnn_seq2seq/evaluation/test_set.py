@@ -1,0 +1,114 @@
+"""The test set that a run is evaluated on: its own test split, or the data that options name."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_rnn_seq2seq.errors import DataError, EvaluationError
+from hf_rnn_seq2seq.run_directory import data_options
+
+logger = logging.getLogger(__name__)
+
+# Languages without spaces between words, or whose words are phrases: BLEU over characters is more informative.
+CHARACTER_LANGUAGES = frozenset({"ja", "ko", "zh", "yue", "th", "lo", "km", "my"})
+ROW_LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Sentence pairs to translate and score."""
+
+    __test__ = False  # not a test case of pytest
+
+    sources: list[str]
+    references: list[str]
+    split: str
+    own: bool  # the run's own test split, whose scores its summary keeps
+    description: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> rows of the file that are not scored
+    alignments: Sequence[str | None] | None = None  # word alignments in Pharaoh's format, if the data has them
+
+    def facts(self) -> dict[str, Any]:
+        """Numbers of lines: of the file, left out of the scores, and scored although a side is empty."""
+        lines = (self.description.get("lines") or {}).get(self.split, len(self.sources))
+        return {
+            "test_lines": lines,
+            "left_out": dict(self.left_out),
+            "empty_sources": sum(not text.strip() for text in self.sources),
+            "empty_references": sum(not text.strip() for text in self.references),
+        }
+
+    def notes(self) -> list[str]:
+        """The same in sentences, for lines that are not ordinary pairs."""
+        facts = self.facts()
+        notes = [
+            f"{self.left_out[reason]} of {facts['test_lines']} lines left out: {reason}" for reason in self.left_out
+        ]
+        for side in ("sources", "references"):
+            if count := facts[f"empty_{side}"]:
+                notes.append(f"{count} of {len(self.sources)} {side} are empty and scored as they are")
+        return notes
+
+
+def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], split: str = "test") -> TestSet:
+    """The pairs to translate: those of the `chosen` data options, else those of the run's own data.
+
+    A data set or file in `chosen` replaces the run's; other options alone override the run's one by one.
+
+    Raises:
+        EvaluationError: no option names the data, the split does not exist, or it has no usable row.
+        DataError: the data cannot be read.
+    """
+    given = {key: value for key, value in chosen.items() if value is not None}
+    options = given if "dataset_name" in given or "test_file" in given else data_options(directory) | given
+    if not any(key in options for key in ("dataset_name", "train_file", "test_file")):
+        raise EvaluationError(
+            f"{directory}: has no recipe.yaml that says what it was trained on; name the data, "
+            "with --dataset_name or --test_file"
+        )
+    corpus = _load_split(options, split, required="alignment_column" in given)
+    if split not in corpus.splits:
+        raise EvaluationError(
+            f"{directory}: the data has no {split} split; it has: {', '.join(corpus.splits) or 'none'}"
+        )
+    rows = corpus.splits[split]
+    if corpus.notes.get(split):
+        logger.warning("%s: %s", split, corpus.notes[split])
+    if not len(rows):
+        raise EvaluationError(f"{directory}: the {split} split has no usable row")
+    return TestSet(
+        sources=[str(text) for text in rows["source"]],
+        references=[str(text) for text in rows["target"]],
+        split=split,
+        own=not given.keys() - {"alignment_column"} and split == "test",
+        description=dict(corpus.description),
+        left_out=corpus.skipped[split],
+        alignments=list(rows["alignment"]) if "alignment" in rows.column_names else None,
+    )
+
+
+def _load_split(options: Mapping[str, Any], split: str, required: bool) -> Any:
+    """The corpus with one split, and its alignments if it has them; without `required` ones it raises DataError."""
+    from hf_rnn_seq2seq.data.corpus import load_corpus
+
+    options = {**options, "splits": (split,), "keep_empty": (split,)}
+    if "data_seed" in options:
+        options["seed"] = options.pop("data_seed")
+    if "max_predict_samples" in options:
+        options[ROW_LIMITS[split]] = options.pop("max_predict_samples")
+    if options.get("dataset_name") == "cldr":
+        options.setdefault("alignment_column", "alignment")
+    try:
+        return load_corpus(**options, aligned_splits=(split,))
+    except DataError:
+        if required or "alignment_column" not in options:
+            raise
+        return load_corpus(**options, aligned_splits=())
+
+
+def default_metrics(test_set: TestSet) -> list[str]:
+    """BLEU and chrF, and BLEU over characters for languages without spaces."""
+    language = str(test_set.description.get("target_lang") or "").replace("_", "-").split("-")[0].lower()
+    return ["bleu", "chrf", *(["char_bleu"] if language in CHARACTER_LANGUAGES else [])]

@@ -1,0 +1,63 @@
+"""Batches of token ids: which rows go together, how they are padded, and where a generated row ends."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_rnn_seq2seq.errors import EvaluationError
+
+MAX_TOKENS = 16384  # positions of a padded batch, beams included
+
+
+def length_batches(lengths: Sequence[int], batch_size: int, max_tokens: int, beams: int = 1) -> list[list[int]]:
+    """Row numbers in batches of similar length, longest first; empty rows are in no batch.
+
+    A batch has at most `batch_size` rows and `max_tokens` padded positions, where each row counts once per beam. A
+    longer row is a batch of its own. The longest batch comes first, so that a lack of memory shows at once.
+    """
+    if batch_size < 1 or max_tokens < 1:
+        raise EvaluationError(f"batch_size is {batch_size}, max_tokens is {max_tokens}; both must be at least 1")
+    batches: list[list[int]] = []
+    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: (-lengths[i], i))
+    for index in order:
+        full = not batches or len(batches[-1]) == batch_size
+        if full or (len(batches[-1]) + 1) * lengths[batches[-1][0]] * beams > max_tokens:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
+    """(rows, longest row): the rows with `value` after their end."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], device=device)
+
+
+def model_inputs(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` of source rows, padded, on the model's device."""
+    return {
+        "input_ids": pad(rows, model.config.pad_token_id or 0, model.device),
+        "attention_mask": pad([[1] * len(row) for row in rows], 0, model.device),
+    }
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Runs the block without dropout and gradients; the model's mode is restored afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def until_end(ids: Sequence[int], eos_token_id: int | Collection[int] | None) -> list[int]:
+    """The row up to and including its first end of sentence; the whole row when it has none."""
+    ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
+    stop = next((position + 1 for position, token in enumerate(ids) if token in ends), len(ids))
+    return list(ids[:stop])

@@ -1,0 +1,90 @@
+"""Texts as the token ids that the model reads, and which texts it cannot read completely."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_rnn_seq2seq.errors import EvaluationError
+
+logger = logging.getLogger(__name__)
+
+NO_LIMIT = 1_000_000_000  # transformers writes 1e30 into model_max_length for "no limit"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of sources, and the positions of the sources that were not read completely."""
+
+    ids: list[list[int]]
+    truncated: list[int]  # longer than the limit: the end was cut off
+    unknown: list[int]  # all tokens are unknown: the model reads nothing of the text
+
+    def counts(self) -> Counter[str]:
+        """`sources`, `truncated` and `unknown` as numbers; the counts of several batches can be added."""
+        return Counter(sources=len(self.ids), truncated=len(self.truncated), unknown=len(self.unknown))
+
+
+def source_problems(counts: Mapping[str, int]) -> list[str]:
+    """One warning for each kind of source that was not read completely, from `Encoded.counts`; usually none."""
+    clauses = {
+        "truncated": "are longer than the limit and were cut",
+        "unknown": "hold nothing but unknown tokens",
+    }
+    return [
+        f"{counts[name]} of {counts['sources']} sources {clause}" for name, clause in clauses.items() if counts[name]
+    ]
+
+
+def encode_sources(
+    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str], max_source_length: int | None = None
+) -> Encoded:
+    """Token ids of each source, and which sources were not read completely.
+
+    A source of more than `max_source_length` tokens (default: the tokenizer's `model_max_length`) keeps its beginning
+    and its final special token. A source of white space only gives an empty list.
+    """
+    if max_source_length is not None and max_source_length < 2:
+        raise EvaluationError(f"max_source_length is {max_source_length}; allowed: at least 2 tokens")
+    tokenizer_limit = tokenizer.model_max_length
+    limit = max_source_length or (tokenizer_limit if tokenizer_limit and tokenizer_limit < NO_LIMIT else None)
+    filled = [index for index, source in enumerate(sources) if source.strip()]
+    encoded: list[list[int]] = [[] for _ in sources]
+    truncated, unknown = [], []
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    if filled:
+        rows = tokenizer([sources[index] for index in filled], verbose=False)["input_ids"]
+        for index, row in zip(filled, rows, strict=True):
+            if limit is not None and len(row) > limit:
+                closing = row[-1:] if row[-1] in tokenizer.all_special_ids else []
+                row = row[: limit - len(closing)] + closing
+                truncated.append(index)
+            encoded[index] = row
+            if {*row} - special == {tokenizer.unk_token_id}:
+                unknown.append(index)
+    return Encoded(encoded, truncated, unknown)
+
+
+def encoded_sources(
+    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str] | Encoded, max_source_length: int | None = None
+) -> Encoded:
+    """Encodes texts, and logs a warning about sources that were not read completely.
+
+    Sources that are `Encoded` already are returned as they are, without a warning: the caller has their counts.
+    """
+    if isinstance(sources, Encoded):
+        return sources
+    encoded = encode_sources(tokenizer, sources, max_source_length)
+    for problem in source_problems(encoded.counts()):
+        logger.warning(problem)
+    return encoded
+
+
+def encode_targets(tokenizer: PreTrainedTokenizerBase, targets: Sequence[str]) -> list[list[int]]:
+    """Token ids of each target text, end of sentence included."""
+    if not targets:
+        return []
+    encoding = tokenizer(text_target=list(targets), verbose=False)
+    return encoding["labels"] if "labels" in encoding else encoding["input_ids"]

@@ -1,0 +1,154 @@
+"""Translates a stream of lines: one output line for each input line, window by window, in text or JSON."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
+from hf_rnn_seq2seq.errors import StreamError
+from hf_rnn_seq2seq.files import content_hash
+from hf_rnn_seq2seq.generation.attention import word_pairs
+from hf_rnn_seq2seq.generation.encoding import Encoded, encode_sources
+from hf_rnn_seq2seq.generation.lines import DatasetReader, LineReader, LineWriter, windows
+from hf_rnn_seq2seq.generation.translate import Hypothesis, translate, translate_n_best
+from hf_rnn_seq2seq.generation.unknown_words import replace_unknown
+from hf_rnn_seq2seq.run_directory import model_hash
+
+# Options that do not change the lines.
+_NOT_CONTENT = ("resume", "overwrite", "no_progress", "window", "batch_size", "max_tokens", "output_file", "device")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is written for each line.
+
+    Args:
+        options: options of `translate`: generation, search and batches.
+        n_best: hypotheses of a line.
+        scores: add the log-probability of each hypothesis.
+        alignments: add (source word, target word) pairs: where each word attends most.
+        replace_unknown: replace unknown words by the aligned source word, or by its entry in `dictionary`.
+        dictionary: source word to target word.
+        output_format: a name in `FORMATS`.
+        max_source_length: tokens that a line is cut at.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    n_best: int = 1
+    scores: bool = False
+    alignments: bool = False
+    replace_unknown: bool = False
+    dictionary: Mapping[str, str] | None = None
+    output_format: str = "text"
+    max_source_length: int | None = None
+
+    def hypotheses(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Encoded
+    ) -> list[list[Hypothesis]]:
+        """The hypotheses of each source; they have a text only, unless more is requested."""
+        attention = self.alignments or self.replace_unknown
+        if self.n_best == 1 and not self.scores and not attention:
+            return [[Hypothesis(text)] for text in translate(model, tokenizer, encoded, **self.options)]
+        return translate_n_best(model, tokenizer, encoded, n_best=self.n_best, attention=attention, **self.options)
+
+    def fields(self, tokenizer: PreTrainedTokenizerBase, source: str, hypothesis: Hypothesis) -> dict[str, Any]:
+        """What a formatter writes of one hypothesis: `text`, and `log_probability` and `alignment` on request."""
+        fields: dict[str, Any] = {"text": hypothesis.text}
+        if self.replace_unknown and hypothesis.attention is not None:
+            weights = hypothesis.attention.mean(0)
+            fields["text"] = replace_unknown(tokenizer, source, hypothesis.token_ids, weights, self.dictionary)
+        if self.scores:
+            fields["log_probability"] = hypothesis.log_probability
+        if self.alignments:
+            fields["alignment"] = word_pairs(tokenizer, source, hypothesis) if hypothesis.attention is not None else []
+        return fields
+
+
+def json_line(source: str, hypotheses: Sequence[Mapping[str, Any]]) -> str:
+    """A JSON object: the source, and the fields of each hypothesis; no hypothesis for a source without text."""
+    return json.dumps({"source": source, "translations": hypotheses if source.strip() else []}, ensure_ascii=False)
+
+
+def text_line(source: str, hypotheses: Sequence[Mapping[str, Any]]) -> str:
+    """The fields of all hypotheses, separated by tabs; an empty line for a source without text."""
+    if not source.strip():
+        return ""
+    columns = []
+    for fields in hypotheses:
+        columns.append(fields["text"].replace("\t", " "))
+        if "log_probability" in fields:
+            columns.append(f"{fields['log_probability']:.4f}")
+        if "alignment" in fields:
+            columns.append(" ".join(f"{source}-{target}" for source, target in fields["alignment"]))
+    return "\t".join(columns)
+
+
+FORMATS: dict[str, Callable[[str, Sequence[Mapping[str, Any]]], str]] = {"text": text_line, "jsonl": json_line}
+
+
+def translate_lines(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reader: LineReader | DatasetReader,
+    writer: LineWriter,
+    request: Request,
+    *,
+    window: int = 2048,
+    progress: bool = True,
+) -> Counter[str]:
+    """Reads, translates and writes `window` lines at a time, so that memory does not grow; returns `Encoded.counts`.
+
+    Lines that `writer.done` counts are skipped. From a terminal, each line is translated at once.
+
+    Raises:
+        StreamError: the input is damaged, or the output cannot be written; the message counts the lines written.
+    """
+    from tqdm import tqdm
+
+    format_line = FORMATS[request.output_format]
+    total, counts = reader.count(), Counter()
+    if total is not None and writer.done > total:
+        raise StreamError(f"{writer.path}.part has {writer.done} lines, the input {total}: not its output")
+    if reader.path is None and sys.stdin.isatty():
+        window = 1
+    with tqdm(total=total, initial=writer.done, unit=" lines", desc="translating", disable=not progress) as bar:
+        try:
+            for sources in windows(islice(reader, writer.done, None), window):
+                encoded = encode_sources(tokenizer, sources, request.max_source_length)
+                counts += encoded.counts()
+                lines = []
+                for source, hypotheses in zip(sources, request.hypotheses(model, tokenizer, encoded), strict=True):
+                    fields = [request.fields(tokenizer, source, hypothesis) for hypothesis in hypotheses]
+                    lines.append(format_line(source, fields))
+                writer.write(lines)
+                bar.update(len(sources))
+        except StreamError as error:
+            raise StreamError(f"{error}. {writer.done + writer.written} lines were written") from None
+    return counts
+
+
+def identity(
+    options: Mapping[str, Any],
+    reader: LineReader | DatasetReader,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ensemble: Sequence[PreTrainedModel] = (),
+) -> dict[str, Any]:
+    """What the lines depend on: `options` by name, files and models by their content (see `LineWriter`)."""
+    options = {name: value for name, value in options.items() if name not in _NOT_CONTENT}
+    files = {name: content_hash([Path(path)]) for name in ("shortlist", "replace_unknown") if (path := options[name])}
+    return {
+        **options,
+        **files,
+        "input": reader.fingerprint(),
+        "model": model_hash(model),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "ensemble": [model_hash(member) for member in ensemble],
+    }

@@ -1,0 +1,76 @@
+"""Who may write a directory or a file: one process at a time, and nobody once it has ended."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_rnn_seq2seq.errors import InUseError, StreamError
+from hf_rnn_seq2seq.files import FileLock, only_writer
+from hf_rnn_seq2seq.generation.lines import LineWriter
+
+ROOT = Path(__file__).parents[1]
+HOLD = """
+import os, sys, time
+from hf_rnn_seq2seq.generation.lines import LineWriter
+from hf_rnn_seq2seq.files import only_writer
+folder, output = sys.argv[1:]
+with only_writer(folder), LineWriter(output, resume=True, overwrite=True) as writer:
+    writer.write(["one", "two"])
+    child = os.fork()  # as libraries do for their workers; it outlives its parent
+    if child:
+        print(child, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_second_process_is_refused_while_the_first_lives(tmp_path):
+    folder, output = tmp_path / "new" / "run", tmp_path / "out.txt"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), str(output)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+    )
+    child = int(holder.stdout.readline())
+    try:
+        refusal = rf"output_dir='{folder}': another process \(process {holder.pid} on "
+        with pytest.raises(InUseError, match=refusal), only_writer(folder):
+            pass
+        with pytest.raises(StreamError, match=r"out.txt.part': another process is writing it"):
+            LineWriter(str(output), resume=True)
+        assert (tmp_path / "out.txt.part").read_text() == "one\ntwo\n", "what the first wrote is whole"
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with only_writer(folder):
+            pass
+        with LineWriter(str(output), resume=True, overwrite=True) as writer:
+            assert writer.done == 2
+        assert output.read_text() == "one\ntwo\n" and not list(tmp_path.glob("*.part*"))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        holder.stdout.close()
+
+
+def test_a_lock_leaves_nothing_behind(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with only_writer(folder), only_writer(folder), pytest.raises(InUseError):
+        FileLock(folder / ".lock")
+    assert not list(tmp_path.iterdir())
+    with only_writer(folder):
+        (folder / "kept").touch()
+    assert [path.name for path in folder.iterdir()] == ["kept"]
+
+
+def test_a_lock_of_a_file_that_was_moved_is_not_one_of_the_new_file(tmp_path):
+    first = FileLock(tmp_path / "f")
+    (tmp_path / "f").rename(tmp_path / "g")
+    second = FileLock(tmp_path / "f")
+    with pytest.raises(InUseError):
+        FileLock(tmp_path / "g")
+    first.release()
+    first.release()
+    FileLock(tmp_path / "g").release()
+    second.release()

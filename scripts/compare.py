@@ -1,18 +1,18 @@
 """Train several systems on one corpus with one budget, and compare them:
 
-    python scripts/compare.py scripts/ladders/tatoeba.yaml --output_dir runs/ladder --train_file train.tsv \
+    python scripts/compare.py scripts/experiments/tatoeba.yaml --output_dir runs/ladder --train_file train.tsv \
         --validation_file dev.tsv --test_file test.tsv --source_lang fra --target_lang eng
     python scripts/compare.py seminar seminar_attention --output_dir runs/two --dataset_name cldr --source_lang en \
         --target_lang fr --max_steps 500
 
-A system is a preset, a recipe, or each system of a ladder file (see hf_rnn_seq2seq/training/experiments.py). Options of
-scripts/train.py after the names hold for every system. `--seeds 1,2,3` trains each system once for each seed, and the
-table gives the mean and the spread.
+A system is a preset, a recipe, or each system of an experiment file (see hf_rnn_seq2seq/training/experiments.py).
+Options of scripts/train.py after the names hold for every system. `--seeds 1,2,3` trains each system once for each
+seed, and the table gives the mean and the spread.
 
 Runs come one after the other, each by scripts/train.py in a process of its own, its output in DIR/logs. The same
 command again continues: finished runs are kept, a stopped one is resumed. Every model then translates the test split.
-DIR gets table.md, table.json, bleu_by_length.png (figure 2 of Bahdanau 2014) and learning_curves.png. Exit codes:
-0 done, 1 a run failed (the others are compared), 2 bad input.
+`--dry_run` checks every system and prints the runs. DIR gets table.md, table.json, bleu_by_length.png (figure 2 of
+Bahdanau 2014) and learning_curves.png. Exit codes: 0 done, 1 a run failed (the others are compared), 2 bad input.
 """
 
 import inspect
@@ -23,6 +23,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ from hf_rnn_seq2seq.training.arguments import GenerationArguments, TrainingOptio
 from hf_rnn_seq2seq.training.experiments import Run, markdown, plan_runs, read_systems, table_rows
 
 GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingOptions)
-OWN = ("output_dir", "seeds", "seed", "resume_from_checkpoint", "dry_run")
+OWN = ("output_dir", "seeds", "seed", "resume_from_checkpoint")
 
 
 def read_command(argv: Sequence[str]) -> tuple[list[str], Path, list[int], list[str]]:
@@ -65,7 +66,7 @@ def read_command(argv: Sequence[str]) -> tuple[list[str], Path, list[int], list[
             raise ArgumentError(f"{name}: needs a value")
         own[name] = value if equals else words.pop(0)
     if not names:
-        raise ArgumentError("no system: name presets, recipes or a ladder file before the options")
+        raise ArgumentError("no system: name presets, recipes or an experiment file before the options")
     if "output_dir" not in own:
         raise ArgumentError("output_dir=None: must name the directory of the comparison")
     try:
@@ -246,13 +247,31 @@ def recipe_of(directory: Path, run: Run) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    names, directory, seeds, common = read_command(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = [word for word in words if word.replace("-", "_") != "__dry_run"]
+    names, directory, seeds, common = read_command(options)
     runs = plan_runs(read_systems(names, list(PRESETS)), seeds)
+    if options != words:
+        return dry_run(runs, common)
 
     from hf_rnn_seq2seq.files import only_writer
 
     with only_writer(directory):
         return compare(runs, directory, common)
+
+
+def dry_run(runs: Sequence[Run], common: Sequence[str]) -> int:
+    """Checks every system, prints its options, and writes nothing that stays."""
+    import yaml
+
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "recipe.yaml"
+        for run in runs:
+            recipe.write_text(yaml.safe_dump(run.options, allow_unicode=True), encoding="utf-8")
+            check(run, recipe, common)
+    for run in runs:
+        print(f"{run.folder}: {', '.join(f'{name}={value}' for name, value in run.options.items())}")
+    return 0
 
 
 def compare(runs: Sequence[Run], directory: Path, common: list[str]) -> int:

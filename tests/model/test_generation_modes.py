@@ -1,4 +1,4 @@
-"""Every mode of `generate()` on this model, each against something slower; the README's table names these tests."""
+"""Every mode of `generate()` on this model, each against something slower; generation/README.md names these tests."""
 
 import re
 from collections.abc import Callable
@@ -324,12 +324,12 @@ def test_continuous_batching_is_refused(plain: Any) -> None:
 
 
 def test_every_row_of_the_readmes_table_names_a_test() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## Every mode of `generate()`")[1].split("\n`model.search")[0]
+    readme = (ROOT / "hf_rnn_seq2seq" / "generation" / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Every mode of `generate()`")[1].split("\n## ")[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")][2:]
     assert len(rows) >= 20
     tests = {}
-    for path in (ROOT / "tests").glob("test_*.py"):
+    for path in (ROOT / "tests").rglob("test_*.py"):
         text = path.read_text(encoding="utf-8")
         tests |= dict.fromkeys(re.findall(r"^def (test_\w+)\(", text, re.MULTILINE), text)
     for row in rows:

@@ -85,9 +85,9 @@ def test_plans_that_would_mix_runs_are_refused() -> None:
 
 
 def test_ladders_and_recipes_of_the_repository_build() -> None:
-    """Every system of scripts/ladders, and a recipe for every preset."""
+    """Every system of scripts/experiments, and a recipe for every preset."""
     found = 0
-    for file in sorted((ROOT / "scripts" / "ladders").glob("*.yaml")):
+    for file in sorted((ROOT / "scripts" / "experiments").glob("*.yaml")):
         for options in read_systems([str(file)], list(PRESETS)).values():
             known = {key: value for key, value in options.items() if key in RnnSeq2SeqConfig.__dataclass_fields__}
             if "preset" in options:
@@ -199,12 +199,21 @@ def test_files_that_options_name_are_known_by_their_content(tmp_path: Path) -> N
         (["seminar", "--output_dir", "x", "--seed", "3"], "seed: compare.py decides it"),
         (["seminar", "--output_dir", "x", "--hiden_size", "3"], "system 'seminar': hiden_size: no such option"),
         (["seminar", "--output_dir", "x", "--dropout", "3"], "dropout=3"),
+        (["seminar", "--output_dir", "x", "--dropout", "3", "--dry-run"], "dropout=3"),
     ],
 )
 def test_bad_input_is_found_before_training(tmp_path: Path, words: list[str], message: str) -> None:
     words = [str(tmp_path / word) if word == "x" else word for word in words]
     with pytest.raises(ArgumentError, match=re.escape(message)):
         runpy.run_path(str(SCRIPT))["main"](words)
+
+
+def test_a_dry_run_prints_the_runs_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["seminar", "--output_dir", str(tmp_path / "out"), "--seeds", "1,2", "--dry_run", *DATA.split()]
+    assert runpy.run_path(str(SCRIPT))["main"](words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "preset=seminar, seed=1" in lines[0] and "preset=seminar, seed=2" in lines[1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_input_is_one_line() -> None:

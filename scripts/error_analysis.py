@@ -1,17 +1,21 @@
-"""Say where a model fails: `python scripts/error_analysis.py runs/demo [runs/other ...] --worst 10`.
+"""Shows where a model fails: `python scripts/error_analysis.py runs/demo [runs/other ...] --worst 10`.
 
 Prints a table of systems (sentences with untranslated and repeated words, too short, too long, empty; entropy of the
 attention and how much of the source it covers) and the worst sentences of each. --output writes every sentence as JSON
-lines. The test set is the run's own unless data options name another; scripts/report.py shows the same in a browser.
+lines. The test set is the run's own unless data options name another; scripts/report.py shows the same as a page.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_rnn_seq2seq import command_line
+
+if TYPE_CHECKING:
+    from hf_rnn_seq2seq.evaluation.error_analysis import AnalyzedSystem
+    from hf_rnn_seq2seq.evaluation.test_set import TestSet
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -22,7 +26,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return command_line.parse_systems(parser, argv)
 
 
-def show(system: Any, test_set: Any, numbers: Sequence[int]) -> None:
+def print_sentences(system: "AnalyzedSystem", test_set: "TestSet", numbers: Sequence[int]) -> None:
+    """Prints sentences by their numbers, with their measures."""
     print(f"\n{system.name}: the worst {len(numbers)}")
     for number in numbers:
         report = system.reports[number]
@@ -45,31 +50,23 @@ def show(system: Any, test_set: Any, numbers: Sequence[int]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command_line.quiet_libraries()
-    from hf_rnn_seq2seq.evaluation import error_analysis
-    from hf_rnn_seq2seq.evaluation import results as reporting
+    from hf_rnn_seq2seq.evaluation.error_analysis import analyze_systems, sentence_rows, summary_table, worst
+    from hf_rnn_seq2seq.evaluation.results import format_table, notes
     from hf_rnn_seq2seq.files import write_atomically
 
     if arguments.output and not Path(arguments.output).resolve().parent.is_dir():
         raise ValueError(f"--output {arguments.output!r}: its folder does not exist")
     chosen, options = command_line.data_options(arguments), command_line.analysis_options(arguments)
-    test_set, systems = error_analysis.analyze_systems(arguments.models, chosen, **options)
-    print(reporting.format_table(error_analysis.summary_table({system.name: system.reports for system in systems})))
-    for note in reporting.notes(test_set, systems):
+    test_set, systems = analyze_systems(arguments.models, chosen, **options)
+    print(format_table(summary_table({system.name: system.reports for system in systems})))
+    for note in notes(test_set, systems):
         print(note)
     for system in systems:
         if arguments.worst:
-            show(system, test_set, error_analysis.worst(system.reports, arguments.worst, by=arguments.by))
+            print_sentences(system, test_set, worst(system.reports, arguments.worst, by=arguments.by))
     if arguments.output:
-        rows = []
-        for system in systems:
-            truncated, unknown = {*system.encoded.truncated}, {*system.encoded.unknown}
-            texts = zip(test_set.sources, test_set.references, system.hypotheses, system.reports, strict=True)
-            for number, (source, reference, found, report) in enumerate(texts):
-                row = {"system": system.name, "sentence": number, "source": source, "reference": reference}
-                row |= {"truncated": number in truncated, "unknown": number in unknown}
-                rows.append(row | {"translation": found.text} | error_analysis.as_dict(report))
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(arguments.output, text)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sentence_rows(test_set, systems)]
+        write_atomically(arguments.output, "".join(lines))
     return 0
 
 

@@ -1,8 +1,8 @@
-"""Learn a shortlist: `python scripts/learn_shortlist.py runs/demo pairs.tsv --output words.json`.
+"""Learns a shortlist: `python scripts/learn_shortlist.py runs/demo pairs.tsv --output words.json`.
 
-It says which target words go with which source words. The pairs, source<TAB>target on each line (the training text
-serves best), are read with the checkpoint's tokenizer; `translate.py --shortlist words.json` then chooses among the
-listed words only. A word that is not listed cannot be said: measure what that costs with
+A shortlist has the target words that match each source word. The pairs, source<TAB>target on each line (best: the
+training text), are read with the checkpoint's tokenizer; `translate.py --shortlist words.json` then chooses among the
+listed words only. Words that are not listed cannot be generated; measure the cost with
 `benchmark.py decode --model runs/demo --input FILE --references FILE --shortlist words.json`.
 """
 
@@ -19,7 +19,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("model", help="directory that training wrote, or user/name on the Hub; its tokenizer is used")
     parser.add_argument("pairs", metavar="FILE", help="source<TAB>target lines; may be .gz")
     parser.add_argument("--output", required=True, metavar="FILE", help="JSON to write")
-    parser.add_argument("--per_word", type=command_line.at_least(1), default=30, help="words a source word brings")
+    parser.add_argument("--per_word", type=command_line.at_least(1), default=30, help="target words of a source word")
     parser.add_argument(
         "--frequent", type=command_line.at_least(0), default=200, help="commonest words, always allowed"
     )
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from transformers import AutoTokenizer
 
     import hf_rnn_seq2seq  # noqa: F401  (registers the tokenizer)
+    from hf_rnn_seq2seq.generation.encoding import encode_targets
     from hf_rnn_seq2seq.generation.shortlist import Shortlist
     from hf_rnn_seq2seq.run_directory import vocabulary_hash
 
@@ -48,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     sources, targets = map(list, zip(*kept, strict=True))
     source_ids = tokenizer(sources, verbose=False)["input_ids"]
-    encoded = tokenizer(text_target=targets, verbose=False)
-    target_ids = encoded["labels"] if "labels" in encoded else encoded["input_ids"]
+    target_ids = encode_targets(tokenizer, targets)
     limits = {"per_word": arguments.per_word, "frequent": arguments.frequent}
     shortlist = Shortlist.learn(source_ids, target_ids, vocabulary=vocabulary_hash(tokenizer), **limits)
     shortlist.save(arguments.output)

@@ -1,8 +1,8 @@
-"""A test set as one HTML page: `python scripts/report.py runs/demo [runs/other ...] --output report.html`.
+"""Writes a test set as an HTML page: `python scripts/report.py runs/demo [runs/other ...] --output report.html`.
 
 The page needs no network. Hover over a word, or move to it with the keyboard, to see what the model attended to; sort
-and filter by score, length and error; several systems stand side by side on the same sentences. The test set is the
-run's own unless data options name another.
+and filter by score, length and error; several systems are shown next to each other. The test set is the run's own
+unless data options name another.
 """
 
 import argparse

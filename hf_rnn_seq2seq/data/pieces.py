@@ -9,38 +9,37 @@ SPECIAL = ("</s>", "<s>", "<pad>", "<unk>")
 
 
 def source_pieces(tokenizer: PreTrainedTokenizerBase, text: str, length: int, *, target: bool = False) -> list[str]:
-    """The stretch of `text` behind each of its first `length` tokens, with the white space before it.
+    """The part of `text` that each of its first `length` tokens covers, with the white space before it.
 
-    Special tokens stand under their own names. `target` reads `text` with the target vocabulary.
+    Special tokens have their names. `target` encodes `text` with the target vocabulary.
     """
     encoding = tokenizer(
         **({"text_target": text} if target else {"text": text}), return_offsets_mapping=True, verbose=False
     )
     key = "labels" if "labels" in encoding and "input_ids" not in encoding else "input_ids"
-    tokens = _names(tokenizer, encoding[key], target=target)
+    tokens = _token_names(tokenizer, encoding[key], target=target)
     pieces, previous_end = [], 0
     for token, (start, end) in zip(tokens, encoding["offset_mapping"], strict=True):
         if start == end:
             pieces.append(token)
             continue
-        # Byte-level tokens that share one character have the same stretch: it is shown once.
-        stretch = text[previous_end:end] if end > previous_end else ""
-        pieces.append(stretch)
+        # Byte-level tokens that share one character have the same offsets: the first one gets the text.
+        pieces.append(text[previous_end:end] if end > previous_end else "")
         previous_end = max(previous_end, end)
-    if len(pieces) > length:  # a truncated source ends with its own end-of-sentence token
+    if len(pieces) > length:  # a truncated source keeps its end-of-sentence token
         pieces = [*pieces[: length - 1], pieces[-1]]
     return pieces
 
 
 def target_pieces(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
-    """The text each produced token adds to the decoded sentence, white space before it included.
+    """The text that each generated token adds to the decoded sentence, with the white space before it.
 
-    Decoding prefixes works for any algorithm, byte-level ones too, where a character may need several tokens: the
-    character is shown at its last token and the earlier ones are empty.
+    Prefixes are decoded, which works for every algorithm. Where byte-level tokens share a character, the last of them
+    has the character and the others are empty.
     """
     special = set(tokenizer.all_special_ids)
-    names = _names(tokenizer, token_ids, target=True)
-    pieces, shown = [], ""
+    names = _token_names(tokenizer, token_ids, target=True)
+    pieces, decoded = [], ""
     for position, token_id in enumerate(token_ids):
         if token_id in special:
             pieces.append(names[position])
@@ -49,14 +48,14 @@ def target_pieces(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) 
         if prefix.endswith("\N{REPLACEMENT CHARACTER}"):
             pieces.append("")
             continue
-        pieces.append(prefix[len(shown) :] or names[position])
-        shown = prefix
+        pieces.append(prefix[len(decoded) :] or names[position])
+        decoded = prefix
     return pieces
 
 
-def _names(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], *, target: bool) -> list[str]:
-    separate = getattr(tokenizer, "convert_target_ids_to_tokens", None) if target else None
-    return list((separate or tokenizer.convert_ids_to_tokens)(list(token_ids)))
+def _token_names(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], *, target: bool) -> list[str]:
+    of_target = getattr(tokenizer, "convert_target_ids_to_tokens", None) if target else None
+    return list((of_target or tokenizer.convert_ids_to_tokens)(list(token_ids)))
 
 
 def is_unspaced_script(character: str) -> bool:
@@ -66,7 +65,7 @@ def is_unspaced_script(character: str) -> bool:
 
 
 def word_groups(pieces: Sequence[str], special: Sequence[str] = SPECIAL) -> list[list[int]]:
-    """Group token positions into words at white space; scripts without spaces keep their tokens apart."""
+    """Groups token positions into words at white space; in scripts without spaces each token is a word."""
     groups: list[list[int]] = []
     word = ""
     for position, piece in enumerate(pieces):

@@ -18,31 +18,30 @@ def attention_agreement(
     alignments: Sequence[str | None],
     batch_size: int = 64,
 ) -> tuple[int, int]:
-    """How many aligned words of the references attend most to a source word they stand for, and how many there are.
+    """(agreeing, all): how many aligned words of the references attend most to a word they are aligned to.
 
-    The model is made to say the references; attention is averaged over heads and merged to words. `alignments` are in
-    Pharaoh's format and count words between white space. A pair with a script that is written without spaces, whose
-    tokens are not merged into such words, is left out.
+    Attention is that of a forward pass over the references, averaged over heads and merged to words. `alignments` are
+    in Pharaoh's format and count words between white space. Pairs in a script without spaces are left out.
 
     Raises:
-        AttentionError: the model gives no attention weights.
+        AttentionError: the model returns no attention weights.
         DataError: an alignment that cannot be read.
     """
-    from hf_rnn_seq2seq.data.word_alignment import parse_pharaoh  # needs datasets, which translating does not
+    from hf_rnn_seq2seq.data.word_alignment import parse_pharaoh  # imports datasets
 
     rows = enumerate(zip(sources, references, alignments, strict=True))
     chosen = [index for index, columns in rows if all(text and text.strip() for text in columns)]
     encoded = encode_sources(tokenizer, [sources[index] for index in chosen])
-    said = [references[index] for index in chosen]
-    found = forced_hypotheses(model, tokenizer, encoded, said, batch_size=batch_size)
+    texts = [references[index] for index in chosen]
+    hypotheses = forced_hypotheses(model, tokenizer, encoded, texts, batch_size=batch_size)
     agreed = aligned = 0
-    for index, hypothesis in zip(chosen, found, strict=True):
+    for index, hypothesis in zip(chosen, hypotheses, strict=True):
         gold: dict[int, set[int]] = {}
         for source, target in parse_pharaoh(alignments[index] or "", f"alignment of row {index}"):
             gold.setdefault(target, set()).add(source)
         if any(map(is_unspaced_script, sources[index] + references[index])):
             continue
-        asked = {target: source for source, target in word_pairs(tokenizer, sources[index], hypothesis)}
-        agreed += sum(asked.get(target) in places for target, places in gold.items())
+        attended = {target: source for source, target in word_pairs(tokenizer, sources[index], hypothesis)}
+        agreed += sum(attended.get(target) in places for target, places in gold.items())
         aligned += len(gold)
     return agreed, aligned

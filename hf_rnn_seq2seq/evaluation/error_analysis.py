@@ -1,43 +1,47 @@
-"""Where a system fails: measures of each translated sentence, the worst of them, and a table of systems.
+"""Errors of a system: measures of each translated sentence, the worst sentences, and a table of systems.
 
-Words are separated by white space; a script without spaces counts characters (`split_words`). Attention is (target,
-source), rows sum to one.
+Words are separated by white space; in a script without spaces each character is a word (`split_words`). Attention is
+(target, source), rows sum to one.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from hf_rnn_seq2seq.data.pieces import SPECIAL, is_unspaced_script, source_pieces, word_groups
 from hf_rnn_seq2seq.errors import AttentionError, EvaluationError
+from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, read_test_set
 from hf_rnn_seq2seq.generation.encoding import Encoded, encode_sources, source_problems
 from hf_rnn_seq2seq.generation.translate import Hypothesis, translate_n_best
 from hf_rnn_seq2seq.run_directory import load_checkpoint
 
-LONGEST_REPEAT = 4  # words; longer stretches that come twice in a row hold shorter ones in practice
-LENGTH_RATIO = (0.5, 2.0)  # a translation outside these times the reference's length counts as too short or too long
-UNREAD = 0.2  # a source word that receives less attention than this over the whole translation was hardly read
+LONGEST_REPEAT = 4  # words; longer repeated phrases usually contain a shorter repeat
+LENGTH_RATIO = (0.5, 2.0)  # of translation to reference; outside it a translation is too short or too long
+UNREAD = 0.2  # a source word that receives less attention over the whole translation is reported
 ERRORS = ("empty", "untranslated", "repeated", "too_short", "too_long")
 
 
 @dataclass(frozen=True)
 class SentenceReport:
-    """One translation, measured."""
+    """The measures of one translation."""
 
     bleu: float  # sentence BLEU and chrF, 0 to 100
     chrf: float
     source_words: int
     target_words: int
     log_probability: float | None  # per token, natural logarithm
-    untranslated: tuple[str, ...] = ()  # words of the source that stand in the translation and not in the reference
-    repeated: tuple[str, ...] = ()  # words that repeat what stands right before them
+    untranslated: tuple[str, ...] = ()  # source words in the translation that are not in the reference
+    repeated: tuple[str, ...] = ()  # phrases that repeat the words directly before them
     errors: tuple[str, ...] = ()  # names from ERRORS
-    entropy: float | None = None  # nats, mean over the produced tokens; 0 looks at one token, log(source) at all alike
+    entropy: float | None = None  # nats, mean over target tokens; 0: one source token, log(source): all equally
     coverage: float | None = None  # 0 to 1, mean over source tokens of min(1, attention received)
-    unread: tuple[str, ...] = field(default=())  # source words that hardly received attention
+    unread: tuple[str, ...] = field(default=())  # source words with less attention than UNREAD
 
 
 _PUNCTUATION = ".,;:!?¡¿\"'()[]«»“”„…"
@@ -55,7 +59,7 @@ def split_words(text: str) -> list[str]:
 
 
 def untranslated_words(source: str, translation: str, reference: str) -> list[str]:
-    """Words of the source with a letter in them that were copied where the reference has other ones."""
+    """Source words (with a letter) that were copied into the translation and are not in the reference."""
     produced = {word.casefold() for word in split_words(translation)}
     expected = {word.casefold() for word in split_words(reference)}
     copied = [word for word in split_words(source) if any(map(str.isalpha, word))]
@@ -63,58 +67,62 @@ def untranslated_words(source: str, translation: str, reference: str) -> list[st
 
 
 def repeated_words(translation: str, reference: str = "") -> list[str]:
-    """The stretches of 1 to 4 words that repeat the words right before them, unless the reference does so too."""
+    """Phrases of 1 to 4 words that repeat the words directly before them, unless the reference repeats them too."""
     allowed = set(_repeats(split_words(reference)))
-    return [" ".join(stretch) for stretch in _repeats(split_words(translation)) if stretch not in allowed]
+    return [" ".join(phrase) for phrase in _repeats(split_words(translation)) if phrase not in allowed]
 
 
 def _repeats(words: Sequence[str]) -> list[tuple[str, ...]]:
     words = [word.casefold() for word in words]
-    found, position = [], 1
+    repeats, position = [], 1
     while position < len(words):
         for size in range(1, min(LONGEST_REPEAT, position, len(words) - position) + 1):
             if words[position - size : position] == words[position : position + size]:
-                found.append(tuple(words[position : position + size]))
+                repeats.append(tuple(words[position : position + size]))
                 position += size - 1
                 break
         position += 1
-    return found
+    return repeats
 
 
-def attention_entropy(weights: Any) -> float:
+def attention_entropy(weights: Tensor) -> float:
     """Mean over target tokens of the entropy of attention (target, source), in nats."""
     weights = weights.double()
     return float(-(weights * weights.clamp(min=1e-30).log()).sum(-1).mean())
 
 
-def attention_received(weights: Any) -> Any:
-    """(source,): what each source token received over the whole translation; 1 is one target token's attention."""
+def attention_received(weights: Tensor) -> Tensor:
+    """(source,): attention that each source token receives over the whole translation; a target token gives 1."""
     return weights.double().sum(0)
 
 
 def length_error(translation: str, reference: str) -> str | None:
-    """`empty`, `too_short`, `too_long`, or None where the lengths go together."""
+    """`empty`, `too_short`, `too_long`, or None if the length is plausible."""
     produced, expected = len(split_words(translation)), len(split_words(reference))
     if not translation.strip():
         return "empty" if reference.strip() else None
-    # A word more or less is no length error of a sentence of two.
+    # A difference of one word is no length error, however short the sentence.
     if produced < LENGTH_RATIO[0] * expected and expected - produced > 1:
         return "too_short"
     return "too_long" if produced > LENGTH_RATIO[1] * expected and produced - expected > 1 else None
 
 
-def analyze(sources: Sequence[str], references: Sequence[str], hypotheses: Sequence[Hypothesis], tokenizer: Any) -> Any:
-    """A `SentenceReport` for each sentence, in order.
+def analyze(
+    sources: Sequence[str],
+    references: Sequence[str],
+    hypotheses: Sequence[Hypothesis],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[SentenceReport]:
+    """A report for each sentence, in order.
 
-    `hypotheses` may hold attention (several heads are averaged) and log-probabilities, as `translate_n_best` gives
-    them; what is missing is None in the report.
+    `hypotheses` may have attention (heads are averaged) and log-probabilities; measures without them are None.
 
     Raises:
         EvaluationError: the three lists differ in length.
     """
     if not len(sources) == len(references) == len(hypotheses):
         raise EvaluationError(f"{len(sources)} sources, {len(references)} references, {len(hypotheses)} hypotheses")
-    bleu, chrf = _sentence_scorers()
+    bleu, chrf = sentence_metric("bleu"), sentence_metric("chrf")
     reports = []
     for source, reference, hypothesis in zip(sources, references, hypotheses, strict=True):
         untranslated = untranslated_words(source, hypothesis.text, reference)
@@ -125,8 +133,8 @@ def analyze(sources: Sequence[str], references: Sequence[str], hypotheses: Seque
         total = hypothesis.log_probability
         reports.append(
             SentenceReport(
-                bleu=bleu(hypothesis.text, reference),
-                chrf=chrf(hypothesis.text, reference),
+                bleu=100 * bleu(hypothesis.text, reference),
+                chrf=100 * chrf(hypothesis.text, reference),
                 source_words=len(split_words(source)),
                 target_words=len(split_words(hypothesis.text)),
                 log_probability=total / tokens if tokens and total is not None else None,
@@ -139,29 +147,18 @@ def analyze(sources: Sequence[str], references: Sequence[str], hypotheses: Seque
     return reports
 
 
-def _sentence_scorers() -> tuple[Callable[[str, str], float], Callable[[str, str], float]]:
-    """sacrebleu's sentence BLEU (over n-grams that exist: a sentence of two words has no 4-gram) and chrF."""
-    from sacrebleu.metrics import BLEU, CHRF
-
-    bleu, chrf = BLEU(effective_order=True), CHRF()
-    return (
-        lambda text, reference: bleu.sentence_score(text, [reference]).score,
-        lambda text, reference: chrf.sentence_score(text, [reference]).score,
-    )
-
-
-def _attention_facts(source: str, hypothesis: Hypothesis, tokenizer: Any) -> dict[str, Any]:
+def _attention_facts(source: str, hypothesis: Hypothesis, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     if hypothesis.attention is None or not hypothesis.token_ids:
         return {}
     weights = hypothesis.attention.mean(0)
     pieces = source_pieces(tokenizer, source, len(hypothesis.source_ids))
-    kept = [index for index, piece in enumerate(pieces) if piece.strip() and piece not in SPECIAL]
     received = attention_received(weights).tolist()
-    shares = [min(1.0, received[index]) for index in kept]
+    words = [index for index, piece in enumerate(pieces) if piece.strip() and piece not in SPECIAL]
+    shares = [min(1.0, received[index]) for index in words]
     unread = []
     for group in word_groups(pieces):
         word = "".join(pieces[index] for index in group).strip().strip(_PUNCTUATION)
-        # Punctuation is rarely worth a look.
+        # Punctuation is left out.
         if sum(received[index] for index in group) < UNREAD and word not in SPECIAL and any(map(str.isalnum, word)):
             unread.append(word)
     coverage = sum(shares) / len(shares) if shares else None
@@ -169,36 +166,38 @@ def _attention_facts(source: str, hypothesis: Hypothesis, tokenizer: Any) -> dic
 
 
 def translate_with_attention(
-    model: Any, tokenizer: Any, sources: Sequence[str] | Encoded, **options: Any
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sources: Sequence[str] | Encoded, **options: Any
 ) -> list[Hypothesis]:
-    """The best hypothesis of each source, with attention where the model has any; `options` as `translate_n_best`."""
+    """The best hypothesis of each source, with attention if the model returns it; `options` of `translate_n_best`."""
     if getattr(model.config, "context", "attention") == "attention":
         try:
-            return [found[0] for found in translate_n_best(model, tokenizer, sources, attention=True, **options)]
-        except AttentionError:  # of a model class that keeps its weights to itself
+            return [
+                hypotheses[0] for hypotheses in translate_n_best(model, tokenizer, sources, attention=True, **options)
+            ]
+        except AttentionError:  # the model does not return cross_attentions
             pass
-    return [found[0] for found in translate_n_best(model, tokenizer, sources, **options)]
+    return [hypotheses[0] for hypotheses in translate_n_best(model, tokenizer, sources, **options)]
 
 
 @dataclass
 class AnalyzedSystem:
-    """A directory's translations of a test set, measured."""
+    """A directory's translations of a test set, and their measures."""
 
     name: str
     directory: str
     hypotheses: list[Hypothesis]
     reports: list[SentenceReport]
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     num_beams: int
-    encoded: Encoded = field(default_factory=lambda: Encoded([], [], []))  # the sources as the model read them
+    encoded: Encoded = field(default_factory=lambda: Encoded([], [], []))  # sources
 
     def notes(self) -> list[str]:
-        """Sources that the model could not read whole."""
+        """Warnings about sources that the model did not read completely."""
         return source_problems(self.encoded.counts())
 
 
 def short_names(directories: Sequence[str]) -> list[str]:
-    """The last part of each path where that tells them apart, else the paths as given."""
+    """The last part of each path if these differ, else the full paths."""
     full = [str(directory).rstrip("/") for directory in directories]
     short = [name.rpartition("/")[2] for name in full]
     return short if len(set(short)) == len(set(full)) else full
@@ -213,23 +212,22 @@ def analyze_systems(
     dtype: str | None = None,
     **options: Any,
 ) -> tuple[TestSet, list[AnalyzedSystem]]:
-    """The test set (see `reporting.read_test_set`), and each directory's translations of it, measured.
+    """The test set (see `read_test_set`), and each directory's translations of it with their measures.
 
     Raises:
-        EvaluationError: two directories have test sets of their own that differ; name one for both.
+        EvaluationError: the directories have different test sets.
     """
     test_set: TestSet | None = None
     systems: list[AnalyzedSystem] = []
     for directory, name in zip(directories, short_names(directories), strict=True):
-        own = read_test_set(directory, chosen, split)
-        if test_set is not None and (own.sources, own.references) != (test_set.sources, test_set.references):
+        first, test_set = test_set, read_test_set(directory, chosen, split)
+        if first is not None and (first.sources, first.references) != (test_set.sources, test_set.references):
             raise EvaluationError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
-        test_set = own
         model, tokenizer = load_checkpoint(directory, device=device, dtype=dtype, attention=True)
-        encoded = encode_sources(tokenizer, own.sources)
+        encoded = encode_sources(tokenizer, test_set.sources)
         hypotheses = translate_with_attention(model, tokenizer, encoded, **options)
         name += " (again)" * [system.directory for system in systems].count(directory)
-        reports = analyze(own.sources, own.references, hypotheses, tokenizer)
+        reports = analyze(test_set.sources, test_set.references, hypotheses, tokenizer)
         beams = options.get("num_beams") or model.generation_config.num_beams or 1
         systems.append(AnalyzedSystem(name, directory, hypotheses, reports, tokenizer, beams, encoded))
     if test_set is None:
@@ -253,7 +251,7 @@ def summarize(reports: Sequence[SentenceReport]) -> dict[str, Any]:
 
 
 def summary_table(systems: dict[str, Sequence[SentenceReport]]) -> list[list[str]]:
-    """Rows of cells, a header first: one system a row."""
+    """Rows of cells, a header first: one row per system."""
     rows = [["system", "sentences", "mean chrF", "exact", *ERRORS, "entropy", "coverage"]]
     for name, reports in systems.items():
         facts = summarize(reports)
@@ -264,6 +262,13 @@ def summary_table(systems: dict[str, Sequence[SentenceReport]]) -> list[list[str
     return rows
 
 
-def as_dict(report: SentenceReport) -> dict[str, Any]:
-    """The report as JSON values."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(report).items()}
+def sentence_rows(test_set: TestSet, systems: Sequence[AnalyzedSystem]) -> Iterator[dict[str, Any]]:
+    """JSON values of each sentence of each system: its texts, measures, and whether the source was read completely."""
+    for system in systems:
+        truncated, unknown = {*system.encoded.truncated}, {*system.encoded.unknown}
+        texts = zip(test_set.sources, test_set.references, system.hypotheses, system.reports, strict=True)
+        for number, (source, reference, hypothesis, report) in enumerate(texts):
+            row = {"system": system.name, "sentence": number, "source": source, "reference": reference}
+            row |= {"truncated": number in truncated, "unknown": number in unknown, "translation": hypothesis.text}
+            measures = asdict(report).items()
+            yield row | {key: list(value) if isinstance(value, tuple) else value for key, value in measures}

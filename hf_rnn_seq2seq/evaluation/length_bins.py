@@ -23,8 +23,8 @@ def score_by_length(
 ) -> list[LengthBin]:
     """BLEU and length ratio of sentences grouped by source length in words (Cho et al. 2014; Bahdanau et al. 2014).
 
-    Bins are 1 to `width`, and so on; sources of more than `last` words share one bin. Empty bins are left out. Text of
-    a script without spaces counts characters.
+    Bins are 1 to `width` words, and so on; sources of more than `last` words share one bin. Empty bins are left out. In
+    a script without spaces characters are counted.
     """
     from sacrebleu.metrics import BLEU
 
@@ -40,12 +40,12 @@ def score_by_length(
     for group, members in sorted(groups.items()):
         texts = [hypotheses[index] for index in members]
         expected = [references[index] for index in members]
-        # Forced: that a text looks tokenised is said once, of the whole.
-        found = BLEU(effective_order=True, force=True).corpus_score(texts, [expected])
+        # `force` suppresses the warning about tokenized text for each bin.
+        bleu = BLEU(effective_order=True, force=True).corpus_score(texts, [expected])
         ratio = sum(map(_units, texts)) / max(sum(map(_units, expected)), 1)
         longest = max(_units(sources[index]) for index in members)
         high = (group + 1) * width if group < last // width else max(longest, (group + 1) * width)
-        bins.append(LengthBin(group * width + 1, high, len(members), found.score, ratio))
+        bins.append(LengthBin(group * width + 1, high, len(members), bleu.score, ratio))
     return bins
 
 

@@ -40,17 +40,6 @@ class System:
         return source_problems(self.counts)
 
 
-def measure_attention(
-    system: System, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
-) -> None:
-    """Sets `system.agreement` if the test set has alignments and the model returns its attention."""
-    test_set = system.test_set
-    if test_set.alignments is not None:
-        with contextlib.suppress(AttentionError):
-            columns = (test_set.sources, test_set.references, test_set.alignments)
-            system.agreement = attention_agreement(model, tokenizer, *columns, batch_size=batch_size)
-
-
 def translate_test_set(
     name: str,
     directory: str,
@@ -72,6 +61,17 @@ def score_system(system: System, metrics: Sequence[str], n_bootstrap: int = 0) -
     """Sets `system.scores`; BLEU and chrF are always among them."""
     names = dict.fromkeys([*metrics, "bleu", "chrf"])
     system.scores = score(system.hypotheses, system.test_set.references, tuple(names), n_bootstrap=n_bootstrap)
+
+
+def measure_attention(
+    system: System, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
+) -> None:
+    """Sets `system.agreement` if the test set has alignments and the model returns its attention."""
+    test_set = system.test_set
+    if test_set.alignments is not None:
+        with contextlib.suppress(AttentionError):
+            columns = (test_set.sources, test_set.references, test_set.alignments)
+            system.agreement = attention_agreement(model, tokenizer, *columns, batch_size=batch_size)
 
 
 def evaluate_systems(

@@ -47,11 +47,11 @@ def score(
         chosen = dict(options) if name == "bleu" else {}
         if n_bootstrap and name not in WITHOUT_INTERVAL:
             chosen["n_bootstrap"] = n_bootstrap
-        found = load_metric(name).compute(predictions=list(hypotheses), references=list(references), **chosen)
-        result[name] = found["score"]
-        result[f"{name}_signature"] = found["signature"]
-        if "interval" in found:
-            result[f"{name}_interval"] = found["interval"]
+        output = load_metric(name).compute(predictions=list(hypotheses), references=list(references), **chosen)
+        result[name] = output["score"]
+        result[f"{name}_signature"] = output["signature"]
+        if "interval" in output:
+            result[f"{name}_interval"] = output["interval"]
     if "bleu_signature" in result:
         result["signature"] = result["bleu_signature"]
     return result
@@ -99,9 +99,9 @@ def external_score(name: str, hypotheses: Sequence[str], references: Sequence[st
     """All numbers that a metric of `external_metric` returns; references are passed as lists of one."""
     metric = external_metric(name)
     try:
-        found = metric.compute(predictions=list(hypotheses), references=[[reference] for reference in references])
+        output = metric.compute(predictions=list(hypotheses), references=[[reference] for reference in references])
     except ValueError:  # metrics such as wer take one plain reference a sentence
         metric = external_metric(name)
-        found = metric.compute(predictions=list(hypotheses), references=list(references))
-    numbers = found if isinstance(found, Mapping) else {name: found}
+        output = metric.compute(predictions=list(hypotheses), references=list(references))
+    numbers = output if isinstance(output, Mapping) else {name: output}
     return {key: float(value) for key, value in numbers.items() if isinstance(value, (int, float))}

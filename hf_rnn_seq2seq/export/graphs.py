@@ -13,10 +13,8 @@ from torch.nn import functional as F
 
 from hf_rnn_seq2seq.errors import ExportError
 from hf_rnn_seq2seq.model.cache import DecoderState, Memory
-from hf_rnn_seq2seq.model.departures import departure, weights_say_all
 from hf_rnn_seq2seq.model.dropout import State
 from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
-from hf_rnn_seq2seq.model.recurrence import KERNELS as TORCH_KERNELS
 from hf_rnn_seq2seq.model.recurrence import RecurrentLayer
 
 # The recurrence as one operation of dynamic length: torch.export unrolls the kernels of torch to the length of the
@@ -196,11 +194,6 @@ def _state_names(state: DecoderState) -> list[str]:
 
 def _exportable(model: RnnSeq2SeqForConditionalGeneration) -> RnnSeq2SeqForConditionalGeneration:
     """A copy in evaluation mode whose recurrent layers can be exported."""
-    for name, layer in model.named_modules():
-        if not isinstance(layer, RecurrentLayer):
-            continue
-        if reason := departure(layer, RecurrentLayer) or weights_say_all(layer.kernel, TORCH_KERNELS):
-            raise ExportError(f"{name}: {reason} would be left out of the export; remove it, or merge it, first")
     model = copy.deepcopy(model).eval()
     for part, kind in ((model.get_encoder(), _EncoderLayer), (model.get_decoder(), _DecoderLayer)):
         for layer in part.modules():

@@ -1,10 +1,10 @@
-"""Attention of returned hypotheses as matrices, and tokens as people read them.
+"""Attention of hypotheses as matrices, and of words in place of tokens.
 
-Axes: `target` counts produced tokens (end of sentence included), `source` input tokens. Weights are float32 on CPU.
+Axes: `target` counts generated tokens (end of sentence included), `source` input tokens. Weights are float32 on CPU.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,15 @@ from transformers import PreTrainedTokenizerBase
 from hf_rnn_seq2seq.data.pieces import SPECIAL, source_pieces, target_pieces, word_groups
 from hf_rnn_seq2seq.errors import AttentionError
 
+if TYPE_CHECKING:
+    from hf_rnn_seq2seq.generation.translate import Hypothesis
+
 
 def stack_layer(attentions: Sequence[Any] | None, layer: int = -1) -> Tensor:
-    """Pick one layer of `cross_attentions`, (batch, heads, target, source).
+    """One layer of `cross_attentions`, (batch, heads, target, source).
 
-    Raises AttentionError when the model returned none (a context by initial state only, or an attention implementation
-    that keeps its weights to itself) or has no such layer.
+    Raises:
+        AttentionError: the model returned no attention weights, or has no such layer.
     """
     weights = [layer_weights for layer_weights in attentions or () if layer_weights is not None]
     if not weights:
@@ -29,19 +32,18 @@ def stack_layer(attentions: Sequence[Any] | None, layer: int = -1) -> Tensor:
 
 
 def hypothesis_attention(output: Any, index: int, length: int, source_length: int, layer: int = -1) -> Tensor:
-    """Attention behind row `index` of `output.sequences`, (heads, target, source).
+    """Attention of row `index` of `output.sequences`, (heads, target, source).
 
     `output` is what `generate(return_dict_in_generate=True, output_attentions=True)` returns; `length` counts the
-    generated tokens to keep and `source_length` the source tokens that are not padding (right-padded sources).
-    Under beam search step t of a hypothesis was computed in row `beam_indices[index, t]` of the batch of beams, and the
-    survivors are reordered after every step, so each step is read from the row it was computed in.
+    generated tokens to keep and `source_length` the source tokens that are not padding (right-padded sources). Beam
+    search reorders its rows after each step: step t was computed in row `beam_indices[index, t]` and is read there.
     """
     beam_indices = getattr(output, "beam_indices", None)
     rows = []
     for step in range(length):
         weights = stack_layer(output.cross_attentions[step], layer)
         row = index if beam_indices is None else int(beam_indices[index, step])
-        # A prompt makes the first step several positions long; the last one produced the token.
+        # The first step has a position for each token of the prompt; the last position generated the token.
         rows.append(weights[row, :, -1, :source_length])
     return torch.stack(rows, dim=1).float().cpu()
 
@@ -49,8 +51,8 @@ def hypothesis_attention(output: Any, index: int, length: int, source_length: in
 def merge_words(weights: Tensor, source: Sequence[str], target: Sequence[str]) -> tuple[Tensor, list[str], list[str]]:
     """Attention between words, (..., target words, source words), and the words.
 
-    A source word receives the sum over its tokens, a target word the mean over its own, so that rows which summed to
-    one still do (Clark et al. 2019, section 4.1).
+    Weights are summed over the tokens of a source word and averaged over the tokens of a target word, so that rows
+    still sum to one (Clark et al. 2019, section 4.1).
     """
     columns, rows = word_groups(source), word_groups(target)
     weights = _sums(_sums(weights, columns, -1), rows, -2)
@@ -60,7 +62,7 @@ def merge_words(weights: Tensor, source: Sequence[str], target: Sequence[str]) -
 
 
 def _sums(weights: Tensor, groups: Sequence[Sequence[int]], axis: int) -> Tensor:
-    """Sums along an axis over groups of neighbours, which together hold every position."""
+    """Sums along an axis over groups of consecutive positions, which together cover the axis."""
     shape = list(weights.shape)
     shape[axis] = len(groups)
     group_of = [number for number, group in enumerate(groups) for _ in group]
@@ -69,23 +71,29 @@ def _sums(weights: Tensor, groups: Sequence[Sequence[int]], axis: int) -> Tensor
 
 
 def hard_alignment(weights: Tensor) -> list[tuple[int, int]]:
-    """(source, target) pairs: each target position, and where it attends most; weights are (target, source)."""
+    """(source, target) pairs: where each target position attends most; weights are (target, source)."""
     return [(int(row.argmax()), target) for target, row in enumerate(weights)]
 
 
-def word_pairs(tokenizer: PreTrainedTokenizerBase, source: str, hypothesis: Any) -> list[tuple[int, int]]:
-    """(source word, target word) pairs: where each word of a `Hypothesis` attends most.
+def word_pairs(tokenizer: PreTrainedTokenizerBase, source: str, hypothesis: "Hypothesis") -> list[tuple[int, int]]:
+    """(source word, target word) pairs: the source word that each target word attends to most.
 
-    Special tokens and white space are left out of the count.
+    The hypothesis must have attention. Special tokens and white space are not counted as words.
     """
     weights, source_words, target_words = merge_words(
         hypothesis.attention.mean(0),
         source_pieces(tokenizer, source, len(hypothesis.source_ids)),
         target_pieces(tokenizer, hypothesis.token_ids),
     )
-    numbers = []
-    for words in (source_words, target_words):
-        kept = [index for index, word in enumerate(words) if word.strip() and word not in SPECIAL]
-        numbers.append({index: number for number, index in enumerate(kept)})
-    pairs = hard_alignment(weights)
-    return [(numbers[0][s], numbers[1][t]) for s, t in pairs if s in numbers[0] and t in numbers[1]]
+    source_number, target_number = _word_numbers(source_words), _word_numbers(target_words)
+    return [
+        (source_number[column], target_number[row])
+        for column, row in hard_alignment(weights)
+        if column in source_number and row in target_number
+    ]
+
+
+def _word_numbers(words: Sequence[str]) -> dict[int, int]:
+    """Position -> number among the words that are neither special tokens nor white space."""
+    positions = [position for position, word in enumerate(words) if word.strip() and word not in SPECIAL]
+    return {position: number for number, position in enumerate(positions)}

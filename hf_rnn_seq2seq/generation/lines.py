@@ -1,4 +1,4 @@
-"""Lines in, lines out: as many, in order, whatever a line holds, and resumable when they go to a file."""
+"""Reads source lines and writes output lines: the same number, in order; output files can be resumed."""
 
 import gzip
 import json
@@ -22,11 +22,10 @@ _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 class LineReader:
     """Texts of standard input or of a file: plain, JSON lines (`.jsonl`), and either gzipped (`.gz`).
 
-    A line ends at a line feed and nowhere else (a carriage return before it is dropped), so that no character inside a
-    sentence changes the count. A line that is not UTF-8 is read with U+FFFD for what cannot be, and so are half
-    characters (lone surrogates) in a row of JSON; a row that holds no text reads as an empty line. `damaged_count`
-    counts all of them, `damaged` has the first hundred line numbers.
-    With `pairs` the caller splits lines at their tab: a .tsv file is then read line by line too.
+    A line ends at a line feed only (a carriage return before it is removed), so that no character inside a sentence
+    changes the count. Bytes that are not UTF-8 are read as U+FFFD, and so are half characters (lone surrogates) in a
+    JSON row; a row without text is read as an empty line. `damaged_count` counts these lines, `damaged` has the first
+    hundred line numbers. With `pairs` the caller splits lines at tabs: a .tsv file is then read line by line too.
     """
 
     def __init__(self, path: str | None = None, column: str = "source", *, pairs: bool = False) -> None:
@@ -49,7 +48,7 @@ class LineReader:
         return gzip.open(self.path, "rb") if self.path.endswith(".gz") else open(self.path, "rb")  # type: ignore[return-value]
 
     def count(self) -> int | None:
-        """How many lines a file has; None for standard input, and for a damaged archive."""
+        """The number of lines of a file; None for standard input and for a damaged archive."""
         if self.path is None:
             return None
         total, last = 0, b"\n"
@@ -78,8 +77,8 @@ class LineReader:
             ) from None
 
     def warnings(self) -> list[str]:
-        """What is said of lines that could not be read as they stand."""
-        return _damage(self)
+        """A warning if lines were not read completely."""
+        return _damage_warnings(self)
 
     def _text(self, line: bytes, number: int) -> str:
         try:
@@ -112,14 +111,14 @@ class LineReader:
             self.damaged.append(number)
 
 
-def _damage(reader: Any) -> list[str]:
+def _damage_warnings(reader: "LineReader | DatasetReader") -> list[str]:
     first = ", ".join(map(str, reader.damaged[:5]))
     count = reader.damaged_count
     return [f"{count} line(s) could not be read whole (first: line {first})"] if count else []
 
 
 def windows(lines: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` lines. Where the input is damaged, the lines before the damage come first."""
+    """Lists of at most `size` lines; the lines before damaged input are yielded before its error is raised."""
     window: list[Any] = []
     try:
         for line in lines:
@@ -136,20 +135,19 @@ def windows(lines: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 class DatasetReader:
-    """The source texts of a data set, row by row: memory-mapped, so that memory stays flat.
+    """The source texts of a data set, row by row; memory-mapped, so that memory does not grow.
 
-    A row that holds no text reads as an empty line; `damaged_count` counts those and `damaged` has the first hundred
-    row numbers, as in `LineReader`.
+    A row without text is read as an empty line; `damaged_count` and `damaged` count such rows as in `LineReader`.
 
     Args:
-        name: `cldr`, a folder that `save_to_disk` wrote, or a data set of the Hub.
+        name: `cldr`, a folder that `save_to_disk` wrote, or a data set on the Hub.
         config: its configuration; for `cldr` a pair of locales such as en-fr.
-        split: which of its splits.
+        split: its split.
         column: column of the source texts (default: `source`, or the `translation` column).
         language: key of the `translation` column.
 
     Raises:
-        StreamError: there is no such data set, split, column or language.
+        StreamError: the data set, split, column or language does not exist.
     """
 
     def __init__(
@@ -191,18 +189,18 @@ class DatasetReader:
             raise StreamError(f"data set {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
     def fingerprint(self) -> str:
-        """What `datasets` knows the rows by."""
+        """The fingerprint that `datasets` computes from the rows."""
         return self._rows._fingerprint
 
     def warnings(self) -> list[str]:
-        """What is said of rows without a text."""
-        return _damage(self)
+        """A warning if rows have no text."""
+        return _damage_warnings(self)
 
     def _languages(self) -> list[str]:
         return sorted(next(iter(self._rows))["translation"]) if len(self._rows) else []
 
     def count(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return len(self._rows)
 
     def __iter__(self) -> Iterator[str]:
@@ -218,10 +216,10 @@ class DatasetReader:
 
 
 class LineWriter:
-    """Standard output, or a file that appears under its name when it is complete.
+    """Standard output, or a file that gets its name when it is complete.
 
-    Until then the lines stand in FILE.part; with `resume` an interrupted one is continued after its last whole line.
-    `identity` says what the lines depend on: a part made with another one is not continued.
+    Until then the lines are in FILE.part; with `resume` an interrupted part is continued after its last complete line.
+    `identity` is what the lines depend on; a part with a different identity is not continued.
     """
 
     def __init__(
@@ -233,8 +231,8 @@ class LineWriter:
         identity: Mapping[str, Any] = {},
     ) -> None:
         self.path = Path(path) if path else None
-        self.done = 0  # lines that an earlier run has written
-        self.written = 0  # lines since
+        self.done = 0  # lines that an earlier run wrote
+        self.written = 0  # lines that this run wrote
         if self.path is None:
             if sys.stdout is None:
                 raise StreamError("standard output is closed; give --output_file, or let something read the output")
@@ -249,7 +247,7 @@ class LineWriter:
         if self.path.exists() and not overwrite:
             raise StreamError(f"output_file {str(path)!r} exists; remove it, or allow --overwrite")
         self.part = self.path.with_name(self.path.name + ".part")
-        self.note = self.path.with_name(self.path.name + ".part.json")
+        self.identity_file = self.path.with_name(self.path.name + ".part.json")
         begun = self.part.exists()
         try:
             self._lock = FileLock(self.part)
@@ -268,17 +266,19 @@ class LineWriter:
             )
         if begun and resume:
             self._check_identity(identity)
-            self.done = _keep_whole_lines(self.part)
+            self.done = _cut_to_whole_lines(self.part)
         else:
             self.part.write_bytes(b"")
-            write_atomically(self.note, json.dumps(dict(identity), indent=2, ensure_ascii=False) + "\n")
+            write_atomically(self.identity_file, json.dumps(dict(identity), indent=2, ensure_ascii=False) + "\n")
         self._file = self.part.open("ab")
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         try:
-            earlier = json.loads(self.note.read_text(encoding="utf-8"))
+            earlier = json.loads(self.identity_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise StreamError(f"{str(self.note)!r} is missing or damaged; start again with --overwrite") from None
+            raise StreamError(
+                f"{str(self.identity_file)!r} is missing or damaged; start again with --overwrite"
+            ) from None
         now = json.loads(json.dumps(dict(identity)))
         if not isinstance(earlier, Mapping) or (missing := sorted(now.keys() - earlier.keys())):
             name = missing[0] if isinstance(earlier, Mapping) else "input"
@@ -289,14 +289,14 @@ class LineWriter:
         if changed:
             value = earlier.get(changed[0])
             hashes = value if isinstance(value, list) else [value]
-            told = "" if any(_HASH.fullmatch(str(one)) for one in hashes) else f" ({value!r:.80})"
+            shown = "" if any(_HASH.fullmatch(str(each)) for each in hashes) else f" ({value!r:.80})"
             raise StreamError(
-                f"{str(self.part)!r} was made with another {changed[0]}{told}; give that again, or start again with "
+                f"{str(self.part)!r} was made with another {changed[0]}{shown}; give that again, or start again with "
                 "--overwrite"
             )
 
     def write(self, lines: Sequence[str]) -> None:
-        """Append lines; a line feed inside one becomes a space, so that the count holds."""
+        """Appends lines; a line feed inside a line becomes a space, so that the number of lines is kept."""
         cleaned = [line.replace("\r", " ").replace("\n", " ") + "\n" for line in lines]
         try:
             self._file.write("".join(cleaned).encode("utf-8", errors="replace"))
@@ -318,18 +318,18 @@ class LineWriter:
             return
         os.fsync(self._file.fileno())
         self._file.close()
-        if os.name == "nt":  # where an open file cannot be moved
+        if os.name == "nt":  # Windows cannot move an open file
             self._lock.release()
         try:
             if kind is None:
                 os.replace(self.part, self.path)
-                self.note.unlink(missing_ok=True)
+                self.identity_file.unlink(missing_ok=True)
         finally:
             self._lock.release()
 
 
-def _keep_whole_lines(path: Path) -> int:
-    """Cut a file after its last line feed; returns how many lines stay."""
+def _cut_to_whole_lines(path: Path) -> int:
+    """Cuts a file after its last line feed; returns the number of lines left."""
     lines, end, position = 0, 0, 0
     with path.open("r+b") as file:
         while block := file.read(1 << 20):

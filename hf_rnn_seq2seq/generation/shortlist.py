@@ -1,7 +1,7 @@
-"""Vocabulary shortlists: the target words a sentence may need, read off its source words (Jean 2015, section 3.2).
+"""Vocabulary shortlists: the target words that may be generated, by source word (Jean 2015, section 3.2).
 
-The output layer of a large vocabulary is most of a decoding step; a few hundred words are a fraction of it. What is
-left out cannot be said, so the shortlist is learnt from the training pairs and costs what it misses.
+The output layer of a large vocabulary takes most of the time of a decoding step; a few hundred words take a fraction.
+Words outside the shortlist cannot be generated, so it is learned from the training pairs.
 """
 
 import json
@@ -21,9 +21,9 @@ class Shortlist:
     """Target ids that go with source ids.
 
     Args:
-        always: ids that every sentence may say.
+        always: ids that are allowed in every sentence.
         by_source: source id -> ids that go with it.
-        vocabulary: `vocabulary_hash` of the tokenizer whose ids they are; None where nothing checks it.
+        vocabulary: `vocabulary_hash` of the tokenizer that made the ids; None if it is not checked.
     """
 
     def __init__(
@@ -43,24 +43,26 @@ class Shortlist:
         frequent: int = 200,
         vocabulary: str | None = None,
     ) -> "Shortlist":
-        """The `frequent` commonest target ids, and for each source id the `per_word` that go with it best.
+        """The `frequent` commonest target ids, and for each source id the `per_word` that match it best.
 
-        Words go together by the Dice coefficient of the sentences they stand in: 2 both / (source + target).
+        A match is the Dice coefficient over sentences: 2 * sentences with both / (with the source + with the target).
 
         Raises:
-            ShortlistError: no pairs, or not as many targets as sources.
+            ShortlistError: there are no pairs, or the sides differ in number.
         """
         if not sources or len(sources) != len(targets):
-            raise ShortlistError(f"{len(sources)} sources for {len(targets)} targets; need as many, at least 1")
+            raise ShortlistError(
+                f"{len(sources)} sources for {len(targets)} targets; both must have the same length, at least 1"
+            )
         in_source, in_target, total = Counter(), Counter(), Counter()
         together: dict[int, Counter] = {}
         for source, target in zip(sources, targets, strict=True):
-            said = set(target)
+            target_words = set(target)
             total.update(target)
-            in_target.update(said)
+            in_target.update(target_words)
             for word in set(source):
                 in_source[word] += 1
-                together.setdefault(word, Counter()).update(said)
+                together.setdefault(word, Counter()).update(target_words)
         by_source = {}
         for word, counts in together.items():
             dice = {other: 2 * both / (in_source[word] + in_target[other]) for other, both in counts.items()}
@@ -68,11 +70,12 @@ class Shortlist:
         return cls((word for word, _ in total.most_common(frequent)), by_source, vocabulary)
 
     def words(self, source: Iterable[int]) -> list[int]:
-        """Ids that a sentence with these source ids may say."""
-        return sorted({*self.always, *(word for own in set(source) for word in self.by_source.get(own, ()))})
+        """Ids that are allowed for a sentence with these source ids."""
+        matches = (word for source_id in set(source) for word in self.by_source.get(source_id, ()))
+        return sorted({*self.always, *matches})
 
     def search(self, model: Any) -> Callable[..., Any]:
-        """`model.search` under this shortlist, each sentence under its own."""
+        """`model.search` that allows each sentence the ids of `words`."""
 
         def decode(input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
             rows = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
@@ -82,13 +85,13 @@ class Shortlist:
         return decode
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes JSON, whole or not at all."""
+        """Writes a JSON file atomically."""
         content = {"vocabulary": self.vocabulary, "always": self.always, "by_source": self.by_source}
         write_atomically(path, json.dumps(content) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], tokenizer: Any) -> "Shortlist":
-        """What `save` wrote, to be used with `tokenizer`.
+        """Reads a file that `save` wrote, for use with `tokenizer`.
 
         Raises:
             ShortlistError: the file is not a shortlist, or its ids are not those of the tokenizer.
@@ -97,15 +100,15 @@ class Shortlist:
             with open(path, encoding="utf-8") as file:
                 content = json.load(file)
             by_source = {int(word): words for word, words in content["by_source"].items()}
-            found = cls(content["always"], by_source, content.get("vocabulary"))
+            shortlist = cls(content["always"], by_source, content.get("vocabulary"))
         except OSError as error:
             raise ShortlistError(f"{path}: cannot be read ({error.strerror or error})") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ShortlistError(f"{path}: not a shortlist: {error}") from None
-        if found.vocabulary != vocabulary_hash(tokenizer):
-            made = "for another tokenizer" if found.vocabulary else "before shortlists named their tokenizer"
+        if shortlist.vocabulary != vocabulary_hash(tokenizer):
+            made = "for another tokenizer" if shortlist.vocabulary else "before shortlists named their tokenizer"
             raise ShortlistError(f"{path}: was made {made}; learn it again with learn_shortlist.py and this model")
-        return found
+        return shortlist
 
 
 __all__ = ["Shortlist"]

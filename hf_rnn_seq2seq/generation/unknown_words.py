@@ -1,7 +1,7 @@
-"""Unknown words of a translation replaced through its alignment (Luong 2015 b, section 3.3).
+"""Replaces the unknown words of a translation by aligned source words (Luong 2015 b, section 3.3).
 
-An unknown target word is taken to translate the source word it attends to most: the dictionary's entry for that word
-where there is one, the word itself where not (names and numbers are copied).
+An unknown target word becomes the dictionary's entry for the source word it attends to most, or that source word
+itself if the dictionary does not have it (names and numbers are copied).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,20 +22,20 @@ def replace_unknown(
     weights: Tensor,
     dictionary: Mapping[str, str] | None = None,
 ) -> str:
-    """The text of `token_ids` with a word in place of each unknown token.
+    """The text of `token_ids`, with each unknown token replaced by a word.
 
     Args:
-        tokenizer: knows `unk_token_id`.
+        tokenizer: has `unk_token_id`.
         source: the sentence that was translated.
-        token_ids: the produced tokens.
+        token_ids: the generated tokens.
         weights: (target, source) attention; rows for these tokens, columns for the source's tokens.
-        dictionary: source word to target word; words are looked up as they stand, then in lower case.
+        dictionary: source word to target word; words are looked up as written, then in lower case.
     """
     unknown = tokenizer.unk_token_id
     if unknown not in token_ids:
         return tokenizer.decode(list(token_ids), skip_special_tokens=True)
     pieces = source_pieces(tokenizer, source, weights.shape[1])
-    # The unknown source word has its own text here: pieces are stretches of the sentence, not names of tokens.
+    # Pieces are parts of the sentence, not token names, so an unknown source word has its text here.
     groups = [group for group in word_groups(pieces) if _is_text(pieces, group, tokenizer)]
     word_of = {position: group for group in groups for position in group}
     text = ""
@@ -60,10 +60,10 @@ def _is_text(pieces: Sequence[str], group: Sequence[int], tokenizer: PreTrainedT
 
 
 def read_dictionary(path: str) -> dict[str, str]:
-    """Source word, tab, target word on each line; the first entry of a word counts.
+    """Source word to target word, from lines `source<TAB>target`; the first entry of a word counts.
 
     Raises:
-        DataError: a line without a tab, a file that cannot be read.
+        DataError: a line has no tab, or the file cannot be read.
     """
     entries: dict[str, str] = {}
     for number, line in enumerate(read_lines(Path(path)), start=1):

@@ -170,6 +170,6 @@ def random_batch(
         lengths = torch.full_like(lengths, longest) if full else lengths
         lengths[0] = longest
         ids = torch.randint(4, words, (rows, longest), generator=generator)
-        return ids.masked_fill(torch.arange(longest) >= lengths[:, None], padding)
+        return ids.mmatrices_fill(torch.arange(longest) >= lengths[:, None], padding)
 
     return side(source, vocabularies[0], 0), side(target, vocabularies[1], -100)

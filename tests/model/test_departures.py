@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from hf_rnn_seq2seq.errors import ExportError
-from hf_rnn_seq2seq.export.graphs import export_programs
 from hf_rnn_seq2seq.model.attention import AdditiveAttention, GeneralAttention, MultiHeadAttention
 from hf_rnn_seq2seq.model.decoder import RnnDecoder
 from hf_rnn_seq2seq.model.decoder_parts import Readout
@@ -499,11 +497,3 @@ def test_several_heads_need_a_context_of_their_own() -> None:
     part(model, f"{DECODER}.attention").__class__ = TwoHeads
     with pytest.raises(ValueError, match=r"TwoHeads: .* have 2 heads; .*context"):
         logits(model)
-
-
-@pytest.mark.parametrize("path", [KERNEL, f"{DECODER}.layers.0", "model.encoder.layers.0.forward_layer.kernel"])
-def test_an_export_refuses_what_it_would_leave_out(path: str) -> None:
-    model = build("feeding")
-    hook(path)(model)
-    with pytest.raises(ExportError, match="layer.*: a forward hook would be left out of the export"):
-        export_programs(model)

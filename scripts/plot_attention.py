@@ -7,9 +7,14 @@ each. --words merges the pieces of a word: it sums their columns and averages th
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_rnn_seq2seq import command_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_rnn_seq2seq.generation.translate import Hypothesis
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -26,7 +31,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def hypotheses_with_attention(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> list[Any]:
+def hypotheses_with_attention(
+    arguments: argparse.Namespace, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> list["Hypothesis"]:
     """Hypotheses with attention (heads, target, source)."""
     from hf_rnn_seq2seq.generation.scoring import forced_hypothesis
     from hf_rnn_seq2seq.generation.translate import translate_n_best

@@ -7,13 +7,16 @@ are in `card_text.py`.
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import CardError
 from hf_rnn_seq2seq.evaluation.describe import architecture
 from hf_rnn_seq2seq.hub import card_text
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 TEMPLATE = "model_card_template.md"
 PICTURES = ("attention.png", "learning_curve.png")
@@ -173,7 +176,7 @@ def template_path() -> Path:
     raise CardError(f"{here.with_name(TEMPLATE)}: the card template is missing; install the package again")
 
 
-def _read(path: Path, parse: Any) -> Any:
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
@@ -240,7 +243,9 @@ def _results(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             }
 
 
-def _metadata(facts: Mapping[str, Any], corpus: Mapping[str, Any], results: list[dict[str, Any]], name: str) -> Any:
+def _metadata(
+    facts: Mapping[str, Any], corpus: Mapping[str, Any], results: list[dict[str, Any]], name: str
+) -> "ModelCardData":
     from huggingface_hub import EvalResult, ModelCardData
 
     languages = [str(corpus[key]).replace("_", "-") for key in ("source_lang", "target_lang") if corpus.get(key)]

@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from hf_rnn_seq2seq.errors import CardError, PublishError
 from hf_rnn_seq2seq.hub.model_card import read_facts, render, strip_local_paths
@@ -167,7 +166,7 @@ def push(
     return commit.commit_url
 
 
-def _check_checkpoint(root: Path, files: dict[str, Any]) -> None:
+def _check_checkpoint(root: Path, files: dict[str, bytes | Path]) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         if name not in files:
             method = "tokenizer.save_pretrained" if name.startswith("tokenizer") else "model.save_pretrained"

@@ -7,13 +7,20 @@ PDF. Files are written atomically, and the same input gives the same bytes.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 from unicodedata import east_asian_width
 
 from hf_rnn_seq2seq.errors import PlotError
 from hf_rnn_seq2seq.visualization.figure import INK, QUIET, check_output, new_figure, save_figure
 from hf_rnn_seq2seq.visualization.fonts import choose_fonts
 from hf_rnn_seq2seq.visualization.labels import is_right_to_left, printable_label, printable_labels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+    from numpy import ndarray
+    from torch import Tensor
 
 MAX_WIDTH = 13.0  # inches of maps in one row
 COLORS = ("#ffffff", "#d6e6f4", "#8fc1de", "#3787c0", "#0f4a8f", "#061f45")  # from 0 (white) to the largest weight
@@ -23,21 +30,21 @@ COLORS = ("#ffffff", "#d6e6f4", "#8fc1de", "#3787c0", "#0f4a8f", "#061f45")  # f
 class Panel:
     """One translation with its attention: `weights` is (heads, target, source), or (target, source)."""
 
-    weights: Any
+    weights: "Tensor | ndarray"
     target_tokens: Sequence[str]
     title: str = ""
 
 
 def attention_heatmap(
-    weights: Any,
+    weights: "Tensor | ndarray",
     source_tokens: Sequence[str],
     target_tokens: Sequence[str],
     *,
     output: str | os.PathLike[str] | None = None,
-    ax: Any = None,
+    ax: "Axes | None" = None,
     title: str = "",
     font_file: str | os.PathLike[str] | None = None,
-) -> Any:
+) -> "Figure":
     """Draws which source tokens each target token attends to (Bahdanau et al. 2014, figure 3).
 
     Args:
@@ -74,7 +81,7 @@ def attention_panels(
     *,
     output: str | os.PathLike[str] | None = None,
     font_file: str | os.PathLike[str] | None = None,
-) -> Any:
+) -> "Figure":
     """Draws several translations of one source: a row for each, a column for each head, one color scale for all."""
     if not panels:
         raise PlotError("nothing to draw: no translation was given")
@@ -112,7 +119,7 @@ def attention_panels(
     return figure
 
 
-def _grid(heights: Sequence[float], columns: int, width: float, gap: float) -> tuple[Any, Any]:
+def _grid(heights: Sequence[float], columns: int, width: float, gap: float) -> tuple["Figure", "ndarray"]:
     """A figure and its axes (lines, columns): `heights` of the lines, `width` of a map and `gap` of lines in inches."""
     space, left, bottom = 0.15, 1.0, 0.5
     grid_width = columns * width + (columns - 1) * space
@@ -150,7 +157,7 @@ def _font_size(cell: float) -> float:
     return min(11.0, max(7.0, cell * 72 * 0.6))
 
 
-def _as_array(weights: Any, source_tokens: Sequence[str], target_tokens: Sequence[str]) -> Any:
+def _as_array(weights: "Tensor | ndarray", source_tokens: Sequence[str], target_tokens: Sequence[str]) -> "ndarray":
     """Checks weights and returns them as a (heads, target, source) array of floats."""
     import numpy
 
@@ -165,22 +172,22 @@ def _as_array(weights: Any, source_tokens: Sequence[str], target_tokens: Sequenc
     return array
 
 
-def _upper_limit(arrays: Sequence[Any]) -> float:
+def _upper_limit(arrays: Sequence["ndarray"]) -> float:
     """The value of the darkest color: the largest weight rounded up to 0.1, so that diffuse attention is visible."""
     largest = max(float(array.max()) for array in arrays)
     return min(max(-(-largest // 0.1) * 0.1, 0.2), max(largest, 1.0))
 
 
 def _draw(
-    ax: Any,
-    array: Any,
+    ax: "Axes",
+    array: "ndarray",
     source_labels: Sequence[str],
     target_labels: Sequence[str] | None,
     *,
     families: list[str],
     title: str,
     limit: float,
-) -> Any:
+) -> "AxesImage":
     """Draws one map, with source labels above it and target labels (None: no labels) at its left."""
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -208,7 +215,7 @@ def _draw(
     return image
 
 
-def _color_bar(ax: Any, image: Any, width: float, height: float) -> None:
+def _color_bar(ax: "Axes", image: "AxesImage", width: float, height: float) -> None:
     """Draws a thin color bar of fixed size at the right of a map of `width` by `height` inches."""
     from matplotlib.ticker import MaxNLocator
 

@@ -7,11 +7,11 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.pieces import target_pieces
 from hf_rnn_seq2seq.errors import EvaluationError
@@ -20,6 +20,9 @@ from hf_rnn_seq2seq.generation.encoding import encoded_sources
 from hf_rnn_seq2seq.visualization.figure import INK, QUIET, SERIES, check_output, new_figure, save_figure
 from hf_rnn_seq2seq.visualization.fonts import choose_fonts
 from hf_rnn_seq2seq.visualization.labels import printable_label
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -50,7 +53,9 @@ class BeamRecorder(LogitsProcessor):
 
 
 @torch.no_grad()
-def beam_tree(model: Any, tokenizer: Any, source: str, *, num_beams: int = 4, **generation: Any) -> Node:
+def beam_tree(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, *, num_beams: int = 4, **generation: Any
+) -> Node:
     """Runs a beam search on one sentence and returns its tree; the root is the empty translation.
 
     The `num_beams` finished hypotheses have a rank. Siblings are sorted, the most probable first.
@@ -78,7 +83,9 @@ def beam_tree(model: Any, tokenizer: Any, source: str, *, num_beams: int = 4, **
     return _grow(recorder, output.sequences.tolist(), model.generation_config.eos_token_id, tokenizer)
 
 
-def _grow(recorder: BeamRecorder, finished: list[list[int]], eos: int | list[int] | None, tokenizer: Any) -> Node:
+def _grow(
+    recorder: BeamRecorder, finished: list[list[int]], eos: int | list[int] | None, tokenizer: PreTrainedTokenizerBase
+) -> Node:
     prompt = len(recorder.steps[0][0][0])
     root = Node((), "", 1.0, 0.0)
     nodes = {(): root}
@@ -109,7 +116,7 @@ def _add_child(parent: Node, prefix: tuple[int, ...], next_log_probabilities: di
     return node
 
 
-def plot_beam_tree(root: Node, output: str | os.PathLike[str] | None = None, *, title: str = "") -> Any:
+def plot_beam_tree(root: Node, output: str | os.PathLike[str] | None = None, *, title: str = "") -> "Figure":
     """Draws a tree of `beam_tree`: words from left to right, finished hypotheses in color, discarded prefixes in gray.
 
     The width of a line shows the probability of the word at its end. Returns the Matplotlib figure.

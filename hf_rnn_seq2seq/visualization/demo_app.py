@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,6 +21,9 @@ from hf_rnn_seq2seq.run_directory import load_checkpoint, read_summary
 from hf_rnn_seq2seq.visualization.labels import is_right_to_left
 from hf_rnn_seq2seq.visualization.live_translation import stream_translation
 from hf_rnn_seq2seq.visualization.pages import environment, read_template
+
+if TYPE_CHECKING:
+    import gradio
 
 MAX_BEAMS = 10
 MAX_SOURCE_TOKENS = 200
@@ -149,7 +152,7 @@ def _end_of(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> int:
     return max(end for _, end in offsets[: limit - 1])
 
 
-def build_app(systems: Sequence[LoadedSystem], *, examples: Sequence[str] = (), title: str = "") -> Any:
+def build_app(systems: Sequence[LoadedSystem], *, examples: Sequence[str] = (), title: str = "") -> "gradio.Blocks":
     """Builds the Gradio app; `launch` starts it.
 
     Raises:
@@ -192,7 +195,9 @@ def build_app(systems: Sequence[LoadedSystem], *, examples: Sequence[str] = (), 
     return app
 
 
-def launch(app: Any, *, server_name: str | None = "127.0.0.1", server_port: int | None = None, **options: Any) -> Any:
+def launch(
+    app: "gradio.Blocks", *, server_name: str | None = "127.0.0.1", server_port: int | None = None, **options: Any
+) -> Any:
     """Serves the app on loopback; `server_name=None` uses the environment variables of Gradio, as a Space needs."""
     import gradio
 

@@ -6,12 +6,16 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import PlotError
 from hf_rnn_seq2seq.files import write_atomically
 from hf_rnn_seq2seq.visualization.fonts import choose_fonts
 from hf_rnn_seq2seq.visualization.labels import printable_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 160
@@ -30,7 +34,7 @@ def check_output(output: str | os.PathLike[str]) -> Path:
     return path
 
 
-def new_figure(**options: Any) -> Any:
+def new_figure(**options: Any) -> "Figure":
     """An empty Matplotlib figure; a notebook displays it without pyplot."""
     return _figure_class()(**options, dpi=DPI)
 
@@ -50,14 +54,14 @@ def _figure_class() -> type:
     return Picture
 
 
-def save_figure(figure: Any, output: str | os.PathLike[str], dpi: int = DPI) -> Path:
+def save_figure(figure: "Figure", output: str | os.PathLike[str], dpi: int = DPI) -> Path:
     """Writes a figure as PNG, SVG or PDF, atomically; the same picture gives the same bytes."""
     path = check_output(output)
     write_atomically(path, _rendered(figure, path.suffix.lower()[1:], dpi))
     return path
 
 
-def _rendered(figure: Any, kind: str, dpi: int) -> bytes:
+def _rendered(figure: "Figure", kind: str, dpi: int) -> bytes:
     import matplotlib
 
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}[kind]
@@ -68,7 +72,7 @@ def _rendered(figure: Any, kind: str, dpi: int) -> bytes:
     return buffer.getvalue()
 
 
-def style_axes(ax: Any, title: str) -> None:
+def style_axes(ax: "Axes", title: str) -> None:
     """Styles a line chart: title at the left, light horizontal rules, no frame."""
     ax.set_title(title, loc="left", fontsize=10, color=INK, pad=8)
     ax.grid(axis="y", color=FAINT, linewidth=0.8)
@@ -79,7 +83,7 @@ def style_axes(ax: Any, title: str) -> None:
     ax.tick_params(which="both", length=0, labelsize=8, labelcolor=QUIET)
 
 
-def log_axis(ax: Any) -> None:
+def log_axis(ax: "Axes") -> None:
     """Makes the y axis logarithmic, with powers of ten only if it spans more than four of them."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -91,7 +95,7 @@ def log_axis(ax: Any) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def legend(figure: Any, names: Sequence[str]) -> None:
+def legend(figure: "Figure", names: Sequence[str]) -> None:
     """Adds the names of the lines below the charts."""
     from matplotlib.lines import Line2D
 

@@ -6,10 +6,11 @@ et al. 2014 add the gates. `state_gradients` measures one recurrent layer, `word
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.errors import EvaluationError, PlotError
 from hf_rnn_seq2seq.generation.encoding import encoded_sources
@@ -23,6 +24,9 @@ from hf_rnn_seq2seq.visualization.figure import (
     save_figure,
     style_axes,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def recurrent_kernel(module: nn.Module) -> nn.RNNBase:
@@ -63,7 +67,7 @@ def state_gradients(kernel: nn.RNNBase, inputs: Tensor, *, seed: int = 0) -> Ten
         inputs: (batch, time, input).
     """
     generator = torch.Generator().manual_seed(seed)
-    state: Any = None
+    state: Tensor | tuple[Tensor, ...] | None = None
     states: list[tuple[Tensor, ...]] = []
     for position in inputs.unbind(1):
         _, state = kernel(position.unsqueeze(1), state)
@@ -79,7 +83,12 @@ def state_gradients(kernel: nn.RNNBase, inputs: Tensor, *, seed: int = 0) -> Ten
 
 
 def word_gradients(
-    model: Any, tokenizer: Any, sources: Sequence[str], references: Sequence[str], *, longest: int = 60
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    references: Sequence[str],
+    *,
+    longest: int = 60,
 ) -> list[float]:
     """|d loss / d word vector| by distance from the end of the source, averaged over sentences.
 
@@ -120,7 +129,7 @@ def plot_gradients(
     *,
     title: str = "",
     backwards: str = "positions back in time",
-) -> Any:
+) -> "Figure":
     """Draws gradient norms by distance, a line for each system, relative to its value at distance 0.
 
     Args:

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import PlotError
 from hf_rnn_seq2seq.visualization.figure import (
@@ -20,6 +20,12 @@ from hf_rnn_seq2seq.visualization.figure import (
     style_axes,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from hf_rnn_seq2seq.evaluation.significance import LengthBin
+
 LOG_FILE = "train_log.jsonl"
 # title, key of the thin line (training), key of the line with markers (evaluation), whether the axis is logarithmic
 CHARTS = (
@@ -31,9 +37,10 @@ CHARTS = (
     ("target tokens per second", "target_tokens_per_second", None, False),
 )
 PathLike = str | os.PathLike[str]
+Rows = list[dict[str, Any]]
 
 
-def read_log(path: PathLike) -> list[dict[str, Any]]:
+def read_log(path: PathLike) -> Rows:
     """Rows of a `train_log.jsonl`, named by its path or its run directory, in the order of steps.
 
     A resumed run repeats steps: the values of a later row replace those of an earlier row with the same step. An
@@ -60,7 +67,7 @@ def read_log(path: PathLike) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def _series(rows: Sequence[Mapping[str, Any]], key: str | None) -> tuple[list[int], list[float]]:
+def _series(rows: Rows, key: str | None) -> tuple[list[int], list[float]]:
     """Steps and values of the rows in which `key` is a finite number."""
     points = [
         (int(row["step"]), float(row[key]))
@@ -70,7 +77,7 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str | None) -> tuple[list[in
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _named(logs: PathLike | Sequence[PathLike] | Mapping[str, PathLike]) -> dict[str, list[dict[str, Any]]]:
+def _named(logs: PathLike | Sequence[PathLike] | Mapping[str, PathLike]) -> dict[str, Rows]:
     """Rows of each log by the name of its line: that of the directory, or the whole path if two have the same name."""
     if isinstance(logs, Mapping):
         return {name: read_log(path) for name, path in logs.items()}
@@ -84,7 +91,7 @@ def _named(logs: PathLike | Sequence[PathLike] | Mapping[str, PathLike]) -> dict
 
 def plot_learning_curve(
     logs: PathLike | Sequence[PathLike] | Mapping[str, PathLike], output: PathLike | None = None, *, title: str = ""
-) -> Any:
+) -> "Figure":
     """Draws the logs of one or several runs, a chart for each quantity that any of them has.
 
     Args:
@@ -119,7 +126,9 @@ def plot_learning_curve(
     return figure
 
 
-def _draw_chart(ax: Any, chart: tuple[str, str | None, str | None, bool], runs: Mapping[str, list[Any]]) -> None:
+def _draw_chart(
+    ax: "Axes", chart: tuple[str, str | None, str | None, bool], runs: Mapping[str, list[dict[str, Any]]]
+) -> None:
     title, training, evaluation, logarithmic = chart
     both = False
     for position, rows in enumerate(runs.values()):
@@ -154,8 +163,8 @@ def _draw_chart(ax: Any, chart: tuple[str, str | None, str | None, bool], runs: 
 
 
 def plot_score_by_length(
-    systems: Mapping[str, Sequence[Any]], output: PathLike | None = None, *, title: str = ""
-) -> Any:
+    systems: Mapping[str, Sequence["LengthBin"]], output: PathLike | None = None, *, title: str = ""
+) -> "Figure":
     """Draws BLEU and length ratio by source length (Cho et al. 2014; Bahdanau et al. 2014, figure 2).
 
     Args:

@@ -83,7 +83,7 @@ def run(arguments: Namespace) -> list[dict[str, Any]]:
     return report
 
 
-def tutorial_loss(model: Any, source: Tensor, labels: Tensor) -> Tensor:
+def tutorial_loss(model: RnnSeq2SeqForConditionalGeneration, source: Tensor, labels: Tensor) -> Tensor:
     """The loss as a tutorial computes it, with all products of torch inside the loop over positions."""
     inner, config = model.model, model.config
     encoded = inner.encoder(source)
@@ -105,12 +105,12 @@ def tutorial_loss(model: Any, source: Tensor, labels: Tensor) -> Tensor:
     return total / (labels != -100).sum()
 
 
-def model_loss(model: Any, source: Tensor, labels: Tensor) -> Tensor:
+def model_loss(model: RnnSeq2SeqForConditionalGeneration, source: Tensor, labels: Tensor) -> Tensor:
     """The loss of the training step of the model."""
     return model(input_ids=source, labels=labels).loss
 
 
-def has_tutorial_form(config: Any) -> bool:
+def has_tutorial_form(config: RnnSeq2SeqConfig) -> bool:
     """Whether `tutorial_loss` computes the loss of this model."""
     attention = config.attention_type, config.attention_order, config.attention_window
     return (
@@ -124,7 +124,7 @@ def has_tutorial_form(config: Any) -> bool:
 
 
 def training_step(
-    model: Any,
+    model: RnnSeq2SeqForConditionalGeneration,
     loss_of: Callable,
     source: Tensor,
     labels: Tensor,

@@ -1,4 +1,4 @@
-"""The demo: what streams is what generate() says, the page works in a real browser, a Space's files run."""
+"""The demo: streamed translations equal those of generate(), the page works in a browser, the files of a Space run."""
 
 import importlib
 import os

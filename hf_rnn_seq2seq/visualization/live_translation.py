@@ -16,7 +16,6 @@ from hf_rnn_seq2seq.generation.translate import Hypothesis, translate_n_best
 from hf_rnn_seq2seq.model.search_options import longest_output
 
 
-@torch.no_grad()
 def stream_translation(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -44,10 +43,23 @@ def stream_translation(
     (ids,) = encoded_sources(tokenizer, [source]).ids
     if not ids:
         raise EvaluationError("source: must contain text")
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     model.eval()
     if num_beams > 1 and temperature == 0:
         yield _beam_search(model, tokenizer, source, num_beams, limit)
-        return
+    else:
+        yield from _token_by_token(model, tokenizer, ids, temperature, limit, generator)
+
+
+@torch.no_grad()
+def _token_by_token(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    temperature: float,
+    limit: int,
+    generator: torch.Generator | None,
+) -> Iterator[Hypothesis]:
     inputs = torch.tensor([ids], device=model.device)
     mask = torch.ones_like(inputs)
     encoded = model.get_encoder()(inputs, attention_mask=mask)
@@ -55,7 +67,6 @@ def stream_translation(
     start = config.decoder_start_token_id
     start = model.config.decoder_start_token_id if start is None else start
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
     prefix: list[int] = []
     total = 0.0
     while len(prefix) < limit and not (prefix and prefix[-1] in ends):

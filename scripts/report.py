@@ -1,8 +1,8 @@
-"""Writes a test set as an HTML page: `python scripts/report.py runs/demo [runs/other ...] --output report.html`.
+"""Write a test set as an HTML page: `python scripts/report.py runs/demo [runs/other ...] --output report.html`.
 
-The page needs no network. Hover over a word, or move to it with the keyboard, to see what the model attended to; sort
-and filter by score, length and error; several systems are shown next to each other. The test set is the run's own
-unless data options name another.
+The page needs no network. Hover over a word, or move to it with the keyboard, to see its attention; sort and filter by
+score, length and error; compare several systems on the same sentences. The test set is that of the run unless data
+options name another.
 """
 
 import argparse
@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.visualization.html_report import render_report
 
-    chosen, options = command_line.data_options(arguments), command_line.analysis_options(arguments)
-    test_set, systems = analyze_systems(arguments.models, chosen, **options)
+    data_options, options = command_line.data_options(arguments), command_line.analysis_options(arguments)
+    test_set, systems = analyze_systems(arguments.models, data_options, **options)
     page = render_report(test_set, systems, title=arguments.title, words=not arguments.tokens)
     write_atomically(arguments.output, page)
     print(f"{arguments.output}: {len(test_set.sources):,} sentences, {len(page.encode()) / 1e6:.1f} MB")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from hf_rnn_seq2seq.evaluation.significance import LengthBin
+    from hf_rnn_seq2seq.evaluation.length_bins import LengthBin
 
 LOG_FILE = "train_log.jsonl"
 # title, key of the thin line (training), key of the line with markers (evaluation), whether the axis is logarithmic

@@ -173,8 +173,8 @@ def test_type_and_translate_in_the_browser(width: int, address: str, browser: An
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         shown = page.locator("#result tbody td").first
         share = float(shown.evaluate("one => one.style.getPropertyValue('--weight')"))
-        colour = shown.evaluate("one => getComputedStyle(one).backgroundColor")
-        assert float(re.findall(r"[\d.]+", colour)[3]) == pytest.approx(share, abs=0.01)
+        color = shown.evaluate("one => getComputedStyle(one).backgroundColor")
+        assert float(re.findall(r"[\d.]+", color)[3]) == pytest.approx(share, abs=0.01)
         page.fill("#n_best input[type=number]", "3")
         page.fill("#sentence textarea", "2 kg")
         page.click("#translate")

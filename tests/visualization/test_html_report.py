@@ -251,10 +251,10 @@ def test_fits_the_window_and_stays_readable(browser: Any, page_file: str, width:
         for element in page.locator("details").all():
             element.evaluate("one => { one.open = true; }")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        colours = page.evaluate(
+        colors = page.evaluate(
             "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
         )
-        ink, paper = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
+        ink, paper = (sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors)
         assert (ink < 200 and paper > 700) if scheme == "light" else (ink > 600 and paper < 150)
 
 

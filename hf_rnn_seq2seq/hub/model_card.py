@@ -229,9 +229,8 @@ def _results(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             signature = signatures.get(key) or (summary.get("signature") if key == "bleu" else None)
             beams = summary.get("num_beams")
             search = f"beam {beams}" if beams and beams > 1 else "greedy" if beams == 1 else None
-            how = ", ".join(
-                part for part in (search, f"`{card_text.table_cell(signature)}`" if signature else None) if part
-            )
+            signed = f"`{card_text.table_cell(signature)}`" if signature else None
+            how = ", ".join(part for part in (search, signed) if part)
             interval = summary.get(f"{key}_interval")
             yield {
                 "type": key,

@@ -167,9 +167,9 @@ def build_app(systems: Sequence[LoadedSystem], *, examples: Sequence[str] = (), 
     names = [system.name for system in systems]
 
     def run(
-        text: str, chosen: list[str] | None, num_beams: float, temperature: float, n_best: float, words: bool
+        text: str, chosen_names: list[str], num_beams: float, temperature: float, n_best: float, words: bool
     ) -> Iterator[str]:
-        selected = [system for system in systems if system.name in (chosen or [])]
+        selected = [system for system in systems if system.name in (chosen_names or [])]
         yield from translate_live(selected, text or "", int(num_beams), float(temperature), int(n_best), bool(words))
 
     with gradio.Blocks(title=title, analytics_enabled=False) as app:

@@ -36,9 +36,8 @@ def report_data(test_set: TestSet, systems: Sequence[AnalyzedSystem], *, words: 
     # The pieces of a source are stored once, and again only for a system that splits it differently.
     base = columns[0]["source"] if columns else []
     for column in columns[1:]:
-        column["source"] = [
-            None if pieces == first else pieces for pieces, first in zip(column["source"], base, strict=True)
-        ]
+        pairs = zip(column["source"], base, strict=True)
+        column["source"] = [None if pieces == stored else pieces for pieces, stored in pairs]
     if columns:
         columns[0]["source"] = [None] * len(base)
     return {"source": base, "reference": test_set.references, "systems": columns, "special": list(SPECIAL)}
@@ -84,9 +83,7 @@ def render_report(test_set: TestSet, systems: Sequence[AnalyzedSystem], *, title
         EvaluationError: there is no system or no sentence, or a number is not finite.
     """
     if not systems or not test_set.sources:
-        raise EvaluationError(
-            f"the report has nothing to show: {len(systems)} systems, {len(test_set.sources)} sentences"
-        )
+        raise EvaluationError(f"nothing to show: {len(systems)} systems, {len(test_set.sources)} sentences")
     languages = [str(test_set.description.get(key) or "") for key in ("source_lang", "target_lang")]
     title = title or "Translations, " + (" to ".join(languages) if all(languages) else f"{test_set.split} split")
     content = report_data(test_set, systems, words=words)

@@ -74,9 +74,10 @@ def run(arguments: Namespace) -> list[dict[str, Any]]:
     report = []
     for size in arguments.batch_sizes or [arguments.batch_size]:
         arguments.batch_size = size
-        sentences = (
-            random_sentences(arguments) if not texts else read_sentences(model, tokenizer, texts[0], size, *texts[1:])
-        )
+        if tokenizer is None:
+            sentences = random_sentences(arguments)
+        else:
+            sentences = read_sentences(model, tokenizer, texts[0], size, *texts[1:])
         variants = decoding_variants(model, sentences, arguments, shortlist)
         measured = take_turns(variants, arguments.rounds, arguments.device)
         rows = compare_decoding(variants, measured, sentences, tokenizer, ends, arguments.device)
@@ -88,11 +89,8 @@ def run(arguments: Namespace) -> list[dict[str, Any]]:
 
 def random_sentences(arguments: Namespace) -> Sentences:
     """One batch of random ids."""
-    lengths, vocabularies = (
-        (arguments.source_length, arguments.target_length),
-        (arguments.vocab_size, arguments.vocab_size),
-    )
-    source, _ = random_batch(arguments.batch_size, *lengths, vocabularies, full=arguments.full_rows)
+    lengths = arguments.source_length, arguments.target_length
+    source, _ = random_batch(arguments.batch_size, *lengths, [arguments.vocab_size] * 2, full=arguments.full_rows)
     batches: list[Batch] = [(range(len(source)), source, (source != 0).long())]
     return Sentences(batches, batches)
 

@@ -29,11 +29,8 @@ def training_flops(model: RnnSeq2SeqForConditionalGeneration, source: Tensor, la
     """
     config, decoder = model.config, model.get_decoder()
     source_lengths, target_lengths = (source != config.pad_token_id).sum(1), (labels != -100).sum(1)
-    words, targets, pairs = (
-        int(source_lengths.sum()),
-        int(target_lengths.sum()),
-        int((source_lengths * target_lengths).sum()),
-    )
+    words, targets = int(source_lengths.sum()), int(target_lengths.sum())
+    pairs = int((source_lengths * target_lengths).sum())
     gates, hidden = _GATES.get(config.cell_type, 1), config.hidden_size
     total, below = 0.0, config.embedding_size
     for layer in range(1, config.encoder_layers + 1):
@@ -170,6 +167,6 @@ def random_batch(
         lengths = torch.full_like(lengths, longest) if full else lengths
         lengths[0] = longest
         ids = torch.randint(4, words, (rows, longest), generator=generator)
-        return ids.mmatrices_fill(torch.arange(longest) >= lengths[:, None], padding)
+        return ids.masked_fill(torch.arange(longest) >= lengths[:, None], padding)
 
     return side(source, vocabularies[0], 0), side(target, vocabularies[1], -100)

@@ -73,10 +73,8 @@ def run(arguments: Namespace) -> list[dict[str, Any]]:
     """Measures the variants and prints a table."""
     build = partial(build_model, arguments)
     config = build().config
-    lengths, vocabularies = (
-        (arguments.source_length, arguments.target_length),
-        (config.source_vocab_size, config.vocab_size),
-    )
+    lengths = arguments.source_length, arguments.target_length
+    vocabularies = config.source_vocab_size, config.vocab_size
     source, labels = random_batch(arguments.batch_size, *lengths, vocabularies, full=arguments.full_rows)
     report = compare_training(build, source, labels, arguments)
     print_training(report, arguments.device)

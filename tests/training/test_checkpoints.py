@@ -261,7 +261,7 @@ def start(folder: Path, **options) -> subprocess.Popen:
     run = {"model": "rnn_dropout", "options": {"output_dir": str(folder / "run"), **options}}
     file = folder / "runs.json"
     file.write_text(json.dumps([run]))
-    command = [sys.executable, str(ROOT / "tests" / "training_runs.py"), str(file)]
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "training_runs.py"), str(file)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 

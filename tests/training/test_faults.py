@@ -271,7 +271,7 @@ def test_a_disk_that_fills_up_during_a_save(small_disk, tmp_path):
         options["resume_from_checkpoint"] = "latest"
         file = tmp_path / "runs.json"
         file.write_text(json.dumps([{"model": "rnn_dropout", "options": options}]))
-        command = [sys.executable, str(ROOT / "tests" / "training_runs.py"), str(file)]
+        command = [sys.executable, str(ROOT / "tests" / "helpers" / "training_runs.py"), str(file)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with errors.open("a") as output:
             return subprocess.run(command, env=environment, stderr=output, timeout=300).returncode

@@ -54,7 +54,7 @@ def start(runs: list[dict], folder: Path, *words: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", *words]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command += [str(ROOT / "tests" / "training_runs.py"), str(file)]
+    command += [str(ROOT / "tests" / "helpers" / "training_runs.py"), str(file)]
     # Output to a file: a worker that outlived its launcher would hold a pipe open.
     with (folder / f"errors{len(list(folder.glob('errors*')))}.txt").open("w") as errors:
         return subprocess.Popen(command, env=environment, stdout=errors, stderr=errors, cwd=ROOT)

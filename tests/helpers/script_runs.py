@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hf_rnn_seq2seq import command_line
+from tests.helpers import warm
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -33,6 +34,6 @@ def run(script: str, *arguments: object, stdin: bytes = b"") -> subprocess.Compl
 
 
 def run_alone(script: str, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    command = [*warm.python(), str(ROOT / "scripts" / script), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, input=stdin, capture_output=True, env=environment, check=False)

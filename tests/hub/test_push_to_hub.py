@@ -16,6 +16,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hf_rnn_seq2seq.errors import PublishError
 from hf_rnn_seq2seq.hub.upload import plan_upload, push
+from tests.helpers import warm
 from tests.helpers.checkpoints import tiny_rnn, tiny_tokenizer
 from tests.helpers.hub import Hub, act_as
 from tests.helpers.hub_store import OWNER_TOKEN, READER_TOKEN
@@ -48,11 +49,13 @@ def run_directory(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.fixture
-def script(hub: Hub, tmp_path: Path) -> Script:
+@pytest.fixture(scope="module")
+def script(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Script:
+    cache = tmp_path_factory.mktemp("cache")
+
     def run(*arguments: object, token: str | None = OWNER_TOKEN) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "scripts" / "push_to_hub.py"), *map(str, arguments)]
-        environment = hub.environment(cache=tmp_path / "cache", token=token) | {"PYTHONPATH": str(ROOT)}
+        environment = hub.environment(cache=cache, token=token)
+        command = [*warm.python(environment), str(ROOT / "scripts" / "push_to_hub.py"), *map(str, arguments)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
     return run

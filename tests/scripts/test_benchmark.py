@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from benchmarks.measure import training_flops
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_rnn_seq2seq.model.recurrence import RecurrentLayer
+from tests.helpers import warm
 from tests.helpers.models import tiny_model
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
@@ -18,7 +18,7 @@ TOY = ["--vocab_size=40", "--embedding_size=8", "--hidden_size=12", "--batch_siz
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run([*warm.python(), str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -5,7 +5,6 @@ import os
 import re
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.presets import PRESETS
 from hf_rnn_seq2seq.training.experiments import markdown, plan_runs, read_systems, table_rows
+from tests.helpers import warm
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "compare.py"
@@ -135,7 +135,7 @@ systems:
 
 def compare(*words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, env=environment)
+    return subprocess.run([*warm.python(), str(SCRIPT), *words], capture_output=True, text=True, env=environment)
 
 
 def test_compare_trains_scores_draws_and_continues(tmp_path: Path) -> None:

@@ -1,18 +1,19 @@
 """The script that trains a tokenizer alone."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
+
+from tests.helpers import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ["--dataset_name", "cldr", "--dataset_config_name", "en-fr", "--max_train_samples", "300"]
 
 
 def run(*words):
-    command = [sys.executable, str(ROOT / "scripts" / "train_tokenizer.py"), *map(str, words)]
+    command = [*warm.python(), str(ROOT / "scripts" / "train_tokenizer.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 

@@ -78,7 +78,7 @@ test: lint
 	$(PYTEST) -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-all: lint
-	$(PYTEST) -m 'not faults' -n $(WORKERS) --dist loadfile $(ARGS)
+	$(PYTEST) -m 'not faults' --hypothesis-profile many -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-faults: $(READY)
 	$(PYTEST) -m faults $(ARGS)

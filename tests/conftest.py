@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # Read by `datasets` when it is imported, so it stands before any test module is.
 _CACHE = Path(tempfile.mkdtemp(prefix="hf_rnn_seq2seq-tests-"))
 os.environ["HF_DATASETS_CACHE"] = str(_CACHE / "datasets")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+
+# The same examples in every run; `make test-all` takes the second profile.
+for name, examples in (("few", 20), ("many", 150)):
+    settings.register_profile(name, max_examples=examples, deadline=None, derandomize=True, database=None)
+settings.load_profile("few")
 
 
 def pytest_unconfigure() -> None:

@@ -56,7 +56,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in described)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_installed_wheel_trains_and_loads(wheel: Path, tmp_path: Path) -> None:
     """The dependencies are those of this environment: their folder is on the path, its .pth files are not read."""
     environment = tmp_path / "venv"

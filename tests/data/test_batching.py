@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_rnn_seq2seq.data.corpus import Collator, plan_batches
@@ -13,7 +13,6 @@ from hf_rnn_seq2seq.data.corpus import Collator, plan_batches
 LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=120)
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     lengths=LENGTHS,
     batch_size=st.none() | st.integers(1, 20),

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_rnn_seq2seq.data.batching import Collator
@@ -11,7 +11,6 @@ from hf_rnn_seq2seq.data.loader import BatchLoader, Update, UpdatePlan
 from tests.helpers.training_runs import corpus
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 5))
 def test_parts_of_an_update_are_a_partition(rows, processes, accumulation):
     update = Update(epoch=0, index=0, updates_in_epoch=1, rows=tuple(range(rows)), source_tokens=1, target_tokens=1)

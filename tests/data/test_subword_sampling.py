@@ -52,7 +52,7 @@ TARGETS = [
 LIMITS = {"max_source_length": 99, "max_target_length": 99}
 
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("fresh_accelerate")]
 
 
 def tokenizer_of(algorithm: str, joint: bool = True) -> Any:

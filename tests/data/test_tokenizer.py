@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import (
     AutoTokenizer,
@@ -49,7 +49,6 @@ BUILT = {(algorithm, joint): build(algorithm, joint) for algorithm, joint in EVE
 
 @pytest.mark.parametrize("joint", [True, False], ids=["joint", "separate"])
 @pytest.mark.parametrize("algorithm", LOSSLESS)
-@settings(max_examples=150, deadline=None)
 @given(text=st.text())
 @example(text="  two  spaces ")
 @example(text="</s> <s> <unk> <pad>")

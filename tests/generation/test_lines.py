@@ -11,7 +11,7 @@ from hf_rnn_seq2seq.errors import StreamError
 from hf_rnn_seq2seq.generation.lines import LineReader, LineWriter
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.lists(st.binary(max_size=8), max_size=6))
 def test_any_bytes_keep_the_line_count(data: list[bytes], tmp_path: Path) -> None:
     content = b"\n".join(data)

@@ -8,12 +8,14 @@ test of what importing does takes `sys.executable`.
 """
 
 import atexit
+import contextlib
 import importlib
 import json
 import os
 import pkgutil
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -64,8 +66,10 @@ def wait(address: str) -> None:
                 listener.close()
                 return answer(connection)
             connection.close()
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                pass
+            with contextlib.suppress(ChildProcessError):  # none is left
+                while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                    pass
+    shutil.rmtree(Path(address).parent)
 
 
 def answer(connection: socket.socket) -> None:

@@ -269,7 +269,7 @@ def test_a_training_run_is_on_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pyt
     assert "hub: step 4 is at " in ended.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_run_without_any_hub_ends_well(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -16,10 +16,6 @@ from tests.helpers.models import END, PAD, mask, pad, tiny_config, tiny_model
 
 Model = RnnSeq2SeqForConditionalGeneration
 quickly = settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    database=None,
     # Many draws are refused by the config itself, which is what it is for.
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
 )

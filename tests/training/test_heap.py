@@ -7,6 +7,7 @@ import pytest
 
 from hf_rnn_seq2seq.training import heap
 
+pytestmark = pytest.mark.long
 GROW = """
 import torch
 from hf_rnn_seq2seq.training.heap import Heap, _resident_mb

@@ -157,7 +157,7 @@ def workers(launcher: int) -> dict[str, int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
-@pytest.mark.parametrize("victim", ["0", "1"])
+@pytest.mark.parametrize("victim", [pytest.param("0", marks=pytest.mark.long), "1"])
 def test_a_worker_that_dies_ends_the_run_and_leaves_it_resumable(victim, tmp_path):
     run = tmp_path / "run"
     options = {"max_steps": 100_000, "lr_scheduler_type": "constant", "save_steps": 5, "save_total_limit": 2}
@@ -183,6 +183,7 @@ def test_a_worker_that_dies_ends_the_run_and_leaves_it_resumable(victim, tmp_pat
     assert loop.run() == "max_steps" and loop.state.progress.step == step + 2
 
 
+@pytest.mark.long
 def test_two_machines_equal_one(two, tmp_path):
     """Two launchers, as on two machines, that find each other under an address and a port."""
     address = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]

@@ -242,8 +242,7 @@ def test_text_of_the_data_is_text(browser: Any, page_file: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 400])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
 def test_fits_the_window_and_stays_readable(browser: Any, page_file: str, width: int, scheme: str) -> None:
     with open_page(browser, page_file, width=width, scheme=scheme) as page:
         ready(page)
@@ -267,7 +266,7 @@ def test_paper_shows_sentences_and_no_controls(browser: Any, page_file: str) -> 
         assert page.is_visible('article[data-row="1"]')
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_five_thousand_sentences(browser: Any, tmp_path: Path) -> None:
     draw = random.Random(1)
     words = [*TARGETS[0].split(), *TARGETS[1].split(), "café", "dans", "une", "heure"]

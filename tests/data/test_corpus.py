@@ -155,7 +155,12 @@ def test_rows_that_are_scored_may_have_an_empty_side(tmp_path, streaming):
             {},
             r"x\.tsv\.gz: damaged gzip archive",
         ),
-        ("x.tsv", gzip.compress(b"source\ttarget\na\tb\n"), {}, r"x\.tsv, line 1.*a gzip archive; name it with \.gz"),
+        (
+            "x.tsv",
+            gzip.compress(b"source\ttarget\na\tb\n", mtime=0),
+            {},
+            r"x\.tsv, line 1.*a gzip archive; name it with \.gz",
+        ),
         ("x.tsv.gz", b"BZh91AY&SY", {}, r"x\.tsv\.gz: damaged gzip archive .it is a bzip2 archive; pack it"),
         (
             "x.tsv.gz",

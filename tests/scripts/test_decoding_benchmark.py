@@ -73,7 +73,7 @@ def test_a_trained_model_is_measured_on_a_file(tmp_path: Path, capsys: pytest.Ca
     rows = {row["variant"]: row for row in json.loads((tmp_path / "a.json").read_text())}
     assert rows["beam 5 search"]["different"] == 0 and rows["greedy"]["value"] == 4
     shown = capsys.readouterr().out.splitlines()
-    assert len(shown) == 2 + len(rows) and "BLEU" in shown[1]
+    assert len(shown) == 3 + len(rows) and "BLEU" in shown[1]  # the title, the header, a line under it
     assert shown[0] == "6 sentences, batches of 2, threads: 1"
     main(["decode", "--model", str(directory), *files, *sizes[2:4], *sizes[6:], "--batch_sizes", "3", "1"])
     several = json.loads((tmp_path / "a.json").read_text())

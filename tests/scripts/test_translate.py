@@ -151,7 +151,7 @@ def test_options_of_the_models_own_search(checkpoint: Path, tmp_path: Path) -> N
         lines = [line.split("\t")[0] for line in short.stdout.decode().splitlines()]
         assert lines != plain.splitlines()
     for chosen, message in (
-        (("--gnmt_alpha", -1), b"gnmt_alpha=-1.0: must be 0 or more"),
+        (("--gnmt_alpha", -1), b"argument --gnmt_alpha: '-1' is not a finite number of at least 0"),
         (("--gnmt_alpha", 1, "--no_repeat_ngram_size", 2), b"gnmt_alpha: cannot go with no_repeat_ngram_size=2"),
         (("--search", "generate", "--weight_type", "int8"), b"--search: does not go with --weight_type"),
         (("--shortlist", tmp_path / "pairs.tsv"), b"not a shortlist"),
@@ -303,7 +303,7 @@ BAD = {
     "a device without numbers": (("DIR", "--device", "meta"), "); this machine has cpu"),
     "not UTF-8": (("DIR", "--source_lang", "e\udcffn"), r"source_lang='e\udcffn': holds bytes that are not UTF-8"),
     "no such directory": (("missing-run",), "no such directory"),
-    "misspelt option": (("DIR", "--num_beam", "2"), "unrecognized arguments: --num_beam"),
+    "misspelt option": (("DIR", "--num_beam", "2"), "--num_beam: no such option; the nearest is --num_beams"),
     "out of range": (("DIR", "--num_beams", "0"), "'0' is not a whole number of at least 1"),
     "n_best above beams": (("DIR", "--n_best", "2"), "n_best is 2; allowed: 1 to the number of beams (1)"),
     "unknown search": (("DIR", "--search", "nothing:here"), "--search 'nothing:here': neither a method of"),

@@ -12,6 +12,7 @@ from hf_rnn_seq2seq.files import digest, write_atomically
 
 SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
+LOG_FILE = "train_log.jsonl"
 DATA_OPTIONS = (
     "dataset_name",
     "dataset_config_name",

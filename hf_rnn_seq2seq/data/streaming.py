@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 
 from hf_rnn_seq2seq.data.batching import BatchPlan, plan_batches
 from hf_rnn_seq2seq.data.loader import BatchLoader, MicroBatch, Update
 from hf_rnn_seq2seq.data.subword_sampling import SubwordSampler
 from hf_rnn_seq2seq.data.token_columns import encode
-from hf_rnn_seq2seq.errors import DataError
 
 
 class TextStream:
@@ -165,11 +164,3 @@ class StreamLoader(BatchLoader):
             counts = (sum(columns["source_length"]), sum(columns["target_length"])) if kept else (0, 0)
             micro_batches.append(MicroBatch(self.to_device(inputs), counts[1], counts[0], len(part) - kept))
         return micro_batches
-
-
-def in_memory(rows: IterableDataset) -> Dataset:
-    """A stream that is small enough to be held, as a table: a validation split is read again and again."""
-    held = list(rows)
-    if not held:
-        raise DataError(f"{rows.split or 'corpus'}: no usable row")
-    return Dataset.from_list(held, features=rows.features, split=rows.split)

@@ -1,4 +1,4 @@
-"""What a run may do to the tokenizer and the model that it starts from: new tokens, pretrained vectors, frozen weights.
+"""Changes to the tokenizer and the model that a run starts from: new tokens, pretrained vectors, frozen weights.
 
 Every function takes any `PreTrainedModel` and any fast tokenizer.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.new_tokens import extend_tokenizer, read_tokens
 from hf_rnn_seq2seq.data.tokenizer import source_vocabulary_size, target_vocabulary_size
@@ -20,16 +21,14 @@ from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.word_vectors import embedding_table, load_word_vectors
 
-# --- frozen weights -----------------------------------------------------------------------------------------------
 
+def freeze(model: nn.Module, patterns: Sequence[str], log: Callable[[str], Any] = lambda _: None) -> dict[str, Any]:
+    """Excludes the parameters whose names match a pattern from training: no gradient, no optimizer state.
 
-def freeze(model: nn.Module, patterns: Sequence[str], say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Takes the parameters whose names match any pattern out of training: no gradient, no optimizer state.
-
-    A pattern is one of the shell, `model.encoder.*`. A tensor with several names (a tied table) is frozen by any.
+    A pattern is a glob such as `model.encoder.*`. One of the names of a tied tensor is enough to freeze it.
 
     Returns:
-        for the run's facts: `frozen_parameters`, how many numbers; empty where nothing is frozen, here or before.
+        for the summary of the run: `frozen_parameters`, how many numbers; empty if no parameter is frozen.
 
     Raises:
         ArgumentError: a pattern matches no parameter, or nothing is left to train.
@@ -48,7 +47,7 @@ def freeze(model: nn.Module, patterns: Sequence[str], say: Callable[[str], None]
     if not frozen:
         return {}
     count, total = (sum(parameter.numel() for parameter in group) for group in (frozen, everything.values()))
-    say(f"frozen: {count:,} of {total:,} parameters, in {len(frozen)} of {len(everything)} tensors")
+    log(f"frozen: {count:,} of {total:,} parameters, in {len(frozen)} of {len(everything)} tensors")
     return {"frozen_parameters": count}
 
 
@@ -58,11 +57,11 @@ def _nearest(pattern: str, names: list[str]) -> str:
     return f"the nearest are {', '.join(near or sorted(prefixes)[:3])}"
 
 
-def grow_tables(model: Any, *, source_vocab_size: int, vocab_size: int) -> None:
-    """Gives a model's tables and output layer rows for new entries; the scores of the old ones stay as they are.
+def grow_tables(model: PreTrainedModel, *, source_vocab_size: int, vocab_size: int) -> None:
+    """Adds rows for new entries to a model's embeddings and output layer; the logits of the old entries do not change.
 
-    Scores are what the softmax reads: the new entries take their share of its probability.
-    New rows are drawn around the mean of the old ones (Hewitt 2021), so that no new entry outdoes the old at first.
+    New rows are drawn around the mean of the old ones (Hewitt 2021), so that no new entry has the highest logit at
+    first.
     """
     had = getattr(model.config, "source_vocab_size", model.config.vocab_size), model.config.vocab_size
     if model.config.vocab_size < vocab_size:
@@ -72,27 +71,24 @@ def grow_tables(model: Any, *, source_vocab_size: int, vocab_size: int) -> None:
         model.resize_source_embeddings(source_vocab_size)
 
 
-# --- all of it, as a run asks for it ------------------------------------------------------------------------------
-
-
 class Adaptation:
     """New tokens and pretrained vectors of one run, as its options ask for them.
 
     Args:
         arguments: the options.
-        resumed: a checkpoint of this run will be read, in which all of it has been done.
-        say: shows a message.
+        resumed: a checkpoint of this run will be read, which has these changes already.
+        log: prints a message.
 
     Attributes:
-        facts: for the run's summary.
+        facts: for the summary of the run.
     """
 
-    def __init__(self, arguments: TrainingOptions, *, resumed: bool, say: Callable[[str], None]) -> None:
-        self.arguments, self.resumed, self.say = arguments, resumed, say
+    def __init__(self, arguments: TrainingOptions, *, resumed: bool, log: Callable[[str], Any]) -> None:
+        self.arguments, self.resumed, self.log = arguments, resumed, log
         self.facts: dict[str, Any] = {}
         self._kept_rows = (0, 0)
 
-    def extend(self, tokenizer: Any) -> None:
+    def extend(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Adds the new tokens to the tokenizer."""
         a = self.arguments
         if a.model_name_or_path:
@@ -100,12 +96,12 @@ class Adaptation:
         if a.extend_vocabulary and not self.resumed:
             added = extend_tokenizer(tokenizer, read_tokens(a.extend_vocabulary))
             self.facts["added_tokens"] = added
-            self.say(f"extend_vocabulary: {' source and '.join(map(str, added))} new tokens")
+            self.log(f"extend_vocabulary: {' source and '.join(map(str, added))} new tokens")
 
-    def fill(self, model: Any, tokenizer: Any, train: Any) -> None:
-        """Puts the vectors into the model's tables, and takes those tables out of training with `freeze_vectors`.
+    def fill(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Any) -> None:
+        """Copies the vectors to the model's embeddings, and freezes these with `freeze_vectors`.
 
-        `train` is the tokenised training split, whose running tokens are counted; those of a stream are not.
+        `train` is the tokenized training split, whose tokens are counted; those of a stream are not.
         """
         a = self.arguments
         files = {"source": a.source_vectors, "target": a.target_vectors}
@@ -120,14 +116,14 @@ class Adaptation:
             )
             self.facts["word_vectors"] = {side: dataclasses.asdict(report) for side, report in reports.items()}
             for side, report in reports.items():
-                self.say(f"{side}_vectors: {report}")
+                self.log(f"{side}_vectors: {report}")
         for side, path in files.items():
             if path and a.freeze_vectors:
                 embedding_table(model, side).weight.requires_grad_(False)
 
 
 def count_tokens(rows: Any, column: str, size: int) -> np.ndarray | None:
-    """How often each entry stands in a column of token ids, (size,); None for rows that are not there yet."""
+    """How often each entry occurs in a column of token ids, (size,); None for a stream."""
     if column not in (getattr(rows, "column_names", None) or ()) or not hasattr(rows, "__len__"):
         return None
     counts = np.zeros(size, dtype=np.int64)
@@ -135,6 +131,3 @@ def count_tokens(rows: Any, column: str, size: int) -> np.ndarray | None:
         ids = np.fromiter((token for row in batch[column] for token in row), dtype=np.int64)
         counts += np.bincount(ids, minlength=size)[:size]
     return counts
-
-
-__all__ = ["Adaptation", "count_tokens", "freeze", "grow_tables"]

@@ -6,17 +6,22 @@ The class is called `TrainingOptions` because `transformers.TrainingArguments` h
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.options import OptionGroup, option
+from hf_rnn_seq2seq.options import OptionGroup, option, parse_arguments
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 
 @dataclass
@@ -25,23 +30,23 @@ class GenerationArguments(OptionGroup):
 
     num_beams: int | None = option(None, "beams (default: model_name_or_path's, else 1, which is greedy)", at_least=1)
     max_new_tokens: int = option(128, "longest translation in tokens", at_least=1)
-    length_penalty: float | None = option(None, "beam scores are divided by length to this power (default: likewise)")
+    length_penalty: float | None = option(None, "beam scores are divided by length to this power (same default)")
     no_repeat_ngram_size: int | None = option(
-        None, "never write an n-gram of this size twice; 0 is off (default: likewise)", at_least=0
+        None, "never write an n-gram of this size twice; 0 is off (same default)", at_least=0
     )
 
-    def set(self, config: Any, inherited: str | None = None) -> None:
-        """Puts what was given into a GenerationConfig, and makes sure that transformers will save it.
+    def set(self, config: GenerationConfig, inherited: str | None = None) -> None:
+        """Sets the given options in a GenerationConfig, and checks that transformers can save it.
 
         Args:
-            config: of a fresh model, or of the checkpoint `inherited`, whose values stay where nothing was given.
+            config: of a new model, or of the checkpoint `inherited`, whose values stay unless an option is given.
 
         Raises:
             ArgumentError: the options contradict one another or the checkpoint's.
         """
         from hf_rnn_seq2seq.model.search_options import limit_length
 
-        # A value that says nothing stays out of generation_config.json, where transformers would warn about it.
+        # transformers warns about a neutral value in generation_config.json.
         neutral = {"length_penalty": 1.0, "no_repeat_ngram_size": 0}
         for name, value in dataclasses.asdict(self).items():
             if value is not None:
@@ -92,8 +97,8 @@ class TrainingOptions(OptionGroup):
     source_vectors: str | None = option(
         None, "word vectors (word2vec or GloVe text, also .gz) of source words", path=True
     )
-    target_vectors: str | None = option(None, "the same of target words", path=True)
-    freeze_vectors: bool = option(False, "do not train the tables that word vectors were put in")
+    target_vectors: str | None = option(None, "the same for target words", path=True)
+    freeze_vectors: bool = option(False, "do not train the embeddings that word vectors initialized")
     freeze: list[str] = option([], "do not train the parameters whose names match, such as model.encoder.*")
     dry_run: bool = option(False, "print the plan, time 20 steps, write nothing")
     seed: int = option(42, "seed of the weights, the order of batches and dropout", at_least=0, at_most=2**32 - 1)
@@ -112,9 +117,9 @@ class TrainingOptions(OptionGroup):
     num_train_epochs: float = option(3.0, "passes over the training split, fractions allowed", above=0)
     max_train_seconds: float | None = option(None, "wall-clock budget, evaluations and saving included", above=0)
     early_stopping_patience: int | None = option(None, "stop after so many evaluations without a gain", at_least=1)
-    early_stopping_threshold: float = option(0.0, "a smaller gain than this counts as none", at_least=0)
-    # Optimisation
-    optim: str = option("adamw", "fused where the device has it", choices=OPTIMIZERS)
+    early_stopping_threshold: float = option(0.0, "a gain must be larger than this to count", at_least=0)
+    # Optimization
+    optim: str = option("adamw", "fused if the device supports it", choices=OPTIMIZERS)
     learning_rate: float = option(1e-3, "the peak", at_least=0)
     weight_decay: float = option(0.0, "of matrices only: not of biases, gains or vectors", at_least=0)
     adam_beta1: float = option(0.9, "of adamw and adam", at_least=0, below=1)
@@ -122,18 +127,18 @@ class TrainingOptions(OptionGroup):
     adam_epsilon: float = option(1e-8, "of adamw, adam and adadelta", above=0)
     adadelta_rho: float = option(0.95, "of adadelta (Bahdanau 2014: 0.95 with adam_epsilon 1e-6)", at_least=0, below=1)
     max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0 is off", at_least=0)
-    lr_scheduler_type: str = option("linear", "course of the learning rate", choices=SCHEDULES)
-    warmup_steps: int = option(0, "updates of linear growth before it", at_least=0)
+    lr_scheduler_type: str = option("linear", "learning rate schedule", choices=SCHEDULES)
+    warmup_steps: int = option(0, "updates of linear growth before the schedule", at_least=0)
     min_lr_ratio: float = option(
         0.0, "floor of linear, cosine and plateau, as a share of the peak", at_least=0, at_most=1
     )
     halving_start: float = option(0.5, "halving: share of the run that keeps the peak", at_least=0, below=1)
     halving_times: int = option(5, "halving: halvings spread over the rest", at_least=1)
     plateau_patience: int = option(2, "plateau: evaluations without a gain before a cut", at_least=1)
-    plateau_factor: float = option(0.5, "plateau: what a cut multiplies by", above=0, below=1)
-    ema_decay: float = option(0.0, "average of the weights that is evaluated and kept; 0 is off", at_least=0, below=1)
+    plateau_factor: float = option(0.5, "plateau: factor of a cut", above=0, below=1)
+    ema_decay: float = option(0.0, "decay of the running average of the weights; 0 is off", at_least=0, below=1)
     mixed_precision: str = option(
-        "no", "arithmetic of the training step; auto: bf16 where the processor has it", choices=PRECISIONS
+        "no", "precision of the training step; auto: bf16 if the processor supports it", choices=PRECISIONS
     )
     gradient_checkpointing: bool = option(False, "recompute activations to save memory")
     max_skipped_updates: int = option(10, "stop after so many non-finite updates in a row", at_least=1)
@@ -149,17 +154,17 @@ class TrainingOptions(OptionGroup):
     eval_steps: int | None = option(500, "updates between evaluations; none: only at the end", at_least=1)
     predict_with_generate: bool = option(True, "translate the validation split too, and score it")
     max_generate_samples: int | None = option(None, "translate only so many validation rows", at_least=1)
-    metric_for_best_model: str | None = option(None, "default: bleu where it is measured, else loss", choices=METRICS)
+    metric_for_best_model: str | None = option(None, "default: bleu if it is measured, else loss", choices=METRICS)
     save_steps: int | None = option(500, "updates between checkpoints; none: only at the end", at_least=1)
-    save_total_limit: int | None = option(2, "checkpoints kept, beside the best one; none: all", at_least=1)
+    save_total_limit: int | None = option(2, "checkpoints kept in addition to the best one; none: all", at_least=1)
     logging_steps: int = option(50, "updates between log lines", at_least=1)
     report_to: list[str] = option(["tensorboard"], "trackers of Accelerate, or none")
     # The Hub
-    push_to_hub: bool = option(False, "push the run to the Hub in the background; a Hub that fails stops nothing")
-    hub_model_id: str | None = option(None, "the repository, `user/name`; created where it does not exist")
-    hub_strategy: str = option("every_save", "with each checkpoint, or once", choices=("every_save", "end"))
-    hub_token: str | None = option(None, "default: HF_TOKEN, or what `hf auth login` stored; never written down")
-    hub_private_repo: bool = option(False, "create the repository as a private one")
+    push_to_hub: bool = option(False, "upload checkpoints in the background, and the run at its end")
+    hub_model_id: str | None = option(None, "the repository, `user/name`; created if it does not exist")
+    hub_strategy: str = option("every_save", "with each checkpoint, or once at the end", choices=("every_save", "end"))
+    hub_token: str | None = option(None, "default: HF_TOKEN, or the token of `hf auth login`; never written to a file")
+    hub_private_repo: bool = option(False, "create a private repository")
 
     def validate(self) -> None:
         if self.max_steps == 0:
@@ -197,14 +202,50 @@ class TrainingOptions(OptionGroup):
             raise ArgumentError("freeze_vectors=True: needs source_vectors or target_vectors")
         if given and self.model_name_or_path and not self.extend_vocabulary:
             raise ArgumentError(
-                f"{given[0]}={getattr(self, given[0])!r}: the vectors of model_name_or_path would be lost; with "
-                "extend_vocabulary those of the new tokens are filled"
+                f"{given[0]}={getattr(self, given[0])!r}: cannot be combined with model_name_or_path, whose "
+                "embeddings would be lost, unless extend_vocabulary adds tokens, whose embeddings are filled"
             )
 
     @property
     def best_metric(self) -> str:
-        """The name of the number that decides which weights are the best."""
+        """The metric that decides which weights are the best."""
         return self.metric_for_best_model or ("bleu" if self.predict_with_generate else "loss")
+
+
+GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingOptions)
+# The tokenizer decides the sizes of the vocabularies and the special tokens, the loop turns the cache off.
+_NOT_OPTIONS = {"vocab_size", "source_vocab_size", "use_cache", "is_encoder_decoder", "transformers_version"}
+
+
+def model_fields() -> dict[str, Any]:
+    """The options that are fields of the model's configuration, and `preset`, with their types."""
+    from hf_rnn_seq2seq import RnnSeq2SeqConfig
+
+    fields = inspect.get_annotations(RnnSeq2SeqConfig)
+    options = {
+        name: kind for name, kind in fields.items() if name not in _NOT_OPTIONS and not name.endswith("_token_id")
+    }
+    return {"preset": str, **options}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Every option of a run. `model` holds those of the model's configuration that were given, and `preset`."""
+
+    data: DataArguments
+    tokenizer: TokenizerArguments
+    generation: GenerationArguments
+    training: TrainingOptions
+    model: dict[str, Any]
+
+    @classmethod
+    def parse(cls, words: Sequence[str], description: str = "") -> RunOptions:
+        """Reads `[RECIPE.yaml] [--option value ...]`, see `parse_arguments`."""
+        return cls(*parse_arguments(words, GROUPS, model_fields(), description=description))
+
+    def recipe(self) -> str:
+        """The recipe that repeats the run, see `dump_recipe`."""
+        return dump_recipe((self.data, self.tokenizer, self.generation, self.training), self.model)
 
 
 _OF_ONE_START = ("output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub", "hub_model_id", "hub_strategy")
@@ -215,9 +256,9 @@ _PATHS += ("extend_vocabulary", "source_vectors", "target_vectors")
 
 
 def dump_recipe(groups: Sequence[Any], model_options: Mapping[str, Any]) -> str:
-    """The resolved options as the YAML text of a recipe that repeats the run from any working directory.
+    """The options as the YAML text of a recipe that repeats the run from any working directory.
 
-    Files are written with their absolute path; what belongs to one start only (output_dir, ...) is left out.
+    Files are written with their absolute paths; options of a single start (output_dir, ...) are left out.
     """
     options: dict[str, Any] = {}
     for group in groups:

@@ -11,8 +11,7 @@ from torch import Tensor
 from hf_rnn_seq2seq.errors import AveragingError
 from hf_rnn_seq2seq.model.precision import not_finite
 from hf_rnn_seq2seq.run_directory import vocabulary_hash
-
-WEIGHTS = "model.safetensors"
+from hf_rnn_seq2seq.training.checkpoints import WEIGHTS
 
 
 def average_weights(directories: Sequence[str | os.PathLike[str]]) -> dict[str, Tensor]:
@@ -32,8 +31,8 @@ def average_weights(directories: Sequence[str | os.PathLike[str]]) -> dict[str, 
         if not path.is_file():
             raise AveragingError(f"{directory}: has no {WEIGHTS}")
         weights = load_file(path)
-        if found := not_finite(weights.items()):
-            raise AveragingError(f"{directory}: {found}; leave it out")
+        if problem := not_finite(weights.items()):
+            raise AveragingError(f"{directory}: {problem}; leave it out")
         if number == 0:
             types = {name: tensor.dtype for name, tensor in weights.items()}
             sums = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
@@ -57,13 +56,13 @@ def average_weights(directories: Sequence[str | os.PathLike[str]]) -> dict[str, 
 
 
 def _require_one_vocabulary(directories: Sequence[str | os.PathLike[str]]) -> None:
-    """Rows of the mean table must mean one word each; a checkpoint without a tokenizer cannot be compared."""
+    """Each row of the embeddings must belong to one token in all; checkpoints without a tokenizer are not compared."""
     from transformers import AutoTokenizer
 
     named = [directory for directory in directories if (Path(directory) / "tokenizer_config.json").is_file()]
     hashes = [vocabulary_hash(AutoTokenizer.from_pretrained(directory)) for directory in named]
-    for directory, found in zip(named, hashes, strict=True):
-        if found != hashes[0]:
+    for directory, vocabulary in zip(named, hashes, strict=True):
+        if vocabulary != hashes[0]:
             raise AveragingError(
                 f"{directory}: its vocabulary is not that of {named[0]}; average runs of one tokenizer"
             )
@@ -75,7 +74,7 @@ def average_checkpoints(directories: Sequence[str | os.PathLike[str]], output: s
     `output` appears whole or not at all.
 
     Raises:
-        AveragingError: fewer than two checkpoints, `output` exists, or the weights or vocabularies do not go together.
+        AveragingError: fewer than two checkpoints, `output` exists, or the weights or vocabularies differ in kind.
     """
     from safetensors.torch import save_file
 
@@ -94,7 +93,7 @@ def average_checkpoints(directories: Sequence[str | os.PathLike[str]], output: s
         first = Path(directories[0])
         carried = ("*.json", "*.txt", "*.model", "custom_generate/*.py", "*.py")
         for source in sorted({path for pattern in carried for path in first.glob(pattern)}):
-            # What a run says of itself is not true of the average.
+            # The summary and the trainer state describe one run, not the average.
             if source.name not in ("summary.json", "trainer_state.json", "model.safetensors.index.json"):
                 target = part / source.relative_to(first)
                 target.parent.mkdir(exist_ok=True)

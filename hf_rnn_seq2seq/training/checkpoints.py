@@ -1,9 +1,9 @@
-"""Complete states of a run on disk: written whole or not at all, verified before they are used.
+"""Complete states of a run on disk: written whole or not at all, and verified before use.
 
 A checkpoint is a folder `OUTPUT_DIR/checkpoints/step-00001000` with the model (loadable by `from_pretrained`),
-`optimizer.safetensors`, `average.safetensors` where weights are averaged, `state.json` (everything that is a number)
-and `manifest.json` (size and hash of every other file). It is written under a hidden name, synced and renamed, so a
-folder with a valid manifest is complete. Nothing in it is a pickle.
+`optimizer.safetensors`, `average.safetensors` if weights are averaged, `state.json` (counters, random generators) and
+`manifest.json` (size and hash of every other file). It is written under a hidden name, synced and renamed, so a folder
+with a valid manifest is complete. No file is a pickle.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
 
@@ -29,6 +31,8 @@ CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+AVERAGE = "average.safetensors"
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 
 
@@ -37,20 +41,24 @@ class CheckpointStore:
 
     Args:
         output_dir: the run directory.
-        keep: how many of the newest to keep; None keeps all. The step passed as `best_step` to `save` is kept beside.
+        limit: how many of the newest stay; None keeps all. The step passed as `best_step` to `save` stays as well.
+
+    Attributes:
+        readers: tasks that read a checkpoint, such as an upload; the folder stays until its task is done.
     """
 
-    def __init__(self, output_dir: str | Path, keep: int | None = None) -> None:
+    def __init__(self, output_dir: str | Path, limit: int | None = None) -> None:
         self.folder = Path(output_dir) / CHECKPOINTS
-        self.keep = keep
+        self.limit = limit
+        self.readers: dict[Path, Future[Any]] = {}
 
     def all(self) -> list[Path]:
         """Renamed checkpoints, oldest first, verified or not."""
-        found = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
-        return sorted(found, key=_order)
+        named = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
+        return sorted(named, key=_order)
 
     def latest(self, report: Callable[[str], None] = print) -> Path | None:
-        """The newest checkpoint that verifies; one that does not is reported and passed over."""
+        """The newest checkpoint that verifies; a damaged one is reported and skipped."""
         for path in reversed(self.all()):
             reason = damage(path)
             if reason is None:
@@ -59,10 +67,10 @@ class CheckpointStore:
         return None
 
     def save(self, step: int, write: Callable[[Path], None], best_step: int | None = None) -> Path:
-        """Writes a checkpoint through `write(folder)`, then drops those beyond `keep`.
+        """Writes a checkpoint through `write(folder)`, then removes those beyond `limit`.
 
         Raises:
-            CheckpointError: the disk is full or not writable; what was there before is untouched.
+            CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
         """
         temporary = self.folder / f".writing-step-{step:08d}"
         try:
@@ -76,33 +84,34 @@ class CheckpointStore:
         except Exception as error:  # safetensors and tokenizers raise classes of their own for a full disk
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"checkpoint of step {step} cannot be written to {self.folder}: {error}") from error
-        self._drop_old(final, best_step)
+        self._remove_old(final, best_step)
         return final
 
     def clean(self) -> None:
-        """Removes what a killed process left half written or half deleted."""
+        """Removes the folders that a killed process left half written or half deleted."""
         for path in [*self.folder.glob(".writing-*"), *self.folder.glob(".deleting-*")]:
             shutil.rmtree(path, ignore_errors=True)
 
     def _free_name(self, step: int) -> Path:
-        # A second state of the same step (after its evaluation, say) gets a new name: replacing the folder of the
-        # first would leave a moment with neither.
+        # A second state of the same step (after its evaluation, for example) gets a new name: while the folder of the
+        # first is being replaced there would be none.
         names = [f"step-{step:08d}", *(f"step-{step:08d}.{number}" for number in range(1, 1000))]
         return next(self.folder / name for name in names if not (self.folder / name).exists())
 
-    def _drop_old(self, newest: Path, best_step: int | None) -> None:
-        if self.keep is None:
+    def _remove_old(self, newest: Path, best_step: int | None) -> None:
+        if self.limit is None:
             return
+        self.readers = {path: task for path, task in self.readers.items() if not task.done()}
         steps = sorted({_order(path)[0] for path in self.all()})
-        kept = {*steps[-self.keep :], best_step}
+        staying = {*steps[-self.limit :], best_step}
         for path in self.all():
             step = _order(path)[0]
             superseded = step == _order(newest)[0] and path != newest
-            if path != newest and (step not in kept or superseded):
-                # Renamed first: a folder that bears a checkpoint's name is never partly deleted.
-                doomed = path.with_name(f".deleting-{path.name}")
-                os.replace(path, doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+            if path != newest and path not in self.readers and (step not in staying or superseded):
+                # Renamed first: a folder with the name of a checkpoint is never partly deleted.
+                deleted = path.with_name(f".deleting-{path.name}")
+                os.replace(path, deleted)
+                shutil.rmtree(deleted, ignore_errors=True)
 
 
 def _order(path: Path) -> tuple[int, int]:
@@ -112,10 +121,10 @@ def _order(path: Path) -> tuple[int, int]:
 
 
 def named_checkpoint(output_dir: str | Path, name: str) -> Path:
-    """The folder of a checkpoint that is named by its path, by its name or step in the run, or by its run directory.
+    """The folder of a checkpoint, given its path, its name or step in the run, or its run directory.
 
     Raises:
-        ArgumentError: there is none of that name.
+        ArgumentError: there is no such checkpoint.
     """
     path, store = Path(name), CheckpointStore(output_dir)
     step = re.fullmatch(r"(?:step-)?(\d+)(?:\.\d+)?", name)
@@ -124,10 +133,10 @@ def named_checkpoint(output_dir: str | Path, name: str) -> Path:
         return same[-1]
     newest = CheckpointStore(path).latest(lambda _: None)
     if newest is None and not path.is_dir():
-        held = ", ".join(each.name for each in store.all()) or "none"
+        existing = ", ".join(each.name for each in store.all()) or "none"
         raise ArgumentError(
             f"resume_from_checkpoint={name!r}: no such checkpoint; must be latest, false, the folder of one, or "
-            f"one of {output_dir}: {held}"
+            f"one of {output_dir}: {existing}"
         )
     return newest or path
 
@@ -142,7 +151,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def _readable_files(folder: Path) -> list[Path]:
-    """The files of a folder, with the permissions new files get here: safetensors makes its own private."""
+    """The files of a folder, after giving them the permissions of new files: safetensors writes private ones."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     probe = folder / ".probe"
     probe.touch()
@@ -154,7 +163,7 @@ def _readable_files(folder: Path) -> list[Path]:
 
 
 def damage(folder: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None when every file is as it was written."""
+    """Why a checkpoint cannot be used, or None if every file is as it was written."""
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -174,7 +183,7 @@ def publish(output_dir: str | Path, write: Callable[[Path], None]) -> None:
     """Replaces the model files in the run directory, each at once, the weights last.
 
     Raises:
-        CheckpointError: the disk is full or not writable; the weights that were there are untouched.
+        CheckpointError: the disk is full or not writable; the previous weights are untouched.
     """
     output_dir = Path(output_dir)
     temporary = output_dir / ".writing-model"
@@ -197,7 +206,7 @@ def publish(output_dir: str | Path, write: Callable[[Path], None]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Forces a file, or the entries of a folder, to the disk."""
+    """Writes a file, or the entries of a folder, through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -211,7 +220,7 @@ def _hash(path: Path) -> str:
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
-    """Writes saved weights into a model; tied weights, stored once, reach every place they are used.
+    """Loads saved weights into a model. Tied weights are stored once and reach every place that uses them.
 
     Raises:
         CheckpointError: a weight is missing, is not the model's, or has another shape.
@@ -221,7 +230,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
         missing, unexpected = model.load_state_dict(stored, strict=False)
     except Exception as error:
         if different := _different_fields(model, file.parent):
-            raise CheckpointError(f"{'; '.join(different)} ({file.parent}); a run goes on as it began") from None
+            raise CheckpointError(f"{'; '.join(different)} ({file.parent}); a resumed run keeps its model") from None
         raise CheckpointError(f"{file}: does not fit the model: {' '.join(str(error).split())[:500]}") from None
     state = model.state_dict(keep_vars=True)
     filled = {state[name].data_ptr() for name in stored if name in state}
@@ -230,20 +239,21 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise CheckpointError(f"{file}: does not fit the model: lacks {missing[:3]}, has in excess {unexpected[:3]}")
 
 
-def _different_fields(model: Any, folder: Path) -> list[str]:
+def _different_fields(model: PreTrainedModel, folder: Path) -> list[str]:
     """`hidden_size=32: the checkpoint has 16` for each field of the configuration that differs."""
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    own = json.loads(model.config.to_json_string(use_diff=False))
-    same = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "auto_map")
-    names = [name for name in own if name in stored and name not in same and not name.startswith("_")]
-    return [f"{name}={own[name]!r}: the checkpoint has {stored[name]!r}" for name in names if own[name] != stored[name]]
+    current = json.loads(model.config.to_json_string(use_diff=False))
+    ignored = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "auto_map")
+    names = [name for name in current if name in stored and name not in ignored and not name.startswith("_")]
+    changed = [name for name in names if current[name] != stored[name]]
+    return [f"{name}={current[name]!r}: the checkpoint has {stored[name]!r}" for name in changed]
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> dict[str, Any]:
-    """Writes the tensors of an optimizer to `optimizer.safetensors`; returns what is left, for JSON."""
+    """Writes the tensors of an optimizer to `optimizer.safetensors`; returns the rest, for JSON."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
@@ -253,7 +263,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> dict[str, 
                 tensors[f"{index}.{name}"] = value.detach().contiguous()
             else:
                 scalars.setdefault(str(index), {})[name] = value
-    save_file(tensors, folder / "optimizer.safetensors")
+    save_file(tensors, folder / OPTIMIZER)
     return {"param_groups": state["param_groups"], "scalars": scalars}
 
 
@@ -264,7 +274,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, rest: Mapping
         CheckpointError: the state belongs to another optimizer or another model.
     """
     state: dict[int, dict[str, Any]] = {}
-    for key, tensor in load_file(folder / "optimizer.safetensors").items():
+    for key, tensor in load_file(folder / OPTIMIZER).items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = tensor
     for index, values in rest["scalars"].items():
@@ -302,22 +312,3 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 def _bytes_tensor(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-
-def average_weights(files: Sequence[str | Path]) -> dict[str, Tensor]:
-    """The mean of the same weights of several checkpoints (Vaswani 2017, section 6.1), summed in float64.
-
-    Raises:
-        CheckpointError: no file, or files of different models.
-    """
-    if not files:
-        raise CheckpointError("no checkpoint to average")
-    total: dict[str, Tensor] = {}
-    for file in files:
-        weights = load_file(file)
-        if total and {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in total.items()}:
-            raise CheckpointError(f"{file}: its weights are not those of {files[0]}")
-        for name, weight in weights.items():
-            total[name] = total[name] + weight.double() if name in total else weight.double()
-    kinds = {name: weight.dtype for name, weight in load_file(files[0]).items()}
-    return {name: (weight / len(files)).to(kinds[name]) for name, weight in total.items()}

@@ -1,18 +1,17 @@
-"""What a run would do: the plan, and the time and memory of some real updates. Nothing is written."""
+"""The plan of a run, and the time and memory of some real updates. Nothing is written."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from hf_rnn_seq2seq.training.log import peak_memory_mb
-
-if TYPE_CHECKING:
-    from hf_rnn_seq2seq.training.loop import TrainingLoop
+from hf_rnn_seq2seq.training.environment import peak_memory_mb
+from hf_rnn_seq2seq.training.launch import check_savable
+from hf_rnn_seq2seq.training.loop import TrainingLoop
 
 TIMED_UPDATES = 20
 STREAMED_UPDATES = 100
@@ -22,25 +21,25 @@ def dry_run(loop: TrainingLoop, vocabulary: tuple[int, int]) -> str:
     """Runs the largest update of the first epoch and then 20 of its updates, and describes the run.
 
     Args:
-        loop: a loop that has not run; its model is trained a little and is of no further use.
+        loop: a loop that has not run. Its model is trained a little and must not be used afterwards.
         vocabulary: entries of the source and of the target vocabulary.
     """
-    a, plan, accelerator = loop.arguments, loop.plan, loop.accelerator
-    loop.prepare_state(None)
-    # Of a stream, whose length is not known, so many updates stand for all.
+    a, plan, accelerator = loop.options, loop.plan, loop.accelerator
+    check_savable(a, loop.state.model, loop.save_tokenizer)
+    loop.state.seed()
+    # The length of a stream is unknown, so these updates represent all.
     updates = list(itertools.islice(plan.updates(), int(min(plan.updates_per_epoch, STREAMED_UPDATES))))
     largest: Any = max(updates, key=plan.positions)
     loop.run_update(largest, loop.loader.load(largest))
     progress = loop.state.progress
     before = progress.target_tokens
-    # Evenly over the epoch, whose order is random: as many short and long sentences as the whole has.
+    # Spread over the epoch, whose order is random, so that short and long sentences have their usual shares.
     chosen = [updates[number] for number in np.linspace(0, len(updates) - 1, TIMED_UPDATES).astype(int)]
     started = time.perf_counter()
     for update in chosen:
         loop.run_update(update, loop.loader.load(update))
-    loop.guard.inspect()  # waits for the last update of a GPU
     seconds = (time.perf_counter() - started) / len(chosen)
-    parameters = sum(parameter.numel() for parameter in loop.model.parameters())
+    parameters = sum(parameter.numel() for parameter in loop.state.model.parameters())
     known = [update.target_tokens for update in updates if update.target_tokens is not None]
     target_tokens = float(np.mean(known)) if known else (progress.target_tokens - before) / len(chosen)
     known_length = math.isfinite(plan.updates_per_epoch)

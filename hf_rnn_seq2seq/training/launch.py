@@ -1,4 +1,4 @@
-"""Processes, threads and signals: what surrounds a training loop on a real machine."""
+"""Processes, threads, signals, and the checks before a run starts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 from huggingface_hub import get_token
+from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.errors import ArgumentError, TrainingError
-from hf_rnn_seq2seq.run_directory import RECIPE, SUMMARY
+from hf_rnn_seq2seq.run_directory import LOG_FILE, RECIPE, SUMMARY
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.checkpoints import CHECKPOINTS, WEIGHTS
-from hf_rnn_seq2seq.training.log import LOG_FILE, usable_trackers
+from hf_rnn_seq2seq.training.log import usable_trackers
 
 RUN_FILES = ("config.json", WEIGHTS, RECIPE, LOG_FILE, SUMMARY, CHECKPOINTS)
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -48,10 +49,10 @@ def check_output_dir(arguments: TrainingOptions) -> Path:
         raise ArgumentError(f"output_dir={arguments.output_dir!r}: {where}; must be a directory")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ArgumentError(f"output_dir={arguments.output_dir!r}: {nearest} cannot be written; name another directory")
-    held = [name for name in RUN_FILES if (folder / name).exists()]
-    if held and arguments.resume_from_checkpoint is None:
+    existing = [name for name in RUN_FILES if (folder / name).exists()]
+    if existing and arguments.resume_from_checkpoint is None:
         raise ArgumentError(
-            f"output_dir={arguments.output_dir!r}: already holds a run ({held[0]}); give another directory, or "
+            f"output_dir={arguments.output_dir!r}: already holds a run ({existing[0]}); give another directory, or "
             "continue with --resume_from_checkpoint latest"
         )
     return folder
@@ -63,10 +64,10 @@ def _existing(folder: Path) -> Path:
 
 
 def check_before_work(arguments: TrainingOptions) -> None:
-    """What the end of a run needs, asked before its beginning.
+    """Checks at the start what the end of a run needs.
 
     Raises:
-        ArgumentError: the output directory cannot be written, or the Hub is to be written without a token.
+        ArgumentError: the output directory cannot be written, or push_to_hub is set without a token.
     """
     if arguments.output_dir is not None:
         check_output_dir(dataclasses.replace(arguments, resume_from_checkpoint="latest"))
@@ -76,19 +77,21 @@ def check_before_work(arguments: TrainingOptions) -> None:
         )
 
 
-def check_savable(arguments: TrainingOptions, model: Any, save_beside: Callable[[Path], Any] | None) -> None:
-    """A rehearsal of the first save, with everything but the tensors.
+def check_savable(
+    arguments: TrainingOptions, model: PreTrainedModel, save_tokenizer: Callable[[Path], Any] | None
+) -> None:
+    """Saves a checkpoint without its tensors into a temporary folder.
 
     Raises:
-        ArgumentError: something beside the weights cannot be written, or the disk has no room for a checkpoint.
+        ArgumentError: config or tokenizer cannot be written, or the disk has no room for a checkpoint.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
             model.config.save_pretrained(folder)
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
-            if save_beside is not None:
-                save_beside(Path(folder))
+            if save_tokenizer is not None:
+                save_tokenizer(Path(folder))
         except Exception as error:  # each library raises classes of its own
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ArgumentError(
@@ -109,8 +112,8 @@ def check_savable(arguments: TrainingOptions, model: Any, save_beside: Callable[
 def use_all_cores(chosen: int | None = None) -> int:
     """Sets torch's threads and returns their number: `chosen`, else the cores divided by the local processes.
 
-    `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody chose, which leaves the other cores idle; a larger
-    number is somebody's choice and stays.
+    `accelerate launch` sets OMP_NUM_THREADS to 1 by default, which leaves the other cores idle; a larger number was
+    set by the user and stays.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     environment = os.environ.get("OMP_NUM_THREADS", "")
@@ -126,34 +129,34 @@ def use_all_cores(chosen: int | None = None) -> int:
 
 
 def has_bfloat16() -> bool:
-    """Whether the device that Accelerate takes multiplies in bfloat16 by instructions of its own."""
+    """Whether the device that Accelerate uses has instructions for bfloat16 products."""
     if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
-def resolve_precision(wanted: str, say: Callable[[str], None] = print) -> str:
-    """`mixed_precision` with `auto` decided for this machine; says where bfloat16 is only emulated."""
-    if wanted == "auto":
+def resolve_precision(precision: str, log: Callable[[str], None] = print) -> str:
+    """`mixed_precision` with `auto` decided for this machine; prints a warning if bfloat16 is only emulated."""
+    if precision == "auto":
         return "bf16" if has_bfloat16() else "no"
-    if wanted == "bf16" and not has_bfloat16():
-        say("mixed_precision=bf16: this processor emulates bfloat16, several times slower than `no` (or `auto`)")
-    return wanted
+    if precision == "bf16" and not has_bfloat16():
+        log("mixed_precision=bf16: this processor emulates bfloat16, several times slower than `no` (or `auto`)")
+    return precision
 
 
-def build_accelerator(arguments: TrainingOptions, say: Callable[[str], None] = print) -> Accelerator:
-    """An Accelerator for our loop: it leaves batches, accumulation and normalisation to us.
+def build_accelerator(arguments: TrainingOptions, log: Callable[[str], None] = print) -> Accelerator:
+    """An Accelerator for `TrainingLoop`, which does batches, accumulation and normalization itself.
 
     Raises:
         ArgumentError: mixed_precision=fp16 without a GPU, which would silently run in float32; or a distribution
             that shards the model (FSDP, DeepSpeed), whose states the checkpoints here do not hold.
     """
-    precision = resolve_precision(arguments.mixed_precision, say)
+    precision = resolve_precision(arguments.mixed_precision, log)
     if precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise ArgumentError("mixed_precision='fp16': needs a GPU; on a CPU bf16 or no")
     for sharding in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        # Asked for by the launcher; on some devices Accelerate would pass over it in silence.
+        # The launcher sets it; on some devices Accelerate would ignore it silently.
         if os.environ.get(f"ACCELERATE_USE_{sharding}", "false").lower() in ("true", "1"):
             raise ArgumentError(f"distributed_type={sharding}: {_ONLY_WHOLE_MODELS}")
     options: dict[str, Any] = {}
@@ -162,7 +165,7 @@ def build_accelerator(arguments: TrainingOptions, say: Callable[[str], None] = p
         options["project_config"] = ProjectConfiguration(
             project_dir=str(output_dir), logging_dir=str(output_dir / "tensorboard")
         )
-        options["log_with"] = usable_trackers(arguments.report_to, say) or None
+        options["log_with"] = usable_trackers(arguments.report_to, log) or None
     accelerator = Accelerator(
         mixed_precision=precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
@@ -178,13 +181,13 @@ def build_accelerator(arguments: TrainingOptions, say: Callable[[str], None] = p
 class StopSignals:
     """Context in which SIGTERM and SIGINT ask for a stop after the current update; a second one exits at once.
 
-    `received` is the number of the signal, 0 until then. A launcher that forwards the interrupt which the terminal
-    has sent to every process makes one request arrive twice, so a repetition within a second is not a second one.
-    A launcher that was killed without passing anything on counts as SIGTERM: nobody is left to stop this process.
+    `received` is the number of the signal, 0 until then. A terminal sends an interrupt to every process and a launcher
+    forwards it again, so a repetition within a second is not a second request. The death of the launcher
+    counts as SIGTERM, since nothing else would stop this process.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self.log = log
         self.received = 0
         self._first = 0.0
         self._previous: dict[int, Any] = {}
@@ -202,7 +205,7 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
             self.received, self._first = number, time.monotonic()
-            self.say(f"{signal.Signals(number).name}: finishing this update, then saving; once more to exit at once")
+            self.log(f"{signal.Signals(number).name}: finishing this update, then saving; once more to exit at once")
         elif time.monotonic() - self._first > 1.0:
             os._exit(128 + number)
 
@@ -210,12 +213,12 @@ class StopSignals:
         """The signal received so far, or 0."""
         if not self.received and self._parent is not None and os.getppid() != self._parent:
             self.received = signal.SIGTERM
-            self.say("the launcher has ended: saving and stopping")
+            self.log("the launcher has ended: saving and stopping")
         return self.received
 
 
 def largest(values: list[float], accelerator: Accelerator) -> list[float]:
-    """The largest of each value over all processes, so that all decide alike."""
+    """The maximum of each value over all processes, so that every rank takes the same branch."""
     return _over_processes(values, accelerator, torch.distributed.ReduceOp.MAX)
 
 
@@ -225,7 +228,7 @@ def summed(values: list[float], accelerator: Accelerator) -> list[float]:
 
 
 def _over_processes(values: list[float], accelerator: Accelerator, operation: Any) -> list[float]:
-    # It travels between the hosts (gloo also beside nccl), so no process waits for its GPU.
+    # Reduced on the CPU (gloo, also in addition to nccl), so that no process waits for its GPU.
     if accelerator.num_processes == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.float64)
@@ -234,10 +237,10 @@ def _over_processes(values: list[float], accelerator: Accelerator, operation: An
 
 
 @contextlib.contextmanager
-def naming_lost_processes(accelerator: Accelerator) -> Iterator[None]:
-    """Turns the error of an exchange whose other side has died into a TrainingError that says so.
+def report_lost_processes(accelerator: Accelerator) -> Iterator[None]:
+    """Turns the error of an exchange with a dead process into a TrainingError with the reason.
 
-    No process waits for one that is gone: its connections close with it, and whoever reads from one of them fails.
+    No process waits for a dead one: its connections close, and reading from them fails.
     """
     try:
         yield

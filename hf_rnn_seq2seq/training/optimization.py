@@ -1,11 +1,10 @@
-"""Optimizers, courses of the learning rate, and the running average of the weights."""
+"""Optimizers, learning rate schedules, and the running average of the weights."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,9 @@ from hf_rnn_seq2seq.training.arguments import TrainingOptions
 
 
 def build_optimizer(model: nn.Module, arguments: TrainingOptions) -> torch.optim.Optimizer:
-    """AdamW, Adam, SGD or Adadelta over the trainable parameters; weight decay on matrices only.
+    """AdamW, Adam, SGD or Adadelta over the trainable parameters, with weight decay on matrices only.
 
-    Adam and SGD are fused, one kernel over all parameters, on devices that have it (the CPU among them).
+    Adam and SGD are fused (one kernel for all parameters) on devices that support it, which include the CPU.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -36,7 +35,7 @@ def build_optimizer(model: nn.Module, arguments: TrainingOptions) -> torch.optim
 
 
 class LearningRate:
-    """The learning rate as a function of the step and of how far the run has come.
+    """The learning rate as a function of the step and of the progress of the run.
 
     After `warmup_steps` updates of linear growth:
         constant      the peak
@@ -48,8 +47,8 @@ class LearningRate:
                       Luong 2015, section 4.1 (10 epochs, halved every epoch after 5): 0.5 and 5.
                       tensorflow/nmt luong10: 0.5 and 10; luong234: 0.67 and 4.
 
-    How far a run has come is the share of its steps, or of `max_train_seconds` where that is larger: a run with a
-    time budget ends its course at the end of the budget on any machine.
+    Progress is the share of the steps that are done, or of `max_train_seconds` if that is larger: the schedule of a run
+    with a time budget ends with the budget on any machine.
     """
 
     def __init__(self, arguments: TrainingOptions) -> None:
@@ -58,7 +57,7 @@ class LearningRate:
         self.evaluations_without_gain = 0
 
     def at(self, step: int, progress: float) -> float:
-        """The rate of update `step` (from 0) when the share `progress` of the run lies behind."""
+        """The rate of update `step` (from 0) when the share `progress` of the run is done."""
         return self.arguments.learning_rate * self.factor(step, min(max(progress, 0.0), 1.0))
 
     def factor(self, step: int, progress: float) -> float:
@@ -79,7 +78,7 @@ class LearningRate:
         return 1.0
 
     def observe(self, gained: bool) -> None:
-        """Tells `plateau` how an evaluation went."""
+        """Counts an evaluation, for `plateau`."""
         self.evaluations_without_gain = 0 if gained else self.evaluations_without_gain + 1
         if self.evaluations_without_gain >= self.arguments.plateau_patience:
             self.plateau_cuts += 1
@@ -110,13 +109,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after update `step` (from 0)."""
+        """Adds the weights after update `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the average meanwhile."""
+        """A context in which the model holds the average."""
         current = [parameter.detach().clone() for parameter in self.parameters]
         self._write(self.average)
         try:
@@ -132,6 +131,6 @@ class WeightAverage:
     def state_dict(self) -> dict[str, Tensor]:
         return dict(zip(self.names, self.average, strict=True))
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, value in zip(self.names, self.average, strict=True):
             value.copy_(state[name])

@@ -1,10 +1,10 @@
-"""Training on whole sequences: minimum risk (Shen 2016, section 3), REINFORCE beside cross entropy (GNMT, section 5).
+"""Training on whole sequences: minimum risk (Shen 2016, section 3), or REINFORCE with cross entropy (GNMT, section 5).
 
 Each update draws translations from the model, scores their texts against the reference, and moves probability to the
-better ones. `SequenceObjective` does it for any sequence-to-sequence model of transformers, in the place of the loss.
+better ones. `SequenceObjective` replaces the loss of any sequence-to-sequence model of transformers.
 
-The model is in evaluation mode throughout, as in GNMT's refinement (section 8.3): neither dropout, label smoothing nor
-words of the model's own (scheduled sampling) change the distribution that is drawn from, or the one that is improved.
+The model is in evaluation mode throughout, as in GNMT's refinement (section 8.3). Sampling and update therefore use the
+same distribution: no dropout, no label smoothing, no scheduled sampling.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.model.search_options import longest_output
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
 
 IGNORED = -100
-SCORED_TOGETHER = 128  # rows of similar length, so that few positions are padding
+ROWS_AT_ONCE = 128  # rows of similar length, so that few positions are padding
 ML_WEIGHTS = {"mrt": 0.0, "reinforce": 0.017}  # GNMT's alpha, section 5
 
 Decode = Callable[[list[list[int]]], list[str]]
 """Lists of target ids -> their texts."""
 Metric = Callable[[str, str], float]
-"""(candidate, reference) -> 0 to 1, more is better."""
+"""(candidate, reference) -> 0 to 1, higher is better."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The different target sequences of a batch, reference first in each sentence; n counts them over all sentences.
+    """The distinct target sequences of a batch, the reference first in each sentence; n of them in all sentences.
 
     Args:
-        labels: (n, target), with the end token where one was produced, -100 behind.
+        labels: (n, target), with the end token if there is one, then -100.
         sentence: (n,), the row of the batch that each translates.
-        drawn: (n,), how often each was drawn; 0 for a reference that no draw hit.
+        drawn: (n,), how often each was drawn, which is 0 for many references.
         is_reference: bool (n,).
     """
 
@@ -83,21 +84,21 @@ def _real(row: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Source:
-    """What the encoder gave for a batch, (batch, source, ...) in every tensor, and its mask (batch, source)."""
+    """The encoder's output for a batch, (batch, source, ...) in every tensor, and its mask (batch, source)."""
 
     outputs: Any
     mask: Tensor | None
 
     @classmethod
-    def read(cls, model: Any, input_ids: Tensor, attention_mask: Tensor | None) -> Source:
+    def read(cls, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Source:
         """Runs the encoder."""
         encoder = model.get_encoder()
         return cls(encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True), attention_mask)
 
     def rows(self, index: Tensor) -> Source:
         """Row i becomes row `index[i]`."""
-        taken = {name: _take(value, index) for name, value in self.outputs.items()}
-        return Source(type(self.outputs)(**taken), _take(self.mask, index))
+        selected = {name: _take(value, index) for name, value in self.outputs.items()}
+        return Source(type(self.outputs)(**selected), _take(self.mask, index))
 
     def inputs(self) -> dict[str, Any]:
         """The arguments of the model's forward."""
@@ -111,11 +112,11 @@ def _take(value: Any, index: Tensor) -> Any:
 
 
 @torch.no_grad()
-def draw(model: Any, source: Source, samples: int, max_new_tokens: int) -> Tensor:
-    """Independent draws from the model's own distribution, (batch, samples, target), -100 behind the end token.
+def draw(model: PreTrainedModel, source: Source, samples: int, max_new_tokens: int) -> Tensor:
+    """Independent draws from the model's distribution, (batch, samples, target), -100 after the end token.
 
-    The first position is computed once a sentence, and draws that have ended leave the batch. A draw that has not ended
-    after `max_new_tokens` stops there without an end token.
+    The first position is computed once per sentence, and finished draws leave the batch. A draw that has no end token
+    after `max_new_tokens` is cut there.
     """
     config, device = model.config, source.outputs[0].device
     ends = torch.as_tensor(model.generation_config.eos_token_id, device=device).view(-1)
@@ -140,30 +141,30 @@ def draw(model: Any, source: Source, samples: int, max_new_tokens: int) -> Tenso
             active, words = active[going], words[going]
             cache.reorder_cache(going)
             source = source.rows(going)
-    # Autocast keeps the weights it has cast; in older torch also those that were cast without a gradient.
+    # Autocast caches the weights it has cast; older versions of torch also those that were cast without a gradient.
     torch.clear_autocast_cache()
     return drawn.view(-1, samples, max_new_tokens)
 
 
-def log_probabilities(model: Any, source: Source, labels: Tensor, sentence: Tensor) -> Tensor:
-    """The natural logarithm of each sequence's probability, end token included, (n,).
+def log_probabilities(model: PreTrainedModel, source: Source, labels: Tensor, sentence: Tensor) -> Tensor:
+    """The natural logarithm of the probability of each sequence, end token included, (n,).
 
     Args:
         source: of the batch.
-        labels: (n, target), -100 behind the last word.
+        labels: (n, target), -100 after the last token.
         sentence: (n,), the row of the batch that each translates.
     """
     lengths = (labels != IGNORED).sum(1)
-    order, found = lengths.argsort(), []
-    for rows in order.split(SCORED_TOGETHER):
-        wanted = labels[rows, : int(lengths[rows[-1]])]
-        start = torch.full_like(wanted[:, :1], model.config.decoder_start_token_id)
-        read = torch.cat([start, wanted[:, :-1]], 1)
-        read = read.masked_fill(read == IGNORED, model.config.pad_token_id)
-        logits = model(decoder_input_ids=read, use_cache=False, **source.rows(sentence[rows]).inputs()).logits
-        surprise = F.cross_entropy(_exact(logits).transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none")
-        found.append(-surprise.sum(1))
-    return torch.cat(found)[order.argsort()]
+    order, totals = lengths.argsort(), []
+    for rows in order.split(ROWS_AT_ONCE):
+        targets = labels[rows, : int(lengths[rows[-1]])]
+        start = torch.full_like(targets[:, :1], model.config.decoder_start_token_id)
+        inputs = torch.cat([start, targets[:, :-1]], 1)
+        inputs = inputs.masked_fill(inputs == IGNORED, model.config.pad_token_id)
+        logits = model(decoder_input_ids=inputs, use_cache=False, **source.rows(sentence[rows]).inputs()).logits
+        losses = F.cross_entropy(_exact(logits).transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+        totals.append(-losses.sum(1))
+    return torch.cat(totals)[order.argsort()]
 
 
 def _exact(logits: Tensor) -> Tensor:
@@ -171,9 +172,9 @@ def _exact(logits: Tensor) -> Tensor:
 
 
 def minimum_risk(log_p: Tensor, rewards: Tensor, candidates: Candidates, alpha: float) -> Tensor:
-    """Each sentence's risk, (batch,): the expected 1 - reward under Q over its candidates (Shen 2016, section 3).
+    """The risk of each sentence, (batch,): the expected 1 - reward under Q over its candidates (Shen 2016, section 3).
 
-    Q(y) = P(y) ** alpha / sum of P(y') ** alpha over the reference and the different draws.
+    Q(y) = P(y) ** alpha / sum of P(y') ** alpha over the reference and the distinct draws.
     """
     sentence = candidates.sentence
     starts = candidates.is_reference.nonzero()[:, 0]
@@ -185,10 +186,10 @@ def minimum_risk(log_p: Tensor, rewards: Tensor, candidates: Candidates, alpha: 
 
 
 def policy_gradient(log_p: Tensor, rewards: Tensor, candidates: Candidates, samples: int) -> Tensor:
-    """Each sentence's surrogate, (batch,): its gradient estimates that of minus the expected reward (GNMT, equation 8).
+    """A surrogate loss per sentence, (batch,): its gradient estimates that of minus the expected reward (GNMT eq. 8).
 
-    A draw's baseline is the mean reward of the sentence's other draws, which leaves the estimate unbiased. GNMT's, the
-    mean of all, gives the same direction, shorter by (samples - 1) / samples.
+    The baseline of a draw is the mean reward of the other draws of its sentence, so the estimate is unbiased. The mean
+    of all, as in GNMT, gives the same direction, shorter by (samples - 1) / samples.
     """
     drawn, sentence = candidates.drawn.to(log_p.dtype), candidates.sentence
     rewards = rewards.to(log_p.dtype)
@@ -199,34 +200,42 @@ def policy_gradient(log_p: Tensor, rewards: Tensor, candidates: Candidates, samp
 
 
 class SequenceObjective(nn.Module):
-    """A model reduced to a loss over whole sequences: what Accelerate wraps in the place of its cross entropy.
+    """A model reduced to a loss over whole sequences. Accelerate wraps it instead of the model.
 
     loss = (sum of a sentence's risk or surrogate + ml_weight x cross entropy of the reference) / target tokens
 
     Args:
         model: any sequence-to-sequence `PreTrainedModel` with a cache.
-        decode: the tokenizer's; special tokens leave no trace in its texts.
-        metric: what the texts are scored by.
+        decode: decodes ids with the tokenizer, without special tokens.
+        metric: scores the texts.
         kind: `mrt` or `reinforce`.
-        samples: draws for each sentence, 2 or more.
-        alpha: sharpness of Q, of `mrt`.
-        ml_weight: GNMT's alpha, the share of the ordinary objective.
+        samples: draws per sentence, 2 or more.
+        alpha: sharpness of Q, for `mrt`.
+        ml_weight: weight of the cross entropy (alpha in GNMT).
     """
 
     figures = ("reward", "risk", "ml_loss")
 
     def __init__(
-        self, model: Any, decode: Decode, metric: Metric, *, kind: str, samples: int, alpha: float, ml_weight: float
+        self,
+        model: PreTrainedModel,
+        decode: Decode,
+        metric: Metric,
+        *,
+        kind: str,
+        samples: int,
+        alpha: float,
+        ml_weight: float,
     ) -> None:
         super().__init__()
         self.model, self.decode, self.metric = model, decode, metric
         self.kind, self.samples, self.alpha, self.ml_weight = kind, samples, alpha, ml_weight
 
     def forward(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The loss of a batch, (), and its figures, (figures, 2): the sum of each, and of how many it is.
+        """The loss of a batch, (), and its figures, (figures, 2): the sum and the number of each.
 
-        `reward` is the mean metric of the draws and `risk` the expected 1 - metric, both for each sentence; `ml_loss`
-        is the cross entropy of the reference for each target token, in nats.
+        `reward` is the mean metric of the draws and `risk` the expected 1 - metric, both per sentence; `ml_loss` is the
+        cross entropy of the reference per target token, in nats.
         """
         with _evaluating(self.model), _differentiable(labels.device):
             source = Source.read(self.model, input_ids, attention_mask)
@@ -248,12 +257,12 @@ class SequenceObjective(nn.Module):
         return loss, torch.stack([sums, torch.stack([sentences, sentences, tokens.to(sentences)])], 1)
 
     def _longest(self, labels: Tensor) -> int:
-        """Draws may be twice as long as the longest reference and some; what rambles on has lost its reward by then."""
+        """Draws are cut at twice the length of the longest reference and 5; the score of longer ones is close to 0."""
         longest = 2 * int((labels != IGNORED).sum(1).max()) + 5
         return min(longest, longest_output(self.model.generation_config) or longest)
 
 
-def build_objective(arguments: TrainingOptions, model: Any, decode: Decode) -> SequenceObjective | None:
+def build_objective(arguments: TrainingOptions, model: PreTrainedModel, decode: Decode) -> SequenceObjective | None:
     """The objective that the options ask for; None for cross entropy."""
     if arguments.objective == "ml":
         return None
@@ -281,7 +290,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _differentiable(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """cuDNN refuses the backward pass of recurrent layers in evaluation mode; torch's own kernels take their place."""
+    """cuDNN has no backward pass of recurrent layers in evaluation mode; torch's own kernels are used instead."""
     if device.type == "cuda":
         return torch.backends.cudnn.flags(enabled=False)
     return contextlib.nullcontext()

@@ -1,213 +1,233 @@
-"""What training changes (weights, optimizer, learning rate, counters), and how it reaches the disk and returns."""
+"""What training changes: weights, optimizer, learning rate and the counters of the run."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
-import json
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
-from hf_rnn_seq2seq.training import checkpoints as checkpointing
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
-from hf_rnn_seq2seq.training.checkpoints import CheckpointStore
+from hf_rnn_seq2seq.training.checkpoints import AVERAGE, load_optimizer, save_optimizer
 from hf_rnn_seq2seq.training.optimization import LearningRate, WeightAverage, build_optimizer
-from hf_rnn_seq2seq.training.progress import Progress
+
+LOWER_IS_BETTER = ("loss", "perplexity")
+
+
+@dataclass
+class Progress:
+    """Counters of a run, which a resumed run continues. Times are in seconds."""
+
+    step: int = 0
+    epoch: int = 0  # of the next update
+    index: int = 0  # of the next update within its epoch
+    updates_in_epoch: int = 0
+    stream: dict[str, Any] | None = None  # position in a streamed corpus; None at the start of an epoch
+    left_out_rows: int = 0  # rows of a stream that were too long
+    elapsed_seconds: float = 0.0  # evaluation and saving included
+    update_seconds: float = 0.0  # evaluation and saving left out
+    source_tokens: int = 0
+    target_tokens: int = 0
+    # Since the last log line:
+    interval_loss: float = 0.0  # summed over target tokens
+    interval_figures: dict[str, list[float]] = field(default_factory=dict)  # the sum and the number of each
+    interval_source_tokens: int = 0
+    interval_target_tokens: int = 0
+    interval_seconds: float = 0.0
+    # Evaluation:
+    evaluated_step: int | None = None
+    evaluation: dict[str, float] = field(default_factory=dict)
+    best_step: int | None = None
+    best_value: float | None = None
+    best_loss: float | None = None
+    evaluations_without_gain: int = 0
+    # Updates that were not finite:
+    skipped_updates: int = 0
+    skipped_in_row: int = 0
+    # Duration of the last evaluation and of the last save, which a time budget reserves:
+    evaluation_seconds: float = 0.0
+    saving_seconds: float = 0.0
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data so far, fractions included."""
+        return self.epoch + (self.index / self.updates_in_epoch if self.updates_in_epoch else 0.0)
+
+    def advance(self, epoch: int, index: int, updates_in_epoch: int, stream: dict[str, Any] | None = None) -> None:
+        """Advances the counters past one update; `updates_in_epoch` is 0 while the number is unknown."""
+        self.step += 1
+        self.updates_in_epoch, self.stream = updates_in_epoch, stream
+        at_end = index + 1 == updates_in_epoch
+        self.epoch, self.index = (epoch + 1, 0) if at_end else (epoch, index + 1)
+
+    def add_figures(self, names: Sequence[str], sums: Sequence[Sequence[float]]) -> None:
+        """Adds the sum and the number of each figure to those since the last log line."""
+        for name, (total, count) in zip(names, sums, strict=True):
+            before = self.interval_figures.get(name, [0.0, 0.0])
+            self.interval_figures[name] = [before[0] + total, before[1] + count]
+
+    def record_evaluation(self, metrics: Mapping[str, float], name: str, threshold: float) -> bool:
+        """Records an evaluation; returns whether it is the best so far.
+
+        The better metric `name` wins; at a tie (a BLEU of 0) the lower loss, and at equal loss the later evaluation.
+        A value that is not finite never wins. Early stopping and the plateau schedule count gains: a gain is a better
+        metric or, at a tie, a lower loss; with a threshold, only a metric that is better by more than the threshold.
+        """
+        value, loss = metrics[name], metrics["loss"]
+        sign = -1 if name in LOWER_IS_BETTER else 1
+        best, gained = math.isfinite(value) and math.isfinite(loss), True
+        if best and self.best_value is not None:
+            gain = sign * (value - self.best_value)
+            # A state that an earlier version wrote has no loss.
+            lower = math.inf if self.best_loss is None else self.best_loss - loss
+            best = gain > 0 or (gain == 0 and lower >= 0)
+            gained = gain > threshold or (gain == threshold == 0 and lower > 0)
+        if best:
+            self.best_value, self.best_loss, self.best_step = value, loss, self.step
+        self.evaluations_without_gain = 0 if best and gained else self.evaluations_without_gain + 1
+        self.evaluated_step, self.evaluation = self.step, dict(metrics)
+        return best
+
+    def interval_numbers(self) -> dict[str, float]:
+        """Loss, perplexity, the model's own numbers and speed of the updates since the last log line."""
+        loss, seconds = self.interval_loss / max(self.interval_target_tokens, 1), max(self.interval_seconds, 1e-9)
+        figures = {name: total / max(count, 1.0) for name, (total, count) in self.interval_figures.items()}
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(figures.get("ml_loss", loss), 700.0)),
+            **figures,
+            "target_tokens_per_second": self.interval_target_tokens / seconds,
+            "source_tokens_per_second": self.interval_source_tokens / seconds,
+        }
+
+    def start_interval(self) -> None:
+        """Sets everything that is counted since the last log line to zero."""
+        self.interval_loss = self.interval_seconds = 0.0
+        self.interval_figures = {}
+        self.interval_source_tokens = self.interval_target_tokens = 0
+
+    def totals(self) -> dict[str, Any]:
+        """The numbers of the whole run, for its summary. Rates leave out the time of evaluation and saving."""
+        seconds = max(self.update_seconds, 1e-9)
+        return {
+            "steps": self.step,
+            "epochs": self.epochs,
+            "train_seconds": self.elapsed_seconds,
+            "update_seconds": self.update_seconds,
+            "source_tokens": self.source_tokens,
+            "target_tokens": self.target_tokens,
+            "source_tokens_per_second": self.source_tokens / seconds,
+            "target_tokens_per_second": self.target_tokens / seconds,
+            "skipped_updates": self.skipped_updates,
+            **({"left_out_rows": self.left_out_rows} if self.left_out_rows else {}),
+            "best_step": self.best_step,
+            "best_metric": self.best_value,
+            **{f"eval_{name}": value for name, value in self.evaluation.items()},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Progress:
+        known = {item.name for item in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in state.items() if name in known})
 
 
 class StepModule(nn.Module):
-    """A model reduced to its training loss: what Accelerate wraps, so that the model itself stays as it is.
+    """A model reduced to its training loss. Accelerate wraps this module, so that the model itself stays as it is.
 
-    The wrapper takes the mixed precision and the gradient exchange upon itself; translating and saving use `model`.
-    `figures` names what forward returns beside the loss, for the log.
+    The wrapper adds mixed precision and gradient exchange; translating and saving use `model`. `figures` names the
+    numbers that forward returns in addition to the loss, for the log.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.figures: tuple[str, ...] = getattr(model, "training_figures", ())
-        known = inspect.signature(model.forward).parameters
-        wanted = {"use_cache": False, "skip_logits": True, "output_figures": bool(self.figures)}
-        self.options = {name: value for name, value in wanted.items() if name in known}
+        parameters = inspect.signature(model.forward).parameters
+        options = {"use_cache": False, "skip_logits": True, "output_figures": bool(self.figures)}
+        self.options = {name: value for name, value in options.items() if name in parameters}
 
     def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor | None]:
         """The mean loss over the label tokens of a batch, (), and (figures, 2), the sum and the number of each figure.
 
-        Without figures the second is None.
+        The second is None for a model without figures.
         """
-        told = self.model(**batch, **self.options)
-        return told.loss, told.figures if self.figures else None
+        output = self.model(**batch, **self.options)
+        return output.loss, output.figures if self.figures else None
 
 
 class TrainingState:
-    """Model, optimizer and counters of a run, on their device and wrapped by Accelerate.
-
-    Random generators are seeded with `seed` + rank, so that processes draw different dropout masks.
+    """Model, optimizer and counters of a run at step 0, on their device and wrapped by Accelerate.
 
     Args:
-        objective: what is trained in the place of the model's own loss: a module around the model that maps a batch to
-            what `StepModule.forward` returns, and names its figures. Evaluation keeps the model's own loss.
+        objective: a module around the model that is trained instead of the model's own loss. It maps a batch to what
+            `StepModule.forward` returns, and names its figures. Evaluation keeps the model's own loss.
     """
 
-    def __init__(self, model: Any, arguments: TrainingOptions, accelerator: Accelerator, objective: Any = None) -> None:
-        if arguments.gradient_checkpointing:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        options: TrainingOptions,
+        accelerator: Accelerator,
+        objective: nn.Module | None = None,
+    ) -> None:
+        if options.gradient_checkpointing:
             model.activation_checkpointing_enable()
         model.to(accelerator.device)
         model.train()
-        self.model, self.arguments, self.accelerator = model, arguments, accelerator
-        self.plain_optimizer = build_optimizer(model, arguments)
-        self.fused = bool(self.plain_optimizer.defaults.get("fused"))
+        self.model, self.options, self.accelerator = model, options, accelerator
+        self.objective = None if objective is None else options.objective
+        self.plain_optimizer = build_optimizer(model, options)
         self.unwrapped_step = StepModule(model)
-        trained = self.unwrapped_step if objective is None else objective
+        trained: Any = self.unwrapped_step if objective is None else objective
         self.figures: tuple[str, ...] = trained.figures
         with warnings.catch_warnings():
-            # The option's new name, forward_sync_buffers, is known neither to Accelerate nor to older torch.
+            # The option's new name, forward_sync_buffers, is unknown to Accelerate and to older versions of torch.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self.step_module, self.optimizer = accelerator.prepare(trained, self.plain_optimizer)
-        self.average = WeightAverage(model, arguments.ema_decay) if arguments.ema_decay else None
-        self.schedule = LearningRate(arguments)
+        self.average = WeightAverage(model, options.ema_decay) if options.ema_decay else None
+        self.schedule = LearningRate(options)
         self.progress = Progress()
-        set_seed(arguments.seed + accelerator.process_index)
+
+    def seed(self) -> None:
+        """Seeds the random generators with `seed` + rank, so that processes draw different dropout masks."""
+        set_seed(self.options.seed + self.accelerator.process_index)
 
     def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
-        """The model holds the average of the weights meanwhile, where one is kept."""
+        """A context in which the model holds the average of its weights, if there is one."""
         return self.average.applied() if self.average is not None else contextlib.nullcontext()
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Writes the tensors beside the weights; returns the rest, for JSON."""
+        """Writes the tensors that are not weights of the model; returns the rest, for JSON."""
         if self.average is not None:
-            save_file(self.average.state_dict(), folder / "average.safetensors")
+            save_file(self.average.state_dict(), folder / AVERAGE)
         scaler = self.accelerator.scaler
         return {
             "progress": self.progress.state_dict(),
-            "optimizer": checkpointing.save_optimizer(self.plain_optimizer, folder),
+            "optimizer": save_optimizer(self.plain_optimizer, folder),
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
     def read(self, folder: Path, rest: Mapping[str, Any]) -> None:
-        """Restores what `write` wrote; the weights are loaded before the model is wrapped."""
-        checkpointing.load_optimizer(self.plain_optimizer, folder, rest["optimizer"])
+        """Restores what `write` wrote."""
+        load_optimizer(self.plain_optimizer, folder, rest["optimizer"])
         self.progress = Progress.from_state(rest["progress"])
         self.schedule.load_state_dict(rest["schedule"])
         if self.average is not None:
-            self.average.load_state_dict(load_file(folder / "average.safetensors"))
+            self.average.load_state_dict(load_file(folder / AVERAGE))
         if self.accelerator.scaler is not None and rest["scaler"]:
             self.accelerator.scaler.load_state_dict(rest["scaler"])
-
-
-class StateKeeper:
-    """Finds, writes and restores the states of a run directory, together with all processes.
-
-    Args:
-        output_dir: the run directory.
-        accelerator: the processes.
-        keep: checkpoints to keep, see `CheckpointStore`.
-        identity: what a resumed run must have in common with the run that saved.
-        save_beside: writes what belongs beside the weights (the tokenizer) into a folder.
-        say: shows a message on the main process.
-    """
-
-    def __init__(
-        self,
-        output_dir: Path,
-        accelerator: Accelerator,
-        *,
-        keep: int | None,
-        identity: Mapping[str, Any],
-        save_beside: Callable[[Path], Any] | None,
-        say: Callable[[str], None],
-    ) -> None:
-        self.output_dir, self.accelerator = output_dir, accelerator
-        self.store = CheckpointStore(output_dir, keep)
-        self.identity, self.save_beside, self.say = dict(identity), save_beside, say
-
-    def find(self, resume_from: str | None) -> Path | None:
-        """The checkpoint to continue from: `latest` takes the newest that verifies, None where there is none.
-
-        Raises:
-            ArgumentError: the named checkpoint is missing or damaged.
-        """
-        if resume_from is None:
-            return None
-        found: list[str | None] = [None]
-        if resume_from == "latest":
-            if self.accelerator.is_main_process:
-                latest = self.store.latest(self.say)
-                found = [str(latest) if latest else None]
-            if self.accelerator.num_processes > 1:
-                broadcast_object_list(found)
-            if found[0] is None:
-                self.say(f"{self.output_dir}: no complete checkpoint, so training starts at step 0")
-        else:
-            named = checkpointing.named_checkpoint(self.output_dir, resume_from)
-            reason = checkpointing.damage(named)
-            if reason is not None:
-                raise ArgumentError(f"resume_from_checkpoint={resume_from!r}: {reason}")
-            found = [str(named)]
-        return Path(found[0]) if found[0] else None
-
-    def restore(self, checkpoint: Path, state: TrainingState) -> None:
-        """Brings everything but the weights back to where the checkpoint left it.
-
-        Raises:
-            ArgumentError: the checkpoint belongs to a run with other data, another seed or other batches.
-        """
-        stored = json.loads((checkpoint / checkpointing.STATE).read_text(encoding="utf-8"))
-        for name, value in self.identity.items():
-            if stored["identity"].get(name) != value:
-                raise ArgumentError(
-                    f"{checkpoint}: was trained with {name} {stored['identity'].get(name)!r}, this run has {value!r}; "
-                    "only the same can be continued (the sentences of an update are per_device_train_batch_size x "
-                    "processes x gradient_accumulation_steps)"
-                )
-        state.read(checkpoint, stored)
-        processes, rank = len(stored["random"]), self.accelerator.process_index
-        if processes == self.accelerator.num_processes:
-            checkpointing.restore_random_state(stored["random"][rank])
-        else:
-            # The same samples follow; only dropout draws other masks.
-            set_seed(state.arguments.seed + 1009 * state.progress.step + rank)
-            self.say(f"the run had {processes} processes and continues with {self.accelerator.num_processes}")
-        self.say(f"resuming from {checkpoint} at step {state.progress.step}")
-
-    def publish(self, model: Any) -> None:
-        """Makes these weights the model of the run directory."""
-        self._on_main(lambda: checkpointing.publish(self.output_dir, lambda folder: self._write_model(model, folder)))
-
-    def save(self, state: TrainingState) -> None:
-        """Writes a checkpoint."""
-        random_states = gather_object([checkpointing.random_state()])
-
-        def write(folder: Path) -> None:
-            self._write_model(state.model, folder)
-            content = {**state.write(folder), "random": random_states, "identity": self.identity}
-            (folder / checkpointing.STATE).write_text(json.dumps(content), encoding="utf-8")
-
-        self._on_main(lambda: self.store.save(state.progress.step, write, state.progress.best_step))
-
-    def _write_model(self, model: Any, folder: Path) -> None:
-        model.save_pretrained(folder, max_shard_size="1000GB")
-        if self.save_beside is not None:
-            self.save_beside(folder)
-
-    def _on_main(self, action: Callable[[], Any]) -> None:
-        """Runs on the main process; every process learns of its failure, so that none waits for ever."""
-        failure: list[str | None] = [None]
-        if self.accelerator.is_main_process:
-            try:
-                action()
-            except CheckpointError as error:
-                failure = [str(error)]
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(failure)
-        if failure[0] is not None:
-            raise CheckpointError(failure[0])

@@ -1,4 +1,4 @@
-"""Measuring a model in the middle of training: loss and perplexity, and the scores of its translations.
+"""Evaluation during training: loss and perplexity, and the scores of translations.
 
 Every row counts exactly once, however many processes share the work: sums of losses and tokens are added, and
 translations are gathered with their row number.
@@ -13,25 +13,27 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from datasets import Dataset
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.data.batching import plan_batches
 from hf_rnn_seq2seq.data.loader import BatchLoader, column
 
-Translate = Callable[[Any, Sequence[str]], list[str]]
+Translate = Callable[[PreTrainedModel, Sequence[str]], list[str]]
 """(model, sources) -> translations, in the order of the sources."""
 Score = Callable[[Sequence[str], Sequence[str]], Mapping[str, Any]]
 """(hypotheses, references) -> numbers by name, `bleu` among them."""
 
 
 class Validator:
-    """The validation split, and how a model is measured on it.
+    """Measures models on the validation split.
 
     Args:
         loader: reads the tokenised split; its dataset has `source_length` and `target_length`.
         batch_size: sentences per process.
-        texts: the split with string columns `source` and `target`; None where translations are not scored.
-        translate, score: what makes and scores translations; both or neither.
+        texts: the split with string columns `source` and `target`; None if translations are not scored.
+        translate, score: functions that make and score translations; both or neither.
         max_translations: only so many rows are translated, spread evenly over the split.
     """
 
@@ -40,7 +42,7 @@ class Validator:
         loader: BatchLoader,
         *,
         batch_size: int,
-        texts: Any = None,
+        texts: Dataset | None = None,
         translate: Translate | None = None,
         score: Score | None = None,
         max_translations: int | None = None,
@@ -55,10 +57,9 @@ class Validator:
         self.translated_rows = [number * rows // count for number in range(count)]
 
     def measure(self, step_module: nn.Module, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        """`loss` (nats per target token), `perplexity`, and what `score` gives.
+        """`loss` (nats per target token), `perplexity`, and the results of `score`.
 
-        `step_module` maps a batch to its mean loss and figures, `model` is what translates; both in evaluation mode
-        meanwhile.
+        `step_module` maps a batch to its mean loss and figures, `model` translates; both run in evaluation mode.
         """
         was_training = model.training
         step_module.eval()
@@ -89,6 +90,6 @@ class Validator:
         if accelerator.num_processes > 1:
             pairs = sorted(gather_object(pairs))
         references = self.texts[[row for row, _ in pairs]]["target"]
-        # Every process scores: all must know the result to decide alike, and it takes milliseconds.
+        # Every process scores, so that all take the same branches; it takes milliseconds.
         scores = self.score([hypothesis for _, hypothesis in pairs], references)
         return {name: float(value) for name, value in scores.items() if isinstance(value, (int, float))}

@@ -1,7 +1,7 @@
-"""Pretrained word vectors (word2vec's text format, GloVe, fastText's .vec) put into a model's embedding tables.
+"""Initializes a model's embeddings with pretrained word vectors (text format of word2vec, GloVe, fastText's .vec).
 
-A file is read line by line and only the rows of the vocabulary are kept, so memory does not grow with the file. A line
-is a word and its numbers, separated by single spaces; word2vec and fastText write a header `count width` before them.
+A file is read line by line and only the words of the vocabulary are used, so memory does not grow with the file. A line
+is a word and its numbers, separated by single spaces; word2vec and fastText write a header `count width` first.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.readers import GZIP_ERRORS, open_bytes
 from hf_rnn_seq2seq.data.tokenizer import source_tokens, target_tokens
 from hf_rnn_seq2seq.errors import VectorError, quoted, reading
 
-KINDS = ("exact", "stripped", "lowercased")  # how a token may find its word, best first
+KINDS = ("exact", "stripped", "lowercased")  # how a token may match a word, best first
 _NONE = len(KINDS)
 _MARKERS = ("##", "\N{LOWER ONE EIGHTH BLOCK}"), ("@@", "</w>")  # before and after a piece of a word
-_BINARY = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1c\x1d\x1e\x1f")  # bytes that no text holds
+_BINARY = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1c\x1d\x1e\x1f")  # bytes that do not occur in text
 _LONGEST_LINE = 1 << 20
-_WHY_NOT_BINARY = "names neither the type of its numbers nor their byte order, so damage would pass for vectors"
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a vocabulary has a vector; special tokens are left out of every count.
+    """How much of a vocabulary has a vector, without special tokens.
 
     Attributes:
         file: name of the file.
-        entries: entries of the vocabulary that could have one.
-        found: those that have, by how the word was found: as the token stands in the vocabulary, without the marks
-            of a piece of a word, or in lower case.
-        running: share of the running tokens of the training split that have one; None where they were not counted.
+        entries: number of entries of the vocabulary.
+        found: number of entries with a vector, by the kind of match: of the token itself, without the marks of a piece
+            of a word, or in lower case.
+        running: share of the running tokens of the training split that have one; None if they were not counted.
     """
 
     file: str
@@ -53,19 +53,19 @@ class Coverage:
         return f"{self.file}: {total:,} of {self.entries:,} entries ({share:.1%}) have a vector ({ways}){running}"
 
 
-def vocabulary_words(tokenizer: Any, size: int, *, target: bool = False) -> list[str | None]:
-    """The text behind every entry of a vocabulary, None for special tokens; see `wanted_words`."""
+def vocabulary_words(tokenizer: PreTrainedTokenizerBase, size: int, *, target: bool = False) -> list[str | None]:
+    """The text of every entry of a vocabulary, None for special tokens; see `wanted_words`."""
     readable = (target_tokens if target else source_tokens)(tokenizer, range(size))
     special = set(tokenizer.all_special_ids)
     return [None if index in special else text for index, text in enumerate(readable)]
 
 
 def wanted_words(names: Sequence[str], texts: Sequence[str | None]) -> dict[bytes, list[tuple[int, int]]]:
-    """Word of a file -> the entries that it would serve, with the kind of match as a position in KINDS.
+    """Word of a file -> the entries that match it, each with the kind of match as a position in KINDS.
 
     Args:
-        names: the entries as the vocabulary spells them (`Ġhouse`, `##ing`).
-        texts: what they stand for (` house`); None for an entry that takes no vector.
+        names: the entries as written in the vocabulary (`Ġhouse`, `##ing`).
+        texts: their texts (` house`); None for an entry without a vector.
     """
     wanted: dict[bytes, list[tuple[int, int]]] = {}
     for index, (name, text) in enumerate(zip(names, texts, strict=True)):
@@ -88,7 +88,7 @@ def wanted_words(names: Sequence[str], texts: Sequence[str | None]) -> dict[byte
 def read_vectors(path: str | Path, wanted: Mapping[bytes, Any], width: int) -> Iterator[tuple[bytes, list[float]]]:
     """The (word, numbers) of a file whose word is wanted, in the order of the file.
 
-    The numbers of other words are counted, not read.
+    The numbers of other words are counted, not parsed.
 
     Raises:
         VectorError: no such file, a binary one, vectors of another width, a line that is no word and vector, numbers
@@ -102,7 +102,10 @@ def read_vectors(path: str | Path, wanted: Mapping[bytes, Any], width: int) -> I
         try:
             with open_bytes(path) as file:
                 if _BINARY & set(file.read(1 << 16)):
-                    raise VectorError(f"{where}: is binary, which {_WHY_NOT_BINARY}; allowed: text, plain or .gz")
+                    raise VectorError(
+                        f"{where}: the binary format is not supported (it names neither the type of its numbers nor "
+                        "their byte order); convert it to text, plain or .gz"
+                    )
             with open_bytes(path) as file:
                 yield from _rows(file, wanted, width, where)
         except GZIP_ERRORS as error:
@@ -165,13 +168,13 @@ def _numbers(fields: Sequence[bytes], where: str) -> list[float]:
 def fill_table(
     table: nn.Embedding, wanted: Mapping[bytes, Sequence[tuple[int, int]]], path: str | Path, kinds: np.ndarray
 ) -> None:
-    """Writes the vectors of a file into the rows of a table; a row whose word is not found keeps what it holds.
+    """Copies the vectors of a file to the rows of a table; a row without a matching word does not change.
 
-    Where several words of the file serve a row, the better kind of match wins, and of one kind the first.
+    If several words match a row, the better kind of match wins, and of one kind the first.
 
     Args:
         wanted: see `wanted_words`.
-        kinds: (rows,), the kind of match of every row so far, `len(KINDS)` for none; brought up to date.
+        kinds: (rows,), the kind of match of every row so far, `len(KINDS)` for none; updated in place.
 
     Raises:
         VectorError: see `read_vectors`; the table is then half filled.
@@ -180,30 +183,30 @@ def fill_table(
     for word, numbers in read_vectors(path, wanted, table.embedding_dim):
         row = torch.tensor(numbers, dtype=table.weight.dtype, device=table.weight.device)
         for index, kind in wanted[word]:
-            # A row that an earlier file has filled is left alone.
+            # A row that an earlier file filled does not change.
             if before[index] == _NONE and kind < kinds[index]:
                 table.weight[index] = row
                 kinds[index] = kind
 
 
 def load_word_vectors(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     files: Mapping[str, str | None],
     *,
     sizes: tuple[int, int],
     first_rows: tuple[int, int] = (0, 0),
     count: Callable[[str, int], np.ndarray | None] = lambda side, size: None,
 ) -> dict[str, Coverage]:
-    """Fills the embedding tables of a model with pretrained vectors.
+    """Copies pretrained vectors to the embeddings of a model.
 
-    Where one table serves both sides, the source's file comes first and the target's fills the rows left.
+    If both sides share one table, the file of the source comes first and that of the target fills the remaining rows.
 
     Args:
         files: the file of `source` and of `target`, None for none.
         sizes: entries of the source and the target vocabulary.
-        first_rows: rows before these are kept (those of a checkpoint, when its vocabulary was extended).
-        count: (side, entries) -> how often each entry stands in the training split.
+        first_rows: rows before these do not change (those of a checkpoint whose vocabulary was extended).
+        count: (side, entries) -> how often each entry occurs in the training split.
 
     Returns:
         the coverage of each side that has a file.
@@ -227,11 +230,11 @@ def load_word_vectors(
     return reports
 
 
-def embedding_table(model: Any, side: str) -> nn.Embedding:
-    """The table that the `source` or the `target` is read with.
+def embedding_table(model: PreTrainedModel, side: str) -> nn.Embedding:
+    """The embeddings of the `source` or the `target`.
 
     Raises:
-        VectorError: the model keeps none under the usual name.
+        VectorError: the model has none under the usual name.
     """
     stack = model.get_encoder() if side == "source" else model.get_decoder()
     table = getattr(stack, "embed_tokens", None)
@@ -240,7 +243,7 @@ def embedding_table(model: Any, side: str) -> nn.Embedding:
     return table
 
 
-def _names(tokenizer: Any, size: int, side: str) -> list[str]:
+def _names(tokenizer: PreTrainedTokenizerBase, size: int, side: str) -> list[str]:
     convert = getattr(tokenizer, "convert_target_ids_to_tokens", None) if side == "target" else None
     return list((convert or tokenizer.convert_ids_to_tokens)(list(range(size))))
 
@@ -252,7 +255,3 @@ def _coverage(file: str, kinds: np.ndarray, eligible: np.ndarray, running: np.nd
         share = float(running[kinds < _NONE].sum() / max(running[eligible].sum(), 1))
     found = {kind: int((kinds == number).sum()) for number, kind in enumerate(KINDS)}
     return Coverage(file, int(eligible.sum()), found, share)
-
-
-__all__ = ["KINDS", "Coverage", "embedding_table", "fill_table", "load_word_vectors"]
-__all__ += ["read_vectors", "wanted_words"]

@@ -27,10 +27,12 @@ from hf_rnn_seq2seq.data.subword_sampling import SubwordSampler
 from hf_rnn_seq2seq.data.token_columns import encode
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import TrainingError
+from hf_rnn_seq2seq.training.adaptation import freeze
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.launch import build_accelerator
 from hf_rnn_seq2seq.training.loop import TrainingLoop
 from hf_rnn_seq2seq.training.sequence_objectives import build_objective
+from hf_rnn_seq2seq.training.state import TrainingState
 from hf_rnn_seq2seq.training.validation import Validator
 
 VOCABULARY = 24
@@ -171,14 +173,14 @@ def build_loop(
     if validator is None:
         validator = Validator(BatchLoader(corpus(15, seed=1), Collator(), device=accelerator.device), batch_size=4)
     model = model or build_model(kind)
+    objective = build_objective(options, model, text_of)
+    facts = {**more.pop("facts", {}), **freeze(model, options.freeze)}
     return TrainingLoop(
-        model,
+        TrainingState(model, options, accelerator, objective),
         corpus(rows) if train is None else train,
-        options,
-        accelerator=accelerator,
-        objective=build_objective(options, model, text_of),
         collate=Collator(),
         validator=validator,
+        facts=facts,
         **more,
     )
 

@@ -13,7 +13,8 @@ import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.options import parse_arguments
+from hf_rnn_seq2seq.training.arguments import RunOptions, model_fields
+from hf_rnn_seq2seq.training.setup import model_config
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -73,11 +74,9 @@ def launch(*words, prefix=(), environment=None) -> subprocess.CompletedProcess:
 def test_recipes_hold_only_options_and_fit_the_model():
     assert {path.stem for path in RECIPES} >= {"cldr_en_fr", "cldr_en_ko", "tatoeba_fr_en", "multi30k_de_en"}
     for path in RECIPES:
-        *groups, options = parse_arguments([str(path)], script.GROUPS, script.model_options())
-        fields = {name: value for name, value in options.items() if name != "preset"} | {"vocab_size": 300}
-        build = script.RnnSeq2SeqConfig
-        config = build.from_preset(options["preset"], **fields) if "preset" in options else build(**fields)
-        assert groups[3].best_metric in ("bleu", "chrf", "loss") and config.vocab_size == 300
+        options = RunOptions.parse([str(path)])
+        assert options.training.best_metric in ("bleu", "chrf", "loss")
+        assert model_config(options, vocab_size=300).vocab_size == 300
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,7 @@ def test_waiting_threads_spin_shortly_unless_the_user_says_otherwise(chosen, exp
 
 
 def test_every_field_of_the_model_is_an_option():
-    assert {"preset", "cell_type", "attention_type", "dropout", "label_smoothing"} <= script.model_options().keys()
+    assert {"preset", "cell_type", "attention_type", "dropout", "label_smoothing"} <= model_fields().keys()
     with pytest.raises(ArgumentError, match="atention_type: no such option; the nearest is attention_type"):
         train("--atention_type", "dot")
 
@@ -216,6 +215,19 @@ def test_dry_run_prints_the_plan_and_writes_nothing(recipe, tmp_path, capsys):
     assert set(tmp_path.iterdir()) == before
 
 
+def test_the_learning_curve_is_drawn_and_without_matplotlib_a_line_says_why_not(tmp_path, monkeypatch):
+    (tmp_path / "train_log.jsonl").write_text('{"event": "train", "step": 1, "loss": 2.0}\n')
+    picture = tmp_path / "learning_curve.png"
+    assert script.draw_learning_curve(tmp_path) == f"learning curve in {picture}"
+    assert picture.stat().st_size > 1000
+    picture.unlink()
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install 'hf_rnn_seq2seq[plot]'" in script.draw_learning_curve(tmp_path)
+    assert not picture.exists()
+
+
 @pytest.mark.slow
 def test_two_workers_as_the_readme_starts_them(recipe, tmp_path):
     """Translations are gathered from both; bad input is one line and no traceback of ours."""
@@ -296,7 +308,7 @@ def test_the_generation_options_of_a_checkpoint_are_carried_over(tmp_path, recip
 
 
 def test_a_directory_that_another_process_writes_is_refused(tmp_path, recipe):
-    code = "import sys, time\nfrom hf_rnn_seq2seq.run_directory import only_writer\n"
+    code = "import sys, time\nfrom hf_rnn_seq2seq.files import only_writer\n"
     code += "with only_writer(sys.argv[1]):\n    print(flush=True)\n    time.sleep(600)"
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as holder:

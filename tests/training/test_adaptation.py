@@ -63,15 +63,17 @@ def test_frozen_weights_stay_bit_for_bit_and_have_no_optimizer_state(kind: str, 
     pattern = "model.encoder.*"
     options = {"weight_decay": 0.1, "ema_decay": 0.9, "max_steps": 4}
     loop = build_loop(kind, arguments(tmp_path / "run", freeze=[pattern], **options))
-    names = frozen_names(loop.model)
+    names = frozen_names(loop.state.model)
     loop.run()
-    trained = [one for one in loop.model.parameters() if one.requires_grad]
+    trained = [one for one in loop.state.model.parameters() if one.requires_grad]
     assert len(loop.state.plain_optimizer.state) == len(trained) > 0
     first, last = build_model(kind).state_dict(), load_file(tmp_path / "run" / "model.safetensors")
-    parameters = dict(loop.model.named_parameters(remove_duplicate=False)).keys() & last.keys()
+    parameters = dict(loop.state.model.named_parameters(remove_duplicate=False)).keys() & last.keys()
     assert {name for name in parameters if torch.equal(last[name], first[name])} == names & last.keys()
     assert any(name.startswith("model.encoder.") for name in names) and names < first.keys()
-    assert loop.facts["frozen_parameters"] == sum(p.numel() for p in loop.model.parameters() if not p.requires_grad)
+    assert loop.facts["frozen_parameters"] == sum(
+        p.numel() for p in loop.state.model.parameters() if not p.requires_grad
+    )
 
 
 def test_freezing_leaves_the_other_gradients_alone() -> None:

@@ -31,7 +31,7 @@ STEPS = 150
 NURSERY = """
 import os, sys
 import torch
-from tests.training_runs import arguments, build_loop
+from tests.helpers.training_runs import arguments, build_loop
 torch.set_num_threads(1)
 options = dict(max_steps=int(sys.argv[2]), save_steps=2, eval_steps=3, save_total_limit=2, logging_steps=5,
                resume_from_checkpoint="latest")
@@ -145,7 +145,7 @@ PAIR_NURSERY = """
 import os, sys
 import torch
 from hf_rnn_seq2seq.training.nonfinite import TrainingError
-from tests.training_runs import arguments, build_loop
+from tests.helpers.training_runs import arguments, build_loop
 torch.set_num_threads(1)
 options = dict(max_steps=int(sys.argv[2]), save_steps=2, eval_steps=3, save_total_limit=2, logging_steps=5,
                per_device_train_batch_size=4, resume_from_checkpoint="latest")

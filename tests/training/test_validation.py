@@ -8,7 +8,7 @@ import torch
 
 from hf_rnn_seq2seq.data.batching import Collator
 from hf_rnn_seq2seq.data.loader import BatchLoader
-from hf_rnn_seq2seq.training.progress import Progress
+from hf_rnn_seq2seq.training.state import Progress
 from hf_rnn_seq2seq.training.validation import Validator
 from tests.helpers.training_checks import assert_same_weights, weights
 from tests.helpers.training_runs import arguments, build_loop, corpus, log_lines
@@ -47,9 +47,9 @@ def test_validation_loss_counts_every_token_once(tmp_path):
     with torch.no_grad():
         for row in rows:
             count = row["target_length"]
-            loop.model.eval()
+            loop.state.model.eval()
             batch = Collator()({"input_ids": [row["input_ids"]], "labels": [row["labels"]]})
-            total, tokens = total + loop.model(**batch).loss.item() * count, tokens + count
+            total, tokens = total + loop.state.model(**batch).loss.item() * count, tokens + count
     line = log_lines(tmp_path, "eval")[-1]
     assert line["eval_loss"] == pytest.approx(total / tokens, abs=1e-5)
     assert line["eval_perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-4)

@@ -61,7 +61,7 @@ def word2vec_binary() -> bytes:
 
 
 REFUSED = {
-    "binary": (word2vec_binary(), "is binary, which names neither the type of its numbers nor their byte order"),
+    "binary": (word2vec_binary(), "the binary format is not supported (it names neither the type of its numbers nor"),
     "another width": ("the 1 2\n", "vectors of 2 numbers; embedding_size is 3, they must agree"),
     "another width in the header": ("1 4\nthe 1 2 3 4\n", "vectors of 4 numbers; embedding_size is 3"),
     "too few numbers": ("the 1 2 3\nhouse 1 2\n", "line 2 has 2 numbers instead of 3"),

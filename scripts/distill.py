@@ -1,16 +1,17 @@
-"""A training corpus with a teacher's words as targets: `python scripts/distill.py TEACHER --output_file FILE.tsv`.
+"""Translate a training corpus by a teacher: `python scripts/distill.py TEACHER --output_file FILE.tsv`.
 
     python scripts/distill.py runs/teacher --num_beams 5 --output_file distilled.tsv
     accelerate launch scripts/train.py RECIPE.yaml --train_file distilled.tsv --output_dir runs/student
 
-Knowledge distillation at sequence level (Kim and Rush 2016): the student learns what the teacher's beam search says,
-which is more regular than what people wrote. TEACHER is a directory that training wrote, or any sequence-to-sequence
-model of the Hub; several directories are an ensemble of models with one vocabulary. Without data options the corpus is
-the teacher's own training split. --interpolate N takes, of the N best hypotheses, the one closest to the reference.
+Knowledge distillation at sequence level (Kim and Rush 2016): the student learns the output of the teacher's beam
+search, which is more regular than human translations. TEACHER is a directory that training wrote, or any
+sequence-to-sequence model of the Hub; several directories are an ensemble of models with one vocabulary. Without data
+options the corpus is the teacher's training split. --interpolate N takes, of the N best hypotheses, the one closest to
+the reference.
 
-The table keeps the order and the sources of the corpus; its columns are named so that the options that read the corpus
-read it too. An output file appears when it is whole; --resume goes on with an interrupted one. A multilingual teacher
-brings its languages along in a tokenizer and a generation config that were saved with them.
+The table keeps the order, the sources and the column names of the corpus, so that the same options read it. The output
+file appears when it is complete; --resume continues an interrupted one. The languages of a multilingual teacher are
+those that its saved tokenizer and generation config name.
 """
 
 import argparse
@@ -35,58 +36,44 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--source_prefix", default="", help="text before every source, such as a task of T5")
     parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
     parser.add_argument("--max_tokens", type=command_line.at_least(1), default=16384, help="padded tokens of a batch")
-    parser.add_argument("--max_source_length", type=command_line.at_least(2), help="tokens a source is cut at")
-    parser.add_argument("--window", type=command_line.at_least(1), default=2048, help="rows sorted and held at a time")
+    parser.add_argument("--max_source_length", type=command_line.at_least(2), help="longer sources are truncated")
+    parser.add_argument("--window", type=command_line.at_least(1), default=2048, help="rows that are sorted together")
     parser.add_argument("--no_progress", action="store_true", help="no progress bar on standard error")
     command_line.add_generation_options(parser)
     command_line.add_data_options(parser, training=True)
     command_line.add_model_options(parser)
     arguments = parser.parse_args(argv)
     if not arguments.output_file.endswith(".tsv"):
-        parser.error(f"--output_file {arguments.output_file!r}: must end in .tsv, by which train.py knows a table")
+        parser.error(f"--output_file {arguments.output_file!r}: must end in .tsv, so that train.py reads it as a table")
     return arguments
-
-
-def corpus_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `load_corpus` needs for the training split that was named, or for the first teacher's own.
-
-    Raises:
-        ValueError: no data options, and the teacher does not say what it was trained on.
-    """
-    from hf_rnn_seq2seq.run_directory import data_options
-
-    known = command_line.data_options(arguments, training=True)
-    chosen = {name: value for name, value in known.items() if value is not None}
-    if not arguments.dataset_name and not arguments.train_file:
-        own = data_options(arguments.teachers[0])
-        if not own:
-            raise ValueError(
-                f"{arguments.teachers[0]}: has no recipe.yaml that says what it was trained on; give --dataset_name or "
-                "--train_file"
-            )
-        chosen = {name: value for name, value in own.items() if name in known} | chosen
-    if "data_seed" in chosen:
-        chosen["seed"] = chosen.pop("data_seed")
-    return chosen
 
 
 def identity(
     arguments: argparse.Namespace, fingerprint: Any, teachers: Sequence[Any], tokenizer: Any
 ) -> dict[str, Any]:
-    """What the rows depend on, teachers by their weights: a part made with other values is not continued."""
+    """Everything that the rows depend on; an interrupted output made with other values is not continued."""
     from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
     from hf_rnn_seq2seq.run_directory import model_hash
 
-    silent = ("resume", "overwrite", "no_progress", "window", "batch_size", "max_tokens", "output_file", "device")
-    given = {name: value for name, value in vars(arguments).items() if name not in silent}
+    ignored = (
+        "resume",
+        "overwrite",
+        "no_progress",
+        "window",
+        "batch_size",
+        "max_tokens",
+        "output_file",
+        "device",
+    )
+    given = {name: value for name, value in vars(arguments).items() if name not in ignored}
     given |= {"corpus": fingerprint, "tokenizer": tokenizer_hash(tokenizer)}
     return given | {"teachers": [model_hash(teacher) for teacher in teachers]}
 
 
 def load_teacher(arguments: argparse.Namespace, counts: Counter[str]) -> tuple[Any, list[Any], Any]:
-    """(sources, references) -> targets, by the model or the ensemble that was named; the models; their tokenizer.
+    """(sources, references) -> targets, by the teacher or the ensemble; the models; their tokenizer.
 
-    `counts` gets those of the sources that were read.
+    `counts` counts the sources that were truncated or had unknown tokens.
     """
     import torch
 
@@ -112,20 +99,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.data.corpus import load_corpus
     from hf_rnn_seq2seq.generation.encoding import source_problems
     from hf_rnn_seq2seq.generation.lines import LineWriter
-    from hf_rnn_seq2seq.training.distillation import column_names, write_distilled
+    from hf_rnn_seq2seq.training.distillation import column_names, corpus_options, write_distilled
 
     command_line.quiet_libraries()
-    chosen = corpus_options(arguments)
+    chosen = corpus_options(command_line.data_options(arguments, training=True), arguments.teachers[0])
     corpus = load_corpus(**chosen, splits=("train",))
     if "train" not in corpus.splits:
         raise ValueError("the data has no train split")
     rows, header = corpus.splits["train"], column_names(chosen, corpus.description)
     counts: Counter[str] = Counter()
     teach, teachers, tokenizer = load_teacher(arguments, counts)
-    kept = {"resume": arguments.resume, "overwrite": arguments.overwrite}
-    kept["identity"] = identity(arguments, corpus.description.get("fingerprint"), teachers, tokenizer)
+    writing = {"resume": arguments.resume, "overwrite": arguments.overwrite}
+    writing["identity"] = identity(arguments, corpus.description.get("fingerprint"), teachers, tokenizer)
     with (
-        LineWriter(arguments.output_file, **kept) as writer,
+        LineWriter(arguments.output_file, **writing) as writer,
         tqdm(total=len(rows), unit=" rows", desc="distilling", disable=arguments.no_progress) as bar,
     ):
         for done in write_distilled(writer, header, rows, teach, arguments.window):

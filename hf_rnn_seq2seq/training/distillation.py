@@ -10,20 +10,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_rnn_seq2seq.errors import EvaluationError
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.generation.lines import LineWriter
 from hf_rnn_seq2seq.generation.translate import translate, translate_n_best
+from hf_rnn_seq2seq.run_directory import data_options
 
 
 def closest(hypotheses: Sequence[str], reference: str, similarity: Callable[[str, str], float]) -> str:
-    """The hypothesis most similar to the reference; of equals the first, which the teacher likes better."""
+    """The hypothesis most similar to the reference; at a tie the first, which has the higher score."""
     return max(hypotheses, key=lambda hypothesis: similarity(hypothesis, reference))
 
 
 def distilled(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     sources: Sequence[str],
     references: Sequence[str],
     *,
@@ -33,16 +38,16 @@ def distilled(
     counts: Counter[str] | None = None,
     **options: Any,
 ) -> list[str]:
-    """What the teacher says for each source.
+    """The translation of each source by the teacher.
 
     Args:
         model, tokenizer: the teacher, any sequence-to-sequence model with `generate()`.
         references: read with `interpolate` only.
         interpolate: how many of the teacher's best hypotheses to choose from by the reference; 0 takes the best one.
-        source_prefix: what the teacher reads before each source.
-        max_source_length: tokens a source is cut at.
-        counts: gets those of `Encoded.counts` added: sources that the teacher could not read whole.
-        options: of `evaluation.translate`.
+        source_prefix: text before each source.
+        max_source_length: longer sources are truncated to this number of tokens.
+        counts: `Encoded.counts` is added to it: sources that were truncated or had unknown tokens.
+        options: of `generation.translate.translate`.
 
     Raises:
         EvaluationError: `interpolate` is more than the number of beams.
@@ -52,18 +57,38 @@ def distilled(
         counts.update(encoded.counts())
     if not interpolate:
         return translate(model, tokenizer, encoded, progress=False, **options)
-    found = translate_n_best(model, tokenizer, encoded, n_best=interpolate, progress=False, **options)
+    n_best = translate_n_best(model, tokenizer, encoded, n_best=interpolate, progress=False, **options)
     similarity = sentence_metric("bleu")
     return [
         closest([hypothesis.text for hypothesis in hypotheses], reference, similarity)
-        for hypotheses, reference in zip(found, references, strict=True)
+        for hypotheses, reference in zip(n_best, references, strict=True)
     ]
 
 
-def column_names(options: Mapping[str, Any], description: Mapping[str, Any]) -> tuple[str, str]:
-    """The header of the distilled table: what the `options` that read the corpus call its columns.
+def corpus_options(given: Mapping[str, Any], teacher: str) -> dict[str, Any]:
+    """The arguments of `load_corpus` for the training split: of the `given` data options, else of the teacher's run.
 
-    So the same options read the table, and the other splits, when a student is trained. `description` is the corpus's.
+    Raises:
+        EvaluationError: no corpus is given, and the teacher has no recipe.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if not given["dataset_name"] and not given["train_file"]:
+        recorded = data_options(teacher)
+        if not recorded:
+            raise EvaluationError(
+                f"{teacher}: has no recipe.yaml that says what it was trained on; give --dataset_name or --train_file"
+            )
+        chosen = {name: value for name, value in recorded.items() if name in given} | chosen
+    if "data_seed" in chosen:
+        chosen["seed"] = chosen.pop("data_seed")
+    return chosen
+
+
+def column_names(options: Mapping[str, Any], description: Mapping[str, Any]) -> tuple[str, str]:
+    """The header of the distilled table: the column names in the `options` that read the corpus.
+
+    The same options then read the table, and the other splits, when a student is trained. `description` is that of the
+    corpus.
     """
     names = [
         options.get(f"{side}_column") or options.get(f"{side}_lang") or description.get(f"{side}_lang")
@@ -77,17 +102,17 @@ def column_names(options: Mapping[str, Any], description: Mapping[str, Any]) -> 
 def write_distilled(
     writer: LineWriter,
     header: tuple[str, str],
-    rows: Any,
+    rows: Dataset,
     teach: Callable[[list[str], list[str]], list[str]],
     window: int,
 ) -> Iterator[int]:
     """Writes the table of sources and distilled targets (TSV), row by row in the order of the corpus.
 
     Args:
-        writer: where to; what it holds already is not done again.
-        rows: columns `source` and `target`, memory-mapped.
+        writer: the output; rows that it has already are not repeated.
+        rows: a table with the columns `source` and `target`.
         teach: (sources, references) -> targets.
-        window: rows held at a time.
+        window: rows that are translated together.
 
     Yields:
         how many rows are done, after each window.
@@ -104,6 +129,3 @@ def write_distilled(
 
 def _table_lines(pairs: Iterable[tuple[str, str]]) -> list[str]:
     return ["\t".join(text.replace("\t", " ") for text in pair) for pair in pairs]
-
-
-__all__ = ["closest", "column_names", "distilled", "write_distilled"]

@@ -1,27 +1,26 @@
-"""Several systems on one corpus with one budget: which runs there are, and the table of what became of them."""
+"""Several systems on one corpus with one budget: the runs of a comparison, and their training."""
 
-import math
+import os
 import re
-import statistics
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.options import read_recipe
+import yaml
 
-# Of a run's summary.json, as the table shows it.
-COLUMNS = {
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "eval_perplexity": "perplexity, validation",
-    "parameters": "parameters",
-    "steps": "updates",
-    "epochs": "epochs",
-    "update_seconds": "seconds of updates",
-    "target_tokens_per_second": "target tokens/s",
-}
+from hf_rnn_seq2seq.errors import ArgumentError, one_line
+from hf_rnn_seq2seq.files import content_hash
+from hf_rnn_seq2seq.options import read_recipe
+from hf_rnn_seq2seq.run_directory import SUMMARY
+from hf_rnn_seq2seq.training.arguments import RunOptions
+from hf_rnn_seq2seq.training.checkpoints import CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -37,36 +36,39 @@ class Run:
 def read_systems(names: Sequence[str], presets: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The options of each system by its name, in order.
 
-    A name is that of a preset, or the file of a recipe (named by its stem), or a file of a ladder:
+    A name is a preset, the file of a recipe (its stem names the system), or the file of an experiment:
 
-        options: {hidden_size: 256}            # of all its systems
+        options: {hidden_size: 256}            # of all systems
         systems:
-          additive: {preset: bahdanau2014}     # each system's own
+          additive: {preset: bahdanau2014}     # of one system
 
     Raises:
-        ArgumentError: nothing of that name, a file of another form, or one name for two systems.
+        ArgumentError: an unknown name, a file of another form, or one name for two systems.
     """
     systems: dict[str, dict[str, Any]] = {}
     for name in names:
         if name in presets:
-            found = {name: {"preset": name}}
+            named = {name: {"preset": name}}
         elif not name.endswith((".yaml", ".yml")):
             raise ArgumentError(f"{name!r}: neither a preset ({', '.join(presets)}) nor a .yaml file")
         else:
+            if "ladders" in Path(name).parts and not Path(name).exists():
+                now = Path(*("experiments" if part == "ladders" else part for part in Path(name).parts))
+                raise ArgumentError(f"{name!r}: the folder ladders is called experiments now; name {now}")
             content = read_recipe(name)
-            found = _ladder(name, content) if "systems" in content else {Path(name).stem: content}
-        for system, options in found.items():
+            named = _read_experiment(name, content) if "systems" in content else {Path(name).stem: content}
+        for system, options in named.items():
             if system in systems:
-                raise ArgumentError(f"{system!r}: two systems have this name; it is their row in the table")
+                raise ArgumentError(f"{system!r}: two systems have this name; each row of the table needs its own")
             systems[system] = options
     return systems
 
 
-def _ladder(file: str, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _read_experiment(file: str, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     common, systems = content.get("options") or {}, content["systems"]
     extra = sorted(set(content) - {"options", "systems"})
     if extra:
-        raise ArgumentError(f"{file}: {extra[0]!r} stands beside systems; only options and systems may")
+        raise ArgumentError(f"{file}: {extra[0]!r}: unknown key; allowed are options, systems")
     if not isinstance(common, dict) or not isinstance(systems, dict) or not systems:
         raise ArgumentError(f"{file}: options and systems must be mappings, systems of at least one name")
     for name, options in systems.items():
@@ -76,7 +78,7 @@ def _ladder(file: str, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def plan_runs(systems: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> list[Run]:
-    """Every system with every seed; a second seed comes after every system has had the first."""
+    """Every system with every seed: all systems with the first seed, then all with the second, and so on."""
     if len(set(seeds)) < len(seeds):
         raise ArgumentError(f"seeds={','.join(map(str, seeds))}: each only once")
     folders = {name: re.sub(r"[^0-9A-Za-z._-]+", "-", name).strip("-.") or "system" for name in systems}
@@ -89,43 +91,117 @@ def plan_runs(systems: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) ->
     ]
 
 
-def table_rows(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """A row for each system: the mean over its runs, and `bleu_spread`, from the lowest to the highest BLEU.
+def prepare(runs: Sequence[Run], directory: Path, common: Sequence[str]) -> None:
+    """Checks every run and writes its recipe into DIRECTORY/logs, before the first run is trained.
 
     Args:
-        results: system -> the facts of its finished runs; none where every run failed.
+        common: words of the command line that every run gets.
+
+    Raises:
+        ArgumentError: an option that is not allowed, or an earlier run with other options or other files.
     """
-    rows = []
-    for system, runs in results.items():
-        row: dict[str, Any] = {"system": system, "runs": len(runs)}
-        for key in COLUMNS:
-            values = [float(run[key]) for run in runs if isinstance(run.get(key), (int, float))]
-            row[key] = statistics.fmean(values) if values and all(map(math.isfinite, values)) else None
-        scores = [float(run["bleu"]) for run in runs if "bleu" in run]
-        row["bleu_spread"] = [min(scores), max(scores)] if scores else None
-        rows.append(row)
-    return rows
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        recipe = _recipe(run, directory)
+        text = yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True) + f"# {shlex.join(common)}\n"
+        hashed = f"{text}# files {files_hash(run, common)}\n"
+        if (directory / run.folder).exists() and recipe.is_file():
+            _require_same_run(directory, run, text, hashed)
+        recipe.write_text(hashed, encoding="utf-8")
+        _check_options(run, [str(recipe), *common])
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
-    """The table and, under it, what it takes to read it: budget, machine, signatures, command."""
-    lines = ["| system | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " ---: |" * len(COLUMNS)]
-    for row in rows:
-        cells = [_cell(key, row) for key in COLUMNS] if row["runs"] else ["failed", *[""] * (len(COLUMNS) - 1)]
-        lines.append("| " + " | ".join([str(row["system"]).replace("|", "\\|"), *cells]) + " |")
-    lines += ["", *(f"* {name}: {value}" for name, value in facts.items())]
-    return "\n".join(lines) + "\n"
+def dry_run(runs: Sequence[Run], common: Sequence[str]) -> str:
+    """Checks every run and describes its options, without writing anything that stays."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "recipe.yaml"
+        for run in runs:
+            recipe.write_text(yaml.safe_dump(run.options, allow_unicode=True), encoding="utf-8")
+            _check_options(run, [str(recipe), *common])
+    return "\n".join(f"{run.folder}: {', '.join(f'{k}={v}' for k, v in run.options.items())}" for run in runs)
 
 
-def _cell(key: str, row: Mapping[str, Any]) -> str:
-    value = row[key]
-    if value is None:
-        return ""
-    if key == "bleu" and row["runs"] > 1:
-        low, high = row["bleu_spread"]
-        return f"{value:.2f} ({low:.2f} to {high:.2f})"
-    return (
-        f"{value:,.0f}"
-        if key in ("parameters", "steps", "target_tokens_per_second", "update_seconds")
-        else f"{value:.2f}"
+def _recipe(run: Run, directory: Path) -> Path:
+    return directory / "logs" / f"{run.folder}.yaml"
+
+
+def _check_options(run: Run, words: Sequence[str]) -> None:
+    from hf_rnn_seq2seq.training.setup import model_config
+
+    try:
+        model_config(RunOptions.parse(words))
+    except ValueError as error:
+        raise ArgumentError(f"system {run.system!r}: {one_line(error)}") from None
+
+
+def files_hash(run: Run, common: Sequence[str]) -> str:
+    """Hash of the files, checkpoints and saved data sets that a run's options name.
+
+    A finished run is kept only as long as they are what it was trained on.
+    """
+    words = [str(value) for value in run.options.values()] + [word.partition("=")[2] or word for word in common]
+    files: list[Path] = []
+    for name in dict.fromkeys(part for word in words for part in (word, *word.split(",")) if part):
+        if os.path.isfile(name):
+            files.append(Path(name))
+        elif os.path.isdir(name):
+            checkpoint = ("config.json", "tokenizer.json", "model.safetensors")
+            files += [path for path in map(Path(name).joinpath, checkpoint) if path.is_file()]
+            files += sorted(Path(name).glob("state.json")) + sorted(Path(name).glob("*/state.json"))
+    return content_hash(files)
+
+
+def _require_same_run(directory: Path, run: Run, text: str, hashed: str) -> None:
+    """An existing run is kept or continued only with its own options and files."""
+    recorded = _recipe(run, directory).read_text(encoding="utf-8")
+    if recorded == hashed:
+        return
+    options, marker, _ = recorded.rpartition("# files ")
+    if options == text:
+        difference = "was trained on other files than those that the options name now"
+    elif recorded == text and not marker:
+        difference = f"does not say on which files it was trained ({_recipe(run, directory)})"
+    else:
+        difference = f"has other options ({_recipe(run, directory)})"
+    raise ArgumentError(
+        f"output_dir={str(directory)!r}: its run {run.folder} {difference}; give another directory, or the options and "
+        "files it was started with"
     )
+
+
+def train(run: Run, directory: Path, script: Path, common: Sequence[str]) -> bool:
+    """Trains or resumes a run with scripts/train.py in a process of its own; returns whether it is finished."""
+    folder, log = directory / run.folder, directory / "logs" / f"{run.folder}.log"
+    if (folder / SUMMARY).is_file():
+        report(f"{run.folder}: finished earlier")
+        return True
+    command = [sys.executable, str(script), str(_recipe(run, directory)), *common, "--output_dir", str(folder)]
+    if (folder / CHECKPOINTS).is_dir():
+        command += ["--resume_from_checkpoint", "latest"]
+    report(f"{run.folder}: training, output in {log}")
+    start = time.monotonic()
+    with log.open("a", encoding="utf-8") as output:
+        output.write(f"$ {shlex.join(command)}\n")
+        output.flush()
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            child.send_signal(signal.SIGTERM)  # it saves its state
+            child.wait()
+            raise
+    if code:
+        report(f"{run.folder}: FAILED with exit code {code}: {_last_line(log)}")
+        return False
+    report(f"{run.folder}: done in {time.monotonic() - start:,.0f} s")
+    return True
+
+
+def report(message: str) -> None:
+    """Prints a line with the time to standard error."""
+    print(f"{time.strftime('%H:%M:%S')}  {message}", file=sys.stderr, flush=True)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")

@@ -13,7 +13,8 @@ import yaml
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.presets import PRESETS
-from hf_rnn_seq2seq.training.experiments import markdown, plan_runs, read_systems, table_rows
+from hf_rnn_seq2seq.training.comparison_table import markdown, table_rows
+from hf_rnn_seq2seq.training.experiments import files_hash, plan_runs, read_systems
 from tests.helpers import warm
 
 ROOT = Path(__file__).parents[2]
@@ -21,8 +22,8 @@ SCRIPT = ROOT / "scripts" / "compare.py"
 NAMES = ["seminar", "luong2015"]
 
 
-def ladder(folder: Path, text: str) -> str:
-    file = folder / "ladder.yaml"
+def experiment(folder: Path, text: str) -> str:
+    file = folder / "experiment.yaml"
     file.write_text(text, encoding="utf-8")
     return str(file)
 
@@ -30,10 +31,10 @@ def ladder(folder: Path, text: str) -> str:
 # ------------------------------------------------------------------------------------------------ the plan
 
 
-def test_systems_are_presets_recipes_and_ladders(tmp_path: Path) -> None:
+def test_systems_are_presets_recipes_and_experiments(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("hidden_size: 8\n")
-    steps = ladder(
+    steps = experiment(
         tmp_path, "options: {dropout: 0.1, seed: 3}\nsystems:\n  a: {preset: seminar}\n  b: {dropout: 0.2}\n"
     )
     assert read_systems(["seminar", str(recipe), steps], NAMES) == {
@@ -49,13 +50,13 @@ def test_systems_are_presets_recipes_and_ladders(tmp_path: Path) -> None:
     [
         ("systems: {}\n", "systems of at least one name"),
         ("systems: {a: 3}\n", "system 'a' must be a mapping of options"),
-        ("systems: {a: {}}\nhidden_size: 3\n", "'hidden_size' stands beside systems"),
+        ("systems: {a: {}}\nhidden_size: 3\n", "'hidden_size': unknown key; allowed are options, systems"),
         ("options: 3\nsystems: {a: {}}\n", "must be mappings"),
     ],
 )
-def test_ladders_of_another_form_are_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_experiments_of_another_form_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        read_systems([ladder(tmp_path, text)], NAMES)
+        read_systems([experiment(tmp_path, text)], NAMES)
 
 
 def test_unknown_and_doubled_names_are_refused() -> None:
@@ -63,6 +64,11 @@ def test_unknown_and_doubled_names_are_refused() -> None:
         read_systems(["luong"], NAMES)
     with pytest.raises(ArgumentError, match="'seminar': two systems have this name"):
         read_systems(["seminar", "seminar"], NAMES)
+
+
+def test_the_old_folder_of_the_experiments_is_answered_with_the_new_one() -> None:
+    with pytest.raises(ArgumentError, match="called experiments now; name scripts/experiments/tatoeba.yaml$"):
+        read_systems(["scripts/ladders/tatoeba.yaml"], NAMES)
 
 
 def test_every_system_comes_before_the_second_seed() -> None:
@@ -84,7 +90,7 @@ def test_plans_that_would_mix_runs_are_refused() -> None:
         plan_runs({"a b": {}, "a-b": {}}, [1])
 
 
-def test_ladders_and_recipes_of_the_repository_build() -> None:
+def test_experiments_and_recipes_of_the_repository_build() -> None:
     """Every system of scripts/experiments, and a recipe for every preset."""
     found = 0
     for file in sorted((ROOT / "scripts" / "experiments").glob("*.yaml")):
@@ -140,7 +146,7 @@ def compare(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_compare_trains_scores_draws_and_continues(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = [ladder(tmp_path, TOY), "--output_dir", str(out), *DATA.split()]
+    words = [experiment(tmp_path, TOY), "--output_dir", str(out), *DATA.split()]
     done = compare(*words)
     assert done.returncode == 1, done.stderr  # one system cannot be trained, the others are compared
     assert "broken: FAILED with exit code 2: error:" in done.stderr
@@ -176,7 +182,6 @@ def test_compare_trains_scores_draws_and_continues(tmp_path: Path) -> None:
 
 
 def test_files_that_options_name_are_known_by_their_content(tmp_path: Path) -> None:
-    files_hash = runpy.run_path(str(SCRIPT))["files_hash"]
     for name in ("a.tsv", "b.en", "b.fr"):
         (tmp_path / name).write_text("x")
     (run,) = plan_runs({"plain": {"train_file": str(tmp_path / "a.tsv")}}, [1])

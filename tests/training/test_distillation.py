@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.data.readers import read_rows
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
@@ -12,7 +13,7 @@ from hf_rnn_seq2seq.generation import translate as evaluation
 from hf_rnn_seq2seq.generation.lines import LineWriter
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 from hf_rnn_seq2seq.run_directory import load_checkpoint
-from hf_rnn_seq2seq.training.distillation import closest, column_names
+from hf_rnn_seq2seq.training.distillation import closest, column_names, corpus_options
 from tests.helpers.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_bart, tiny_rnn, tiny_tokenizer
 from tests.helpers.script_runs import run
 
@@ -65,7 +66,7 @@ def test_the_teachers_training_split_in_its_order(teacher: Path, tmp_path: Path)
 
 
 def test_an_interrupted_table_is_continued(teacher: Path, tmp_path: Path) -> None:
-    from distill import corpus_options, identity, parse
+    from distill import identity, parse
 
     from hf_rnn_seq2seq.data.corpus import load_corpus
 
@@ -76,7 +77,8 @@ def test_an_interrupted_table_is_continued(teacher: Path, tmp_path: Path) -> Non
     output.unlink()
     arguments = parse(words)
     model, tokenizer = load_checkpoint(teacher)
-    fingerprint = load_corpus(**corpus_options(arguments), splits=("train",)).description["fingerprint"]
+    chosen = corpus_options(command_line.data_options(arguments, training=True), arguments.teachers[0])
+    fingerprint = load_corpus(**chosen, splits=("train",)).description["fingerprint"]
     with (
         pytest.raises(KeyboardInterrupt),
         LineWriter(str(output), identity=identity(arguments, fingerprint, [model], tokenizer)) as writer,

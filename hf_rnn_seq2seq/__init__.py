@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoToken
 
 from hf_rnn_seq2seq.model.attention import Attention, register_attention
 from hf_rnn_seq2seq.model.cache import RnnSeq2SeqCache
-from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig
+from hf_rnn_seq2seq.model.config_checks import ConfigError
+from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import (
     RnnSeq2SeqForConditionalGeneration,
     RnnSeq2SeqModel,

@@ -46,16 +46,15 @@ EXPORTS = {
 }
 # Who may import whom at the top of a file of model/: later rows import earlier rows, never the other way round.
 LAYERS = [
-    {"config_errors", "departures", "dropout", "library_check", "matmul", "precision", "presets"},
-    {"config_checks"},
+    {"departures", "dropout", "finite", "library_check", "matmul", "presets"},
+    {"config_checks", "scan_cells"},
     {"configuration_rnn_seq2seq"},
-    {"context_gate", "coverage", "entmax"},
-    {"attention", "recurrence", "scan_cells", "cache", "loss", "scheduled_sampling"},
-    {"scan_scores"},
-    {"scan"},
-    {"attention_losses", "copying", "encoder", "decoder_parts", "pretrained", "vocabularies"},
+    {"coverage", "entmax", "loss", "readout", "scheduled_sampling"},
+    {"attention", "recurrence"},
+    {"copying", "decoder_state", "encoder", "pretrained", "scan_scores"},
+    {"bridge", "cache", "scan"},
     {"scan_decoder"},
-    {"bridge", "decoder"},
+    {"decoder"},
     {"encoder_decoder"},
     {"search_step", "search_plan"},
     {"fused_step"},

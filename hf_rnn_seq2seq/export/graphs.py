@@ -93,7 +93,7 @@ class EncoderGraph(nn.Module):
         base = self.model.model
         source = base.encoder(input_ids, attention_mask)
         layers, summary = base.bridge(source)
-        memory = base.decoder.read_source(source.last_hidden_state, source.source_mask, summary, source.source_ids)
+        memory = base.decoder.prepare_memory(source.last_hidden_state, source.source_mask, summary, source.source_ids)
         return base.decoder.start_state(layers, memory), memory
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:

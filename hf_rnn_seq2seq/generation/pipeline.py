@@ -12,7 +12,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
 from hf_rnn_seq2seq.generation.attention import hard_alignment
-from hf_rnn_seq2seq.model.precision import why_not_finite
+from hf_rnn_seq2seq.model.finite import why_not_finite
 from hf_rnn_seq2seq.model.search_options import Settings
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,11 @@
-"""How a decoder state asks the source: scores, windows, and the mapping from a name to a class.
+"""Attention of a decoder state to the source: scores, windows, and the mapping from a name to a class.
 
 Axes: batch, target (decoder positions), source (encoder positions), heads. Masks are True where attention is allowed.
-The modules hold parameters only; what is projected once per sentence is handed in and out.
+The modules hold parameters only; keys and values, projected once per sentence, are arguments.
+
+Masked softmax: everywhere in the package a score that is not allowed becomes so low that its weight is exactly 0, and a
+row that allows no word has only zeros. `masked_softmax` is the readable form; the fused scan and the fused decoding step
+add `mask_bias` to the scores in the same product that makes them.
 """
 
 from typing import NamedTuple
@@ -10,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .configuration_rnn_seq2seq import ATTENTION_NAMES, ConfigError, RnnSeq2SeqConfig
+from .config_checks import ATTENTION_NAMES, ConfigError
+from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .coverage import build_coverage
 from .departures import weights_say_all
 from .entmax import SparseWeights
@@ -28,9 +33,18 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return weights.masked_fill(~mask, 0.0)
 
 
+def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `mask` is True, half the lowest number elsewhere, so that a score can be added without overflow."""
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill_(~mask, torch.finfo(dtype).min / 2)
+
+
 class ScanForm(NamedTuple):
-    """A score as the fused scan computes it: scale x keys . h, energy . tanh(keys + query_weight h), or several heads of
-    keys . query_weight h, whose contexts `read_weight` mixes."""
+    """The score in a form that the fused scan can compute.
+
+    One of: scale x keys . h; energy . tanh(keys + query_weight h); several heads of keys . query_weight h, whose contexts
+    `read_weight` mixes.
+    """
 
     scale: float = 1.0
     query_weight: Tensor | None = None
@@ -58,18 +72,18 @@ class Attention(nn.Module):
             self.position_score = nn.Linear(config.hidden_size, 1, bias=False)
 
     def project_keys(self, encoder_states: Tensor) -> Tensor:
-        """Encoder states (batch, source, states) as the score reads them; once per sentence."""
+        """The keys of encoder states (batch, source, states), computed once per sentence."""
         return encoder_states
 
     def project_values(self, encoder_states: Tensor) -> Tensor:
-        """Encoder states (batch, source, states) as the context sums them; once per sentence."""
+        """The values of encoder states (batch, source, states), computed once per sentence."""
         return encoder_states
 
     def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
         """Scores (batch, heads, target, source) of queries (batch, target, hidden) against projected keys.
 
-        `source_positions` (batch, source) numbers each row's real words from 0, wherever the padding stands. A score
-        that uses them overrides `reads_positions`.
+        `source_positions` (batch, source) numbers each row's real words from 0, wherever the padding is. A score that
+        uses them overrides `reads_positions`.
         """
         raise TypeError(f"{type(self).__name__} must define score(query, keys, source_positions)")
 
@@ -84,13 +98,13 @@ class Attention(nn.Module):
 
     @property
     def carries(self) -> bool:
-        """Whether it hands something on from step to step: every position then waits for the one before it."""
+        """Whether it carries a state from step to step; then each position depends on the one before it."""
         return self.coverage is not None
 
     def start(self, keys: Tensor, source_mask: Tensor) -> Tensor | None:
-        """What it carries before the first position, batch first; None where it carries nothing.
+        """The state before the first position, batch first; None if the attention has no state.
 
-        An attention of the user's that carries something overrides `carries`, `start` and `forward`.
+        A custom attention with a state overrides `carries`, `start` and `forward`.
         """
         return None if self.coverage is None else self.coverage.start(keys)
 
@@ -103,7 +117,7 @@ class Attention(nn.Module):
         positions: Tensor,
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Reads the source; one target position at a time where it carries something.
+        """Reads the source; one target position at a time if the attention carries a state.
 
         Args:
             query: (batch, target, hidden).
@@ -111,7 +125,7 @@ class Attention(nn.Module):
             values: what `project_values` returned.
             source_mask: bool (batch, source), True at real words.
             positions: (batch, target), number of each target position from 0.
-            state: what this attention carries from step to step, at first what `start` returned.
+            state: the state of this attention; before the first position that of `start`.
 
         Returns:
             context (batch, target, context), weights (batch, heads, target, source), the next state.
@@ -131,29 +145,29 @@ class Attention(nn.Module):
         return self.context(weights, values), weights, state
 
     def _check_scores(self, scores: Tensor, query: Tensor, source_mask: Tensor) -> None:
-        """Scores of another shape may still broadcast, and would read every sentence with the weights of one."""
-        shape, wanted = scores.shape, (query.shape[0], query.shape[1], source_mask.shape[1])
-        if len(shape) == 4 and (shape[0], shape[2], shape[3]) == wanted:
+        """Scores of another shape may still broadcast, and every sentence would be read with the weights of one."""
+        shape, expected = scores.shape, (query.shape[0], query.shape[1], source_mask.shape[1])
+        if len(shape) == 4 and (shape[0], shape[2], shape[3]) == expected:
             return
         raise ValueError(
             f"{type(self).__name__}.score returned shape {tuple(shape)}: must be (batch, heads, target, source), here "
-            f"({wanted[0]}, heads, {wanted[1]}, {wanted[2]}); one head is an axis of size 1"
+            f"({expected[0]}, heads, {expected[1]}, {expected[2]}); one head is an axis of size 1"
         )
 
     def _align(self, scores: Tensor, mask: Tensor) -> Tensor:
         return masked_softmax(scores, mask) if self.sparse is None else self.sparse(scores, mask)
 
     def scan_form(self) -> ScanForm | None:
-        """The score in the form the fused scan knows; None sends training through the time loop.
+        """The score in the form that the fused scan computes; None: training takes the time loop.
 
-        It speaks for what its class defines and inherits: where a subclass overrides a method that the scan does not call
-        (`score`, `context`, `forward`), the scan is not taken, unless the subclass defines this one too.
+        A subclass that overrides a method that the scan does not call (`score`, `context`, `forward`) takes the loop too,
+        unless it also defines `scan_form`.
         """
         return None
 
     @property
     def reads_positions(self) -> bool:
-        """Whether source positions matter; `score` is handed None in their place otherwise."""
+        """Whether the score reads source positions; otherwise `score` gets None for them."""
         return self.window != "global"
 
     def _local(
@@ -162,17 +176,17 @@ class Attention(nn.Module):
         """Local attention (Luong 2015, section 3.2): a window of D positions on each side of p_t.
 
         local-m: p_t = t. local-p: p_t = S sigmoid(v_p tanh(W_p h_t)) (equation 9), and the weights are multiplied by
-        a Gaussian around p_t with deviation D/2 after the softmax, not renormalised (equation 10).
+        a Gaussian around p_t with deviation D/2 after the softmax, not renormalized (equation 10).
         """
-        # The 16-bit types do not tell positions above 256 (bfloat16) or 2048 (float16) from their neighbours.
+        # The 16-bit types round positions above 256 (bfloat16) or 2048 (float16).
         exact = torch.promote_types(scores.dtype, torch.float32)
         if self.window == "local_m":
-            centre = positions.to(exact)
+            center = positions.to(exact)
         else:
             length = mask[:, 0, 0].sum(-1, keepdim=True).to(exact)
             share = torch.sigmoid(self.position_score(torch.tanh(self.position_hidden(query))).to(exact))
-            centre = length * share.squeeze(-1)
-        distance = source_positions[:, None, None, :] - centre[:, None, :, None]
+            center = length * share.squeeze(-1)
+        distance = source_positions[:, None, None, :] - center[:, None, :, None]
         weights = self._align(scores, mask & (distance.abs() <= self.window_size))
         if self.window == "local_p":
             gaussian = torch.exp(-(distance**2) / (2 * (self.window_size / 2) ** 2))
@@ -214,7 +228,7 @@ class GeneralAttention(DotAttention):
 class AdditiveAttention(Attention):
     """score = v . tanh(W_q h + W_k s) (Bahdanau 2014, appendix A.1.2; the `concat` of Luong 2015 in another order).
 
-    Memory: (batch, target, source, attention_size) where queries come for the whole target at once.
+    Memory: (batch, target, source, attention_size) for queries of the whole target at once.
     """
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
@@ -227,7 +241,7 @@ class AdditiveAttention(Attention):
         return self.key(encoder_states)
 
     def energy_weight(self) -> Tensor | None:
-        """v as a row (1, attention); None where `energy` is called, for what stands on it."""
+        """v as a row (1, attention); None if `energy` has to be called, because of a hook or another module in its place."""
         return None if weights_say_all(self.energy, (nn.Linear,)) else self.energy.weight
 
     def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
@@ -241,7 +255,7 @@ class AdditiveAttention(Attention):
 
 
 class NormedAdditiveAttention(AdditiveAttention):
-    """score = g v/|v| . tanh(W_q h + W_k s + b) (weight-normalised, Salimans and Kingma 2016, as in tensorflow/nmt)."""
+    """score = g v/|v| . tanh(W_q h + W_k s + b) (weight-normalized, Salimans and Kingma 2016, as in tensorflow/nmt)."""
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__(config)
@@ -347,7 +361,7 @@ def register_attention(name: str, cls: type[Attention]) -> None:
     if not (isinstance(cls, type) and issubclass(cls, Attention)):
         raise ConfigError(f"register_attention({name!r}): {cls!r} must be a subclass of Attention")
     if _CLASSES.get(name, cls) is not cls or name == "concat":
-        raise ConfigError(f"register_attention({name!r}): the name already stands for another score")
+        raise ConfigError(f"register_attention({name!r}): the name is taken by another score")
     _CLASSES[name] = cls
     ATTENTION_NAMES.add(name)
 

@@ -11,7 +11,7 @@ selection. Rows are sentences times beams.
 import torch
 from torch import Tensor
 
-from .precision import refuse_nan
+from .finite import refuse_nan
 from .search_plan import NO_LIMITS, Found, Limits, SearchPlan, is_end, top_words
 from .search_step import GeneralStep, SearchState
 
@@ -41,7 +41,7 @@ def greedy_search(
         best, places = limits.force(logits, live, time).max(-1)
         doubt = doubt + (best - best).sum()  # nan of inf, too: the best of all words has a score
         if plan.need_scores:
-            largest, rest = step.normalisers(logits, scratch=logits)
+            largest, rest = step.normalizers(logits, scratch=logits)
             total[live] += best - largest.squeeze(1) - rest.squeeze(1)
         tokens = limits.tokens(places)
         produced[live, time] = tokens
@@ -139,7 +139,7 @@ def beam_search(
         readout, shown, state = step(tokens, state, plan.need_weights)
         logits = limits.scores(step.scores(readout, limits.words), live)
         likely = top_words(limits.force(logits, live, time), min(plan.candidates, logits.shape[1]))
-        sums, beam, places = _candidates(*likely, step.normalisers(logits, scratch=logits), running, plan)
+        sums, beam, places = _candidates(*likely, step.normalizers(logits, scratch=logits), running, plan)
         doubt = doubt + sums.sum()
         word = limits.tokens(places)
         if plan.need_weights:
@@ -192,15 +192,15 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _candidates(
-    values: Tensor, words: Tensor, normalisers: tuple[Tensor, Tensor], running: Tensor, plan: SearchPlan
+    values: Tensor, words: Tensor, normalizers: tuple[Tensor, Tensor], running: Tensor, plan: SearchPlan
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best continuations of each sentence: sums of log-probabilities, beams and words, (live, candidates).
 
-    Only `candidates` words of a beam can be among them, so the rest of the vocabulary is never normalised: `values` and
-    `words` (rows, candidates) are the best of each row, `normalisers` those of the step over the words allowed.
+    Only `candidates` words of a beam can be among them, so the rest of the vocabulary is never normalized: `values` and
+    `words` (rows, candidates) are the best of each row, `normalizers` those of the step over the words allowed.
     """
     live, beams = running.shape
-    largest, rest = normalisers
+    largest, rest = normalizers
     values = (values - largest - rest).view(live, beams, -1) + running.unsqueeze(-1)
     kept = values.shape[2]
     sums, places = values.flatten(1).topk(min(plan.candidates, beams * kept), 1)

@@ -1,39 +1,10 @@
 """What changes while decoding: the decoder's state, and what it reads, kept between the steps of `generate()`."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, LinearAttentionLayer
 
-
-class Memory(NamedTuple):
-    """What the decoder reads of a source, projected once per sentence; every tensor is batch first."""
-
-    keys: Tensor | None  # as `Attention.project_keys` returns them
-    values: Tensor | None  # as `Attention.project_values` returns them
-    mask: Tensor | None  # bool (batch, source)
-    summary: Tensor | None  # (batch, context), the fixed vector of `context="every_step"`
-    source_ids: Tensor | None = None  # (batch, source), what a copying output layer copies
-
-
-class DecoderState(NamedTuple):
-    """The decoder between two positions; every tensor is batch first."""
-
-    layers: tuple[tuple[Tensor, ...], ...]  # per layer (h, c) or (h,), each (batch, hidden)
-    feed: Tensor | None  # (batch, feed), the attentional vector of the last step
-    position: Tensor  # (batch,), number of target positions read
-    attention: Tensor | None  # what the attention carries from step to step
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The flat sequence of all tensors."""
-        optional = [tensor for tensor in (self.feed, self.position, self.attention) if tensor is not None]
-        return tuple(tensor for layer in self.layers for tensor in layer) + tuple(optional)
-
-    def map(self, function) -> "DecoderState":
-        """The same structure with `function` applied to every tensor."""
-        optional = (None if t is None else function(t) for t in (self.feed, self.position, self.attention))
-        return DecoderState(tuple(tuple(function(t) for t in layer) for layer in self.layers), *optional)
+from .decoder_state import DecoderState, Memory
 
 
 def _as_layer(state: tuple[Tensor, ...]) -> LinearAttentionLayer:

@@ -8,8 +8,7 @@ from .library_check import LOWEST_TRANSFORMERS  # noqa: F401 - checks the librar
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 
-from .config_checks import ATTENTION_NAMES, MULTI_HEAD_NAMES, ConfigChecks
-from .config_errors import ConfigError, plain_errors
+from .config_checks import ATTENTION_NAMES, MULTI_HEAD_NAMES, ConfigChecks, ConfigError, plain_errors
 
 # What transformers itself writes into a config.json or passes to the constructor beside declared fields.
 _INFRASTRUCTURE_KEYS = frozenset(
@@ -39,7 +38,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         gru_reset: Where the GRU's reset gate acts: `after` the recurrent product (cuDNN, `nn.GRU`) or `before` it
             (Cho 2014, Bahdanau 2014). `before` is another function and has no fused kernel: it costs a time loop, but
             for the layers of the fused scan.
-        layer_norm: Layer-normalised cells (Ba 2016, equations 20 to 29). Costs a time loop.
+        layer_norm: Layer-normalized cells (Ba 2016, equations 20 to 29). Costs a time loop.
         encoder_transition_depth: Cells a layer applies one after the other within one position (Pascanu 2014;
             Miceli Barone 2017, section 2.3.1). More than 1 costs a time loop.
         decoder_transition_depth: The same for the decoder's first layer. With `before_cell` attention and a depth of
@@ -67,7 +66,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         attention_size: Width of additive and multi-head scores; None means `hidden_size`.
         num_attention_heads: Heads of the multi-head scores; 1 for every other.
         attention_window: `global`, `local_m` or `local_p` (Luong 2015, section 3.2).
-        attention_window_size: D of Luong 2015, section 3.2: positions looked at on each side of the centre.
+        attention_window_size: D of Luong 2015, section 3.2: positions looked at on each side of the center.
         attention_normalization: How scores become weights: `softmax`, or with exact zeros `sparsemax` (Martins and
             Astudillo 2016) or `entmax` (Peters 2019). The latter two cost a time loop where there would be the scan.
         entmax_alpha: Between softmax (1) and sparsemax (2); above 1.
@@ -137,7 +136,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
             of positions: the same value and gradients, in bounded memory.
 
     Raises:
-        ConfigError: a field is out of range, misspelt, or does not go with another; also on later assignment for
+        ConfigError: a field is out of range, misspelled, or does not go with another; also on later assignment for
             type and choice errors.
     """
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .precision import refuse_nan
+from .finite import refuse_nan
 from .search_plan import Found, SearchPlan
 from .search_step import GeneralStep, SearchState
 
@@ -53,7 +53,7 @@ def constrained_search(
     for length in range(1, plan.max_new_tokens + 1):
         readout, shown, state = step(tokens, state, plan.need_weights)
         scores = step.scores(readout)
-        largest, rest = step.normalisers(scores)
+        largest, rest = step.normalizers(scores)
         scores = (scores - largest).sub_(rest)
         grown: list[_Hypothesis] = []
         for row, hypothesis in enumerate(running):

@@ -24,8 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .departures import departure
 from .loss import IGNORED_LABEL
-from .precision import without_autocast
-from .matmul import LINEAR
+from .matmul import LINEAR, without_autocast
 
 
 class Copying(NamedTuple):

@@ -1,34 +1,34 @@
-"""The recurrent decoder: `step` is the equation of one target position, `forward` is `step` over time.
+"""The recurrent decoder: `step` is the equation of one target position, `forward` runs it over time.
 
-Reading order: `Readout` in decoder_parts.py, then `RnnDecoder.step`, then `RnnDecoder.forward`. The decoder takes encoder
-states, a mask and a starting state, and knows nothing of who made them.
+Reading order: `Readout` in readout.py, then `RnnDecoder.step`, then `RnnDecoder.forward`. The decoder reads encoder
+states, a mask and a starting state, and does not depend on the encoder that made them.
 
-Layers are split in two. The attended layers stand at or below the layer that asks, so position t needs what was read
-at t-1 or t: they are in the time loop. The upper layers only read what is below them: they run over the whole target
-at once. With `attention_layer="bottom"` (GNMT) one layer is in the loop; with `after_cell` attention without input
-feeding, and without attention, none is.
+Its layers are split in two. The attended layers are those up to the layer that asks the attention: position t needs what
+was read at t-1 or t, so they run in the time loop. The upper layers only read the layers below, so each runs over the
+whole target at once. With `attention_layer="bottom"` (GNMT) one layer is in the loop; with `after_cell` attention without
+input feeding, and without attention, no layer is.
 """
 
 import torch
 from torch import Tensor, nn
 
 from .attention import build_attention
-from .cache import DecoderState, Memory
-from .configuration_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig
-from .context_gate import ContextGate, gates_cell
+from .config_checks import ConfigError
+from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import CopyGate, missing_source
-from .decoder_parts import Attended, DecoderTrace, Loop, Readout, Step, hold
-from .scan_decoder import attended_scan, scan_refusal
+from .decoder_state import Attended, DecoderState, DecoderTrace, LoopConstants, Memory, Step, hold_at_padding
 from .departures import departure, override
-from .matmul import linear
-from .recurrence import RecurrentLayer, State
 from .dropout import drop, drop_words, dropout_mask
+from .matmul import linear
+from .readout import ContextGate, Readout, gates_cell
+from .recurrence import RecurrentLayer, State
+from .scan_decoder import attended_scan, scan_refusal
 
-# Methods of a layer that `RnnDecoder.step` calls itself; what else stands on a layer asks for calling the layer.
+# Methods of a layer that `RnnDecoder.step` calls itself. A change of any other method makes the decoder call the layer.
 _CALLED_OF_A_LAYER = ("step_weights", "first_cell", "transit", "zone_out", "recurrent_mask", "zoneout_masks")
 _CALLED_OF_A_LAYER += ("zero_state", "calls_kernel")
 
-# What computes one position, and is left out where all positions are computed together.
+# Methods that compute one position. The paths that compute all positions together do not call them.
 _ONE_POSITION = ("step", "_attend", "_attended_loop")
 
 
@@ -45,7 +45,7 @@ class RnnDecoder(nn.Module):
         self.attended = 0
         if self.attention is not None:
             self.attended = 1 if config.attention_layer == "bottom" else config.decoder_layers
-        # The attentional vector can be fed back only where the loop computes it; elsewhere the context is.
+        # The attentional vector can be fed back only if the loop computes it; otherwise the context is fed back.
         self.feeds_readout = (
             config.input_feeding and config.readout == "tanh" and self.attended == config.decoder_layers
         )
@@ -74,7 +74,7 @@ class RnnDecoder(nn.Module):
         )
 
     def extra_size(self, number: int) -> int:
-        """Width of what layer `number` (from 0) reads beside the layer below: the context, or the fed vector."""
+        """Width of what layer `number` (from 0) reads in addition to the layer below: the context, or the fed vector."""
         config = self.config
         if config.context == "every_step":
             return config.context_width if number == 0 or config.context_layers == "all" else 0
@@ -88,7 +88,7 @@ class RnnDecoder(nn.Module):
 
     @property
     def needs_loop(self) -> bool:
-        """Whether one position must wait for what the position before it read, or has an equation of its own."""
+        """Whether a position depends on what the position before it read, or one position has its own equation."""
         if self.attention is None:
             return False
         if self.before_cell or self.config.input_feeding or self.attention.carries:
@@ -102,14 +102,14 @@ class RnnDecoder(nn.Module):
             return "at once"
         if self.config.decoder_recurrence == "loop":
             return "loop: decoder_recurrence='loop'"
-        own = override(self, RnnDecoder, _ONE_POSITION)
-        reason = scan_refusal(self) if own is None else f"{own}() of {type(self).__name__}"
+        overridden = override(self, RnnDecoder, _ONE_POSITION)
+        reason = scan_refusal(self) if overridden is None else f"{overridden}() of {type(self).__name__}"
         return f"loop: {reason}" if reason else "scan"
 
     def _scans(self) -> bool:
-        path, asked = self.recurrence_path, self.config.decoder_recurrence
-        if path != "scan" and asked == "scan":
-            raise ConfigError(f"decoder_recurrence={asked!r}: the scan does not cover this model ({path})")
+        path, setting = self.recurrence_path, self.config.decoder_recurrence
+        if path != "scan" and setting == "scan":
+            raise ConfigError(f"decoder_recurrence={setting!r}: the scan does not cover this model ({path})")
         return path == "scan"
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -118,7 +118,7 @@ class RnnDecoder(nn.Module):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embed_tokens = value
 
-    def read_source(
+    def prepare_memory(
         self, encoder_states: Tensor, source_mask: Tensor, summary: Tensor | None, source_ids: Tensor | None = None
     ) -> Memory:
         """Projects a source once per sentence: encoder states (batch, source, states) -> `Memory`.
@@ -139,8 +139,9 @@ class RnnDecoder(nn.Module):
         """The state before the first position, from each layer's starting state and the source."""
         like = layers[0][0]
         feed = like.new_zeros(like.shape[0], self.feed_size) if self.feed_size else None
-        carried = None if self.attention is None else self.attention.start(memory.keys, memory.mask)
-        return DecoderState(layers, feed, torch.zeros(like.shape[0], dtype=torch.long, device=like.device), carried)
+        attention_state = None if self.attention is None else self.attention.start(memory.keys, memory.mask)
+        position = torch.zeros(like.shape[0], dtype=torch.long, device=like.device)
+        return DecoderState(layers, feed, position, attention_state)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Word vectors (batch, target, embedding) with the dropout of training."""
@@ -154,7 +155,7 @@ class RnnDecoder(nn.Module):
 
     # ---------------------------------------------------------------- the equation
 
-    def step(self, projected: Tensor, state: DecoderState, memory: Memory, loop: Loop, word: Tensor) -> Step:
+    def step(self, projected: Tensor, state: DecoderState, memory: Memory, loop: LoopConstants, word: Tensor) -> Step:
         """One target position of the attended layers.
 
         before_cell (Bahdanau 2014, appendix A.2.2):  c_t = attend(s_{t-1});  s_t = cell(e_t, c_t, s_{t-1})
@@ -164,53 +165,54 @@ class RnnDecoder(nn.Module):
         s'_t = cell_1(e_t, s_{t-1});  c_t = attend(s'_t);  s_t = cell_2(c_t, s'_t), and the cells after it
 
         Args:
-            projected: (batch, gates), the first layer's input product at this position; the word's vector where that
+            projected: (batch, gates), the first layer's input product at this position; the word's vector if that
                 layer is called.
             state: before the position.
             memory: the source.
-            loop: what was cut and drawn once for the whole pass, at this position.
+            loop: weights and masks of the pass, at this position.
             word: (batch, embedding), the word's vector.
         """
-        context = weights = gains = None
-        carried = state.attention
+        context = weights = gate_factors = None
+        attention_state = state.attention
         extra = state.feed
         if self.before_cell and not self.between_cells:
-            context, weights, carried = self._attend(state.layers[self.attended - 1][0], state, memory)
+            context, weights, attention_state = self._attend(state.layers[self.attended - 1][0], state, memory)
             extra = context
             if self.context_gate is not None:
-                gains = self.context_gate(word, state.layers[0][0], context)
+                gate_factors = self.context_gate(word, state.layers[0][0], context)
         states, outputs = [], []
         for number in range(self.attended):
-            layer = self.layers[number]
+            layer, before, cut = self.layers[number], state.layers[number], loop.weights[number]
             if number:
-                below = outputs[-1] if loop.drop[number] is None else outputs[-1] * loop.drop[number]
+                mask = loop.input_masks[number]
+                below = outputs[-1] if mask is None else outputs[-1] * mask
                 extra = context if self.extra_size(number) else None
-            if loop.weights[number] is None:
-                read = below if number else word
-                read = read if extra is None else torch.cat([read, extra], -1)
-                output, after = layer(read.unsqueeze(1), state.layers[number])
-                states.append(after)
-                outputs.append(output[:, 0] + below if self.residual(number) else output[:, 0])
-                continue
-            if number:
-                projected = linear(below, loop.weights[number].below, loop.weights[number].below_bias)
-            before, keep = state.layers[number], loop.keep[number]
-            after = layer.first_cell(projected, before, loop.weights[number], extra, keep, None if number else gains)
-            if self.between_cells:
-                context, weights, carried = self._attend(after[0], state, memory)
-            after = layer.transit(after, loop.weights[number], context if self.between_cells else None)
-            after = layer.zone_out(state.layers[number], after, loop.still[number])
+            if cut is None:
+                inputs = below if number else word
+                inputs = inputs if extra is None else torch.cat([inputs, extra], -1)
+                output, after = layer(inputs.unsqueeze(1), before)
+                output = output[:, 0]
+            else:
+                if number:
+                    projected = linear(below, cut.below, cut.below_bias)
+                factors = None if number else gate_factors
+                after = layer.first_cell(projected, before, cut, extra, loop.recurrent_masks[number], factors)
+                if self.between_cells:
+                    context, weights, attention_state = self._attend(after[0], state, memory)
+                after = layer.transit(after, cut, context if self.between_cells else None)
+                after = layer.zone_out(before, after, loop.zoneout_masks[number])
+                output = after[0]
             states.append(after)
-            outputs.append(after[0] + below if self.residual(number) else after[0])
+            outputs.append(output + below if self.residual(number) else output)
         if not self.before_cell:
-            context, weights, carried = self._attend(outputs[-1], state, memory)
-        return Step(tuple(states), tuple(outputs), context, weights, carried)
+            context, weights, attention_state = self._attend(outputs[-1], state, memory)
+        return Step(tuple(states), tuple(outputs), context, weights, attention_state)
 
     def _attend(self, query: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, Tensor | None]:
-        context, weights, carried = self.attention(
+        context, weights, attention_state = self.attention(
             query.unsqueeze(1), memory.keys, memory.values, memory.mask, state.position.unsqueeze(1), state.attention
         )
-        return context.squeeze(1), weights, carried
+        return context.squeeze(1), weights, attention_state
 
     def residual(self, number: int) -> bool:
         """Whether layer `number` (from 0) adds its input to its output (GNMT, section 3.1)."""
@@ -226,7 +228,7 @@ class RnnDecoder(nn.Module):
         mask: Tensor | None = None,
         record: bool = False,
     ) -> DecoderTrace:
-        """`step` over all target positions, with everything that does not wait for another position done at once.
+        """`step` over all target positions; whatever does not depend on another position is computed at once.
 
         Args:
             embedded: (batch, target, embedding), word vectors.
@@ -236,97 +238,114 @@ class RnnDecoder(nn.Module):
             record: also return the state before each position.
         """
         if record and embedded.shape[1] > 1:
-            return self._one_by_one(embedded, state, memory, mask)
-        if self.needs_loop and mask is None and embedded.shape[1] > 1 and self._scans():
-            trace = attended_scan(self, embedded, state, memory, self._prepare(embedded))
-        elif self.needs_loop:
-            trace = self._attended_loop(embedded, state, memory, mask)
-        else:
-            trace = self._attended_at_once(embedded, state, memory, mask)
-        states, outputs, context, weights, carried, readout, feed = trace
-        outputs = list(outputs)
-        layer_states = list(states)
-        for number in range(len(outputs), len(self.layers)):
-            below = self._between(outputs[-1])
-            inputs = torch.cat([below, context], -1) if self.extra_size(number) else below
-            after, end = self.layers[number](inputs, state.layers[number], None, None if mask is None else ~mask)
-            outputs.append(after + below if self.residual(number) else after)
-            layer_states.append(end)
+            return self._record(embedded, state, memory, mask)
+        attended = self._attended(embedded, state, memory, mask)
+        outputs, states = self._upper_layers(attended, state, mask)
+        readout = attended.readout
         if readout is None:
-            read = outputs[-1]
-            if self.config.readout_state == "previous":
-                read = self._previous(state.layers[-1][0], read, mask)
-            readout = self.readout(read, context, embedded)
-        gate = None
-        if self.copy_gate is not None:
-            # The scan of a fed readout keeps the weights alone.
-            context = self.attention.context(weights, memory.values) if context is None else context
-            gate = self.copy_gate(context, outputs[-1], embedded)
+            readout = self._read_out(outputs[-1], attended.context, embedded, state, mask)
+        gate = None if self.copy_gate is None else self._copy_gate(attended, outputs[-1], embedded, memory)
         steps = embedded.shape[1] if mask is None else mask.sum(1)
-        after = DecoderState(tuple(layer_states), feed, state.position + steps, carried)
-        return DecoderTrace(readout, after, (embedded, *outputs), weights, [state] if record else None, gate)
+        after = DecoderState(states, attended.feed, state.position + steps, attended.attention_state)
+        return DecoderTrace(readout, after, (embedded, *outputs), attended.weights, [state] if record else None, gate)
+
+    def _attended(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> Attended:
+        """The attended layers over all positions, by the fastest path that covers the model."""
+        if not self.needs_loop:
+            return self._attended_at_once(embedded, state, memory, mask)
+        if mask is None and embedded.shape[1] > 1 and self._scans():
+            return attended_scan(self, embedded, state, memory, self._loop_constants(embedded))
+        return self._attended_loop(embedded, state, memory, mask)
 
     def _attended_loop(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> Attended:
         """The reference: `step` at each position in turn."""
-        loop = self._prepare(embedded)
+        loop = self._loop_constants(embedded)
         # A layer that is called reads the word's vector itself.
         projected = embedded
         if loop.weights[0] is not None:
             projected = linear(embedded, loop.weights[0].below, loop.weights[0].below_bias)
-        held = None if mask is None else (~mask).unsqueeze(-1).unbind(1)
+        padding = None if mask is None else (~mask).unsqueeze(-1).unbind(1)
         steps, readouts = [], []
         for time in range(embedded.shape[1]):
-            done = self.step(projected[:, time], state, memory, loop.at(time), embedded[:, time])
+            step = self.step(projected[:, time], state, memory, loop.at(time), embedded[:, time])
             feed = None
             if self.feed_size:
-                feed = done.context
+                feed = step.context
                 if self.feeds_readout:
-                    feed = self.readout(done.outputs[-1], done.context, embedded[:, time])
+                    feed = self.readout(step.outputs[-1], step.context, embedded[:, time])
                     readouts.append(feed)
-            layers = done.states + state.layers[self.attended :]
-            after = DecoderState(layers, feed, state.position + 1, done.carried)
-            if held is not None:
-                after = hold(held[time], state, after)
-            state = after
-            steps.append(done)
+            layers = step.states + state.layers[self.attended :]
+            after = DecoderState(layers, feed, state.position + 1, step.attention_state)
+            state = after if padding is None else hold_at_padding(padding[time], state, after)
+            steps.append(step)
         # Time-major in memory, like the scan's, so that the dropout above draws the same masks for both.
         outputs = tuple(
             torch.stack(tensors).transpose(0, 1) for tensors in zip(*(s.outputs for s in steps), strict=True)
         )
         return Attended(
-            state.layers[: self.attended],
-            outputs,
-            torch.stack([s.context for s in steps]).transpose(0, 1),
-            torch.cat([s.weights for s in steps], 2),
-            state.attention,
-            torch.stack(readouts).transpose(0, 1) if readouts else None,
-            state.feed,
+            states=state.layers[: self.attended],
+            outputs=outputs,
+            context=torch.stack([s.context for s in steps]).transpose(0, 1),
+            weights=torch.cat([s.weights for s in steps], 2),
+            attention_state=state.attention,
+            readout=torch.stack(readouts).transpose(0, 1) if readouts else None,
+            feed=state.feed,
         )
 
     def _attended_at_once(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> Attended:
-        """No position waits: each layer over the whole target, then attention for all positions together."""
-        hold = None if mask is None else ~mask
-        context = weights = carried = None
-        target = embedded.shape[1]
+        """No position depends on another: each layer over the whole target, then attention for all positions together."""
+        context = weights = attention_state = None
         if memory.summary is not None:
-            context = memory.summary.unsqueeze(1).expand(-1, target, -1)
+            context = memory.summary.unsqueeze(1).expand(-1, embedded.shape[1], -1)
         outputs, states = [], []
         for number in range(self.attended or len(self.layers)):
             below = self._between(outputs[-1]) if number else embedded
-            inputs = torch.cat([below, context], -1) if self.extra_size(number) else below
-            after, end = self.layers[number](inputs, state.layers[number], None, hold)
-            outputs.append(after + below if self.residual(number) else after)
+            output, end = self._whole_layer(number, below, context, state, mask)
+            outputs.append(output)
             states.append(end)
         if self.attention is not None:
             steps = torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device) if mask is None else mask
             positions = state.position.unsqueeze(1) + steps.long().cumsum(1) - 1
-            context, weights, carried = self.attention(
+            context, weights, attention_state = self.attention(
                 outputs[-1], memory.keys, memory.values, memory.mask, positions, state.attention
             )
-        return Attended(tuple(states), tuple(outputs), context, weights, carried, None, None)
+        return Attended(tuple(states), tuple(outputs), context, weights, attention_state, readout=None, feed=None)
 
-    def _one_by_one(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> DecoderTrace:
-        """Position by position, keeping the state before each: what assisted decoding needs to take tokens back."""
+    def _upper_layers(
+        self, attended: Attended, state: DecoderState, mask: Tensor | None
+    ) -> tuple[list[Tensor], tuple[State, ...]]:
+        """Outputs (batch, target, hidden) and last states of ALL layers: those of the attended ones, and the rest."""
+        outputs, states = list(attended.outputs), list(attended.states)
+        for number in range(len(outputs), len(self.layers)):
+            output, end = self._whole_layer(number, self._between(outputs[-1]), attended.context, state, mask)
+            outputs.append(output)
+            states.append(end)
+        return outputs, tuple(states)
+
+    def _whole_layer(
+        self, number: int, below: Tensor, context: Tensor | None, state: DecoderState, mask: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """Layer `number` over the whole target: outputs (batch, target, hidden) and the state after the last position."""
+        inputs = torch.cat([below, context], -1) if self.extra_size(number) else below
+        output, end = self.layers[number](inputs, state.layers[number], None, None if mask is None else ~mask)
+        return output + below if self.residual(number) else output, end
+
+    def _read_out(
+        self, states: Tensor, context: Tensor | None, embedded: Tensor, before: DecoderState, mask: Tensor | None
+    ) -> Tensor:
+        """The readout (batch, target, readout) from the top layer's `states` (batch, target, hidden)."""
+        if self.config.readout_state == "previous":
+            states = self._previous(before.layers[-1][0], states, mask)
+        return self.readout(states, context, embedded)
+
+    def _copy_gate(self, attended: Attended, states: Tensor, embedded: Tensor, memory: Memory) -> Tensor:
+        context = attended.context
+        if context is None:  # the scan of a fed readout returns the attention weights only
+            context = self.attention.context(attended.weights, memory.values)
+        return self.copy_gate(context, states, embedded)
+
+    def _record(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> DecoderTrace:
+        """One call of `forward` per position, with the state before each: assisted decoding takes tokens back with it."""
         traces, snapshots = [], []
         for time in range(embedded.shape[1]):
             snapshots.append(state)
@@ -340,11 +359,11 @@ class RnnDecoder(nn.Module):
 
     @staticmethod
     def _previous(before: Tensor, outputs: Tensor, mask: Tensor | None) -> Tensor:
-        """The state each position started from: `outputs` (batch, target, hidden) moved on by one real position."""
+        """The state each position started from: `outputs` (batch, target, hidden) moved right by one real position."""
         shifted = torch.cat([before.unsqueeze(1), outputs[:, :-1]], 1)
         if mask is None:
             return shifted
-        # The last real position at or before the one to the left; 0 stands for the starting state.
+        # The last real position at or before the one to the left; 0 means the starting state.
         numbers = torch.arange(1, mask.shape[1] + 1, device=mask.device)
         last = (numbers * mask).cummax(1).values
         last = torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], 1)
@@ -354,46 +373,49 @@ class RnnDecoder(nn.Module):
     def _between(self, states: Tensor) -> Tensor:
         return drop(states, self.config.dropout, self.training, self.config.variational_dropout)
 
-    def _prepare(self, embedded: Tensor) -> Loop:
+    # ---------------------------------------------------------------- weights and masks of a pass
+
+    def _loop_constants(self, embedded: Tensor) -> LoopConstants:
         """Cuts weights and draws masks once for a whole pass."""
         attended = self.layers[: self.attended]
+        batch, target = embedded.shape[:2]
         called = [self._calls_layer(number) for number in range(self.attended)]
         weights = [
             None if called[number] else layer.step_weights(self.extra_size(number))
             for number, layer in enumerate(attended)
         ]
-        drop: list[Tensor | None] = [None] * len(attended)
+        input_masks: list[Tensor | None] = [None] * len(attended)
         if self.training and self.config.dropout:
-            batch, target = embedded.shape[:2]
             masks = 1 if self.config.variational_dropout else target
             like = embedded.new_empty(masks, batch, self.config.hidden_size)
-            drop[1:] = [dropout_mask(like, self.config.dropout) for _ in attended[1:]]
-        nothing = [None] * embedded.shape[1]
+            input_masks[1:] = [dropout_mask(like, self.config.dropout) for _ in attended[1:]]
         pairs = list(zip(called, attended, strict=True))
-        still = [nothing if skip else layer.zoneout_masks(embedded, embedded.shape[1]) for skip, layer in pairs]
-        return Loop(weights, [None if skip else layer.recurrent_mask(embedded) for skip, layer in pairs], drop, still)
+        zoneout = [[None] * target if skip else layer.zoneout_masks(embedded, target) for skip, layer in pairs]
+        recurrent = [None if skip else layer.recurrent_mask(embedded) for skip, layer in pairs]
+        return LoopConstants(weights, recurrent, input_masks, zoneout)
 
     def _calls_layer(self, number: int) -> bool:
-        """Whether an attended layer is called at each position, for what stands on it that `step` leaves out.
+        """Whether an attended layer is called at each position, because of a hook or a change that `step` leaves out.
 
         Raises:
-            ConfigError: an option needs the inside of the layer.
+            ConfigError: an option needs the parts of the layer.
         """
         layer = self.layers[number]
         if departure(layer, RecurrentLayer, _CALLED_OF_A_LAYER) is None and not layer.calls_kernel():
             return False
-        option = self._needs_inside(number)
+        option = self._needs_parts(number)
         if option is None:
             return True
-        # Hooks of all modules are told of what is called, and here the layer never is.
+        # Hooks of all modules run for whatever is called, and here the layer never is.
         reason = departure(layer, RecurrentLayer, _CALLED_OF_A_LAYER, everywhere=False)
         if reason is None and layer.calls_kernel():
-            reason = "what stands on its kernel"
+            reason = "a change of its kernel"
         if reason:
             raise ConfigError(f"{option}: computes decoder.layers.{number} in parts, and would leave out {reason}")
         return False
 
-    def _needs_inside(self, number: int) -> str | None:
+    def _needs_parts(self, number: int) -> str | None:
+        """The option that needs the parts of a layer, or None."""
         config = self.config
         if number == 0 and (self.between_cells or self.context_gate is not None):
             return "decoder_transition_depth" if self.between_cells else f"context_gate={config.context_gate!r}"

@@ -13,8 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
-from .recurrence import RecurrentLayer
 from .dropout import drop, drop_words
+from .recurrence import RecurrentLayer
 
 
 @dataclass

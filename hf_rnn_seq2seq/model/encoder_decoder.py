@@ -7,15 +7,14 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
 
 from .bridge import Bridge
-from .cache import Memory, RnnSeq2SeqCache
+from .cache import RnnSeq2SeqCache
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying
 from .decoder import RnnDecoder
-from .decoder_parts import DecoderTrace
+from .decoder_state import DecoderTrace, Memory
 from .encoder import RnnEncoder, RnnEncoderOutput
 from .loss import IGNORED_LABEL
-from .pretrained import RnnSeq2SeqPreTrainedModel
-from .vocabularies import VocabularyMixin
+from .pretrained import RnnSeq2SeqPreTrainedModel, VocabularyMixin
 
 
 @dataclass
@@ -130,7 +129,7 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
 
     def _start(self, cache: RnnSeq2SeqCache, source: RnnEncoderOutput) -> None:
         layers, summary = self.bridge(source)
-        memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, summary, source.source_ids)
+        memory = self.decoder.prepare_memory(source.last_hidden_state, source.source_mask, summary, source.source_ids)
         cache.start(self.decoder.start_state(layers, memory), memory)
 
     def _encoder_output(

@@ -59,7 +59,7 @@ class EnsembleStep(GeneralStep):
         """The average of the members' log-probabilities (rows, vocab); their exponentials may sum to less than 1."""
         return sum(self._log_probabilities(readout, words)) / len(self.steps)
 
-    def normalisers(self, scores: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def normalizers(self, scores: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         # Averaged log-probabilities are left as they are, as OpenNMT-py and Marian do.
         nothing = scores.new_zeros(len(scores), 1)
         return nothing, nothing

@@ -2,7 +2,7 @@
 
 Over scores z, p = argmax_p p . z + H_alpha(p) with Tsallis' entropy H_alpha; its solution is
 p_i = [(alpha - 1) z_i - tau]_+ ^ (1 / (alpha - 1)) with the tau for which p sums to 1 (Peters 2019, section 3). alpha = 2
-is sparsemax (Martins and Astudillo 2016, equation 2), and alpha -> 1 softmax. The last axis is normalised.
+is sparsemax (Martins and Astudillo 2016, equation 2), and alpha -> 1 softmax. The last axis is normalized.
 """
 
 import math

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import DotAttention
+from .attention import DotAttention, mask_bias
 from .copying import CopyGate, Copying
 from .decoder import RnnDecoder
-from .scan_decoder import attention_departure, form_author, readout_departure
 from .departures import departure
+from .dropout import zone_out
 from .matmul import LINEAR
 from .recurrence import KERNELS, RecurrentLayer
-from .dropout import zone_out
+from .scan_cells import activate_gru, lstm_state
+from .scan_decoder import attention_departure, form_author, readout_departure
 from .search_step import GeneralStep, SearchState, StepOutput, product, repeat_rows, sharing_refusal
 
 WEIGHT_TYPES = ("float32", "bfloat16", "int8")
@@ -107,62 +108,55 @@ class FusedStep(GeneralStep):
 
     def start(self, source: Any, beams: int) -> SearchState:
         layers, _ = self.base.bridge(source)
-        memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, None, source.source_ids)
+        memory = self.decoder.prepare_memory(source.last_hidden_state, source.source_mask, None, source.source_ids)
         values = memory.values.masked_fill(~memory.mask.unsqueeze(-1), 0)
-        # A masked word's weight is exactly zero after this; where a row has no word at all its values are zero.
-        barrier = torch.zeros_like(memory.keys[:, :, 0]).masked_fill(~memory.mask, -3e4).unsqueeze(1)
-        held = (
-            memory.keys.transpose(1, 2).contiguous(),
-            F.linear(values, self.read_context),
-            barrier,
-            memory.source_ids,
-        )
+        # If a row has no word at all, its weights are uniform and its values zero.
+        bias = mask_bias(memory.mask, memory.keys.dtype).unsqueeze(1)
+        keys = memory.keys.transpose(1, 2).contiguous()
+        fused_source = keys, F.linear(values, self.read_context), bias, memory.source_ids
         rows = layers[0]
         if self.feeds:
             rows += (rows[0].new_zeros(len(rows[0]), self.decoder.feed_size),)
-        return repeat_rows(SearchState(rows, held), beams)
+        return repeat_rows(SearchState(rows, fused_source), beams)
 
     def __call__(self, tokens: Tensor, state: SearchState, need_weights: bool = False) -> StepOutput:
-        keys, values, barrier, source_ids = state.source
+        keys, values, bias, source_ids = state.source
         projected = self._inputs(self._embedding()(tokens)) if self.table is None else self.table[tokens]
         rows = self._lstm(projected, state.rows) if self.is_lstm else self._gru(projected, state.rows)
         if self.zoneout is not None:
             rows = zone_out(self.zoneout, state.rows[: len(rows)], rows)
         hidden = rows[0]
-        asked = hidden.view(len(keys), -1, self.size)
-        scores = torch.baddbmm(barrier, asked, keys, alpha=self.scale)
+        query = hidden.view(len(keys), -1, self.size)
+        scores = torch.baddbmm(bias, query, keys, alpha=self.scale)
         weights = scores.softmax(-1)
         readout = self.read_state(hidden).view(len(keys), -1, values.shape[2])
         readout = torch.baddbmm(readout, weights, values)
         if need_weights or self.copies:
-            weights = weights.masked_fill(barrier < 0, 0.0)
-        shown = weights.flatten(0, 1) if need_weights else None
+            weights = weights.masked_fill(bias < 0, 0.0)
+        attention_weights = weights.flatten(0, 1) if need_weights else None
         if self.copies:
             gate = readout[..., -1] + self.word_gate[tokens].view(len(keys), -1)
             readout, copying = readout[..., :-1], Copying(gate, weights, source_ids)
         readout = readout.tanh_().flatten(0, 1)
         if self.feeds:
             rows += (readout,)
-        told = (readout, copying) if self.copies else readout
-        return StepOutput(told, shown, SearchState(rows, state.source))
+        output = (readout, copying) if self.copies else readout
+        return StepOutput(output, attention_weights, SearchState(rows, state.source))
 
     def _lstm(self, gates: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         size = self.size
         read = torch.cat([rows[0], rows[2]], 1) if self.feeds else rows[0]
         gates = gates.add_(self.recurrent(read))
-        opened = gates[:, : 3 * size].sigmoid_()
-        cell = opened[:, size : 2 * size] * rows[1]
-        cell.addcmul_(opened[:, :size], gates[:, 3 * size :].tanh_())
-        return opened[:, 2 * size :] * torch.tanh(cell), cell
+        gates[:, : 3 * size].sigmoid_()
+        gates[:, 3 * size :].tanh_()
+        update, forget, output, new = gates.chunk(4, 1)
+        return lstm_state(update, forget, new, output, rows[1])
 
     def _gru(self, gates: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        size, hidden = self.size, rows[0]
-        recurrent = self.recurrent(hidden)
+        recurrent = self.recurrent(rows[0])
         if self.feeds:
             gates = gates.add_(self.fed(rows[1]))
-        opened = gates[:, : 2 * size].add_(recurrent[:, : 2 * size]).sigmoid_()
-        new = gates[:, 2 * size :].addcmul_(opened[:, :size], recurrent[:, 2 * size :]).tanh_()
-        return (torch.lerp(new, hidden, opened[:, size:]),)
+        return (activate_gru(gates, recurrent, rows[0]),)
 
 
 def fused_refusal(model: nn.Module) -> str | None:
@@ -185,7 +179,7 @@ def fused_refusal(model: nn.Module) -> str | None:
 def fused_departure(model: nn.Module) -> str | None:
     """What stands on the parts that `FusedStep` reads, and would be left out."""
     decoder = model.model.decoder
-    if reason := departure(decoder, RnnDecoder, ("read_source",)):
+    if reason := departure(decoder, RnnDecoder, ("prepare_memory",)):
         return f"decoder: {reason}"
     layer, attention, gate = decoder.layers[0], decoder.attention, decoder.copy_gate
     if reason := departure(layer, RecurrentLayer):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .beam_search import NEVER, Finished, done_sentences, follow, pick
-from .precision import refuse_nan
+from .finite import refuse_nan
 from .search_plan import NO_LIMITS, Found, Limits, SearchPlan, is_end
 from .search_step import GeneralStep, SearchState
 
@@ -85,7 +85,7 @@ def group_search(
     for time in range(plan.max_new_tokens):
         readout, shown, state = step(tokens, state, plan.need_weights)
         logits = limits.scores(step.scores(readout, limits.words), live)
-        largest, rest = step.normalisers(logits)
+        largest, rest = step.normalizers(logits)
         scores = (limits.force(logits, live, time) - largest).sub_(rest).unflatten(0, (sentences, count, beams))
         penalty = scores.new_zeros(sentences, scores.shape[-1])
         rows, words = [], []

@@ -10,6 +10,7 @@ The choice depends on the processor and on the sizes alone, so that a run repeat
 """
 
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,20 @@ from torch.nn import functional as F
 # Below so many multiplications, terms of a sum or rows the two libraries take the same time, or MKL less.
 SMALLEST, FEWEST_TERMS, FEWEST_ROWS = 2**20, 16, 4
 SMALLEST_PACKED = 2**16  # elements of a weight
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The type of products with `tensor`: autocast's where it is on, else the tensor's own."""
+    device = tensor.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager:
+    """A context in which operations on the device of `tensor` keep the types of their inputs."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 @lru_cache
@@ -143,4 +158,16 @@ def packs(weight: Tensor) -> bool:
     return weight.numel() >= SMALLEST_PACKED and _is_float32_on_cpu(weight) and onednn_is_faster()
 
 
-__all__ = ["LINEAR", "Linear", "PackedProduct", "affine", "linear", "onednn_is_faster", "outer", "packs", "product"]
+__all__ = [
+    "LINEAR",
+    "Linear",
+    "PackedProduct",
+    "affine",
+    "compute_dtype",
+    "linear",
+    "onednn_is_faster",
+    "outer",
+    "packs",
+    "product",
+    "without_autocast",
+]

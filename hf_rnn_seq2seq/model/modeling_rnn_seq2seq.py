@@ -7,20 +7,18 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from .attention_losses import attention_terms, figure_names
 from .cache import RnnSeq2SeqCache
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying, copy_loss, mixture
 from .decoder import RnnDecoder
-from .encoder import drop
+from .dropout import drop
 from .encoder_decoder import RnnSeq2SeqModel, shift_right
-from .loss import IGNORED_LABEL, logits_loss, output_loss
-from .pretrained import RnnSeq2SeqPreTrainedModel
+from .loss import IGNORED_LABEL, attention_terms, figure_names, logits_loss, output_loss
 from .matmul import Linear
+from .pretrained import RnnSeq2SeqPreTrainedModel, VocabularyMixin
 from .scheduled_sampling import scheduled_inputs
 from .search import SearchMixin
 from .search_options import limit_length
-from .vocabularies import VocabularyMixin
 
 
 @dataclass
@@ -121,7 +119,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
                 reads them moved right by one behind `decoder_start_token_id`.
             num_items_in_batch: the loss is the sum over label words divided by this; None: by their number here.
             logits_to_keep: score only the last so many positions; 0 scores all.
-            skip_logits: with labels, do not materialise the logits of every position, and return None for them. The loss
+            skip_logits: with labels, do not materialize the logits of every position, and return None for them. The loss
                 then projects only the positions that have a label (on a CPU; on a device their number would have to be
                 read back): about twice as fast on ragged batches, and smaller by (batch, target, vocab).
             alignments: (batch, target, source), for each label how much each source word stands for it, in any scale; a

@@ -6,7 +6,7 @@ them, and what a preset leaves out follows `hidden_size`. "Departs" lists what d
 
 What holds for every preset and is not repeated: papers of this line omit biases from their equations or are silent
 about them, and every product here has one unless said otherwise; the decoder starts from the vector of `<s>` where a
-paper starts from zeros or from the source's end mark, which is the same with one vector learnt; sentences end in
+paper starts from zeros or from the source's end mark, which is the same with one vector learned; sentences end in
 `</s>` on both sides; weights named Gaussian or orthogonal in a paper start uniform (`initializer_range`).
 
 "Time loop" says which options keep a system off the fast paths. Measured on one thread of a CPU (64 pairs of 15 words,
@@ -215,15 +215,15 @@ def rnmt_plus2018() -> dict[str, Any]:
     """Chen et al. 2018, The Best of Both Worlds: Combining Recent Advances in Neural Machine Translation (RNMT+).
 
     * Section 4.1: 6 bidirectional encoder layers, whose directions are joined before the next layer, and 8 decoder
-      layers, of 1024 layer-normalised LSTM cells per direction; word vectors of 1024; residual connections from the
+      layers, of 1024 layer-normalized LSTM cells per direction; word vectors of 1024; residual connections from the
       third layer on, on both sides.
     * Section 4.1: additive attention with several heads, asked by the bottom decoder layer; its context goes to all
       decoder layers and to the softmax. 4 heads, as in the authors' released configuration (lingvo).
     * Section 4.1: dropout on word vectors and on each layer's output, 0.2 (English-French; 0.3 for English-German),
       label smoothing 0.1 over the whole vocabulary. Wordpieces, 32,000. Weights uniform in plus or minus 0.04.
 
-    Departs: the cell is normalised as Ba 2016, equations 20 to 22 (each product over all gates, and the cell), where
-    the paper normalises each gate by itself; the LSTM's output keeps its tanh, which the paper drops. The paper's
+    Departs: the cell is normalized as Ba 2016, equations 20 to 22 (each product over all gates, and the cell), where
+    the paper normalizes each gate by itself; the LSTM's output keeps its tanh, which the paper drops. The paper's
     projection of the encoder's states to 1024 is a linear map before the linear maps to keys and values, and is folded
     into them. No dropout on the attention weights. The decoder starts from zeros; the paper does not say.
 
@@ -266,11 +266,11 @@ def bideep2017() -> dict[str, Any]:
       the top. Levels are joined by residual connections.
     * Section 2.1: the base level is a conditional GRU: the state after its first cell asks, the context enters its
       second cell (`before_cell` with a transition). Section 2.2.2, rGRU: the context also enters the levels above.
-    * Layer-normalised GRUs of 1024 cells (per direction), the reset gate after the recurrent product, as in Nematus.
+    * Layer-normalized GRUs of 1024 cells (per direction), the reset gate after the recurrent product, as in Nematus.
     * Additive attention; s_0 = tanh(W mean(h) + b) for each level (`mean`); deep output
       tanh(U s + V E y + C c) of the word vectors' width 512, tied to the target's word vectors; 90,000 subwords.
 
-    Departs: each level's input and recurrent product are normalised as Ba 2016; Nematus also normalises the products
+    Departs: each level's input and recurrent product are normalized as Ba 2016; Nematus also normalizes the products
     of attention and readout. No dropout, as in the script.
 
     Time loop: yes, for `layer_norm` and the transitions, in every level of both sides.

@@ -1,4 +1,4 @@
-"""One recurrent layer: its equation as `step`, and the same over time as `forward`.
+"""One recurrent layer: `step` is its equation, `forward` runs it over time.
 
 Axes: batch, time, hidden; gates are blocks of `hidden` columns in torch's order (LSTM: input, forget, cell, output;
 GRU: reset, update, new). A state is a tuple of (batch, hidden) tensors: (h, c) for the LSTM, (h,) for the others.
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .precision import without_autocast
-from .config_errors import ConfigError
+from .config_checks import ConfigError
 from .departures import override, weights_say_all
-from .matmul import linear
 from .dropout import State, dropout_mask, zone_out, zoneout_masks
+from .matmul import linear, without_autocast
 
 # Large enough that a sigmoid of it is exactly 0 or 1 in every floating-point type, small enough for float16.
 _SATURATED = 3.0e4
@@ -23,7 +22,7 @@ _SATURATED = 3.0e4
 _KERNELS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}
 KERNELS = (nn.LSTM, nn.GRU, nn.RNN)
 
-# What torch's fused kernel computes in one call.
+# Methods that torch's fused kernel replaces in one call.
 _EQUATION = ("step", "first_cell", "transit", "zone_out", "step_weights")
 
 
@@ -65,17 +64,17 @@ class RecurrentLayer(nn.Module):
         input_size: width of what it reads at each position.
         hidden_size: width of its state.
         gru_reset: `after` or `before` the recurrent product.
-        layer_norm: normalise the two products and, in the LSTM, the cell (Ba 2016, equations 20 to 29).
+        layer_norm: normalize the two products and, in the LSTM, the cell (Ba 2016, equations 20 to 29).
         transition_depth: cells applied one after the other at each position; those after the first read no input
             (Pascanu 2014; Miceli Barone 2017, section 2.3.1).
         recurrent_dropout: probability on h(t-1), one mask for all positions (Gal and Ghahramani 2016).
         transition_input_size: width of what the second cell reads: the context of the conditional GRU; 0 for nothing.
         weight_drop: probability on each recurrent weight, one mask for a whole pass over a batch (Merity 2017, section 2).
         zoneout: probability that a unit keeps its old value at a position, for each tensor of the state (Krueger 2016);
-            None for no zoneout.
+            None: no zoneout.
 
-    The fused kernel of torch (cuDNN on a GPU) runs unless layer normalisation, `gru_reset="before"`, a deep
-    transition, zoneout, recurrent dropout in training, or held positions ask for the time loop.
+    The fused kernel of torch (cuDNN on a GPU) runs unless layer normalization, `gru_reset="before"`, a deep
+    transition, zoneout, recurrent dropout in training, or held positions need the time loop.
     """
 
     def __init__(
@@ -99,8 +98,7 @@ class RecurrentLayer(nn.Module):
         self.weight_drop = weight_drop
         self.zoneout = zoneout if zoneout is not None and any(zoneout) else None
         options = {"nonlinearity": cell_type.removeprefix("rnn_")} if cell_type.startswith("rnn_") else {}
-        # The kernel module is the one home of the weights, for the time loop too, so that a checkpoint means the same
-        # whichever path runs.
+        # The kernel module holds the weights, for the time loop too, so that a checkpoint is the same for all paths.
         self.kernel = _KERNELS[cell_type](input_size, hidden_size, batch_first=True, **options)
         gates = self.kernel.weight_hh_l0.shape[0]
         self.norm_input = nn.LayerNorm(gates) if layer_norm else None
@@ -133,7 +131,7 @@ class RecurrentLayer(nn.Module):
         )
 
     def calls_kernel(self) -> bool:
-        """Whether the kernel is called because something stands on it, or in its place, that its weights do not tell.
+        """Whether the kernel has to be called, because of a hook on it or another module in its place.
 
         Raises:
             ConfigError: an option computes the cell from the kernel's weights.
@@ -143,7 +141,7 @@ class RecurrentLayer(nn.Module):
         option = self._reads_weights()
         if option is None:
             return True
-        # Hooks of all modules are told of what is called, and here the kernel never is.
+        # Hooks of all modules run for whatever is called, and here the kernel never is.
         if reason := weights_say_all(self.kernel, KERNELS, everywhere=False):
             raise ConfigError(f"{option}: computes the cell from the kernel's weights, and would leave out {reason}")
         return False
@@ -177,8 +175,8 @@ class RecurrentLayer(nn.Module):
         state: State,
         weights: StepWeights,
         extra: Tensor | None = None,
-        keep: Tensor | None = None,
-        still: State | None = None,
+        recurrent_mask: Tensor | None = None,
+        zoneout_mask: State | None = None,
     ) -> State:
         """One position: the cell's equation, then the deep transition's, then zoneout.
 
@@ -187,11 +185,11 @@ class RecurrentLayer(nn.Module):
             state: the state before.
             weights: from `step_weights`.
             extra: (batch, extra), the part of the input that only this step knows.
-            keep: (batch, hidden), the recurrent dropout mask.
-            still: from `zoneout_masks`, at this position.
+            recurrent_mask: (batch, hidden), from `recurrent_mask`.
+            zoneout_mask: from `zoneout_masks`, at this position.
         """
-        after = self.transit(self.first_cell(projected, state, weights, extra, keep), weights)
-        return self.zone_out(state, after, still)
+        after = self.transit(self.first_cell(projected, state, weights, extra, recurrent_mask), weights)
+        return self.zone_out(state, after, zoneout_mask)
 
     def first_cell(
         self,
@@ -199,31 +197,33 @@ class RecurrentLayer(nn.Module):
         state: State,
         weights: StepWeights,
         extra: Tensor | None = None,
-        keep: Tensor | None = None,
-        gains: tuple[Tensor, Tensor] | None = None,
+        recurrent_mask: Tensor | None = None,
+        gate_factors: tuple[Tensor, Tensor] | None = None,
     ) -> State:
         """The cell that reads the layer below; arguments as `step`.
 
-        `gains` (batch, hidden) multiply each gate's products: the first all but the one of `extra`, the second that one.
+        `gate_factors`, (batch, hidden) each, multiply the products of every gate: the first factor those of the layer
+        below and of the state, the second factor the product of `extra`.
         """
-        read = None if extra is None else linear(extra, weights.extra)
-        gain = None
-        if gains is not None:
-            gain, other = (gain.repeat(1, projected.shape[-1] // gain.shape[-1]) for gain in gains)
-            projected, read = projected * gain, read * other
-        projected = projected if read is None else projected + read
-        return _cell(self, projected, state, weights.recurrent, weights.recurrent_bias, keep, gain)
+        extra_product = None if extra is None else linear(extra, weights.extra)
+        factor = None
+        if gate_factors is not None:
+            blocks = projected.shape[-1] // self.hidden_size
+            factor, extra_factor = (each.repeat(1, blocks) for each in gate_factors)
+            projected, extra_product = projected * factor, extra_product * extra_factor
+        projected = projected if extra_product is None else projected + extra_product
+        return _cell(self, projected, state, weights.recurrent, weights.recurrent_bias, recurrent_mask, factor)
 
     def transit(self, state: State, weights: StepWeights, context: Tensor | None = None) -> State:
-        """The cells after the first; the second reads `context` (batch, transition inputs) where it has weights for it."""
+        """The cells after the first; the second reads `context` (batch, transition inputs) if it has weights for it."""
         for cell, weight in zip(self.transitions, weights.later, strict=True):
             state = cell(state, weight, context)
             context = None
         return state
 
-    def zone_out(self, before: State, after: State, still: State | None = None) -> State:
-        """The state after a position from the one before it and the one that the cells made; `still` as in `step`."""
-        return after if self.zoneout is None else zone_out(self.zoneout, before, after, still)
+    def zone_out(self, before: State, after: State, masks: State | None = None) -> State:
+        """Zoneout of the cells' state `after`, from the state `before` the position; `masks` as in `step`."""
+        return after if self.zoneout is None else zone_out(self.zoneout, before, after, masks)
 
     def forward(
         self, inputs: Tensor, state: State | None = None, lengths: Tensor | None = None, hold: Tensor | None = None
@@ -255,27 +255,27 @@ class RecurrentLayer(nn.Module):
         return self._fused(inputs, state, lengths)
 
     def recurrent_mask(self, like: Tensor) -> Tensor | None:
-        """The recurrent dropout mask (batch, hidden) of one sentence; None where nothing is dropped."""
+        """A recurrent dropout mask (batch, hidden) for all positions; None if nothing is dropped."""
         if not (self.training and self.recurrent_dropout > 0):
             return None
         return dropout_mask(like.new_empty(like.shape[0], self.hidden_size), self.recurrent_dropout)
 
     def zoneout_masks(self, like: Tensor, steps: int) -> list[State | None]:
-        """At each of `steps` positions what stands still, bool (batch, hidden) for each tensor of the state."""
+        """For each of `steps` positions the units that keep their value, bool (batch, hidden) per tensor of the state."""
         if not (self.training and self.zoneout is not None):
             return [None] * steps
         masks = zoneout_masks(self.zoneout, like, steps, self.hidden_size)
         return list(zip(*(mask.unbind() for mask in masks), strict=True))
 
     def _loop(self, inputs: Tensor, state: State, lengths: Tensor | None, hold: Tensor | None) -> tuple[Tensor, State]:
-        weights, keep = self.step_weights(), self.recurrent_mask(inputs)
-        still = self.zoneout_masks(inputs, inputs.shape[1])
-        held = None if hold is None else hold.unsqueeze(-1).unbind(1)
+        weights, mask = self.step_weights(), self.recurrent_mask(inputs)
+        zoneout = self.zoneout_masks(inputs, inputs.shape[1])
+        padding = None if hold is None else hold.unsqueeze(-1).unbind(1)
         states = []
         for time, projected in enumerate(linear(inputs, weights.below, weights.below_bias).unbind(1)):
-            after = self.step(projected, state, weights, keep=keep, still=still[time])
-            if held is not None:
-                after = tuple(torch.where(held[time], old, new) for old, new in zip(state, after, strict=True))
+            after = self.step(projected, state, weights, recurrent_mask=mask, zoneout_mask=zoneout[time])
+            if padding is not None:
+                after = tuple(torch.where(padding[time], old, new) for old, new in zip(state, after, strict=True))
             state = after
             states.append(state)
         outputs = torch.stack([s[0] for s in states], 1)
@@ -286,25 +286,25 @@ class RecurrentLayer(nn.Module):
     def _called(
         self, inputs: Tensor, state: State, lengths: Tensor | None, hold: Tensor | None
     ) -> tuple[Tensor, State]:
-        """By calling the kernel: once, or at each position where something must happen between two of them."""
+        """By calling the kernel: once, or at each position if something happens between two positions."""
         deep = len(self.transitions) > 0 or self.zoneout is not None
-        # Of an LSTM the kernel tells the cell after the last position alone.
+        # An LSTM kernel returns the cell after the last position only.
         if not (deep or hold is not None or (lengths is not None and self.cell_type == "lstm")):
             outputs, end = self._call_kernel(inputs, state)
             return outputs, end if lengths is None else (_at_end(outputs, lengths), *end[1:])
         later = StepWeights(None, None, None, None, None, tuple(map(self._later_weight, range(len(self.transitions)))))
-        still = self.zoneout_masks(inputs, inputs.shape[1])
+        zoneout = self.zoneout_masks(inputs, inputs.shape[1])
         outputs, states = [], []
         for time in range(inputs.shape[1]):
             output, after = self._call_kernel(inputs[:, time : time + 1], state)
             output = output[:, 0]
             if deep:
-                after = self.zone_out(state, self.transit((output, *after[1:]), later), still[time])
+                after = self.zone_out(state, self.transit((output, *after[1:]), later), zoneout[time])
                 output = after[0]
             if hold is not None:
-                held = hold[:, time, None]
-                after = tuple(torch.where(held, old, new) for old, new in zip(state, after, strict=True))
-                output = torch.where(held, state[0], output)
+                padding = hold[:, time, None]
+                after = tuple(torch.where(padding, old, new) for old, new in zip(state, after, strict=True))
+                output = torch.where(padding, state[0], output)
             state = after
             outputs.append(output)
             states.append(state)
@@ -331,7 +331,7 @@ class RecurrentLayer(nn.Module):
             end = end if is_lstm else (end,)
         else:
             weights = [weight, recurrent, kernel.bias_ih_l0, kernel.bias_hh_l0]
-            # One chunk of memory, as cuDNN wants it.
+            # cuDNN needs one chunk of memory.
             chunk = torch.cat([part.flatten() for part in weights]).split([part.numel() for part in weights])
             weights = [part.view_as(whole) for part, whole in zip(chunk, weights, strict=True)]
             run = getattr(torch, self.cell_type)
@@ -342,12 +342,12 @@ class RecurrentLayer(nn.Module):
         return outputs, end
 
     def _marked(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and input weight with which the LSTM kernel holds each row's cell once the row has ended.
+        """Inputs and input weight that make the LSTM kernel keep each row's cell after the row has ended.
 
-        The kernel returns the cell after the last position only. So that this is the cell at each row's end, padding
-        is marked in one more input column that drives the forget gate to 1 and the input gate to 0. That costs one
-        copy of the weights, and is 1.4 (bfloat16) to 1.8 times (float32) as fast as packing on a CPU at nine tenths
-        real words, without reading the lengths back from a device.
+        The kernel returns the cell after the last position only. To make this the cell at each row's end, one more input
+        column marks padding; it drives the forget gate to 1 and the input gate to 0. That costs one copy of the weights.
+        On a CPU at nine tenths real words it is 1.4 (bfloat16) to 1.8 times (float32) as fast as packing, and the lengths
+        are not read back from a device.
         """
         weight, size = self.kernel.weight_ih_l0, self.hidden_size
         ended = torch.arange(inputs.shape[1], device=inputs.device) >= lengths.to(inputs.device)[:, None]
@@ -360,7 +360,7 @@ class RecurrentLayer(nn.Module):
 class TransitionCell(nn.Module):
     """A cell of the deep transition (Miceli Barone 2017, section 2.3.1, equation for k > 1).
 
-    It reads no input, or the context where it is the second cell of a conditional GRU (section 2.1).
+    It reads no input; as the second cell of a conditional GRU (section 2.1) it reads the context.
     """
 
     def __init__(
@@ -378,8 +378,13 @@ class TransitionCell(nn.Module):
         self.norm_cell = nn.LayerNorm(hidden_size) if layer_norm and cell_type == "lstm" else None
 
     def forward(self, state: State, weight: Tensor | None, context: Tensor | None = None) -> State:
-        """(batch, hidden) tensors in, the same out; `weight` is the recurrent one (None: `recurrent` is called), `context`
-        is (batch, inputs)."""
+        """The next state, tensors of (batch, hidden).
+
+        Args:
+            state: the state before.
+            weight: the recurrent weight; None: the module `recurrent` is called.
+            context: (batch, inputs), for the second cell of a conditional GRU.
+        """
         projected = self.bias.expand(state[0].shape[0], -1)
         if self.below is not None:
             projected = projected + self.below(context)
@@ -392,25 +397,31 @@ def _cell(
     state: State,
     weight: Tensor | None,
     bias: Tensor | None,
-    keep: Tensor | None = None,
-    gain: Tensor | None = None,
+    recurrent_mask: Tensor | None = None,
+    factor: Tensor | None = None,
 ) -> State:
-    """The equations of the four cells, with the normalisations and the dropout mask of `layer` where it has them.
+    """The equations of the four cells, with the layer normalization of `layer` if it has any.
 
-    `gain` (batch, gates) multiplies the recurrent product, which `layer.recurrent` makes where there is no weight.
+    Args:
+        layer: a `RecurrentLayer` or `TransitionCell`.
+        projected: (batch, gates), the product of the inputs.
+        state: the state before.
+        weight, bias: of the recurrent product; without a weight `layer.recurrent` is called.
+        recurrent_mask: (batch, hidden), recurrent dropout.
+        factor: (batch, gates), multiplies the recurrent product.
     """
-    hidden = state[0] if keep is None else state[0] * keep
-    projected = _normalise(layer, layer.norm_input, projected)
+    hidden = state[0] if recurrent_mask is None else state[0] * recurrent_mask
+    projected = _normalize(layer, layer.norm_input, projected)
     if layer.cell_type == "gru" and layer.reset_before:
         return (_gru_reset_before(layer, projected, state[0], hidden, weight, bias),)
     product = layer.recurrent(hidden) if weight is None else linear(hidden, weight, bias)
-    recurrent = _normalise(layer, layer.norm_hidden, product)
-    recurrent = recurrent if gain is None else recurrent * gain
+    recurrent = _normalize(layer, layer.norm_hidden, product)
+    recurrent = recurrent if factor is None else recurrent * factor
     if layer.cell_type == "lstm":
         update, forget, new, output = (projected + recurrent).chunk(4, -1)
         cell = torch.sigmoid(forget) * state[1] + torch.sigmoid(update) * torch.tanh(new)
-        shown = cell if layer.norm_cell is None else layer.norm_cell(cell)
-        return torch.sigmoid(output) * torch.tanh(shown), cell
+        cell_output = cell if layer.norm_cell is None else layer.norm_cell(cell)
+        return torch.sigmoid(output) * torch.tanh(cell_output), cell
     if layer.cell_type == "gru":
         reset_x, update_x, new_x = projected.chunk(3, -1)
         reset_h, update_h, new_h = recurrent.chunk(3, -1)
@@ -440,28 +451,28 @@ def _gru_reset_before(
         else zip(weight.split((2 * size, size)), bias.split((2 * size, size)), strict=True)
     )
 
-    def recur(states: Tensor, block: slice, own: tuple[Tensor, Tensor] | None) -> Tensor:
-        product = layer.recurrent(states)[:, block] if own is None else linear(states, *own)
-        return _normalise_block(layer.norm_hidden, product, block)
+    def recur(states: Tensor, block: slice, affine: tuple[Tensor, Tensor] | None) -> Tensor:
+        product = layer.recurrent(states)[:, block] if affine is None else linear(states, *affine)
+        return _normalize_block(layer.norm_hidden, product, block)
 
-    of_gates, of_new = weights
-    reset, update = torch.sigmoid(projected[:, : 2 * size] + recur(hidden, blocks[0], of_gates)).chunk(2, -1)
-    new = recur(reset * hidden, blocks[1], of_new)
+    gate_weights, new_weights = weights
+    reset, update = torch.sigmoid(projected[:, : 2 * size] + recur(hidden, blocks[0], gate_weights)).chunk(2, -1)
+    new = recur(reset * hidden, blocks[1], new_weights)
     new = torch.tanh(projected[:, 2 * size :] + new)
     return (1 - update) * new + update * before
 
 
-def _normalise(layer: nn.Module, norm: nn.LayerNorm | None, product: Tensor) -> Tensor:
-    """A product (batch, gates) normalised; the GRU's two gates together and its candidate by itself, as in Ba 2016."""
+def _normalize(layer: nn.Module, norm: nn.LayerNorm | None, product: Tensor) -> Tensor:
+    """A product (batch, gates) normalized; the GRU's two gates together and its candidate by itself, as in Ba 2016."""
     if norm is None or layer.cell_type != "gru":
         return product if norm is None else norm(product)
     gates = product.shape[-1] // 3 * 2
     blocks = slice(gates), slice(gates, None)
-    return torch.cat([_normalise_block(norm, product[:, block], block) for block in blocks], -1)
+    return torch.cat([_normalize_block(norm, product[:, block], block) for block in blocks], -1)
 
 
-def _normalise_block(norm: nn.LayerNorm | None, part: Tensor, block: slice) -> Tensor:
-    """`part`, the columns `block` of a product, normalised by themselves."""
+def _normalize_block(norm: nn.LayerNorm | None, part: Tensor, block: slice) -> Tensor:
+    """`part`, the columns `block` of a product, normalized by themselves."""
     if norm is None:
         return part
     return F.layer_norm(part, part.shape[-1:], norm.weight[block], norm.bias[block], norm.eps)

@@ -1,20 +1,20 @@
 """The attentional recurrence under teacher forcing as one autograd node.
 
-`RnnDecoder` computes the same thing with a loop over `step`, one graph of small operations per position. Here the
-forward pass keeps only what the backward pass cannot recompute cheaply, and the backward pass makes every weight
-gradient with one product over all positions. Covered: any number of attended layers of LSTM or GRU cells, dot, additive
-and multi-head scores, attention before the cells or after them with feeding, every dropout. Everything else takes the
-loop; the two agree in outputs and gradients.
+`RnnDecoder` computes the same with a loop over `step`, one graph of small operations per position. Here the forward pass
+stores only what the backward pass cannot recompute cheaply, and the backward pass computes every weight gradient with one
+product over all positions. Covered: any number of attended layers of LSTM or GRU cells, dot, additive and multi-head
+scores, attention before the cells or after them with feeding, every dropout. Everything else takes the loop; outputs and
+gradients of the two are equal.
 
 Tensors are time-major here: (target, batch, ...). Gates are in torch's order. With layers 1 to L, d and k the dropout
 masks, the state h and the output o (= h, or h plus its input with a residual connection):
 
     h_t^l = cell_l([d^l o_t^{l-1}, x], k^l h_{t-1}^l);  the word vector's product g_t stands for layer 1's input below
-    before the cell:  x = x_t, asked by h_{t-1}^L          after the cell:  x = x_{t-1}, asked by o_t^L
-    read_t = softmax(score(asked, keys)) values
+    before the cell:  x = x_t, q = h_{t-1}^L               after the cell:  x = x_{t-1}, q = o_t^L
+    read_t = softmax(score(q, keys)) values
     x_t = read_t,  W_m read_t,  or Luong's attentional vector tanh(W_m read_t + W_o o_t^L + e_t)
 
-Luong's W_m is applied to the values before the loop where there is one head.
+With one head, Luong's W_m is applied to the values before the loop.
 """
 
 from typing import Any, NamedTuple
@@ -23,33 +23,32 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .precision import compute_dtype, without_autocast
-from .matmul import affine, outer, product
+from .matmul import affine, compute_dtype, outer, product, without_autocast
 from .scan_cells import CELLS, ScanLayer
 from .scan_scores import ScanSource, score_class
 
 
 class ScanMixer(NamedTuple):
-    """What makes the vector x of what was read; X extra, R read, H hidden."""
+    """From the context that was read to the vector x; X extra, R read, H hidden."""
 
     feed: Tensor | None  # (B, X): the vector fed to the first position; None before the cell
-    read_weight: Tensor | None  # (X, R); None where x is what was read
+    read_weight: Tensor | None  # (X, R); None if x is the context itself
     output_weight: Tensor | None  # (X, H): the state's part of the attentional vector
     projected: Tensor | None  # (T, B, X): the word vectors' part of it
 
 
 class ScanPlan(NamedTuple):
-    """What is no tensor to differentiate."""
+    """Static arguments of the scan, without a gradient."""
 
     cell: str  # a name of `CELLS`
-    mask: Tensor  # bool (batch, source), True where attention is allowed; a row may allow nothing
+    mask: Tensor  # bool (batch, source), True where attention is allowed; a row may allow no word
     before_cell: bool
     residual: tuple[bool, ...]  # per layer
     reads_extra: tuple[bool, ...]  # per layer
 
 
 class ScanOutputs(NamedTuple):
-    """Every position of the recurrence, and the cells after the last."""
+    """All positions of the recurrence, and the LSTM's cells after the last one."""
 
     extra: Tensor  # (T, B, X)
     weights: Tensor  # (T, B x heads, S)
@@ -116,12 +115,12 @@ class _Scan(torch.autograd.Function):
         cells = [cell(layer, ctx.steps, [next(saved) for _ in cell.saved]) for layer in inputs.layers]
         grads = ScanOutputs(d_extra, d_weights, rest[:count], rest[count:])
         with without_autocast(extra):
-            found = _Backward(inputs, plan, cells, score, hidden, extra).run(grads)
-        return None, *[tensor for group in (found.source, found.mixer, *found.layers) for tensor in group]
+            gradients = _Backward(inputs, plan, cells, score, hidden, extra).run(grads)
+        return None, *[tensor for group in (gradients.source, gradients.mixer, *gradients.layers) for tensor in group]
 
 
 def _classes(plan: ScanPlan, source: ScanSource) -> tuple[Any, Any]:
-    """What computes the cells, and the attention."""
+    """The classes of the cells and of the score."""
     return CELLS[plan.cell], score_class(source)
 
 
@@ -142,7 +141,9 @@ def _run(inputs: _Inputs, plan: ScanPlan, cells: list, score: Any) -> tuple[list
             _mix(mixer, t, score.read(t, hidden[-1][t]), None, extra[t + 1])
         entering, output = extra[t + 1 if plan.before_cell else t], None
         for number, (layer, cell) in enumerate(zip(layers, cells, strict=True)):
-            parts = [] if output is None else [output if layer.drop is None else output * _at(layer.drop, t)]
+            parts = (
+                [] if output is None else [output if layer.input_mask is None else output * _at(layer.input_mask, t)]
+            )
             if plan.reads_extra[number]:
                 parts = [*parts, entering]
             after = hidden[number][t + 1]
@@ -166,12 +167,12 @@ def _mix(mixer: ScanMixer, t: int, read: Tensor, output: Tensor | None, out: Ten
 
 
 def _at(sequence: Tensor, t: int) -> Tensor:
-    """A mask's position t; one mask may stand for all positions."""
+    """A mask's position t; a sequence of one mask serves all positions."""
     return sequence[t if len(sequence) > 1 else 0]
 
 
 class _Backward:
-    """Walks back in time; names starting with d_ are gradients."""
+    """The backward pass, from the last position to the first; names that start with d_ are gradients."""
 
     def __init__(
         self, inputs: _Inputs, plan: ScanPlan, cells: list, score: Any, hidden: list[Tensor], extra: Tensor
@@ -197,9 +198,10 @@ class _Backward:
                 d_output = self._unmix(t, d_mixed, d_weights)
             d_feed = self._through_layers(t, d_output, grads.hidden)
             if plan.before_cell:
-                torch.add(d_feed, d_given, out=self.d_mixed[t]) if d_given is not None else self.d_mixed[t].copy_(
-                    d_feed
-                )
+                if d_given is None:
+                    self.d_mixed[t] = d_feed
+                else:
+                    torch.add(d_feed, d_given, out=self.d_mixed[t])
                 self.d_hidden[-1] = self.score.backward(t, self._d_read(t), d_weights, self.d_hidden[-1])
         return self._finish(mixer, None if plan.before_cell else d_feed)
 
@@ -235,34 +237,34 @@ class _Backward:
             if number:
                 d_below = d_inputs[:, : self.hidden[0].shape[2]]
                 d_below = d_below + d_output if plan.residual[number] and d_output is not None else d_below
-                drop = self.inputs.layers[number].drop
-                d_output = d_below if drop is None else d_below * _at(drop, t)
+                mask = self.inputs.layers[number].input_mask
+                d_output = d_below if mask is None else d_below * _at(mask, t)
         return d_extra
 
     def _finish(self, mixer: ScanMixer, d_feed: Tensor | None) -> _Inputs:
-        """What is summed over positions, by one product for each weight."""
-        plan, score, found, output = self.plan, self.score, [], None
+        """The gradients that are summed over positions, with one product for each weight."""
+        plan, score, layers, output = self.plan, self.score, [], None
         entering = self.extra[1:] if plan.before_cell else self.extra[:-1]
         for number, cell in enumerate(self.cells):
-            drop = self.inputs.layers[number].drop
-            parts = [] if output is None else [output if drop is None else output * drop]
+            mask = self.inputs.layers[number].input_mask
+            parts = [] if output is None else [output if mask is None else output * mask]
             output = self.hidden[number][1:] + parts[0] if plan.residual[number] else self.hidden[number][1:]
             if plan.reads_extra[number]:
                 parts = [*parts, entering]
             layer = cell.finish(parts, self.hidden[number][:-1])
-            found.append(layer._replace(hidden=self.d_hidden[number], cell=self.d_cell[number]))
+            layers.append(layer._replace(hidden=self.d_hidden[number], cell=self.d_cell[number]))
         d_mixed = self.d_mixed
         d_read = d_mixed if mixer.read_weight is None else d_mixed @ mixer.read_weight
-        asked = self.hidden[-1][:-1] if plan.before_cell else output
+        queries = self.hidden[-1][:-1] if plan.before_cell else output
         return _Inputs(
-            score.finish(asked, d_read),
+            score.finish(queries, d_read),
             ScanMixer(
                 feed=d_feed,
                 read_weight=None if mixer.read_weight is None else outer(d_mixed, score.reads()),
                 output_weight=None if mixer.output_weight is None else outer(d_mixed, output),
                 projected=None if mixer.projected is None else d_mixed,
             ),
-            found,
+            layers,
         )
 
 

@@ -1,7 +1,10 @@
-"""The cells of the fused scan: one position forward, one backward, and weight gradients over all positions at once.
+"""The cells in place: one position forward, one backward, and weight gradients over all positions at once.
+
+`recurrence._cell` is the readable equation of each cell. `lstm_state` and `activate_gru` compute the same in place, for
+the fused scan (training) and for `FusedStep` (decoding).
 
 Tensors are (batch, ...) at one position and (target, batch, ...) over all of them. `ScanLayer.weight` holds the columns
-that read the cell's inputs, then those that read its own state. Names starting with d_ are gradients.
+that read the cell's inputs, then those that read its own state. Names that start with d_ are gradients.
 """
 
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ _sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.a
 
 
 class ScanLayer(NamedTuple):
-    """What one layer of the recurrence reads; T target, B batch, H hidden, G gates, I inputs known in the loop only."""
+    """The inputs of one layer of the recurrence; T target, B batch, H hidden, G gates, I inputs known in the loop only."""
 
     hidden: Tensor  # (B, H): the state before the first position
     cell: Tensor | None  # (B, H): the LSTM's cell
@@ -24,27 +27,61 @@ class ScanLayer(NamedTuple):
     bias: Tensor | None  # (G,): layers above the first
     recurrent_bias: Tensor | None  # (G,): of the product that the GRU's reset gate multiplies
     projected: Tensor | None  # (T, B, G): first layer, the product of the word vectors and the bias
-    keep: Tensor | None  # (B, H): recurrent dropout
-    drop: Tensor | None  # (T or 1, B, H): dropout of the layer below's output; layers above the first
+    recurrent_mask: Tensor | None  # (B, H): recurrent dropout
+    input_mask: Tensor | None  # (T or 1, B, H): dropout of the layer below's output; layers above the first
+
+
+def lstm_state(
+    update: Tensor,
+    forget: Tensor,
+    new: Tensor,
+    output: Tensor,
+    before: Tensor,
+    cell: Tensor | None = None,
+    hidden: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """h and c of the LSTM from its activated gates and the cell `before`, written to `hidden` and `cell` if given."""
+    cell = torch.mul(forget, before, out=cell).addcmul_(update, new)
+    return torch.tanh(cell, out=hidden).mul_(output), cell
+
+
+def activate_gru(
+    sums: Tensor, recurrent: Tensor, before: Tensor, gates: Tensor | None = None, hidden: Tensor | None = None
+) -> Tensor:
+    """h of the GRU from the products (batch, gates) of its inputs and of its state; `sums` is overwritten.
+
+    The activated gates are written to `gates` (default: `sums`), the state to `hidden` if given.
+    """
+    size = before.shape[1]
+    gates = sums if gates is None else gates
+    opened = torch.sigmoid(sums[:, : 2 * size].add_(recurrent[:, : 2 * size]), out=gates[:, : 2 * size])
+    new = torch.tanh(sums[:, 2 * size :].addcmul_(opened[:, :size], recurrent[:, 2 * size :]), out=gates[:, 2 * size :])
+    return torch.lerp(new, before, opened[:, size:], out=hidden)
 
 
 class ScanCell:
-    """What the cells share: buffers over all positions, and the gradients of weights and biases."""
+    """Base of the cells: buffers over all positions, and the gradients of weights and biases.
+
+    Args:
+        layer: what the cell reads.
+        steps: number of positions.
+        buffers: the tensors that `saved` names, from the forward pass; None in the forward pass, which allocates them.
+    """
 
     saved: tuple[str, ...] = ("gates",)
     reads_together = False  # one product for inputs and state
 
-    def __init__(self, layer: ScanLayer, steps: int, kept: Sequence[Tensor] | None = None) -> None:
+    def __init__(self, layer: ScanLayer, steps: int, buffers: Sequence[Tensor] | None = None) -> None:
         self.layer, self.steps, self.size = layer, steps, layer.hidden.shape[1]
-        self.weight, self.keep = layer.weight, layer.keep
+        self.weight = layer.weight
         self.inputs = self.weight.shape[1] - self.size
-        # Cells that read them apart multiply by dense matrices.
+        # Cells with two products multiply by dense matrices.
         columns = () if self.reads_together else self.weight.split((self.inputs, self.size), 1)
         self.columns = tuple(part.contiguous() for part in columns)
-        if kept is None:
+        if buffers is None:
             self.allocate()
         else:
-            for name, tensor in zip(self.saved, kept, strict=True):
+            for name, tensor in zip(self.saved, buffers, strict=True):
                 setattr(self, name, tensor)
             self.d_gates = torch.empty_like(self.gates)
 
@@ -52,21 +89,21 @@ class ScanCell:
         batch = self.layer.hidden.shape[0]
         self.gates = self.layer.hidden.new_empty(self.steps, batch, self.weight.shape[0])
 
-    def kept(self, hidden: Tensor) -> Tensor:
-        """A state as the recurrent product reads it."""
-        return hidden if self.keep is None else hidden * self.keep
+    def dropped(self, hidden: Tensor) -> Tensor:
+        """A state as the recurrent product reads it: with recurrent dropout."""
+        return hidden if self.layer.recurrent_mask is None else hidden * self.layer.recurrent_mask
 
     def addend(self, t: int) -> Tensor:
-        """What is known of the gates before the loop."""
+        """The part of the gates' sums that is known before the loop."""
         return self.layer.bias if self.layer.projected is None else self.layer.projected[t]
 
     def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
         """Writes the state `after` (batch, hidden) from the inputs' `parts` and the state `before`."""
-        raise TypeError("a subclass defines forward")
+        raise TypeError("a subclass must define forward")
 
     def backward(self, t: int, d_hidden: Tensor, d_cell: Tensor | None, before: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the inputs (batch, inputs) and of the state before; `d_cell` is updated in place."""
-        raise TypeError("a subclass defines backward")
+        raise TypeError("a subclass must define backward")
 
     def finish(self, parts: list[Tensor], before: Tensor) -> ScanLayer:
         """Gradients of the weights from all positions' inputs and states before, without those of the states."""
@@ -75,7 +112,7 @@ class ScanCell:
         for part in parts:
             outer(self.d_gates, part, d_weight[:, start : start + part.shape[2]])
             start += part.shape[2]
-        self.recurrent_gradient(before if self.keep is None else before * self.keep, d_weight[:, start:])
+        self.recurrent_gradient(self.dropped(before), d_weight[:, start:])
         return ScanLayer(
             hidden=None,
             cell=None,
@@ -83,8 +120,8 @@ class ScanCell:
             bias=None if self.layer.bias is None else total(self.d_gates),
             recurrent_bias=None,
             projected=None if self.layer.projected is None else self.d_gates,
-            keep=None,
-            drop=None,
+            recurrent_mask=None,
+            input_mask=None,
         )
 
     def recurrent_gradient(self, before: Tensor, out: Tensor) -> None:
@@ -104,30 +141,25 @@ class LstmCell(ScanCell):
 
     def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
         # One product for everything the cell reads.
-        self.activate(t, affine(self.addend(t), torch.cat([*parts, self.kept(before)], 1), self.weight), after)
-
-    def activate(self, t: int, sums: Tensor, after: Tensor) -> None:
-        """Gates, cell and state `after` from the sums (batch, gates) that the gates read."""
+        sums = affine(self.addend(t), torch.cat([*parts, self.dropped(before)], 1), self.weight)
         gates, size = self.gates[t], self.size
         torch.sigmoid(sums[:, : 2 * size], out=gates[:, : 2 * size])
         torch.tanh(sums[:, 2 * size : 3 * size], out=gates[:, 2 * size : 3 * size])
         torch.sigmoid(sums[:, 3 * size :], out=gates[:, 3 * size :])
-        update, forget, new, output = gates.chunk(4, 1)
-        torch.mul(forget, self.cells[t], out=self.cells[t + 1]).addcmul_(update, new)
-        torch.tanh(self.cells[t + 1], out=after).mul_(output)
+        lstm_state(*gates.chunk(4, 1), self.cells[t], self.cells[t + 1], after)
 
     def backward(self, t: int, d_hidden: Tensor, d_cell: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         self.gate_gradients(t, d_hidden, d_cell)
         d_inputs, d_before = product(self.d_gates[t], self.weight).split((self.inputs, self.size), 1)
-        return d_inputs, self.kept(d_before)
+        return d_inputs, self.dropped(d_before)
 
     def gate_gradients(self, t: int, d_hidden: Tensor, d_cell: Tensor) -> None:
         """Writes the gradient of the sums (batch, gates); `d_cell` becomes that of the cell before."""
         update, forget, new, output = self.gates[t].chunk(4, 1)
         d_update, d_forget, d_new, d_output = self.d_gates[t].chunk(4, 1)
-        shown = torch.tanh(self.cells[t + 1])
-        _sigmoid_backward.grad_input(d_hidden * shown, output, grad_input=d_output)
-        d_cell += _tanh_backward(d_hidden * output, shown)
+        cell_output = torch.tanh(self.cells[t + 1])
+        _sigmoid_backward.grad_input(d_hidden * cell_output, output, grad_input=d_output)
+        d_cell += _tanh_backward(d_hidden * output, cell_output)
         _sigmoid_backward.grad_input(d_cell * new, update, grad_input=d_update)
         _sigmoid_backward.grad_input(d_cell * self.cells[t], forget, grad_input=d_forget)
         _tanh_backward.grad_input(d_cell * update, new, grad_input=d_new)
@@ -139,9 +171,9 @@ class GruCell(ScanCell):
 
     saved = ("gates", "inner")
 
-    def __init__(self, layer: ScanLayer, steps: int, kept: Sequence[Tensor] | None = None) -> None:
-        super().__init__(layer, steps, kept)
-        if kept is not None:
+    def __init__(self, layer: ScanLayer, steps: int, buffers: Sequence[Tensor] | None = None) -> None:
+        super().__init__(layer, steps, buffers)
+        if buffers is not None:
             self.d_recurrent = torch.empty_like(self.gates)
 
     def allocate(self) -> None:
@@ -150,22 +182,14 @@ class GruCell(ScanCell):
 
     def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
         sums = affine(self.addend(t), _join(parts), self.columns[0])
-        recurrent = affine(self.layer.recurrent_bias, self.kept(before), self.columns[1])
-        self.activate(t, sums, recurrent, before, after)
-
-    def activate(self, t: int, sums: Tensor, recurrent: Tensor, before: Tensor, after: Tensor) -> None:
-        """Gates and state `after` from the two sums (batch, gates) that the gates read; `sums` is written over."""
-        gates, size = self.gates[t], self.size
-        torch.sigmoid(sums[:, : 2 * size].add_(recurrent[:, : 2 * size]), out=gates[:, : 2 * size])
-        self.inner[t] = recurrent[:, 2 * size :]
-        reset, update, new = gates.chunk(3, 1)
-        torch.tanh(sums[:, 2 * size :].addcmul_(reset, self.inner[t]), out=new)
-        torch.lerp(new, before, update, out=after)
+        recurrent = affine(self.layer.recurrent_bias, self.dropped(before), self.columns[1])
+        self.inner[t] = recurrent[:, 2 * self.size :]
+        activate_gru(sums, recurrent, before, self.gates[t], after)
 
     def backward(self, t: int, d_hidden: Tensor, d_cell: None, before: Tensor) -> tuple[Tensor, Tensor]:
         self.gate_gradients(t, d_hidden, before)
         update = self.gates[t, :, self.size : 2 * self.size]
-        d_before = self.kept(product(self.d_recurrent[t], self.columns[1])).addcmul_(d_hidden, update)
+        d_before = self.dropped(product(self.d_recurrent[t], self.columns[1])).addcmul_(d_hidden, update)
         return product(self.d_gates[t], self.columns[0]), d_before
 
     def gate_gradients(self, t: int, d_hidden: Tensor, before: Tensor) -> None:
@@ -191,7 +215,7 @@ class GruResetBeforeCell(ScanCell):
     """r, z = sigmoid; n = tanh(x_n + W_n (r h)); h_t = (1 - z) n + z h_{t-1} (Cho 2014, equations 5 to 8)."""
 
     def forward(self, t: int, parts: list[Tensor], before: Tensor, after: Tensor) -> None:
-        gates, size, hidden = self.gates[t], self.size, self.kept(before)
+        gates, size, hidden = self.gates[t], self.size, self.dropped(before)
         below, recurrent = self.columns
         sums = affine(self.addend(t), _join(parts), below)
         torch.sigmoid(affine(sums[:, : 2 * size], hidden, recurrent[: 2 * size]), out=gates[:, : 2 * size])
@@ -205,10 +229,10 @@ class GruResetBeforeCell(ScanCell):
         d_reset, d_update, d_new = self.d_gates[t].chunk(3, 1)
         _tanh_backward.grad_input(d_hidden * (1 - update), new, grad_input=d_new)
         _sigmoid_backward.grad_input(d_hidden * (before - new), update, grad_input=d_update)
-        d_shown = product(d_new, recurrent[2 * size :])
-        _sigmoid_backward.grad_input(d_shown * self.kept(before), reset, grad_input=d_reset)
-        d_before = product(self.d_gates[t, :, : 2 * size], recurrent[: 2 * size]).addcmul_(d_shown, reset)
-        d_before = self.kept(d_before).addcmul_(d_hidden, update)
+        d_reset_state = product(d_new, recurrent[2 * size :])
+        _sigmoid_backward.grad_input(d_reset_state * self.dropped(before), reset, grad_input=d_reset)
+        d_before = product(self.d_gates[t, :, : 2 * size], recurrent[: 2 * size]).addcmul_(d_reset_state, reset)
+        d_before = self.dropped(d_before).addcmul_(d_hidden, update)
         return product(self.d_gates[t], self.columns[0]), d_before
 
     def recurrent_gradient(self, before: Tensor, out: Tensor) -> None:
@@ -221,7 +245,7 @@ CELLS: dict[str, type[ScanCell]] = {"lstm": LstmCell, "gru": GruCell, "gru_reset
 
 
 def total(gradients: Tensor) -> Tensor:
-    """(T, B, width) summed over positions and rows, in float32 at least: there are many."""
+    """(T, B, width) summed over the many positions and rows, in float32 at least."""
     wide = torch.promote_types(gradients.dtype, torch.float32)
     return gradients.sum((0, 1), dtype=wide).to(gradients.dtype)
 
@@ -230,4 +254,4 @@ def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-__all__ = ["CELLS", "GruCell", "LstmCell", "ScanCell", "ScanLayer", "total"]
+__all__ = ["CELLS", "GruCell", "LstmCell", "ScanCell", "ScanLayer", "activate_gru", "lstm_state", "total"]

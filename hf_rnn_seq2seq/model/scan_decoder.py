@@ -1,27 +1,27 @@
-"""How the decoder hands its attended layers to the fused scan, and which decoders the scan covers."""
+"""The decoder's attended layers as one fused scan, and which decoders the scan covers."""
 
 import torch
 from torch import Tensor, nn
 
 from .attention import Attention
-from .cache import DecoderState, Memory
-from .decoder_parts import Attended, Loop, Readout
+from .decoder_state import Attended, DecoderState, LoopConstants, Memory
 from .departures import departure, weights_say_all
 from .matmul import LINEAR, linear
+from .readout import Readout
 from .recurrence import KERNELS, RecurrentLayer
 from .scan import ScanLayer, ScanMixer, ScanPlan, ScanSource, attention_scan
 
-# Options of the attention, and the one value of each that the scan knows.
+# Options of the attention, and the only value of each that the scan covers.
 COVERED = {"attention_window": "global", "attention_normalization": "softmax"}
 COVERED |= {"coverage": "none", "context_gate": "none"}
 
-# Methods that are called as they are; the scan stands for the others.
+# Methods that the scan calls, so that an override of them takes effect. The scan replaces all others.
 LIVE_OF_ATTENTION = ("project_keys", "project_values", "start", "scan_form", "energy_weight", "_split")
 LIVE_OF_A_LAYER = ("step_weights", "recurrent_mask", "zoneout_masks", "zero_state", "calls_kernel")
 
 
 def scan_refusal(decoder: nn.Module) -> str | None:
-    """Why the fused scan does not cover an `RnnDecoder` that needs a time loop; None where it does."""
+    """The reason why the fused scan does not cover an `RnnDecoder` that needs a time loop; None if it does."""
     config = decoder.config
     if config.cell_type not in ("lstm", "gru"):
         return f"cell_type={config.cell_type!r}"
@@ -34,7 +34,7 @@ def scan_refusal(decoder: nn.Module) -> str | None:
         if reason := weights_say_all(layer.kernel, KERNELS):
             return f"layers.{number}.kernel: {reason}"
         if layer.norm_input is not None or len(layer.transitions):
-            return "layer normalisation or deep transition"
+            return "layer normalization or deep transition"
         if layer.zoneout is not None:
             return f"zoneout {layer.zoneout}"
     if reason := attention_departure(decoder.attention):
@@ -47,7 +47,7 @@ def scan_refusal(decoder: nn.Module) -> str | None:
 
 
 def attention_departure(attention: nn.Module) -> str | None:
-    """What an attention does beside the class that gave it its `scan_form`; None where that form says all."""
+    """What an attention does in addition to its `scan_form`, or None."""
     if not isinstance(attention, Attention):
         return f"{type(attention).__name__} in its place"
     if reason := departure(attention, form_author(attention), LIVE_OF_ATTENTION):
@@ -62,14 +62,16 @@ def form_author(attention: Attention) -> type[Attention]:
 
 
 def readout_departure(readout: nn.Module) -> str | None:
-    """What a readout, or its projection, does beside the equation of `Readout`."""
+    """What a readout, or its projection, does in addition to the equation of `Readout`, or None."""
     if (reason := departure(readout, Readout)) or readout.project is None:
         return reason
     reason = departure(readout.project, LINEAR)
     return reason and f"project: {reason}"
 
 
-def attended_scan(decoder: nn.Module, embedded: Tensor, state: DecoderState, memory: Memory, loop: Loop) -> Attended:
+def attended_scan(
+    decoder: nn.Module, embedded: Tensor, state: DecoderState, memory: Memory, loop: LoopConstants
+) -> Attended:
     """The attended layers over all positions: `RnnDecoder.step` over time as one autograd node.
 
     Args:
@@ -98,29 +100,29 @@ def attended_scan(decoder: nn.Module, embedded: Tensor, state: DecoderState, mem
     # The GRU's reset gate multiplies the recurrent product with its bias; elsewhere the two biases are one.
     separate = plan.cell == "gru"
     layers = [_layer(number, words, state, loop, separate) for number in range(decoder.attended)]
-    done = attention_scan(layers, source, mixer, plan)
-    outputs = [done.hidden[0]]
+    scan = attention_scan(layers, source, mixer, plan)
+    outputs = [scan.hidden[0]]
     for number in range(1, decoder.attended):
-        drop, hidden = loop.drop[number], done.hidden[number]
-        below = outputs[-1] if drop is None else outputs[-1] * drop
+        mask, hidden = loop.input_masks[number], scan.hidden[number]
+        below = outputs[-1] if mask is None else outputs[-1] * mask
         outputs.append(hidden + below if plan.residual[number] else hidden)
-    extra = done.extra.transpose(0, 1)
-    ends = zip([hidden[-1] for hidden in done.hidden], *[done.cells] * (plan.cell == "lstm"), strict=True)
+    extra = scan.extra.transpose(0, 1)
+    ends = zip([hidden[-1] for hidden in scan.hidden], *[scan.cells] * (plan.cell == "lstm"), strict=True)
     return Attended(
-        tuple(ends),
-        tuple(output.transpose(0, 1) for output in outputs),
-        None if decoder.feeds_readout else extra,
-        done.weights.unflatten(1, (len(embedded), -1)).permute(1, 2, 0, 3),
-        None,
-        extra if decoder.feeds_readout else None,
-        done.extra[-1] if decoder.feed_size else None,
+        states=tuple(ends),
+        outputs=tuple(output.transpose(0, 1) for output in outputs),
+        context=None if decoder.feeds_readout else extra,
+        weights=scan.weights.unflatten(1, (len(embedded), -1)).permute(1, 2, 0, 3),
+        attention_state=None,
+        readout=extra if decoder.feeds_readout else None,
+        feed=scan.extra[-1] if decoder.feed_size else None,
     )
 
 
 def _attentional_vector(
     decoder: nn.Module, words: Tensor, values: Tensor, mixer: ScanMixer
 ) -> tuple[Tensor, ScanMixer]:
-    """Luong's tanh(W [h; c; e]) in parts: what does not wait for the loop is projected before it."""
+    """Luong's tanh(W [h; c; e]) in parts: the context and the word vector are projected before the loop."""
     size, width = decoder.config.hidden_size, decoder.config.context_width
     weight = decoder.readout.project.weight
     parts = weight.split([size, width, weight.shape[1] - size - width], 1)
@@ -133,7 +135,7 @@ def _attentional_vector(
     return values, mixer._replace(output_weight=state, projected=projected)
 
 
-def _layer(number: int, words: Tensor, state: DecoderState, loop: Loop, separate_biases: bool) -> ScanLayer:
+def _layer(number: int, words: Tensor, state: DecoderState, loop: LoopConstants, separate_biases: bool) -> ScanLayer:
     """One layer's part of the scan; the first reads `words` (target, batch, embedding)."""
     weights, hidden = loop.weights[number], state.layers[number]
     bias = weights.below_bias if separate_biases else weights.below_bias + weights.recurrent_bias
@@ -147,8 +149,8 @@ def _layer(number: int, words: Tensor, state: DecoderState, loop: Loop, separate
         bias=bias if number else None,
         recurrent_bias=weights.recurrent_bias if separate_biases else None,
         projected=None if number else linear(words, weights.below.contiguous(), bias),
-        keep=loop.keep[number],
-        drop=loop.drop[number],
+        recurrent_mask=loop.recurrent_masks[number],
+        input_mask=loop.input_masks[number],
     )
 
 

@@ -1,7 +1,7 @@
 """The attention of the fused scan: one position forward and backward, source-side gradients over all positions at once.
 
-Heads are rows: where there are several, keys, values and weights have batch x heads rows. Names starting with d_ are
-gradients.
+Heads are rows: with several heads, keys, values and weights have batch x heads rows. Masked scores follow the convention
+of attention.py. Names that start with d_ are gradients.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .attention import mask_bias
 from .matmul import outer, product
 
 
 class ScanSource(NamedTuple):
-    """What the attention reads; B batch, S source, A score, R read, all heads together for the two weights."""
+    """The inputs of the attention; B batch, S source, A score, R read, all heads together for the two weights."""
 
     keys: Tensor  # (B x heads, S, A of a head), scale included
     values: Tensor  # (B x heads, S, R of a head)
@@ -23,18 +24,25 @@ class ScanSource(NamedTuple):
 
 
 class ScanScore:
-    """Weights and reading, for any score; the softmax and its gradient are the same for all."""
+    """Base of the scores: the softmax over the source, the context, and their gradients.
+
+    Args:
+        source: what the attention reads.
+        mask: bool (batch, source), True where attention is allowed.
+        steps: number of target positions.
+        buffers: the tensors that `saved` names, from the forward pass; None in the forward pass, which allocates them.
+    """
 
     saved: tuple[str, ...] = ("weights",)
 
-    def __init__(self, source: ScanSource, mask: Tensor, steps: int, kept: Sequence[Tensor] | None = None) -> None:
+    def __init__(self, source: ScanSource, mask: Tensor, steps: int, buffers: Sequence[Tensor] | None = None) -> None:
         self.source, self.batch = source, len(mask)
         self.keys, self.values = source.keys, source.values
         self.heads = len(self.keys) // len(mask)
-        if kept is None:
+        if buffers is None:
             self.allocate(mask, steps)
         else:
-            for name, tensor in zip(self.saved, kept, strict=True):
+            for name, tensor in zip(self.saved, buffers, strict=True):
                 setattr(self, name, tensor)
             self.d_scores = torch.empty_like(self.weights)
             self.start_backward()
@@ -42,33 +50,32 @@ class ScanScore:
     def allocate(self, mask: Tensor, steps: int) -> None:
         keys = self.keys
         mask = mask.repeat_interleave(self.heads, 0) if self.heads > 1 else mask
-        bias = torch.zeros(mask.shape, dtype=keys.dtype, device=mask.device)
-        self.bias = bias.masked_fill_(~mask, torch.finfo(keys.dtype).min).unsqueeze(1)
-        # Where a row allows nothing, the softmax would be uniform. Looking costs a synchronisation on a device.
+        self.bias = mask_bias(mask, keys.dtype).unsqueeze(1)
+        # Without any allowed word, the softmax of a row would be uniform. Looking costs a synchronization on a device.
         whole = mask.device.type == "cpu" and bool(mask.any(1).all())
         self.allowed = None if whole else mask.unsqueeze(1).to(keys.dtype)
         self.weights = keys.new_empty(steps, *mask.shape)
         query_weight = self.source.query_weight
         self.queries = None if query_weight is None else keys.new_empty(steps, self.batch, len(query_weight))
 
-    def query(self, t: int, asked: Tensor) -> Tensor:
-        """What meets the keys: (batch, hidden) -> (batch, score), all heads together."""
-        return product(asked, self.source.query_weight.t(), self.queries[t])
+    def query(self, t: int, state: Tensor) -> Tensor:
+        """The query of a decoder state: (batch, hidden) -> (batch, score), all heads together."""
+        return product(state, self.source.query_weight.t(), self.queries[t])
 
     def score(self, query: Tensor) -> Tensor:
         """(batch, score) -> (batch x heads, 1, source), masked."""
-        raise TypeError("a subclass defines score")
+        raise TypeError("a subclass must define score")
 
-    def read(self, t: int, asked: Tensor) -> Tensor:
+    def read(self, t: int, state: Tensor) -> Tensor:
         """(batch, hidden) -> (batch, read)."""
-        weights = torch.softmax(self.score(self.query(t, asked)), -1)
+        weights = torch.softmax(self.score(self.query(t, state)), -1)
         if self.allowed is not None:
             weights *= self.allowed
         self.weights[t] = weights[:, 0]
         return torch.bmm(weights, self.values).view(self.batch, -1)
 
     def reads(self) -> Tensor:
-        """What was read at all positions: (target, batch, read)."""
+        """The contexts of all positions: (target, batch, read)."""
         return torch.bmm(self.weights.transpose(0, 1), self.values).transpose(0, 1).reshape(*self._shape(), -1)
 
     def _shape(self) -> tuple[int, int]:
@@ -77,12 +84,12 @@ class ScanScore:
     def start_backward(self) -> None:
         """Makes the buffers of the backward pass."""
 
-    def backward(self, t: int, d_read: Tensor, d_weights: Tensor | None, d_asked: Tensor) -> Tensor:
-        """`d_asked` (batch, hidden) with what flows through the weights added."""
+    def backward(self, t: int, d_read: Tensor, d_weights: Tensor | None, d_state: Tensor) -> Tensor:
+        """`d_state` (batch, hidden) plus the gradient through the attention weights."""
         d_query = self.query_gradient(t, d_read, d_weights)
         if self.source.query_weight is None:
-            return d_query.add_(d_asked)
-        return product(d_query, self.source.query_weight).add_(d_asked)
+            return d_query.add_(d_state)
+        return product(d_query, self.source.query_weight).add_(d_state)
 
     def query_gradient(self, t: int, d_read: Tensor, d_weights: Tensor | None) -> Tensor:
         """The gradient of the query (batch, score); keeps that of the scores."""
@@ -97,16 +104,16 @@ class ScanScore:
 
     def score_backward(self, t: int, d_scores: Tensor) -> Tensor:
         """(batch x heads, source) -> the gradient of the query (batch, score)."""
-        raise TypeError("a subclass defines score_backward")
+        raise TypeError("a subclass must define score_backward")
 
-    def finish(self, asked: Tensor, d_read: Tensor) -> ScanSource:
-        """Gradients of the source's side, from what asked and the gradients of what was read, (target, batch, ...)."""
-        d_keys, d_query_weight, d_energy = self.score_gradients(asked)
+    def finish(self, state: Tensor, d_read: Tensor) -> ScanSource:
+        """Gradients of the source's side, from the states that asked and the contexts' gradients, (target, batch, ...)."""
+        d_keys, d_query_weight, d_energy = self.score_gradients(state)
         d_values = torch.bmm(self.weights.permute(1, 2, 0), self._rows(d_read))
         return ScanSource(d_keys, d_values, d_query_weight, d_energy)
 
-    def score_gradients(self, asked: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        raise TypeError("a subclass defines score_gradients")
+    def score_gradients(self, state: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        raise TypeError("a subclass must define score_gradients")
 
     def _rows(self, sequence: Tensor) -> Tensor:
         """(target, batch, heads x width) -> (batch x heads, target, width)."""
@@ -116,8 +123,8 @@ class ScanScore:
 class DotScore(ScanScore):
     """score = key . h"""
 
-    def query(self, t: int, asked: Tensor) -> Tensor:
-        return asked
+    def query(self, t: int, state: Tensor) -> Tensor:
+        return state
 
     def score(self, query: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, query.reshape(len(self.keys), 1, -1), self.keys.transpose(1, 2))
@@ -125,8 +132,8 @@ class DotScore(ScanScore):
     def score_backward(self, t: int, d_scores: Tensor) -> Tensor:
         return torch.bmm(d_scores.unsqueeze(1), self.keys)[:, 0]
 
-    def score_gradients(self, asked: Tensor) -> tuple[Tensor, None, None]:
-        return torch.bmm(self.d_scores.permute(1, 2, 0), asked.transpose(0, 1)), None, None
+    def score_gradients(self, state: Tensor) -> tuple[Tensor, None, None]:
+        return torch.bmm(self.d_scores.permute(1, 2, 0), state.transpose(0, 1)), None, None
 
 
 class ProjectedDotScore(DotScore):
@@ -134,8 +141,8 @@ class ProjectedDotScore(DotScore):
 
     saved = ("weights", "queries")
 
-    def query(self, t: int, asked: Tensor) -> Tensor:
-        return ScanScore.query(self, t, asked)
+    def query(self, t: int, state: Tensor) -> Tensor:
+        return ScanScore.query(self, t, state)
 
     def start_backward(self) -> None:
         self.d_queries = torch.empty_like(self.queries)
@@ -144,13 +151,15 @@ class ProjectedDotScore(DotScore):
         torch.bmm(d_scores.unsqueeze(1), self.keys, out=self.d_queries[t].view(len(self.keys), 1, -1))
         return self.d_queries[t]
 
-    def score_gradients(self, asked: Tensor) -> tuple[Tensor, Tensor, None]:
-        return torch.bmm(self.d_scores.permute(1, 2, 0), self._rows(self.queries)), outer(self.d_queries, asked), None
+    def score_gradients(self, state: Tensor) -> tuple[Tensor, Tensor, None]:
+        return torch.bmm(self.d_scores.permute(1, 2, 0), self._rows(self.queries)), outer(self.d_queries, state), None
 
 
 class AdditiveScore(ScanScore):
-    """score = v . tanh(key + W_q h); the tanh is computed again on the way back, since keeping it would cost
-    (target, batch, source, score)."""
+    """score = v . tanh(key + W_q h).
+
+    The backward pass computes the tanh again: to keep it would take (target, batch, source, score) numbers.
+    """
 
     saved = ("weights", "queries")
 
@@ -174,13 +183,13 @@ class AdditiveScore(ScanScore):
         self.d_keys += d
         return torch.sum(d, 1, out=self.d_queries[t])
 
-    def score_gradients(self, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def score_gradients(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dtype = self.keys.dtype
-        return self.d_keys.to(dtype), outer(self.d_queries, asked), self.d_energy.to(dtype)
+        return self.d_keys.to(dtype), outer(self.d_queries, state), self.d_energy.to(dtype)
 
 
 def score_class(source: ScanSource) -> type[ScanScore]:
-    """The score that the given weights make."""
+    """The class of the score that has these weights."""
     if source.energy is not None:
         return AdditiveScore
     return DotScore if source.query_weight is None else ProjectedDotScore

@@ -25,9 +25,10 @@ from .decoder import RnnDecoder
 from .departures import hooked, override
 from .encoder_decoder import RnnSeq2SeqModel
 from .ensemble_step import EnsembleStep
+from .finite import NotFiniteError, why_not_finite
 from .fused_step import build_step, fused_refusal
 from .group_search import group_search
-from .precision import NotFiniteError, why_not_finite, without_autocast
+from .matmul import without_autocast
 from .search_limits import join_parts, make_limits, map_inputs, split_inputs
 from .search_options import OwnOptions, SearchError, Settings, limit_length
 from .search_plan import Found, Limits, SearchPlan

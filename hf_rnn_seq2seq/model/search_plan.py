@@ -100,7 +100,7 @@ class Found(NamedTuple):
     """Hypotheses, best first within a sentence; the first axis is sentences times `num_return_sequences`."""
 
     tokens: Tensor  # (hypotheses, target), padded; without the prompt
-    scores: Tensor  # (hypotheses,), normalised as the plan says
+    scores: Tensor  # (hypotheses,), normalized as the plan says
     log_probabilities: Tensor  # (hypotheses,), sums over the tokens
     lengths: Tensor  # (hypotheses,), end of sentence included
     weights: Tensor | None  # (hypotheses, target, source), zero past each length

@@ -20,7 +20,7 @@ from .attention import AdditiveAttention, Attention, MultiHeadAdditiveAttention
 from .copying import Copying, mixture
 from .decoder import RnnDecoder
 from .departures import departure
-from .precision import NotFiniteError
+from .finite import NotFiniteError
 from .matmul import LINEAR, PackedProduct, packs
 
 
@@ -89,10 +89,10 @@ class Int8Product:
             raise NotFiniteError
         zero = torch.zeros(len(weight), dtype=torch.long)
         with warnings.catch_warnings():
-            # torch 2.13 announces the end of its quantised tensors and has no other product of this speed on a CPU.
+            # torch 2.13 announces the end of its quantized tensors and has no other product of this speed on a CPU.
             warnings.filterwarnings("ignore", message=".*quantize_per_channel.*")
-            quantised = torch.quantize_per_channel(weight, scale.double(), zero, 0, torch.qint8)
-        self.packed = torch.ops.quantized.linear_prepack(quantised, None if bias is None else bias.detach().float())
+            quantized = torch.quantize_per_channel(weight, scale.double(), zero, 0, torch.qint8)
+        self.packed = torch.ops.quantized.linear_prepack(quantized, None if bias is None else bias.detach().float())
 
     def __call__(self, states: Tensor) -> Tensor:
         return torch.ops.quantized.linear_dynamic(states, self.packed, sums_saturate())
@@ -206,7 +206,7 @@ class GeneralStep:
     def start(self, source: Any, beams: int) -> SearchState:
         """The state before the first position from an encoder's output, for `beams` rows a sentence."""
         layers, summary = self.base.bridge(source)
-        memory = self.decoder.read_source(source.last_hidden_state, source.source_mask, summary, source.source_ids)
+        memory = self.decoder.prepare_memory(source.last_hidden_state, source.source_mask, summary, source.source_ids)
         first = self.decoder.start_state(layers, memory)
         state = repeat_rows(SearchState((first, summary), memory._replace(summary=None)), beams)
         if self.carries:
@@ -229,7 +229,7 @@ class GeneralStep:
         bias = None if self.head.bias is None else self.head.bias[words]
         return F.linear(readout, self.head.weight[words], bias).float()
 
-    def normalisers(self, scores: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def normalizers(self, scores: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What is taken from `scores` (rows, words), one after the other, to make log-probabilities: (rows, 1) each.
 
         The largest score, and the logarithm of the sum of the exponentials of what is left, as in torch's log-softmax;

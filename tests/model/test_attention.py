@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_rnn_seq2seq import register_attention
 from hf_rnn_seq2seq.model.attention import Attention, GeneralAttention, build_attention, masked_softmax
-from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import ConfigError
+from hf_rnn_seq2seq.model.config_checks import ConfigError
 from tests.helpers import references
 from tests.helpers.models import batch, randomise, tiny_config, tiny_model
 
@@ -96,7 +96,7 @@ def test_masked_softmax_is_exact(dtype: torch.dtype) -> None:
     assert masked_softmax(scores, torch.zeros(1, 4, dtype=torch.bool)).tolist() == [[0.0] * 4]
 
 
-def test_local_weights_are_not_renormalised() -> None:
+def test_local_weights_are_not_renormalized() -> None:
     """Luong 2015, equation 10: the Gaussian comes after the softmax."""
     _, attention, query, states, positions = build(**WINDOWS["local_p"])
     _, weights = ask(attention, query, states, positions, MASK)

@@ -241,7 +241,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "layer_norm, gru_reset='before' or a decoder_transition_depth above 1",
     ),
     ({"coverage_loss": -1}, "coverage_loss=-1: must be 0 or more"),
-    ({"guided_alignment_weight": float("nan")}, "guided_alignment_weight=nan: must be 0 or more"),
+    ({"guided_alignment_weight": float("nan")}, "guided_alignment_weight=nan: must be a finite number"),
     ({"initializer_range": 0.0}, "initializer_range=0.0: must be greater than 0"),
     ({"cell_type": "gru", "zoneout_cell": 0.5}, "zoneout_cell=0.5: only cell_type='lstm' has a cell, not 'gru'"),
     # types
@@ -319,13 +319,13 @@ def test_every_choice_is_tried() -> None:
         ("zzz", ""),
     ],
 )
-def test_a_misspelt_field_is_refused(name: str, hint: str) -> None:
+def test_a_misspelled_field_is_refused(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         RnnSeq2SeqConfig(**{name: 3})
     assert str(caught.value) == f"{name!r} is not a field of RnnSeq2SeqConfig{hint}"
 
 
-def test_a_file_with_a_misspelt_field_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_a_misspelled_field_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "rnn_seq2seq", "hidden_sise": 4}')
     with pytest.raises(
         ConfigError, match="'hidden_sise' is not a field of RnnSeq2SeqConfig; did you mean 'hidden_size'"
@@ -412,10 +412,10 @@ def test_an_attention_of_ones_own() -> None:
     register_attention("uniform", Uniform)
     register_attention("uniform", Uniform)  # the same again, as a notebook cell does
     assert type(build_attention(tiny_config(attention_type="uniform"))) is Uniform
-    with pytest.raises(ConfigError, match="'uniform'.*already stands for another score"):
+    with pytest.raises(ConfigError, match="'uniform'.*is taken by another score"):
         register_attention("uniform", type("Other", (Attention,), {}))
     for taken in ("general", "concat"):
-        with pytest.raises(ConfigError, match=f"'{taken}'.*already stands for another score"):
+        with pytest.raises(ConfigError, match=f"'{taken}'.*is taken by another score"):
             register_attention(taken, Uniform)
     with pytest.raises(ConfigError, match="must be a subclass of Attention"):
         register_attention("mine", dict)

@@ -181,7 +181,7 @@ def test_shortlist_and_narrow_weights(kind: str) -> None:
     others = [word for word in range(40) if word not in allowed]
     for beams in (1, 3):
         wanted = model.generate(**given, num_beams=beams, max_new_tokens=5, suppress_tokens=others)
-        if beams == 1:  # with beams the search normalises over the shortlist, and transformers over all words
+        if beams == 1:  # with beams the search normalizes over the shortlist, and transformers over all words
             assert model.search(**given, max_new_tokens=5, shortlist=allowed).tolist() == wanted.tolist()
         found = model.search(**given, num_beams=beams, max_new_tokens=5, shortlist=allowed)
         assert set(found[:, 1:].flatten().tolist()) <= {*allowed, PAD}

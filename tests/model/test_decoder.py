@@ -135,7 +135,7 @@ SLOW = {"rnmt_plus2018", "bideep2017"}
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_take_the_fast_paths(name: str) -> None:
-    """Only layer normalisation and deep transitions keep a published decoder in the time loop."""
+    """Only layer normalization and deep transitions keep a published decoder in the time loop."""
     sizes = {"vocab_size": 11, "embedding_size": 5, "hidden_size": 4, **SIZES[name]}
     config = RnnSeq2SeqConfig.from_preset(name, **sizes)
     path = RnnSeq2SeqForConditionalGeneration(config).get_decoder().recurrence_path

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 from hf_rnn_seq2seq.model.attention import AdditiveAttention, GeneralAttention, MultiHeadAttention
 from hf_rnn_seq2seq.model.decoder import RnnDecoder
-from hf_rnn_seq2seq.model.decoder_parts import Readout
 from hf_rnn_seq2seq.model.fused_step import build_step, fingerprints
+from hf_rnn_seq2seq.model.readout import Readout
 from hf_rnn_seq2seq.model.recurrence import RecurrentLayer
 from tests.helpers.models import batch, mask, pad, tiny_model
 

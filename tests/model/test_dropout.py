@@ -107,7 +107,7 @@ def test_a_mask_keeps_its_share_and_each_unit_is_drawn_by_itself() -> None:
     assert torch.equal(mask.unique(), torch.tensor([0.0, 1 / 0.7], dtype=torch.float64))
     gone = (mask == 0).double()
     assert abs(float(gone.mean()) - 0.3) < 0.003
-    # Four units share a random number of 64 bits: neighbours at every distance are unrelated.
+    # Four units share a random number of 64 bits: neighbors at every distance are unrelated.
     for distance in range(1, 9):
         together = float((gone[distance:] * gone[:-distance]).mean())
         assert abs(together - 0.09) < 0.003

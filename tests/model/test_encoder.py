@@ -17,7 +17,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "reversed": {"bidirectional": "none", "reverse_source": True},
     "first": {"bidirectional": "first", "encoder_layers": 3, "residual_start": 3},
     "alternating": {"bidirectional": "alternating", "encoder_layers": 3, "cell_type": "gru"},
-    "normalised": {"layer_norm": True},
+    "normalized": {"layer_norm": True},
     "deep": {"encoder_transition_depth": 2, "cell_type": "gru", "gru_reset": "before"},
 }
 

@@ -18,12 +18,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "tanh": {"cell_type": "rnn_tanh"},
     "relu": {"cell_type": "rnn_relu"},
     "gru, reset before": {"cell_type": "gru", "gru_reset": "before"},
-    "lstm, normalised": {"cell_type": "lstm", "layer_norm": True},
-    "gru, normalised": {"cell_type": "gru", "layer_norm": True},
-    "gru, reset before, normalised": {"cell_type": "gru", "gru_reset": "before", "layer_norm": True},
-    "tanh, normalised": {"cell_type": "rnn_tanh", "layer_norm": True},
+    "lstm, normalized": {"cell_type": "lstm", "layer_norm": True},
+    "gru, normalized": {"cell_type": "gru", "layer_norm": True},
+    "gru, reset before, normalized": {"cell_type": "gru", "gru_reset": "before", "layer_norm": True},
+    "tanh, normalized": {"cell_type": "rnn_tanh", "layer_norm": True},
     "lstm, deep": {"cell_type": "lstm", "transition_depth": 3},
-    "gru, deep, normalised": {"cell_type": "gru", "transition_depth": 2, "layer_norm": True},
+    "gru, deep, normalized": {"cell_type": "gru", "transition_depth": 2, "layer_norm": True},
 }
 
 
@@ -116,7 +116,7 @@ def test_without_a_state_it_starts_from_zero() -> None:
     assert [part.shape for part in layer.zero_state(inputs)] == [(BATCH, HIDDEN)] * 2
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "relu", "gru, reset before", "lstm, normalised"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "relu", "gru, reset before", "lstm, normalized"])
 def test_recurrent_dropout_drops_the_same_for_a_whole_sentence(kind: str) -> None:
     layer, inputs, state = build(kind, recurrent_dropout=0.4)
     torch.manual_seed(5)

@@ -153,7 +153,7 @@ def test_shards(tmp_path: Path) -> None:
 
 CELLS = {
     "lstm": {"cell_type": "lstm"},
-    "gru, normalised": {"cell_type": "gru", "layer_norm": True, "encoder_transition_depth": 2},
+    "gru, normalized": {"cell_type": "gru", "layer_norm": True, "encoder_transition_depth": 2},
     "normed additive": {"attention_type": "normed_additive", "attention_window": "local_p"},
     "multi head": {"attention_type": "multi_head_additive", "num_attention_heads": 2},
     "every step": {"context": "every_step", "context_size": 3, "readout": "maxout"},
@@ -161,7 +161,7 @@ CELLS = {
 
 
 @pytest.mark.parametrize("kind", CELLS)
-def test_parameters_missing_in_a_checkpoint_are_initialised(kind: str, tmp_path: Path) -> None:
+def test_parameters_missing_in_a_checkpoint_are_initialized(kind: str, tmp_path: Path) -> None:
     """Models are built without memory; what no file and no rule fills would hold whatever lay there."""
     config = tiny_config(**CELLS[kind])
     fresh = RnnSeq2SeqForConditionalGeneration(config)
@@ -183,7 +183,7 @@ def test_parameters_missing_in_a_checkpoint_are_initialised(kind: str, tmp_path:
             assert len(parameter.unique()) > 1, name
 
 
-def test_initialisation_is_bounded_by_the_fan_in() -> None:
+def test_initialization_is_bounded_by_the_fan_in() -> None:
     model = RnnSeq2SeqForConditionalGeneration(RnnSeq2SeqConfig(vocab_size=500, hidden_size=64, embedding_size=100))
     model.requires_grad_(False)
     linear = model.model.decoder.readout.project.weight

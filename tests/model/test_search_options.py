@@ -237,7 +237,7 @@ def test_phrases_stand_in_every_hypothesis(returned: int) -> None:
 
 def test_phrases_that_stand_anyway_cost_nothing() -> None:
     rows = [row for row in ROWS if call(trained(), [row], **BEAMS)[0] == translation(row)][:6]
-    assert rows, "the model has learnt something"
+    assert rows, "the model has learned something"
     phrases = [[[word] for word in dict.fromkeys(translation(row)[:-1])] for row in rows]
     assert call(trained(), rows, must_contain=phrases, **BEAMS) == [translation(row) for row in rows]
 
@@ -253,7 +253,7 @@ def test_a_shortlist_of_everything_changes_nothing_and_a_short_one_is_kept(name:
         assert call(model, [ROWS[number]], shortlist=lists[number], **options) == [found[number]]
 
 
-def test_a_shortlist_is_learnt_from_pairs(tmp_path: Any) -> None:
+def test_a_shortlist_is_learned_from_pairs(tmp_path: Any) -> None:
     generator, tokenizer = random.Random(5), tiny_tokenizer("word")
     sources = [sentence(generator) for _ in range(400)]
     shortlist = Shortlist.learn(

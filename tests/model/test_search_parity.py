@@ -1,6 +1,6 @@
 """The search gives the tokens of `generate()` on a thousand real sentences: `pytest tests/model/test_search_parity.py`.
 
-The sentences are Tatoeba's, read by a tokenizer trained on them, and the models have learnt something from them, so
+The sentences are Tatoeba's, read by a tokenizer trained on them, and the models have learned something from them, so
 that scores lie as close as they do in real models, and sentences end at all lengths.
 """
 

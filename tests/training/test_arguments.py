@@ -14,7 +14,7 @@ import yaml
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.model.config_errors import ConfigError
+from hf_rnn_seq2seq.model.config_checks import ConfigError
 from hf_rnn_seq2seq.options import OptionGroup, convert, option, parse_arguments, read_recipe
 from hf_rnn_seq2seq.training.arguments import GenerationArguments, TrainingOptions, dump_recipe
 from tests.helpers.script_runs import ROOT

@@ -1,0 +1,88 @@
+"""From the decoder's state to the vector that the output layer reads, and the gate that balances source and target.
+
+The context gate (Tu 2017, section 3) balances what the decoder reads of the source and what it has written:
+
+    t_i = f(a (W e(y_{i-1}) + U t_{i-1}) + b C s_i)   with   z_i = sigmoid(W_z e(y_{i-1}) + U_z t_{i-1} + C_z s_i)
+    source: a = 1, b = z      target: a = z, b = 1      both: a = 1 - z, b = z
+
+With `before_cell` attention f is the cell, as in the paper. With `after_cell` attention f is the readout, and t is the
+state that the readout reads.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .matmul import Linear
+
+
+class ContextGate(nn.Module):
+    """Factors for the target's and the source's part of a product of `units` outputs (or blocks of `units` outputs)."""
+
+    def __init__(self, config: RnnSeq2SeqConfig, units: int) -> None:
+        super().__init__()
+        self.kind = config.context_gate
+        self.word = nn.Linear(config.embedding_size, units)
+        self.state = nn.Linear(config.hidden_size, units, bias=False)
+        self.context = nn.Linear(config.context_width, units, bias=False)
+
+    def forward(self, word: Tensor, state: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (batch, ..., width) -> the two factors (batch, ..., units)."""
+        gate = torch.sigmoid(self.word(word) + self.state(state) + self.context(context))
+        if self.kind == "both":
+            return 1 - gate, gate
+        return (torch.ones_like(gate), gate) if self.kind == "source" else (gate, torch.ones_like(gate))
+
+
+def gates_cell(config: RnnSeq2SeqConfig) -> bool:
+    """Whether the context gate acts in the cell."""
+    return config.context_gate != "none" and config.attention_order == "before_cell"
+
+
+def gates_readout(config: RnnSeq2SeqConfig) -> bool:
+    """Whether the context gate acts in the readout."""
+    return config.context_gate != "none" and config.attention_order == "after_cell"
+
+
+class Readout(nn.Module):
+    """Reads the state, the context and, for deep output, the word vector.
+
+    `linear` concatenates them (and projects with `readout_size`); `tanh` is the attentional vector of Luong 2015,
+    equation 5; `maxout` is the deep output of Bahdanau 2014, appendix A.2.2 (pairs of units, the larger of each). With a
+    context gate the context has its own projection.
+    """
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__()
+        self.kind = config.readout
+        self.reads_embedding = config.readout_embedding
+        self.reads_context = config.readout_context and config.context_width > 0
+        units = (config.readout_size or 0) * (2 if self.kind == "maxout" else 1)
+        gated = gates_readout(config)
+        self.gate = ContextGate(config, units) if gated else None
+        self.project_context = nn.Linear(config.context_width, units, bias=False) if gated else None
+        width = config.readout_input_width - (config.context_width if gated else 0)
+        self.project = Linear(width, units, bias=self.kind == "maxout") if units else None
+
+    def forward(self, state: Tensor, context: Tensor | None, embedding: Tensor) -> Tensor:
+        """(batch, ..., width) each -> (batch, ..., readout)."""
+        parts = [state]
+        if self.reads_context and self.gate is None:
+            parts.append(context)
+        if self.reads_embedding:
+            parts.append(embedding)
+        joined = torch.cat(parts, -1) if len(parts) > 1 else state
+        if self.project is None:
+            return joined
+        units = self.project(joined)
+        if self.gate is not None:
+            target, source = self.gate(embedding, state, context)
+            units = target * units + source * self.project_context(context)
+        if self.kind == "tanh":
+            return torch.tanh(units)
+        if self.kind == "maxout":
+            return units.unflatten(-1, (-1, 2)).amax(-1)
+        return units
+
+
+__all__ = ["ContextGate", "Readout", "gates_cell", "gates_readout"]

@@ -13,7 +13,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
 from hf_rnn_seq2seq.generation.attention import hard_alignment
 from hf_rnn_seq2seq.model.finite import why_not_finite
-from hf_rnn_seq2seq.model.search_options import Settings
+from hf_rnn_seq2seq.model.search_options import end_tokens, generation_values
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class RnnTranslationPipeline(Pipeline):
         facts = {name: inputs.pop(name) for name in FACTS}
         rows = len(inputs["input_ids"])
         options = {**generation, "return_dict_in_generate": True}
-        settings = Settings(self.model.generation_config, options.get("generation_config"), options)
+        settings = generation_values(self.model.generation_config, options.get("generation_config"), options)
         if settings["stop_strings"] is not None:
             options.setdefault("tokenizer", self.tokenizer)
         if self.model.search_covers(**options):
@@ -116,7 +116,7 @@ class RnnTranslationPipeline(Pipeline):
         return output if result.alignments is None else {**output, "attention": result.alignments}
 
     def _generated(
-        self, inputs: dict[str, Tensor], options: dict[str, Any], settings: Settings, return_alignments: bool
+        self, inputs: dict[str, Tensor], options: dict[str, Any], settings: dict[str, Any], return_alignments: bool
     ) -> dict[str, Tensor]:
         """The output of `generate()` with log-probabilities of a forward pass; it does not return the model's."""
         several = (settings["num_beams"] or 1) > 1  # ranked by the scores that the processors returned
@@ -215,12 +215,12 @@ class _SourceProblems:
         self.report()
 
 
-def _lengths(produced: Tensor, settings: Settings) -> Tensor:
+def _lengths(produced: Tensor, settings: dict[str, Any]) -> Tensor:
     """(hypotheses,): number of tokens up to the end of sentence, or up to the padding where there is none."""
     places = torch.arange(1, produced.shape[1] + 1, device=produced.device)
     padded = produced == (-1 if settings["pad_token_id"] is None else int(settings["pad_token_id"]))
     unpadded = (~padded * places).amax(1)
-    ends = torch.isin(produced, produced.new_tensor(settings.eos_token_ids()))
+    ends = torch.isin(produced, produced.new_tensor(end_tokens(settings["eos_token_id"])))
     first = torch.where(ends, places, produced.shape[1] + 1).amin(1)
     return torch.where(ends.any(1), first, unpadded)
 

@@ -1,53 +1,100 @@
 """Greedy and beam search over a step: finished sentences leave the batch, and beams share their source.
 
-The hypotheses are those of transformers' own loops, in the same order and with the same scores: `beam_search` restates
-`GenerationMixin._beam_search` sentence by sentence. Beside its length penalty stands the one of GNMT (Wu 2016,
-equation 14) with the coverage penalty.
+The hypotheses are those of transformers' own loops, in the same order and with the same scores: `beam_search` follows
+`GenerationMixin._beam_search`, sentence by sentence. In addition to transformers' length penalty it has that of GNMT (Wu
+2016, equation 14) with the coverage penalty.
 
-Axes: sentences (still searched), beams, source, vocab; `candidates` are the continuations that survive a step's first
-selection. Rows are sentences times beams.
+Axes: sentences, live (sentences that are still searched), beams, source, vocab; `candidates` are the continuations that
+survive a step's first selection. Rows are live sentences times beams.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .finite import refuse_nan
-from .search_plan import NO_LIMITS, Found, Limits, SearchPlan, is_end, top_words
+from .search_limits import NO_LIMITS, Limits
+from .search_options import SearchOptions
 from .search_step import GeneralStep, SearchState
 
 NEVER = -1.0e9  # transformers' score of what must not be chosen; added, not assigned, as there
+BLOCK = 64  # words per block of the two-stage selection
+
+
+class SearchResult(NamedTuple):
+    """Hypotheses, best first within a sentence; the first axis is sentences times `num_return_sequences`."""
+
+    tokens: Tensor  # (hypotheses, target), padded; without the prompt
+    scores: Tensor  # (hypotheses,), log-probabilities divided by `SearchOptions.norm`, with penalties
+    log_probabilities: Tensor  # (hypotheses,), sums over the tokens
+    lengths: Tensor  # (hypotheses,), end of sentence included
+    weights: Tensor | None  # (hypotheses, target, source), zero past each length
+
+
+def is_end(tokens: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
+    """Where a token ends its sentence."""
+    ended = torch.zeros_like(tokens, dtype=torch.bool)
+    for token in eos_token_ids:
+        ended |= tokens == token
+    return ended
+
+
+def top_words(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Exact top-k over the last axis of (rows, vocab).
+
+    On a CPU in two stages: the `count` largest words are in the `count` blocks with the largest maxima.
+    """
+    rows, vocab = logits.shape
+    blocks = vocab // BLOCK
+    if logits.device.type != "cpu" or blocks <= 2 * count:
+        return logits.topk(count, -1)
+    body = logits[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
+    chosen = body.amax(-1).topk(count, -1, sorted=False).indices
+    values = body.gather(1, chosen.unsqueeze(-1).expand(-1, -1, BLOCK)).flatten(1)
+    words = (chosen.unsqueeze(-1) * BLOCK + torch.arange(BLOCK)).flatten(1)
+    if vocab > blocks * BLOCK:
+        rest = torch.arange(blocks * BLOCK, vocab).expand(rows, -1)
+        values, words = torch.cat([values, logits[:, blocks * BLOCK :]], 1), torch.cat([words, rest], 1)
+    values, places = values.topk(count, -1)
+    return values, words.gather(1, places)
+
+
+# ---------------------------------------------------------------- greedy search
 
 
 def greedy_search(
-    step: GeneralStep, state: SearchState, tokens: Tensor, plan: SearchPlan, limits: Limits = NO_LIMITS
-) -> Found:
+    step: GeneralStep, state: SearchState, tokens: Tensor, options: SearchOptions, limits: Limits = NO_LIMITS
+) -> SearchResult:
     """The likeliest word at each position.
 
     Args:
-        step: reads a token a row.
-        state: before `tokens`; one row a sentence.
+        step: reads one token per row.
+        state: before `tokens`; one row per sentence.
         tokens: (sentences,), the last token of the prompt.
-        plan: `num_beams` is 1.
+        options: `num_beams` is 1.
         limits: words that may not, or must, be produced.
     """
     count, device = len(tokens), tokens.device
-    produced = torch.full((count, plan.max_new_tokens), plan.pad_token_id, dtype=torch.long, device=device)
-    total = torch.zeros(count, device=device)
-    lengths = torch.full((count,), plan.max_new_tokens, dtype=torch.long, device=device)
-    live, weights, doubt = torch.arange(count, device=device), [], torch.zeros((), device=device)
-    for time in range(plan.max_new_tokens):
-        readout, shown, state = step(tokens, state, plan.need_weights)
+    produced = torch.full((count, options.max_new_tokens), options.pad_token_id, dtype=torch.long, device=device)
+    total, score_sum = torch.zeros(count, device=device), torch.zeros((), device=device)
+    lengths = torch.full((count,), options.max_new_tokens, dtype=torch.long, device=device)
+    live, history = torch.arange(count, device=device), []
+    for time in range(options.max_new_tokens):
+        readout, weights, state = step(tokens, state, options.needs_weights)
         logits = limits.scores(step.scores(readout, limits.words), live)
         best, places = limits.force(logits, live, time).max(-1)
-        doubt = doubt + (best - best).sum()  # nan of inf, too: the best of all words has a score
-        if plan.need_scores:
-            largest, rest = step.normalizers(logits, scratch=logits)
-            total[live] += best - largest.squeeze(1) - rest.squeeze(1)
+        score_sum = score_sum + (best - best).sum()  # nan if a score is inf, too
+        if options.returns_details:
+            largest, log_sum = step.normalizers(logits, scratch=logits)
+            total[live] += best - largest.squeeze(1) - log_sum.squeeze(1)
         tokens = limits.tokens(places)
         produced[live, time] = tokens
-        if plan.need_weights:
-            weights.append(_spread(shown.float(), live, count))
-        ended = is_end(tokens, plan.eos_token_ids)
+        if options.needs_weights:
+            history.append(_spread(weights.float(), live, count))
+        ended = is_end(tokens, options.eos_token_ids)
         if ended.any():
             lengths[live[ended]] = time + 1
             stay = (~ended).nonzero().squeeze(1)
@@ -55,11 +102,11 @@ def greedy_search(
                 break
             live, tokens = live[stay], tokens[stay]
             state = step.select(state, stay, stay)
-    refuse_nan(doubt)
+    refuse_nan(score_sum)
     longest = int(lengths.max())
-    stacked = torch.stack(weights, 1) if weights else None
-    norms = total.new_tensor([plan.norm(length) for length in lengths.tolist()])
-    return Found(produced[:, :longest], total / norms, total, lengths, stacked)
+    norms = total.new_tensor([options.norm(length) for length in lengths.tolist()])
+    weights = torch.stack(history, 1) if history else None
+    return SearchResult(produced[:, :longest], total / norms, total, lengths, weights)
 
 
 def _spread(values: Tensor, live: Tensor, count: int) -> Tensor:
@@ -67,122 +114,179 @@ def _spread(values: Tensor, live: Tensor, count: int) -> Tensor:
     return values.new_zeros(count, *values.shape[1:]).index_copy(0, live, values)
 
 
-class Finished:
-    """The best finished hypotheses of every sentence, as transformers keeps them."""
+# ---------------------------------------------------------------- beam search
 
-    def __init__(self, sentences: int, plan: SearchPlan, device: torch.device) -> None:
-        shape = (sentences, plan.num_beams)
-        self.plan = plan
+
+class Finished:
+    """The best finished hypotheses of every sentence, in the order of transformers."""
+
+    def __init__(self, sentences: int, options: SearchOptions, device: torch.device) -> None:
+        shape = (sentences, options.num_beams)
+        self.options = options
         self.scores = torch.full(shape, NEVER, device=device)
         self.sums = torch.full(shape, NEVER, device=device)
         self.filled = torch.zeros(shape, dtype=torch.bool, device=device)
         self.lengths = torch.zeros(shape, dtype=torch.long, device=device)
-        self.tokens = torch.full((*shape, plan.max_new_tokens), plan.fill_token_id, dtype=torch.long, device=device)
-        self.beams = torch.zeros((*shape, plan.max_new_tokens), dtype=torch.long, device=device)
+        longest = (*shape, options.max_new_tokens)
+        self.tokens = torch.full(longest, options.fill_token_id, dtype=torch.long, device=device)
+        self.beams = torch.zeros(longest, dtype=torch.long, device=device)
 
     def add(self, live: Tensor, scores: Tensor, sums: Tensor, ended: Tensor, tokens: Tensor, beams: Tensor) -> None:
         """Merges candidates (live, candidates) that have `ended`; tokens and beams are (live, candidates, length)."""
-        length, limit = tokens.shape[2], self.plan.max_new_tokens
+        length, limit = tokens.shape[2], self.options.max_new_tokens
         scores = scores + (~ended) * NEVER
         merged = torch.cat([self.scores[live], scores], 1)
-        order = merged.topk(self.plan.num_beams, 1).indices
+        order = merged.topk(self.options.num_beams, 1).indices
         pad = (0, limit - length)
         new_lengths = torch.full_like(ended, length, dtype=torch.long)
         for name, new in (
             ("sums", sums),
             ("filled", ended),
             ("lengths", new_lengths),
-            ("tokens", torch.nn.functional.pad(tokens, pad, value=self.plan.fill_token_id)),
-            ("beams", torch.nn.functional.pad(beams, pad)),
+            ("tokens", F.pad(tokens, pad, value=self.options.fill_token_id)),
+            ("beams", F.pad(beams, pad)),
         ):
-            kept = torch.cat([getattr(self, name)[live], new], 1)
-            index = order if kept.dim() == 2 else order.unsqueeze(-1).expand(-1, -1, limit)
-            getattr(self, name)[live] = kept.gather(1, index)
+            joined = torch.cat([getattr(self, name)[live], new], 1)
+            index = order if joined.dim() == 2 else order.unsqueeze(-1).expand(-1, -1, limit)
+            getattr(self, name)[live] = joined.gather(1, index)
         self.scores[live] = merged.gather(1, order)
+
+
+class Beams:
+    """The hypotheses of a beam search: those that run, of the live sentences, and the finished ones of all sentences."""
+
+    def __init__(self, sentences: int, options: SearchOptions, device: torch.device) -> None:
+        self.options = options
+        self.finished = Finished(sentences, options, device)
+        self.live = torch.arange(sentences, device=device)
+        self.running = torch.full((sentences, options.num_beams), NEVER, device=device)  # sums of log-probabilities
+        self.running[:, 0] = 0.0
+        self.tokens = torch.empty(sentences, options.num_beams, 0, dtype=torch.long, device=device)
+        self.parents = torch.empty_like(self.tokens)  # the beam that each token continued
+        self.first = torch.arange(options.candidates, device=device) < options.num_beams
+        self.coverage: Tensor | None = None  # (live, beams, source), attention received so far
+        self.history: list[tuple[Tensor, Tensor]] = []  # per position the live sentences and their attention weights
+        self.score_sum = torch.zeros((), device=device)
+
+    def merge(self) -> None:
+        """One beam per sentence: at first all beams are equal."""
+        self.running, self.tokens, self.parents = self.running[:, :1], self.tokens[:, :1], self.parents[:, :1]
+
+    def look(self, weights: Tensor) -> None:
+        """Adds the attention weights (rows, source) of a position."""
+        weights = weights.float().unflatten(0, (len(self.live), -1))
+        self.history.append((self.live, weights))
+        self.coverage = weights if self.coverage is None else self.coverage + weights
+
+    def advance(
+        self, sums: Tensor, beam: Tensor, word: Tensor, source_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One position: stores the candidates that end, keeps the best others, and drops the sentences that are done.
+
+        Args:
+            sums: (live, candidates), log-probabilities of the candidates, best first.
+            beam: (live, candidates), the beam that each candidate continues.
+            word: (live, candidates), its word.
+            source_mask: bool (sentences, source), for the coverage penalty.
+
+        Returns:
+            for the new beams the rows that they continue and their words, both (rows,); and the sentences that stay,
+            counted in the old live ones, or None if all stay.
+        """
+        options, length = self.options, self.tokens.shape[2] + 1
+        self.score_sum = self.score_sum + sums.sum()
+        at_limit = length == options.max_new_tokens
+        end = torch.ones_like(word, dtype=torch.bool) if at_limit else is_end(word, options.eos_token_ids)
+        ended = end & self.first & (sums > -torch.inf)
+        if ended.any():
+            self._finish(sums, ended, beam, word, source_mask)
+        old_beams = self.running.shape[1]
+        self.running, order = (sums + end * NEVER).topk(options.num_beams, 1)
+        beam, word = beam.gather(1, order), word.gather(1, order)
+        self.tokens, self.parents = self._continued(beam, word)
+        done = done_sentences(self.finished, self.live, self.running, length, options)
+        if options.stop_at_top:
+            done |= ended[:, 0] & self.finished.filled[self.live, options.num_return_sequences - 1]
+        rows = torch.arange(len(self.live), device=beam.device).unsqueeze(1) * old_beams + beam
+        stay = None
+        if done.any():
+            stay = (~done).nonzero().squeeze(1)
+            self._retain(stay)
+            rows, word, beam = rows[stay], word[stay], beam[stay]
+        self.coverage = None if self.coverage is None else pick(self.coverage, beam)
+        return rows.flatten(), word.flatten(), stay
+
+    def _continued(self, beam: Tensor, word: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and parents (live, chosen, length + 1) of the hypotheses that continue `beam` with `word`."""
+        tokens = torch.cat([pick(self.tokens, beam), word.unsqueeze(-1)], 2)
+        return tokens, torch.cat([pick(self.parents, beam), beam.unsqueeze(-1)], 2)
+
+    def _finish(self, sums: Tensor, ended: Tensor, beam: Tensor, word: Tensor, source_mask: Tensor | None) -> None:
+        tokens, parents = self._continued(beam, word)
+        scores = sums / self.options.norm(tokens.shape[2])
+        if self.options.coverage_penalty:
+            covered = _covered(self.coverage, source_mask[self.live], beam)
+            scores = scores + self.options.coverage_penalty * covered
+        self.finished.add(self.live, scores, sums, ended, tokens, parents)
+
+    def _retain(self, stay: Tensor) -> None:
+        """Keeps the live sentences `stay`."""
+        self.live, self.running = self.live[stay], self.running[stay]
+        self.tokens, self.parents = self.tokens[stay], self.parents[stay]
+        self.coverage = None if self.coverage is None else self.coverage[stay]
+
+    def result(self) -> SearchResult:
+        """The first `num_return_sequences` finished hypotheses of each sentence."""
+        count, finished = self.options.num_return_sequences, self.finished
+        lengths = finished.lengths[:, :count]
+        longest = int(lengths.max())
+        weights = follow(finished, self.history, count, longest) if self.options.needs_weights else None
+        return SearchResult(
+            tokens=finished.tokens[:, :count, :longest].flatten(0, 1),
+            scores=finished.scores[:, :count].flatten(),
+            log_probabilities=finished.sums[:, :count].flatten(),
+            lengths=lengths.flatten(),
+            weights=weights,
+        )
 
 
 def beam_search(
     step: GeneralStep,
     state: SearchState,
     tokens: Tensor,
-    plan: SearchPlan,
+    options: SearchOptions,
     limits: Limits = NO_LIMITS,
     source_mask: Tensor | None = None,
-) -> Found:
+) -> SearchResult:
     """The best hypotheses of each sentence.
 
     Args:
-        step: reads a token a row.
-        state: before `tokens`; `num_beams` rows a sentence, one source a sentence.
+        step: reads one token per row.
+        state: before `tokens`; `num_beams` rows per sentence, one source per sentence.
         tokens: (rows,), the last token of the prompt.
-        plan: what is asked for.
+        options: of the search.
         limits: words that may not, or must, be produced.
         source_mask: bool (sentences, source), True at real words; the coverage penalty reads it.
     """
-    beams, device = plan.num_beams, tokens.device
-    sentences = len(tokens) // beams
-    finished = Finished(sentences, plan, device)
-    live = torch.arange(sentences, device=device)
-    running = torch.full((sentences, beams), NEVER, device=device)
-    running[:, 0] = 0.0
-    produced = torch.empty(sentences, beams, 0, dtype=torch.long, device=device)
-    parents = torch.empty_like(produced)
-    coverage: Tensor | None = None
-    doubt = torch.zeros((), device=device)
-    history: list[tuple[Tensor, Tensor]] = []
-    first = torch.arange(plan.candidates, device=device) < beams
-    if limits.prefix is None and step.vocab_size >= plan.candidates:
-        # At first the beams of a sentence are the same, and one of them has all the candidates.
-        state, tokens = step.select(state, torch.arange(0, len(tokens), beams, device=device), None), tokens[::beams]
-        running, produced, parents = running[:, :1], produced[:, :1], parents[:, :1]
-    for time in range(plan.max_new_tokens):
-        readout, shown, state = step(tokens, state, plan.need_weights)
-        logits = limits.scores(step.scores(readout, limits.words), live)
-        likely = top_words(limits.force(logits, live, time), min(plan.candidates, logits.shape[1]))
-        sums, beam, places = _candidates(*likely, step.normalizers(logits, scratch=logits), running, plan)
-        doubt = doubt + sums.sum()
-        word = limits.tokens(places)
-        if plan.need_weights:
-            shown = shown.float().unflatten(0, (len(live), -1))
-            history.append((live, shown))
-            coverage = shown if coverage is None else coverage + shown
-        length = time + 1
-        hit = is_end(word, plan.eos_token_ids) if length < plan.max_new_tokens else torch.ones_like(word).bool()
-        ended = hit & first & (sums > -torch.inf)
-        if ended.any():
-            scores = sums / plan.norm(length)
-            if plan.coverage_penalty:
-                scores = scores + plan.coverage_penalty * _covered(coverage, source_mask[live], beam)
-            chosen = beam.unsqueeze(-1)
-            finished.add(
-                live,
-                scores,
-                sums,
-                ended,
-                torch.cat([pick(produced, beam), word.unsqueeze(-1)], 2),
-                torch.cat([pick(parents, beam), chosen], 2),
-            )
-        held = running.shape[1]
-        running, order = (sums + hit * NEVER).topk(beams, 1)
-        beam, word = beam.gather(1, order), word.gather(1, order)
-        produced = torch.cat([pick(produced, beam), word.unsqueeze(-1)], 2)
-        parents = torch.cat([pick(parents, beam), beam.unsqueeze(-1)], 2)
-        done = done_sentences(finished, live, running, length, plan)
-        if plan.stop_at_top:
-            done |= ended[:, 0] & finished.filled[live, plan.num_return_sequences - 1]
-        rows = torch.arange(len(live), device=device).unsqueeze(1) * held + beam
-        stay = None
-        if done.any():
-            stay = (~done).nonzero().squeeze(1)
-            if not len(stay):
-                break
-            live, running, produced, parents = live[stay], running[stay], produced[stay], parents[stay]
-            rows, word, beam = rows[stay], word[stay], beam[stay]
-            coverage = None if coverage is None else coverage[stay]
-        coverage = None if coverage is None else pick(coverage, beam)
-        state, tokens = step.select(state, rows.flatten(), stay), word.flatten()
-    refuse_nan(doubt)
-    return _best(finished, plan, history)
+    beams = Beams(len(tokens) // options.num_beams, options, tokens.device)
+    if limits.prefix is None and step.vocab_size >= options.candidates:
+        first_rows = torch.arange(0, len(tokens), options.num_beams, device=tokens.device)
+        state, tokens = step.select(state, first_rows, None), tokens[first_rows]
+        beams.merge()
+    for time in range(options.max_new_tokens):
+        readout, weights, state = step(tokens, state, options.needs_weights)
+        if options.needs_weights:
+            beams.look(weights)
+        logits = limits.scores(step.scores(readout, limits.words), beams.live)
+        best = top_words(limits.force(logits, beams.live, time), min(options.candidates, logits.shape[1]))
+        normalizers = step.normalizers(logits, scratch=logits)
+        sums, beam, places = _candidates(*best, normalizers, beams.running, options)
+        rows, tokens, stay = beams.advance(sums, beam, limits.tokens(places), source_mask)
+        if not len(beams.live):
+            break
+        state = step.select(state, rows, stay)
+    refuse_nan(beams.score_sum)
+    return beams.result()
 
 
 def pick(values: Tensor, index: Tensor) -> Tensor:
@@ -192,19 +296,23 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _candidates(
-    values: Tensor, words: Tensor, normalizers: tuple[Tensor, Tensor], running: Tensor, plan: SearchPlan
+    values: Tensor, words: Tensor, normalizers: tuple[Tensor, Tensor], running: Tensor, options: SearchOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best continuations of each sentence: sums of log-probabilities, beams and words, (live, candidates).
 
-    Only `candidates` words of a beam can be among them, so the rest of the vocabulary is never normalized: `values` and
-    `words` (rows, candidates) are the best of each row, `normalizers` those of the step over the words allowed.
+    Only `candidates` words of a beam can be among them, so the rest of the vocabulary is never normalized.
+
+    Args:
+        values, words: (rows, candidates), scores and words of the best of each row.
+        normalizers: those of the step over all allowed words.
+        running: (live, beams), sums of log-probabilities so far.
     """
     live, beams = running.shape
-    largest, rest = normalizers
-    values = (values - largest - rest).view(live, beams, -1) + running.unsqueeze(-1)
-    kept = values.shape[2]
-    sums, places = values.flatten(1).topk(min(plan.candidates, beams * kept), 1)
-    return sums, places // kept, words.view(live, -1).gather(1, places)
+    largest, log_sum = normalizers
+    values = (values - largest - log_sum).view(live, beams, -1) + running.unsqueeze(-1)
+    per_beam = values.shape[2]
+    sums, places = values.flatten(1).topk(min(options.candidates, beams * per_beam), 1)
+    return sums, places // per_beam, words.view(live, -1).gather(1, places)
 
 
 def _covered(coverage: Tensor, source_mask: Tensor, beam: Tensor) -> Tensor:
@@ -213,39 +321,35 @@ def _covered(coverage: Tensor, source_mask: Tensor, beam: Tensor) -> Tensor:
     return received.sum(-1).gather(1, beam)
 
 
-def done_sentences(finished: Finished, live: Tensor, running: Tensor, length: int, plan: SearchPlan) -> Tensor:
-    """bool (live,): nothing that still runs can change what is kept, by transformers' rule."""
+def done_sentences(finished: Finished, live: Tensor, running: Tensor, length: int, options: SearchOptions) -> Tensor:
+    """bool (live,): by transformers' rule no running hypothesis can enter the finished ones."""
     filled = finished.filled[live]
-    hope = running[:, :1] / plan.norm(plan.hopeful_length(length))
+    hope = running[:, :1] / options.norm(options.hopeful_length(length))
     worst = finished.scores[live].amin(1, keepdim=True)
     hopeless = ~(hope > torch.where(filled, worst, NEVER)).any(1)
-    return hopeless | filled.all(1) if plan.early_stopping is True else hopeless
-
-
-def _best(finished: Finished, plan: SearchPlan, history: list[tuple[Tensor, Tensor]]) -> Found:
-    """The first `num_return_sequences` of each sentence."""
-    count = plan.num_return_sequences
-    lengths = finished.lengths[:, :count]
-    longest = int(lengths.max())
-    weights = follow(finished, history, count, longest) if plan.need_weights else None
-    return Found(
-        finished.tokens[:, :count, :longest].flatten(0, 1),
-        finished.scores[:, :count].flatten(),
-        finished.sums[:, :count].flatten(),
-        lengths.flatten(),
-        weights,
-    )
+    return hopeless | filled.all(1) if options.early_stopping is True else hopeless
 
 
 def follow(finished: Finished, history: list[tuple[Tensor, Tensor]], count: int, longest: int) -> Tensor:
-    """Attention (hypotheses, longest, source) along each hypothesis: step by step from the beam it then was in."""
+    """Attention (hypotheses, longest, source) along each hypothesis, from the beam it was in at each position."""
     beams, lengths = finished.beams[:, :count], finished.lengths[:, :count]
     sentences, source = len(beams), history[0][1].shape[2]
     weights = history[0][1].new_zeros(sentences, count, longest, source)
-    for time, (live, shown) in enumerate(history[:longest]):
-        taken = pick(shown, beams[live, :, time])
-        weights[live, :, time] = taken * (lengths[live] > time).unsqueeze(-1)
+    for time, (live, position_weights) in enumerate(history[:longest]):
+        chosen = pick(position_weights, beams[live, :, time])
+        weights[live, :, time] = chosen * (lengths[live] > time).unsqueeze(-1)
     return weights.flatten(0, 1)
 
 
-__all__ = ["NEVER", "Finished", "beam_search", "done_sentences", "follow", "greedy_search", "pick"]
+__all__ = [
+    "NEVER",
+    "Finished",
+    "SearchResult",
+    "beam_search",
+    "done_sentences",
+    "follow",
+    "greedy_search",
+    "is_end",
+    "pick",
+    "top_words",
+]

@@ -1,7 +1,7 @@
-"""The recurrent encoder. Packing, padding and reversal live here and nowhere else.
+"""The recurrent encoder, with all handling of padding and of reversed sources.
 
-Whatever the padding (left, right, or holes), each row's real words are first moved to the front, so that a row of a
-batch equals the row alone; the states are moved back to where their words stood.
+For any padding (left, right, or holes) the real words of each row are first moved to the front, so that a row of a batch
+gives the same states as the row alone; then the states are moved back to the positions of their words.
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ from .recurrence import RecurrentLayer
 
 @dataclass
 class RnnEncoderOutput(ModelOutput):
-    """What the decoder may read of a source; every tensor is batch first, so that beams can be expanded.
+    """The output of the encoder; every tensor is batch first, so that beams can be expanded.
 
     Args:
         last_hidden_state: (batch, source, directions x hidden), zero at padding.
-        hidden_states: word vectors and each layer's states, when asked for.
+        hidden_states: word vectors and each layer's states, if asked for.
         final_state: (batch, layers, directions, hidden), the state after each direction's last word; the second
             direction of a one-way layer is zero.
         final_cell: the same for the LSTM's cell, None for other cells.
         source_mask: bool (batch, source), True at real words.
-        source_ids: (batch, source), the words read, where `copy_mechanism` wants them.
+        source_ids: (batch, source), the words read, with `copy_mechanism`.
     """
 
     last_hidden_state: Tensor | None = None
@@ -38,20 +38,18 @@ class RnnEncoderOutput(ModelOutput):
     source_mask: Tensor | None = None
     source_ids: Tensor | None = None
 
+    def to_tuple(self) -> tuple[object, ...]:
+        """All fields in order, None included, so that a position always means the same field."""
+        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
+
     @classmethod
     def from_tuple(cls, parts: Sequence[object]) -> "RnnEncoderOutput":
-        """What a tuple holds, told by its shape: `to_tuple` leaves out what is None, and other encoders have other parts."""
-        states, *others = parts
-        tensors = [part for part in others if isinstance(part, Tensor)]
-        ends = [tensor for tensor in tensors if tensor.dim() == 4] + [None, None]
-        masks = [tensor for tensor in tensors if tensor.dtype == torch.bool] + [None]
-        hidden = [part for part in others if isinstance(part, tuple)] + [None]
-        ids = [tensor for tensor in tensors if tensor.dtype == torch.long] + [None]
-        return cls(states, hidden[0], ends[0], ends[1], masks[0], ids[0])
+        """The inverse of `to_tuple`; of a tuple of another length (from another encoder) the first entry, the states."""
+        return cls(*parts) if len(parts) == len(cls.__dataclass_fields__) else cls(parts[0])
 
 
 class ReadingOrder:
-    """Where each row's real words stand, and in which order a direction reads them.
+    """The positions of each row's real words, and the order in which a direction reads them.
 
     Args:
         mask: bool (batch, source), True at real words.
@@ -60,11 +58,11 @@ class ReadingOrder:
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
         self.lengths = mask.sum(1)
-        # An empty row would leave a kernel nothing to read: it reads one pad, and its states are zeroed afterwards.
+        # A kernel cannot read an empty row: it reads one pad, and the states are set to zero afterwards.
         self.read_lengths = self.lengths.clamp(min=1)
         steps = torch.arange(mask.shape[1], device=mask.device)
         self.front = steps < self.lengths[:, None]
-        # The words come to the front in their order, what is none behind them; for right padding nothing moves.
+        # Moves real tokens to the front of each row, padding to the end; with right padding nothing moves.
         place = torch.where(mask, mask.cumsum(1), self.lengths[:, None] + (~mask).cumsum(1)) - 1
         self.index = torch.zeros_like(place).scatter(1, place, steps.expand_as(place))
         self.reverse = torch.where(self.front, self.lengths[:, None] - 1 - steps, steps)
@@ -88,7 +86,7 @@ class RnnEncoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: RnnSeq2SeqConfig, layer: int) -> None:
         super().__init__()
         below = config.embedding_size
-        # Two stacks that alternate their direction (Zhou 2016; Miceli Barone 2017, section 2.2.1): each reads its own.
+        # Two stacks that alternate their direction (Zhou 2016; Miceli Barone 2017, section 2.2.1), each reads its own output.
         self.alternating = config.bidirectional == "alternating" and layer > 1
         self.swapped = self.alternating and layer % 2 == 0
         if layer > 1:
@@ -137,7 +135,7 @@ class RnnEncoderLayer(GradientCheckpointingLayer):
 
 
 class RnnEncoder(nn.Module):
-    """Word vectors and a stack of recurrent layers; knows nothing of who reads its states."""
+    """Word vectors and a stack of recurrent layers."""
 
     main_input_name = "input_ids"
 
@@ -188,26 +186,26 @@ class RnnEncoder(nn.Module):
         words = input_ids if config.drops_word_types else None
         states = drop_words(states, config.word_dropout, self.training, words)
         states = drop(states, config.dropout, self.training, config.variational_dropout)
-        # A graph that is being exported serves every batch, so it must not look into this one.
+        # An exported graph must work for every batch, so it must not depend on the values of this one.
         ragged = torch.compiler.is_compiling() or not (mask.device.type == "cpu" and bool(mask.all()))
         if ragged:
             states = order.to_front(states)
         if config.reverse_source:
             states = order.flip(states)
         lengths = order.read_lengths if ragged else None
-        kept, finals, cells = [states], [], []
+        layer_states, finals, cells = [states], [], []
         for number, layer in enumerate(self.layers):
             if number:
                 states = drop(states, config.dropout, self.training, config.variational_dropout)
             states, final, cell = layer(states, order, lengths)
-            kept.append(states)
+            layer_states.append(states)
             finals.append(final)
             cells.append(cell)
         restore = self._restorer(order, ragged)
         present = (order.lengths > 0).to(states.dtype)[:, None, None, None]
         output = RnnEncoderOutput(
             last_hidden_state=restore(states),
-            hidden_states=tuple(restore(state) for state in kept) if output_hidden_states else None,
+            hidden_states=tuple(restore(state) for state in layer_states) if output_hidden_states else None,
             final_state=torch.stack(finals, 1) * present,
             final_cell=torch.stack(cells, 1) * present if cells[0] is not None else None,
             source_mask=mask,
@@ -226,7 +224,7 @@ class RnnEncoder(nn.Module):
 
     def _mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None) -> Tensor:
         given = input_ids if inputs_embeds is None else inputs_embeds
-        # A graph that is being exported knows no batch.
+        # An exported graph must not depend on the shape of this batch.
         if not torch.compiler.is_compiling() and 0 in given.shape[:2]:
             name = "input_ids" if inputs_embeds is None else "inputs_embeds"
             raise ValueError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
+from transformers.utils import ModelOutput
 
 from .bridge import Bridge
 from .cache import RnnSeq2SeqCache
@@ -19,7 +20,7 @@ from .pretrained import RnnSeq2SeqPreTrainedModel, VocabularyMixin
 
 @dataclass
 class RnnSeq2SeqModelOutput(Seq2SeqModelOutput):
-    """As transformers' own, and `copying`: gate, attention and source words of a model with `copy_mechanism`."""
+    """As its base class, and `copying`: gate, attention and source words of a model with `copy_mechanism`."""
 
     copying: Copying | None = None
 
@@ -72,9 +73,10 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
             input_ids: (batch, source) or `inputs_embeds` (batch, source, embedding), or `encoder_outputs`.
             attention_mask: (batch, source), nonzero at real words; None means every word that is not the pad token.
             decoder_input_ids: (batch, target) or `decoder_inputs_embeds` (batch, target, embedding). None: the source
-                moved right by one, as denoising models do; needs vocabularies of one size.
+                shifted right by one, as in denoising models; needs vocabularies of one size.
             decoder_attention_mask: (batch, >= target), zero where a target position is padding; the last columns count.
-            encoder_outputs: what `get_encoder()` returned, any ModelOutput or tuple of states (batch, source, states).
+            encoder_outputs: the result of `get_encoder()`, or of another encoder: a ModelOutput or a tuple whose first
+                entry are states (batch, source, states).
             cache: the decoder's state from the positions before.
             use_cache: return the state after the last position.
             output_attentions: return the attention weights, (batch, heads, target, source).
@@ -93,18 +95,17 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.return_dict if return_dict is None else return_dict
         if "past_key_values" in kwargs:
-            # Swallowed with the other keywords, it would be read as "no cache" without a word.
+            # Among the other keywords it would be ignored without a message.
             raise ValueError("past_key_values: the argument is called cache, as everywhere in transformers 5.24")
         if cache is not None and not hasattr(cache, "advance"):
             raise ValueError(f"cache of type {type(cache).__name__}: must be an RnnSeq2SeqCache or None")
         cache = RnnSeq2SeqCache() if cache is None else cache
-        source = encoder_outputs
-        if source is None and (input_ids is not None or inputs_embeds is not None or not cache.is_initialized):
-            source = self.encoder(input_ids, attention_mask, inputs_embeds, output_hidden_states)
-        source = self._encoder_output(source, attention_mask, input_ids)
+        source = None
+        if any(given is not None for given in (encoder_outputs, input_ids, inputs_embeds)) or not cache.is_initialized:
+            source = self.encode(input_ids, attention_mask, inputs_embeds, encoder_outputs, output_hidden_states)
         if not cache.is_initialized:
-            self._start(cache, source)
-        embedded = self._embed_target(decoder_input_ids, decoder_inputs_embeds, input_ids)
+            self.start_cache(cache, source)
+        embedded = self.embed_target(decoder_input_ids, decoder_inputs_embeds, input_ids)
         mask = None
         if decoder_attention_mask is not None:
             mask = decoder_attention_mask[:, -embedded.shape[1] :].bool()
@@ -122,22 +123,34 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
+    def encode(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> RnnEncoderOutput:
+        """Runs the encoder unless `encoder_outputs` are given; arguments as `forward`."""
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, output_hidden_states)
+        return self.encoder_output(encoder_outputs, attention_mask, input_ids)
+
     @staticmethod
     def copying(trace: DecoderTrace, memory: Memory) -> Copying | None:
-        """What the output layer needs to copy; None where the model has no `copy_mechanism`."""
+        """The inputs of the copy distribution; None if the model has no `copy_mechanism`."""
         return None if trace.gate is None else Copying(trace.gate, trace.weights.mean(1), memory.source_ids)
 
-    def _start(self, cache: RnnSeq2SeqCache, source: RnnEncoderOutput) -> None:
+    def start_cache(self, cache: RnnSeq2SeqCache, source: RnnEncoderOutput) -> None:
+        """Fills an empty cache with the projected source and the decoder's first state."""
         layers, summary = self.bridge(source)
         memory = self.decoder.prepare_memory(source.last_hidden_state, source.source_mask, summary, source.source_ids)
         cache.start(self.decoder.start_state(layers, memory), memory)
 
-    def _encoder_output(
-        self, source: object, attention_mask: Tensor | None, input_ids: Tensor | None = None
-    ) -> RnnEncoderOutput | None:
-        """Any encoder's output as ours: a mask, and the words to copy, are added where it carries none."""
-        if source is None:
-            return None
+    def encoder_output(
+        self, source: ModelOutput | tuple | list, attention_mask: Tensor | None, input_ids: Tensor | None = None
+    ) -> RnnEncoderOutput:
+        """The output of any encoder as `RnnEncoderOutput`; a missing mask and missing source words are added."""
         if isinstance(source, (tuple, list)):
             source = RnnEncoderOutput.from_tuple(source)
         states = source.last_hidden_state
@@ -158,7 +171,7 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
             source_ids=input_ids if getattr(source, "source_ids", None) is None else source.source_ids,
         )
 
-    def _embed_target(self, ids: Tensor | None, embeds: Tensor | None, source_ids: Tensor | None) -> Tensor:
+    def embed_target(self, ids: Tensor | None, embeds: Tensor | None, source_ids: Tensor | None) -> Tensor:
         if ids is not None and embeds is not None:
             raise ValueError("give only one of decoder_input_ids and decoder_inputs_embeds")
         if embeds is not None:
@@ -168,7 +181,7 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
                 raise ValueError("give decoder_input_ids, decoder_inputs_embeds or input_ids")
             if self.config.source_vocab_size != self.config.vocab_size:
                 raise ValueError(
-                    "give decoder_input_ids or labels: the source is no target where the vocabularies have "
+                    "give decoder_input_ids or labels: source ids cannot be reused as target ids, the vocabularies have "
                     f"{self.config.source_vocab_size} and {self.config.vocab_size} words"
                 )
             ids = shift_right(source_ids, self.config.pad_token_id, self.config.decoder_start_token_id)
@@ -176,7 +189,7 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
 
 
 def shift_right(ids: Tensor, pad_token_id: int | None, start_token_id: int | None) -> Tensor:
-    """(batch, target) moved right by one; the first column is the start token, ignored labels become padding.
+    """(batch, target) shifted right by one; the first column is the start token, ignored labels become padding.
 
     Raises:
         ValueError: the config names no start or pad token.

@@ -1,7 +1,8 @@
-"""One position of decoding for the commonest shape, in fewer and larger products, and the choice of a step.
+"""One position of decoding for the most common architecture, in fewer and larger products; and the choice of a step.
 
-The shape: one LSTM or GRU layer, multiplicative attention after the cell, tanh readout. The input product is a table
-over the vocabulary, the recurrent products are one, and the readout's context product moves to the source side.
+The architecture: one LSTM or GRU layer, multiplicative attention after the cell, tanh readout. The input product is a
+table over the vocabulary, the recurrent products are one, and the context product of the readout is computed once per
+source word.
 
 Axes: rows (sentences times beams), beams, source, hidden, vocab. Masks are True where attention is allowed.
 """
@@ -26,11 +27,10 @@ from .matmul import LINEAR
 from .recurrence import KERNELS, RecurrentLayer
 from .scan_cells import activate_gru, lstm_state
 from .scan_decoder import attention_departure, form_author, readout_departure
+from .search_options import WEIGHT_TYPES
 from .search_step import GeneralStep, SearchState, StepOutput, product, repeat_rows, sharing_refusal
 
-WEIGHT_TYPES = ("float32", "bfloat16", "int8")
-
-# A table of vocabulary x gates pays while it stays in reach of the caches' larger levels and of memory.
+# Larger tables of vocabulary x gates do not fit the caches and cost memory.
 MAX_TABLE_BYTES = 256 * 2**20
 
 # Options, and the values of each that `FusedStep` computes.
@@ -52,7 +52,7 @@ COVERED: dict[str, tuple[Any, ...]] = {
 
 
 class FusedStep(GeneralStep):
-    """One position where one LSTM or GRU layer asks after the cell: fewer and larger products.
+    """One position of one LSTM or GRU layer with attention after the cell, in fewer and larger products.
 
     With W_c = [W_s W_v], tanh(W_c [s; c]) = tanh(W_s s + sum a_i (W_v v_i)), so W_v is applied once per source word.
     """
@@ -66,7 +66,7 @@ class FusedStep(GeneralStep):
         self.scale, self.zoneout = self.decoder.attention.scale, layer.zoneout
         cut = layer.step_weights(feed)
         order = torch.arange(self._gates(size), device=cut.below.device)
-        if self.is_lstm:  # torch orders input, forget, cell, output; here the three sigmoids stand together
+        if self.is_lstm:  # torch's order is input, forget, new, output; here the three sigmoids are one block
             order = torch.cat([order[: 2 * size], order[3 * size :], order[2 * size : 3 * size]])
         bias = cut.below_bias + cut.recurrent_bias if self.is_lstm else cut.below_bias
         self.below, self.below_bias = cut.below[order].detach(), bias[order].detach()
@@ -86,11 +86,11 @@ class FusedStep(GeneralStep):
             self.word_gate = F.linear(self._words(self._embedding().weight), word, gate.bias).detach().squeeze(1)
         self.read_state = product(weight[:, :size], None, int8)
         self.read_context = weight[:, size:].contiguous()
-        self.held += [*layer.kernel.parameters(), *readout.parameters()]
-        self.held += [] if self.table is None else [self._embedding().weight]
-        self.held += list(self.decoder.copy_gate.parameters()) if self.copies else []
+        self.copied += [*layer.kernel.parameters(), *readout.parameters()]
+        self.copied += [] if self.table is None else [self._embedding().weight]
+        self.copied += list(self.decoder.copy_gate.parameters()) if self.copies else []
         if self.copies and self.table is None:
-            self.held.append(self._embedding().weight)  # `word_gate` reads it
+            self.copied.append(self._embedding().weight)  # `word_gate` reads it
 
     def _gates(self, size: int) -> int:
         return size * (4 if self.is_lstm else 3)
@@ -160,7 +160,7 @@ class FusedStep(GeneralStep):
 
 
 def fused_refusal(model: nn.Module) -> str | None:
-    """Why `FusedStep` is not the model's step; None where it is."""
+    """Why `FusedStep` does not cover the model; None if it does."""
     config, decoder = model.config, model.model.decoder
     for name, covered in COVERED.items():
         if (value := getattr(config, name)) not in covered:
@@ -177,7 +177,7 @@ def fused_refusal(model: nn.Module) -> str | None:
 
 
 def fused_departure(model: nn.Module) -> str | None:
-    """What stands on the parts that `FusedStep` reads, and would be left out."""
+    """A hook on or an override of the parts that `FusedStep` reads, which it would leave out; or None."""
     decoder = model.model.decoder
     if reason := departure(decoder, RnnDecoder, ("prepare_memory",)):
         return f"decoder: {reason}"
@@ -197,7 +197,7 @@ def fused_departure(model: nn.Module) -> str | None:
 
 
 def build_step(model: nn.Module, weight_type: str = "float32") -> GeneralStep:
-    """The fastest step for `model`, kept with it until its weights change.
+    """The fastest step for `model`; it is built again when the weights or modules of the model have changed.
 
     Args:
         weight_type: `float32` leaves the model's own type; `bfloat16` computes encoder and decoder with bfloat16
@@ -213,25 +213,25 @@ def build_step(model: nn.Module, weight_type: str = "float32") -> GeneralStep:
         raise ValueError("weight_type='bfloat16': the model holds quantized modules; leave weight_type='float32'")
     if weight_type == "int8" and model.device.type != "cpu":
         raise ValueError(f"weight_type='int8': the model is on {model.device.type}; 8-bit products need the CPU")
-    with _ONE_BUILDS:
-        kept, marks = _KEPT.setdefault(model, {}), model_marks(model)
-        if weight_type in kept:
-            old, held, contents, step = kept[weight_type]
-            if old == marks and contents == fingerprints(held):
+    with _BUILD_LOCK:
+        steps, marks = _STEP_CACHE.setdefault(model, {}), model_marks(model)
+        if weight_type in steps:
+            old_marks, copied, old_fingerprints, step = steps[weight_type]
+            if old_marks == marks and old_fingerprints == fingerprints(copied):
                 return step
         reduced = weight_type == "bfloat16"
-        own = copy.deepcopy(model).to(torch.bfloat16) if reduced else model
-        step = (GeneralStep if fused_refusal(own) else FusedStep)(own, weight_type == "int8")
-        held = [*model.parameters(), *model.buffers()] if reduced else step.held
-        kept[weight_type] = (marks, held, fingerprints(held), step)
+        source = copy.deepcopy(model).to(torch.bfloat16) if reduced else model
+        step = (GeneralStep if fused_refusal(source) else FusedStep)(source, weight_type == "int8")
+        copied = [*model.parameters(), *model.buffers()] if reduced else step.copied
+        steps[weight_type] = (marks, copied, fingerprints(copied), step)
         return step
 
 
 def model_marks(model: nn.Module) -> list[Any]:
-    """What a step has taken from a model beside the values of its weights: compare two of them with `==`."""
+    """What a step depends on in addition to the values of the weights; compare two results with `==`."""
     decoder = model.model.decoder
     reasons = fused_refusal(model), departure(model.lm_head, LINEAR), sharing_refusal(decoder)
-    # A step keeps these modules alive, and not the model itself.
+    # These references keep the modules alive, but not the model itself.
     modules = [module for module in model.modules() if module is not model]
     places = [(tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.device) for tensor in model.parameters()]
     settings = getattr(decoder.attention, "scale", None), model.config.embedding_activation
@@ -240,13 +240,13 @@ def model_marks(model: nn.Module) -> list[Any]:
 
 
 def fingerprints(tensors: Sequence[Tensor]) -> list[int]:
-    """A number for the values of each tensor, read as a whole.
+    """One number per tensor, computed from all its values.
 
-    A tensor's version does not count what is written through `.data`, so that every value has to be looked at: a
-    nanosecond each, about what two positions of decoding take. One value changed changes the number for certain.
+    A tensor's version does not count writes through `.data`, so every value has to be read: one nanosecond each, together
+    about the time of two positions of decoding. If one value changes, the number changes for certain.
     """
-    found = [_fingerprint(tensor) for tensor in tensors if not tensor.is_meta]
-    return torch.stack([number.cpu() for number in found]).tolist() if found else []
+    numbers = [_fingerprint(tensor).cpu() for tensor in tensors if not tensor.is_meta]
+    return torch.stack(numbers).tolist() if numbers else []
 
 
 def _fingerprint(tensor: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ def _fingerprint(tensor: Tensor) -> Tensor:
     table = words[:whole].view(-1, len(odd))
     if words.device.type == "cpu":
         sums = torch.mv(table, odd)
-    else:  # where there are no matrix products of whole numbers
+    else:  # GPUs have no matrix product of integers
         sums = torch.cat([(rows * odd).sum(1) for rows in table.split(256)])
     places = 2 * torch.arange(1, len(sums) + 1, device=words.device) + 1
     return rest + (sums * places * _MIXER).sum()
@@ -273,14 +273,14 @@ def _odd_numbers(device: torch.device) -> Tensor:
     return (torch.randint(-(2**62), 2**62, (2**14,), generator=generator) * 2 + 1).to(device)
 
 
-# An odd number, so that a place of the table weighs otherwise than a place of the rest.
+# An odd number, so that a row of the table has another factor than a place of the rest.
 _MIXER = 0x5851F42D4C957F2D
 
 # Threads that decode with one model share its step.
-_ONE_BUILDS = threading.Lock()
+_BUILD_LOCK = threading.Lock()
 
-# A step holds parts of its model and not the model, so that an entry goes when the model does.
-_KEPT: "weakref.WeakKeyDictionary[nn.Module, dict[str, Any]]" = weakref.WeakKeyDictionary()
+# A step refers to parts of its model and not to the model, so that an entry is deleted with its model.
+_STEP_CACHE: "weakref.WeakKeyDictionary[nn.Module, dict[str, Any]]" = weakref.WeakKeyDictionary()
 
 
-__all__ = ["WEIGHT_TYPES", "FusedStep", "build_step", "fingerprints", "fused_refusal"]
+__all__ = ["FusedStep", "build_step", "fingerprints", "fused_refusal"]

@@ -1,7 +1,8 @@
-"""The recurrent encoder-decoder with an output layer, for `generate()`."""
+"""The recurrent encoder-decoder with an output layer: `forward` with a loss, and `generate()`."""
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import GenerationMixin
@@ -16,17 +17,17 @@ from .encoder_decoder import RnnSeq2SeqModel, shift_right
 from .loss import IGNORED_LABEL, attention_terms, figure_names, logits_loss, output_loss
 from .matmul import Linear
 from .pretrained import RnnSeq2SeqPreTrainedModel, VocabularyMixin
-from .scheduled_sampling import scheduled_inputs
+from .scheduled_sampling import mix_inputs, scheduled_truth
 from .search import SearchMixin
 from .search_options import limit_length
 
 
 @dataclass
 class RnnSeq2SeqLMOutput(Seq2SeqLMOutput):
-    """As its base, and what training tells about itself.
+    """As its base class, and numbers for the training log.
 
     Args:
-        figures: (figures, 2), the sum and the number of each of the model's `training_figures`, where asked for.
+        figures: (figures, 2), the sum and the count of each of the model's `training_figures`, if asked for.
     """
 
     figures: Tensor | None = None
@@ -35,11 +36,11 @@ class RnnSeq2SeqLMOutput(Seq2SeqLMOutput):
 class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2SeqPreTrainedModel, GenerationMixin):
     """The recurrent encoder-decoder with an output layer over the target vocabulary.
 
-    `generate()` keeps the decoder's state in an `RnnSeq2SeqCache`; taking tokens back (assisted decoding) is exact,
-    since the cache can record the state before each token.
+    `generate()` keeps the decoder's state in an `RnnSeq2SeqCache`. Assisted decoding can take tokens back exactly, since
+    the cache can record the state before each token.
     """
 
-    # A recurrent state cannot be cut like a Transformer's keys, but the cache records what it needs to go back.
+    # A recurrent state cannot be cropped like a Transformer's keys, but the cache can record earlier states.
     _is_stateful = False
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
@@ -48,19 +49,22 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         self.lm_head = Linear(config.readout_width, config.vocab_size, bias=config.output_bias)
         self._tied_weights_keys = self._ties() or None
         self.post_init()
-        # Without a length generate() stops at 20 tokens, in the middle of an ordinary sentence.
+        # Without a length generate() stops at 20 tokens, which cuts ordinary sentences.
         limit_length(self.generation_config, 128)
-        # A number of the run, not of the model: never saved. The Trainer passes nothing of the kind to forward.
+        # Runtime state, not saved.
         self.training_progress = 0
 
     def set_training_progress(self, step: int) -> None:
-        """Tells `scheduled_sampling` how many updates lie behind; a training loop calls it before each update."""
+        """Sets the number of updates so far, for `scheduled_sampling`; a training loop calls it before each update."""
         self.training_progress = step
 
     @property
     def training_figures(self) -> tuple[str, ...]:
-        """What forward tells with `output_figures`: `attention_entropy` in nats, and where the attention has losses of its
-        own, these before they are weighted, and `ml_loss`, what the loss would be without them."""
+        """Names of the `figures` that forward returns with `output_figures`.
+
+        `attention_entropy` in nats; if the attention has losses of its own, these without their weights, and `ml_loss`, the
+        loss without them.
+        """
         return figure_names(self.config)
 
     def _ties(self) -> dict[str, str]:
@@ -116,95 +120,132 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
 
         Args:
             labels: (batch, target), the words to predict; -100 is ignored. Without `decoder_input_ids` the decoder
-                reads them moved right by one behind `decoder_start_token_id`.
-            num_items_in_batch: the loss is the sum over label words divided by this; None: by their number here.
-            logits_to_keep: score only the last so many positions; 0 scores all.
-            skip_logits: with labels, do not materialize the logits of every position, and return None for them. The loss
-                then projects only the positions that have a label (on a CPU; on a device their number would have to be
-                read back): about twice as fast on ragged batches, and smaller by (batch, target, vocab).
-            alignments: (batch, target, source), for each label how much each source word stands for it, in any scale; a
-                row of zeros says nothing. Read in training with `guided_alignment_weight`, which needs it.
+                reads them shifted right by one, after `decoder_start_token_id`.
+            num_items_in_batch: the loss is the sum over label words divided by this; None: by their number in the batch.
+            logits_to_keep: score only the last positions, this many; 0 scores all.
+            skip_logits: with labels, do not compute the logits of every position, and return None for them. The loss then
+                projects only the positions that have a label (on a CPU; on a device their number would have to be read
+                back): about twice as fast on ragged batches, and smaller by (batch, target, vocab).
+            alignments: (batch, target, source), for each label the weight of each source word, in any scale; a row of
+                zeros has no effect. Needed in training with `guided_alignment_weight`.
             output_figures: with labels, return `figures` too.
 
         Returns:
-            `loss` (with labels: cross entropy in nats per word; in training smoothed by `label_smoothing`, and with the
-            weighted losses of the attention; outside it differentiable by the `logits`), `logits` (batch, target, vocab)
-            or None, and what the base model returns.
+            `loss` (with labels: cross entropy in nats per word; in training smoothed by `label_smoothing`, plus the
+            weighted losses of the attention; in evaluation a function of `logits`), `logits` (batch, target, vocab) or
+            None, and the outputs of the base model.
 
         Raises:
-            ValueError: labels do not have the shape of the decoder's input, or alignments are missing or not of theirs.
+            ValueError: labels do not have the shape of the decoder's input, or alignments are missing or have another shape.
         """
         config = self.config
         return_dict = config.return_dict if return_dict is None else return_dict
-        shows_attentions = config.output_attentions if output_attentions is None else output_attentions
-        supervised = labels is not None and self.training and config.supervises_attention
-        if supervised and config.guided_alignment_weight and alignments is None:
-            raise ValueError(
-                f"alignments=None: guided_alignment_weight={config.guided_alignment_weight} needs them in training"
-            )
-        watched = supervised or (output_figures and labels is not None and config.context == "attention")
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        reads_attention = labels is not None and self._reads_attention(alignments, output_figures)
+        source = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "inputs_embeds": inputs_embeds,
+            "encoder_outputs": encoder_outputs,
+            "output_hidden_states": output_hidden_states,
+        }
         if labels is not None:
             use_cache = False
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-            if self.training and decoder_input_ids is not None:
-                decoder_input_ids, encoder_outputs = scheduled_inputs(
-                    self,
-                    decoder_input_ids,
-                    decoder_attention_mask,
-                    encoder_outputs,
-                    lambda: self.get_encoder()(input_ids, attention_mask, inputs_embeds, output_hidden_states),
+            if decoder_inputs_embeds is None:
+                decoder_input_ids, source = self._decoder_inputs(
+                    labels, decoder_input_ids, decoder_attention_mask, source
                 )
         outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
+            **source,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
-            encoder_outputs=encoder_outputs,
             cache=cache,
-            inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
-            output_attentions=shows_attentions or watched,
-            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions or reads_attention,
             return_dict=True,
             **kwargs,
         )
         readout = drop(outputs.last_hidden_state, config.dropout, self.training, config.variational_dropout)
-        skip = skip_logits and labels is not None
         copying, logits = outputs.copying, None
-        if not skip:
+        if labels is None or not skip_logits:
             last = copying.last(logits_to_keep) if copying and logits_to_keep else copying
             logits = self.score_words(readout[:, -logits_to_keep:], last)
         loss, figures = None, None
         if labels is not None:
-            items = (labels != IGNORED_LABEL).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            nats = self._loss(readout, copying, labels, None if logits_to_keep else logits)
-            loss = nats / items
-        if watched:
-            penalty, figures = attention_terms(nats, outputs.cross_attentions[0], labels, alignments, config)
-            loss = loss + penalty / items if supervised else loss
+            nats = self._cross_entropy(readout, copying, labels, None if logits_to_keep else logits)
+            weights = outputs.cross_attentions[0] if reads_attention else None
+            loss, figures = self._losses(nats, weights, labels, alignments, num_items_in_batch)
         output = RnnSeq2SeqLMOutput(
             loss=loss,
             logits=logits,
             cache=outputs.cache,
             decoder_hidden_states=outputs.decoder_hidden_states,
-            cross_attentions=outputs.cross_attentions if shows_attentions else None,
+            cross_attentions=outputs.cross_attentions if output_attentions else None,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
             figures=figures if output_figures else None,
         )
         return output if return_dict else output.to_tuple()
 
+    def _reads_attention(self, alignments: Tensor | None, output_figures: bool) -> bool:
+        """Whether the loss or the figures read the attention weights."""
+        config = self.config
+        if not (self.training and config.supervises_attention):
+            return output_figures and config.context == "attention"
+        if config.guided_alignment_weight and alignments is None:
+            raise ValueError(
+                f"alignments=None: guided_alignment_weight={config.guided_alignment_weight} needs them in training"
+            )
+        return True
+
+    def _decoder_inputs(
+        self, labels: Tensor, decoder_input_ids: Tensor | None, mask: Tensor | None, source: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The words that the decoder reads, (batch, target), and `source`, with the encoder's output if it was computed.
+
+        By default they are the shifted labels; in training `scheduled_sampling` may replace some by the model's words.
+
+        Args:
+            source: the arguments of `RnnSeq2SeqModel.encode`.
+        """
+        if decoder_input_ids is None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        truth = scheduled_truth(self, decoder_input_ids) if self.training else None
+        if truth is None:
+            return decoder_input_ids, source
+        encoder_outputs = self.model.encode(**source)
+        mixed = mix_inputs(self, decoder_input_ids, truth, mask, encoder_outputs)
+        return mixed, source | {"encoder_outputs": encoder_outputs}
+
+    def _losses(
+        self,
+        nats: Tensor,
+        weights: Tensor | None,
+        labels: Tensor,
+        alignments: Tensor | None,
+        num_items_in_batch: Tensor | int | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss per word with the weighted losses of the attention `weights`, (); and their figures, (figures, 2)."""
+        items = num_items_in_batch
+        if items is None:
+            items = (labels != IGNORED_LABEL).sum().clamp(min=1)
+        if weights is None:
+            return nats / items, None
+        penalty, figures = attention_terms(nats, weights, labels, alignments, self.config)
+        if self.training and self.config.supervises_attention:
+            return nats / items + penalty / items, figures
+        return nats / items, figures
+
     def score_words(self, readout: Tensor, copying: Copying | None = None) -> Tensor:
         """Logits (batch, target, vocab); of a model with `copy_mechanism` the log-probabilities, copies included."""
         logits = self.lm_head(readout)
         return logits if copying is None else mixture(logits, copying)
 
-    def _loss(self, readout: Tensor, copying: Copying | None, labels: Tensor, logits: Tensor | None) -> Tensor:
+    def _cross_entropy(self, readout: Tensor, copying: Copying | None, labels: Tensor, logits: Tensor | None) -> Tensor:
         """Cross entropy summed over the positions that have a label; the default loss of transformers shifts them.
 
-        Outside training it is a function of the `logits` that are returned, as with every model of transformers.
+        In evaluation it is a function of the returned `logits`, as for every model of transformers.
         """
         if labels.shape != readout.shape[:2]:
             raise ValueError(
@@ -219,28 +260,27 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         return copy_loss(readout, self.lm_head, copying, labels, smoothing, budget)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """Labels (batch, target) moved right by one behind `decoder_start_token_id`; -100 becomes the pad token."""
+        """Labels (batch, target) shifted right by one, after `decoder_start_token_id`; -100 becomes the pad token."""
         return shift_right(labels, self.config.pad_token_id, self.config.decoder_start_token_id)
 
     # ---------------------------------------------------------------- generate()
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        """The default cache holds keys and values of self-attention; ours is made below."""
+        """The default cache is for keys and values of self-attention; ours is created below."""
         return False
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
-        """Puts an `RnnSeq2SeqCache` in place before the first step, unless the caller gave one or wants none."""
+        """Creates an `RnnSeq2SeqCache` before the first step, unless the caller gave one or disabled it."""
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         if model_kwargs.get("cache") is None and generation_config.use_cache is not False:
             model_kwargs["cache"] = RnnSeq2SeqCache()
-            # What an assistant proposes is taken back where it was wrong. The assisted model's cache records as well:
-            # the decoding itself sees to that.
+            # Wrong proposals of an assistant are taken back. transformers activates recording for the assisted model.
             if generation_config.is_assistant:
                 model_kwargs["cache"].activate_past_recording()
 
     def _expand_inputs_for_generation(self, *args: object, **kwargs: object) -> tuple[Tensor, dict[str, object]]:
-        """Repeats rows for beams, in a copy of the encoder's output: transformers writes into the caller's own."""
+        """Repeats rows for beams in a copy of the encoder's output; transformers would write into the caller's."""
         if isinstance(kwargs.get("encoder_outputs"), dict):
             kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])
         return super()._expand_inputs_for_generation(*args, **kwargs)
@@ -252,16 +292,16 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         cache: RnnSeq2SeqCache | None = None,
         **kwargs: object,
     ) -> dict[str, object]:
-        """The target words that the cache has not read yet, and everything else as it is.
+        """The target words that the cache has not read yet, and the other arguments unchanged.
 
         Raises:
-            ValueError: the cache has read them all; it is continued with the whole sequence, its start included.
+            ValueError: the cache has read them all.
         """
         read = 0 if cache is None else cache.get_seq_length()
         if input_ids.shape[1] <= read:
             raise ValueError(
-                f"decoder_input_ids of {input_ids.shape[1]} tokens: the cache has read {read}; hand over the whole "
-                "sequence, of which at least the last token is new to it"
+                f"decoder_input_ids of {input_ids.shape[1]} tokens: the cache has read {read}; pass the whole "
+                "sequence, with at least one token more than the cache has read"
             )
         inputs = {key: value for key, value in kwargs.items() if key not in ("is_first_iteration", "labels")}
         if inputs.get("encoder_outputs") is not None:

@@ -1,17 +1,17 @@
-"""What the decoder reads in training: the true words, or now and then the model's own (Bengio 2015).
+"""Scheduled sampling: in training the decoder reads the true words, or sometimes the model's own (Bengio 2015).
 
-The model's words are chosen first, position by position and without gradients or dropout; then the mixture is read as
-true words are, on whichever fast path the options allow. No gradient passes through a choice (Bengio 2015, section
-2.4), so the two passes are the equation of one. The price is the first pass, a greedy decoding of the batch: a training
-step takes 1.3 (GRU without attention) to 1.6 times as long (attention without input feeding; 64 pairs of 15 words, 256
+The model's words are chosen first, position by position and without gradients or dropout; then the decoder reads the
+mixture as it reads true words, on any fast path that the options allow. No gradient passes through a choice (Bengio 2015,
+section 2.4), so the two passes compute the same as one. The first pass is a greedy decoding of the batch: a training step
+takes 1.3 (GRU without attention) to 1.6 times as long (attention without input feeding; 64 pairs of 15 words, 256
 units, 4,000 words, one thread of a CPU).
 """
 
 import math
-from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 
@@ -40,29 +40,20 @@ def truth_probability(config: RnnSeq2SeqConfig, step: int) -> float:
     return max(float(config.scheduled_sampling_floor), probability)
 
 
-def scheduled_inputs(
-    model, inputs: Tensor, mask: Tensor | None, encoder_outputs: object | None, read_source: Callable[[], object]
-) -> tuple[Tensor, object | None]:
-    """What the decoder reads in this training step, and the encoder's outputs where they had to be computed.
+def scheduled_truth(model: nn.Module, inputs: Tensor) -> Tensor | None:
+    """`draw_truth` with the model's probability at its current update; None if the decoder reads true words only.
 
     Args:
         model: an `RnnSeq2SeqForConditionalGeneration`.
-        inputs: (batch, target), the true words moved right by one.
-        mask: (batch, >= target), zero where a target position is padding, or None.
-        encoder_outputs: of this batch, or None.
-        read_source: runs the encoder.
+        inputs: (batch, target), the true words shifted right by one.
     """
     probability = truth_probability(model.config, model.training_progress)
-    if probability >= 1:
-        return inputs, encoder_outputs
-    truth = draw_truth(inputs, probability, model.config.teacher_forcing_unit)
-    encoder_outputs = read_source() if encoder_outputs is None else encoder_outputs
-    return mix_inputs(model, inputs, truth, mask, encoder_outputs), encoder_outputs
+    return None if probability >= 1 else draw_truth(inputs, probability, model.config.teacher_forcing_unit)
 
 
 @torch.no_grad()
 def draw_truth(inputs: Tensor, probability: float, unit: str) -> Tensor:
-    """bool (batch, target), True where the decoder reads the true word: a coin for each `token` or each `sentence`.
+    """bool (batch, target), True where the decoder reads the true word; drawn for each `token` or each `sentence`.
 
     The first column is always True: nothing has been predicted yet.
     """
@@ -74,20 +65,22 @@ def draw_truth(inputs: Tensor, probability: float, unit: str) -> Tensor:
 
 
 @torch.no_grad()
-def mix_inputs(model, inputs: Tensor, truth: Tensor, mask: Tensor | None, encoder_outputs: object) -> Tensor:
+def mix_inputs(
+    model: nn.Module, inputs: Tensor, truth: Tensor, mask: Tensor | None, encoder_outputs: ModelOutput
+) -> Tensor:
     """The decoder's inputs with the model's own words where `truth` is False.
 
     Args:
         model: an `RnnSeq2SeqForConditionalGeneration`; its decoder runs in evaluation mode.
-        inputs: (batch, target), the true words moved right by one.
+        inputs: (batch, target), the true words shifted right by one.
         truth: bool (batch, target).
         mask: (batch, >= target), zero where a target position is padding, or None.
-        encoder_outputs: what the encoder returned for this batch.
+        encoder_outputs: of this batch.
 
-    Padding stays padding, and a sentence goes on after an end mark of the model's own, as the true one does.
+    Padding is not replaced, and a sentence continues after an end of sentence that the model chose.
     """
-    wanted = ~truth & (inputs != model.config.pad_token_id)
-    columns = wanted.any(0).nonzero()
+    replaced = ~truth & (inputs != model.config.pad_token_id)
+    columns = replaced.any(0).nonzero()
     if not len(columns):
         return inputs
     last = int(columns[-1])
@@ -109,11 +102,11 @@ def mix_inputs(model, inputs: Tensor, truth: Tensor, mask: Tensor | None, encode
             cache = output.cache
             logits = model.score_words(output.last_hidden_state, output.copying)[:, 0]
             chosen = _choose(logits, model.config.scheduled_sampling_words)
-            mixed[:, time + 1] = torch.where(wanted[:, time + 1], chosen, mixed[:, time + 1])
+            mixed[:, time + 1] = torch.where(replaced[:, time + 1], chosen, mixed[:, time + 1])
     finally:
         for module, training in flags:
             module.training = training
-        # Autocast keeps the weights it has cast; in older torch also those that were cast without a gradient.
+        # Autocast caches cast weights; older torch also those that were cast without a gradient.
         torch.clear_autocast_cache()
     return mixed
 

@@ -1,89 +1,76 @@
-"""What goes into a search and comes out of it, in parts: sentences of similar length together, limits by sentence."""
+"""Which words a search may produce, and which it must: shortlists, prefixes and phrases.
 
-from collections.abc import Callable, Sequence
-from typing import Any
+Axes: sentences (`live`: those still searched), rows (sentences times beams), vocab.
+"""
+
+import reprlib
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .search_options import OwnOptions, SearchError
-from .search_plan import Found, Limits, SearchPlan
-
-Rows = Tensor | slice
+from .search_options import SearchError, SearchOptions
 
 
-def split_inputs(inputs: dict[str, Any], rows: int | None) -> list[tuple[Rows, dict[str, Any]]]:
-    """Parts of at most `rows` sentences of similar length, longest first, without columns that are all padding."""
-    inputs = {name: value for name, value in inputs.items() if name != "decoder_input_ids" and value is not None}
-    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-    if rows is None or ids is None or mask is None or len(inputs) > 2:
-        return [(slice(None), inputs)]
-    parts = []
-    for chosen in mask.sum(1).argsort(descending=True, stable=True).split(rows):
-        columns = mask[chosen].bool().any(0)
-        parts.append((chosen, {"input_ids": ids[chosen][:, columns], "attention_mask": mask[chosen][:, columns]}))
-    return parts
+class Limits(NamedTuple):
+    """The words that each sentence may produce; without limits every field is None."""
+
+    words: Tensor | None = None  # (words,), ids of a shortlist in ascending order; the search then scores only these
+    allowed: Tensor | None = None  # bool (sentences, words or vocab), the words of each sentence
+    prefix: Tensor | None = None  # (sentences, length), forced indices in `words` (or ids); -1 forces none
+
+    def scores(self, logits: Tensor, live: Tensor) -> Tensor:
+        """Logits (rows, words) with minus infinity for words that are not allowed."""
+        if self.allowed is None:
+            return logits
+        allowed = self.allowed[live].repeat_interleave(len(logits) // len(live), 0)
+        return logits.masked_fill(~allowed, -torch.inf)
+
+    def force(self, logits: Tensor, live: Tensor, time: int) -> Tensor:
+        """Logits with minus infinity at every word but the forced one, which keeps the model's score."""
+        if self.prefix is None or time >= self.prefix.shape[1]:
+            return logits
+        forced = self.prefix[live, time].repeat_interleave(len(logits) // len(live), 0).unsqueeze(1)
+        places = forced.clamp(min=0)
+        only = torch.full_like(logits, -torch.inf).scatter(1, places, logits.gather(1, places))
+        return torch.where(forced >= 0, only, logits)
+
+    def of(self, rows: Tensor | slice) -> "Limits":
+        """The limits of the sentences `rows`."""
+        return self._replace(
+            allowed=None if self.allowed is None else self.allowed[rows],
+            prefix=None if self.prefix is None else self.prefix[rows],
+        )
+
+    def tokens(self, places: Tensor) -> Tensor:
+        """The ids of words from their indices in the scores."""
+        return places if self.words is None else self.words[places]
 
 
-def map_inputs(inputs: dict[str, Any], function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """`function` of every tensor, those of encoder outputs included."""
-
-    def visit(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return function(value)
-        if isinstance(value, dict):  # a ModelOutput too
-            return type(value)(**{name: visit(part) for name, part in value.items()})
-        return tuple(map(visit, value)) if isinstance(value, (tuple, list)) else value
-
-    return {name: visit(value) for name, value in inputs.items()}
+NO_LIMITS = Limits()
 
 
-def join_parts(parts: Sequence[tuple[Tensor, Found]], plan: SearchPlan, sentences: int) -> Found:
-    """The hypotheses of all parts in the order of the input."""
-    back = torch.cat([rows for rows, _ in parts]).argsort()
-    width = max(found.tokens.shape[1] for _, found in parts)
-
-    def join(tensors: list[Tensor]) -> Tensor:
-        return torch.cat(tensors).unflatten(0, (sentences, plan.num_return_sequences))[back].flatten(0, 1)
-
-    def widen(tensor: Tensor, *ends: int, value: float = 0) -> Tensor:
-        sizes = [end - size for end, size in zip(ends, tensor.shape[1:], strict=True)]
-        return F.pad(tensor, [part for size in reversed(sizes) for part in (0, size)], value=value)
-
-    weights = None
-    if plan.need_weights:
-        source = max(found.weights.shape[2] for _, found in parts)
-        weights = join([widen(found.weights, width, source) for _, found in parts])
-    return Found(
-        join([widen(found.tokens, width, value=plan.fill_token_id) for _, found in parts]),
-        join([found.scores for _, found in parts]),
-        join([found.log_probabilities for _, found in parts]),
-        join([found.lengths for _, found in parts]),
-        weights,
-    )
-
-
-def make_limits(own: OwnOptions, plan: SearchPlan, vocab_size: int, sentences: int, device: torch.device) -> Limits:
-    """The shortlist and the prefixes as the search reads them.
+def make_limits(options: SearchOptions, vocab_size: int, sentences: int, device: torch.device) -> Limits:
+    """The shortlist and the prefixes of the options.
 
     Raises:
-        SearchError: ids outside the vocabulary, too few of them, or not one sequence for each sentence.
+        SearchError: ids outside the vocabulary, too few of them, or not one sequence per sentence.
     """
-    prefix = _prefix(own, vocab_size, sentences)
-    if own.shortlist is None:
+    prefix = _prefix(options, vocab_size, sentences)
+    if options.shortlist is None:
         return Limits(prefix=None if prefix is None else prefix.to(device))
-    lists = own.shortlist.tolist() if isinstance(own.shortlist, Tensor) else list(own.shortlist)
+    lists = options.shortlist.tolist() if isinstance(options.shortlist, Tensor) else list(options.shortlist)
     by_sentence = bool(lists) and isinstance(lists[0], (list, tuple, set, frozenset, Tensor))
     lists = [sorted(map(int, row)) for row in lists] if by_sentence else [sorted(map(int, lists))]
     if by_sentence and len(lists) != sentences:
         raise SearchError(f"shortlist for {len(lists)} sentences: there are {sentences}")
+    ends = options.eos_token_ids
     forced = [] if prefix is None else prefix[prefix >= 0].tolist()
-    words = torch.tensor(sorted({*plan.eos_token_ids, *forced, *(word for row in lists for word in row)}))
-    shortest = min(len({*plan.eos_token_ids, *row}) for row in lists)
-    if shortest < plan.candidates or int(words[0]) < 0 or int(words[-1]) >= vocab_size:
+    words = torch.tensor(sorted({*ends, *forced, *(word for row in lists for word in row)}))
+    shortest = min(len({*ends, *row}) for row in lists)
+    if shortest < options.candidates or int(words[0]) < 0 or int(words[-1]) >= vocab_size:
         raise SearchError(
-            f"shortlist of {shortest} ids from {int(words[0])} to {int(words[-1])}: needs at least {plan.candidates} "
+            f"shortlist of {shortest} ids from {int(words[0])} to {int(words[-1])}: needs at least {options.candidates} "
             f"of the target ids 0 to {vocab_size - 1}"
         )
     allowed = None
@@ -91,18 +78,18 @@ def make_limits(own: OwnOptions, plan: SearchPlan, vocab_size: int, sentences: i
         allowed = torch.zeros(sentences, len(words), dtype=torch.bool)
         for row, ids in enumerate(lists):
             forced = [] if prefix is None else [word for word in prefix[row].tolist() if word >= 0]
-            allowed[row, torch.searchsorted(words, torch.tensor([*ids, *plan.eos_token_ids, *forced]))] = True
+            allowed[row, torch.searchsorted(words, torch.tensor([*ids, *ends, *forced]))] = True
         allowed = allowed.to(device)
     if prefix is not None:
         prefix = torch.where(prefix < 0, prefix, torch.searchsorted(words, prefix.clamp(min=0))).to(device)
     return Limits(words.to(device), allowed, prefix)
 
 
-def _prefix(own: OwnOptions, vocab_size: int, sentences: int) -> Tensor | None:
+def _prefix(options: SearchOptions, vocab_size: int, sentences: int) -> Tensor | None:
     """(sentences, longest) target ids, -1 past each end."""
-    if own.prefix is None:
+    if options.prefix is None:
         return None
-    rows = [list(map(int, row)) for row in own.prefix]
+    rows = [list(map(int, row)) for row in options.prefix]
     if len(rows) != sentences:
         raise SearchError(f"prefix for {len(rows)} sentences: there are {sentences}")
     if any(not 0 <= word < vocab_size for row in rows for word in row):
@@ -111,4 +98,29 @@ def _prefix(own: OwnOptions, vocab_size: int, sentences: int) -> Tensor | None:
     return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.long).view(sentences, width)
 
 
-__all__ = ["join_parts", "make_limits", "map_inputs", "split_inputs"]
+def check_phrases(options: SearchOptions, vocab_size: int, sentences: int) -> None:
+    """Checks `must_contain`.
+
+    Raises:
+        SearchError: there is not one sequence of phrases per sentence, or a phrase cannot be produced.
+    """
+    if options.must_contain is None:
+        return
+    if not options.eos_token_ids:
+        raise SearchError("must_contain: needs an eos_token_id; it is None")
+    if len(options.must_contain) != sentences:
+        raise SearchError(f"must_contain for {len(options.must_contain)} sentences: there are {sentences}")
+    for phrases in options.must_contain:
+        words = [word for phrase in phrases for word in phrase]
+        if not all(phrases) or any(not 0 <= word < vocab_size or word in options.eos_token_ids for word in words):
+            raise SearchError(
+                f"must_contain={reprlib.repr(phrases)}: each phrase must be a non-empty list of target ids (0 to "
+                f"{vocab_size - 1}) without eos_token_id"
+            )
+        if len(words) + 1 > options.max_new_tokens:
+            raise SearchError(
+                f"must_contain: {len(words)} tokens and an end do not fit max_new_tokens={options.max_new_tokens}"
+            )
+
+
+__all__ = ["NO_LIMITS", "Limits", "check_phrases", "make_limits"]

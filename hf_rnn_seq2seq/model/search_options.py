@@ -1,25 +1,35 @@
-"""The options of a search: those of `generate()` that it follows, and its own."""
+"""The options of a search, resolved once into one object: those of `generate()` that the search follows, and its own."""
 
+import dataclasses
+import logging
 import math
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from .fused_step import WEIGHT_TYPES
+logger = logging.getLogger(__name__)
 
-# Options of generate() that the search here follows; any other that is set sends the call to generate().
+# Options of generate() that the search follows; any other that is set sends the call to generate().
 FOLLOWED = frozenset(
     {"bos_token_id", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping", "eos_token_id"}
     | {"length_penalty", "max_length", "max_new_tokens", "num_beam_groups", "num_beams", "num_return_sequences"}
     | {"pad_token_id", "return_dict_in_generate", "use_cache"}
 )
 
-# Options of generate() that say nothing where nothing is drawn.
+# Options of generate() that have no effect without sampling.
 SAMPLING = frozenset({"epsilon_cutoff", "eta_cutoff", "min_p", "temperature", "top_h", "top_k", "top_p", "typical_p"})
+
+# Arguments of generate() that the encoder and the prompt are made of.
+INPUTS = ("attention_mask", "decoder_input_ids", "encoder_outputs", "input_ids", "inputs_embeds")
+
+# Options that generate() does not have.
+OWN = ("gnmt_alpha", "coverage_penalty", "ensemble", "weight_type", "return_alignments", "shortlist", "prefix")
+OWN += ("must_contain", "stop_at_top", "rows_per_batch")
+
+WEIGHT_TYPES = ("float32", "bfloat16", "int8")
 
 _DEFAULTS: dict[str, Any] = {
     name: GenerationConfig._get_default_generation_params().get(name)
@@ -29,105 +39,61 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class SearchError(ValueError):
-    """An option of the search that cannot work; the message names it, its value and what is allowed."""
+    """An option of the search that cannot work; the message has its name, its value and what is allowed."""
 
 
-class Settings:
-    """The options of `generate()` in their order of precedence: the call's, the config's it was given, the model's.
-
-    Args:
-        own: the model's generation config.
-        given: the generation config of the call, or None.
-        options: keyword arguments of the call.
-    """
-
-    def __init__(self, own: GenerationConfig, given: GenerationConfig | None, options: dict[str, Any]) -> None:
-        values: dict[str, Any] = {}
-        for config in (own, given):
-            if config is not None:
-                read = {name: getattr(config, name, None) for name in _DEFAULTS}
-                values.update({name: value for name, value in read.items() if value is not None})
-        values.update({name: value for name, value in options.items() if name in _DEFAULTS})
-        self._has_max_length = values.get("max_length") is not None
-        asked = [options, {} if given is None else vars(given)]
-        limits = [any(read.get(name) is not None for read in asked) for name in ("max_new_tokens", "max_length")]
-        self.doubly_limited = all(limits)  # by the call; a checkpoint's own limit just gives way
-        self.values = {**_DEFAULTS, **values}
-
-    def __getitem__(self, name: str) -> Any:
-        return self.values[name]
-
-    def not_followed(self) -> list[str]:
-        """`name=value`, long lists shortened, of the options that are set and that the search here does not follow."""
-        ignored = FOLLOWED | SAMPLING
-        return [
-            f"{name}={reprlib.repr(value)}"
-            for name, value in self.values.items()
-            if name not in ignored and value is not None and value is not False and value != _DEFAULTS[name]
-        ]
-
-    def new_tokens(self, prompt: int) -> int:
-        """The limit on produced tokens after a prompt of `prompt` tokens, as `generate()` reads its options."""
-        if self["max_new_tokens"] is not None:
-            return self["max_new_tokens"]
-        return self["max_length"] - prompt if self._has_max_length else self["max_length"]
-
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """The ends of a sentence; none if it ends by length only."""
-        ids = self["eos_token_id"]
-        if ids is None:
-            return ()
-        ids = ids.tolist() if isinstance(ids, Tensor) else ids
-        return (ids,) if isinstance(ids, int) else tuple(ids)
-
-
-def limit_length(config: GenerationConfig, new_tokens: int | None = None) -> None:
-    """Limits translations to `new_tokens` (default: the config's own `max_new_tokens`) by `max_length`, which counts the
-    start token too.
-
-    `max_new_tokens` in a checkpoint would beat the `max_length` of a call, of `Seq2SeqTrainingArguments`
-    (`generation_max_length`) and of a pipeline.
-    """
-    new_tokens = config.max_new_tokens if new_tokens is None else new_tokens
-    if new_tokens is not None:
-        config.max_length, config.max_new_tokens = new_tokens + 1, None
-
-
-def longest_output(config: GenerationConfig) -> int | None:
-    """How many tokens a generation config lets a model produce behind the start token; None where it says nothing."""
-    if config.max_new_tokens is not None:
-        return config.max_new_tokens
-    return None if config.max_length is None else config.max_length - 1
-
-
-@dataclass(frozen=True)
-class OwnOptions:
-    """Options that `generate()` does not have.
+@dataclasses.dataclass(frozen=True, eq=False)
+class SearchOptions:
+    """All options of one search.
 
     Args:
+        max_new_tokens: limit on the produced tokens; None: `max_length` decides. `for_prompt` sets it.
+        max_length: limit on prompt and produced tokens together.
+        both_limits: the call gave both limits.
+        eos_token_ids: the tokens that end a sentence; none if only the length ends it.
+        pad_token_id: follows the end of a shorter hypothesis.
+        start_token_id: the first token of the prompt.
+        num_beams, num_return_sequences, early_stopping, num_beam_groups, return_dict_in_generate: as in `generate()`.
+        length_penalty: a sum of log-probabilities is divided by length ** this.
+        diversity_penalty: cost of a word for each beam of an earlier group that produces it at the same position.
+        left_to_generate: `name=value` of what was asked for and only `generate()` can do.
         gnmt_alpha: divide a hypothesis' log-probability by ((5 + length) / 6) ** alpha (Wu 2016, equation 14) instead
             of length ** length_penalty.
         coverage_penalty: beta of the same equation; needs a model with attention.
         ensemble: models that decode together with this one, on its device and with its tokenizer; their
             log-probabilities are averaged at each position.
-        weight_type: `float32` (the model's own), `bfloat16` or `int8` weights.
+        weight_type: `float32` (the model's own type), `bfloat16` or `int8` weights.
         return_alignments: return attention with the hypotheses.
         shortlist: target ids that may be produced: one sequence for all sentences, or one per sentence. The end of
-            sentence is always among them.
-        prefix: one sequence of target ids per sentence that its hypotheses begin with; it counts in the scores.
-        must_contain: one sequence of phrases (sequences of target ids) per sentence that every hypothesis contains.
-        stop_at_top: a sentence is done once enough of its hypotheses have ended and the likeliest continuation of its
-            beams ends as well, which is OpenNMT-py's rule. `generate()` goes on until `num_beams` hypotheses have
-            ended: fewer steps for hypotheses that need not be the same. Without effect on a single beam.
-        rows_per_batch: search so many sentences at a time, of similar length; results keep the input's order.
+            sentence is always allowed.
+        prefix: one sequence of target ids per sentence; its hypotheses begin with it, and it counts in the scores.
+        must_contain: one sequence of phrases (sequences of target ids) per sentence; every hypothesis contains them.
+        stop_at_top: a sentence is done when enough of its hypotheses have ended and the likeliest continuation of its
+            beams ends as well, which is OpenNMT-py's rule. `generate()` continues until `num_beams` hypotheses have
+            ended: fewer steps, and the hypotheses may differ. No effect on a single beam.
+        rows_per_batch: search this number of sentences at a time, of similar length; results keep the input's order.
 
     Raises:
         SearchError: a value is out of range.
     """
 
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    both_limits: bool = False
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int = 0
+    start_token_id: int | Sequence[int] | Tensor | None = None
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    early_stopping: bool | str = False
+    length_penalty: float = 1.0
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    return_dict_in_generate: bool = False
+    left_to_generate: tuple[str, ...] = ()
     gnmt_alpha: float | None = None
     coverage_penalty: float = 0.0
-    ensemble: Sequence[Any] = ()
+    ensemble: Sequence[nn.Module] = ()
     weight_type: str = "float32"
     return_alignments: bool = False
     shortlist: Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None
@@ -148,17 +114,204 @@ class OwnOptions:
         if self.must_contain is not None:
             for name in ("shortlist", "prefix", "coverage_penalty", "stop_at_top"):
                 if getattr(self, name) not in (None, 0.0):
-                    raise SearchError(f"must_contain: does not go with {name}")
-
-    def changed(self) -> list[str]:
-        """Names of the options that differ from their defaults."""
-        fields = type(self).__dataclass_fields__
-        return [name for name, field in fields.items() if getattr(self, name) is not field.default]
+                    raise SearchError(f"must_contain: cannot be combined with {name}")
 
     @classmethod
-    def take(cls, options: dict[str, Any]) -> "OwnOptions":
-        """Takes this class' options out of `options`."""
-        return cls(**{name: options.pop(name) for name in cls.__dataclass_fields__ if name in options})
+    def resolve(
+        cls, model_config: GenerationConfig, call_config: GenerationConfig | None, arguments: dict[str, Any]
+    ) -> "SearchOptions":
+        """The options of a call of `generate()` or `search()`.
+
+        Args:
+            model_config: the model's generation config.
+            call_config: the generation config of the call, or None.
+            arguments: keyword arguments of the call.
+        """
+        explicit = _explicit(model_config, call_config, arguments)
+        values = {**_DEFAULTS, **explicit}
+        eos = end_tokens(values["eos_token_id"])
+        pad = values["pad_token_id"]
+        left = _not_followed(values, arguments)
+        if pad is None and eos and (values["num_beams"] or 1) == 1:
+            left.append("pad_token_id=None")
+        # Without any limit the default of `max_length` counts produced tokens, as in generate().
+        limit, max_length = values["max_new_tokens"], values["max_length"]
+        if limit is None and explicit.get("max_length") is None:
+            limit, max_length = max_length, None
+        start = values["decoder_start_token_id"]
+        sources = (arguments, {} if call_config is None else vars(call_config))
+        both = all(any(s.get(name) is not None for s in sources) for name in ("max_new_tokens", "max_length"))
+        return cls(
+            max_new_tokens=limit,
+            max_length=max_length,
+            both_limits=both,
+            eos_token_ids=eos,
+            pad_token_id=pad if pad is not None else (eos[0] if eos else 0),
+            start_token_id=values["bos_token_id"] if start is None else start,
+            num_beams=values["num_beams"] or 1,
+            num_return_sequences=values["num_return_sequences"] or 1,
+            early_stopping=values["early_stopping"],
+            length_penalty=values["length_penalty"],
+            num_beam_groups=values["num_beam_groups"] or 1,
+            diversity_penalty=values["diversity_penalty"] or 0.0,
+            return_dict_in_generate=bool(values["return_dict_in_generate"]),
+            left_to_generate=tuple(left),
+            **{name: arguments[name] for name in OWN if name in arguments},
+        )
+
+    def changed(self) -> list[str]:
+        """Names of the options that `generate()` does not have and that differ from their defaults."""
+        fields = type(self).__dataclass_fields__
+        return [name for name in OWN if getattr(self, name) is not fields[name].default]
+
+    def for_prompt(self, tokens: int) -> "SearchOptions":
+        """The options with the limit on produced tokens after a prompt of `tokens` tokens.
+
+        Raises:
+            SearchError: no token may be produced, or options for beams cannot be combined.
+        """
+        if self.both_limits:
+            logger.warning(
+                "max_new_tokens=%s and max_length=%s are both given: max_new_tokens counts",
+                self.max_new_tokens,
+                self.max_length,
+            )
+        limit = self.max_length - tokens if self.max_new_tokens is None else self.max_new_tokens
+        if limit < 1:
+            name = "max_length" if self.max_new_tokens is None else "max_new_tokens"
+            raise SearchError(
+                f"{name}={getattr(self, name)}: leaves no token to produce; the prompt has {tokens} tokens"
+            )
+        self._check_groups()
+        return dataclasses.replace(self, max_new_tokens=limit)
+
+    def _check_groups(self) -> None:
+        groups, penalty = self.num_beam_groups, self.diversity_penalty
+        if groups > 1 and self.stop_at_top:
+            raise SearchError(f"stop_at_top=True: cannot be combined with num_beam_groups={groups}")
+        if groups < 1 or self.num_beams % groups:
+            raise SearchError(f"num_beam_groups={groups}: must divide num_beams={self.num_beams}")
+        if penalty < 0 or (penalty and groups == 1):
+            raise SearchError(
+                f"diversity_penalty={penalty}: must be 0 or more, and needs num_beam_groups of at least 2"
+            )
+        if groups > 1:
+            for name in ("coverage_penalty", "must_contain"):
+                if getattr(self, name) not in (None, 0.0):
+                    raise SearchError(f"num_beam_groups={groups}: cannot be combined with {name}")
+
+    @property
+    def returns_details(self) -> bool:
+        """Whether scores are returned with the hypotheses; greedy search chooses its words without them."""
+        return self.return_dict_in_generate or self.return_alignments
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether the search reads the attention weights."""
+        return self.return_alignments or self.coverage_penalty > 0
+
+    @property
+    def candidates(self) -> int:
+        """Continuations kept per sentence before the finished ones are removed."""
+        return max(2, 1 + len(self.eos_token_ids)) * self.num_beams
+
+    @property
+    def fill_token_id(self) -> int:
+        """The token after the end of a shorter hypothesis.
+
+        After beam search transformers fills with the end of sentence if the pad token's id is 0, and with -1 if no token
+        ends a sentence.
+        """
+        if self.num_beams == 1:
+            return self.pad_token_id
+        return (self.pad_token_id or self.eos_token_ids[0]) if self.eos_token_ids else -1
+
+    def norm(self, length: int) -> float:
+        """The divisor of a sum of log-probabilities over `length` tokens."""
+        if self.gnmt_alpha is not None:
+            return ((5 + length) / 6) ** self.gnmt_alpha
+        return length**self.length_penalty
+
+    def hopeful_length(self, length: int) -> int:
+        """The length at which the score of a running hypothesis of `length` tokens is estimated for the stopping rule."""
+        grows = self.length_penalty if self.gnmt_alpha is None else self.gnmt_alpha
+        return self.max_new_tokens if self.early_stopping == "never" and grows > 0 else length
 
 
-__all__ = ["FOLLOWED", "OwnOptions", "SearchError", "Settings", "limit_length", "longest_output"]
+def _explicit(
+    model_config: GenerationConfig, call_config: GenerationConfig | None, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Options of `generate()` that are set: by the call, else by its config, else by the model's config."""
+    values: dict[str, Any] = {}
+    for config in (model_config, call_config):
+        if config is not None:
+            read = {name: getattr(config, name, None) for name in _DEFAULTS}
+            values.update({name: value for name, value in read.items() if value is not None})
+    values.update({name: value for name, value in arguments.items() if name in _DEFAULTS})
+    return values
+
+
+def generation_values(
+    model_config: GenerationConfig, call_config: GenerationConfig | None, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Every option of `generate()`, as `SearchOptions.resolve` reads them, with the defaults of transformers."""
+    return {**_DEFAULTS, **_explicit(model_config, call_config, arguments)}
+
+
+def end_tokens(eos_token_id: int | Sequence[int] | Tensor | None) -> tuple[int, ...]:
+    """The tokens that end a sentence, from an option `eos_token_id`."""
+    if eos_token_id is None:
+        return ()
+    ids = eos_token_id.tolist() if isinstance(eos_token_id, Tensor) else eos_token_id
+    return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def _not_followed(values: dict[str, Any], arguments: dict[str, Any]) -> list[str]:
+    """What a call asks for and the search does not do: `name=value`, long lists shortened."""
+    ignored = FOLLOWED | SAMPLING
+    missing = [
+        f"{name}={reprlib.repr(value)}"
+        for name, value in values.items()
+        if name not in ignored and value is not None and value is not False and value != _DEFAULTS[name]
+    ]
+    if values["do_sample"]:
+        missing.append("do_sample=True")
+    known = {*INPUTS, *OWN, *_DEFAULTS, "tokenizer", "trust_remote_code"}
+    for name, value in arguments.items():
+        if name not in known and value is not None and value is not False and value != []:
+            missing.append(name)
+    if all(arguments.get(name) is None for name in ("input_ids", "inputs_embeds", "encoder_outputs")):
+        missing.append("a missing source")
+    return missing
+
+
+def limit_length(config: GenerationConfig, new_tokens: int | None = None) -> None:
+    """Limits translations to `new_tokens` (default: the config's own `max_new_tokens`) by `max_length`, which counts the
+    start token too.
+
+    `max_new_tokens` in a checkpoint would override the `max_length` of a call, of `Seq2SeqTrainingArguments`
+    (`generation_max_length`) and of a pipeline.
+    """
+    new_tokens = config.max_new_tokens if new_tokens is None else new_tokens
+    if new_tokens is not None:
+        config.max_length, config.max_new_tokens = new_tokens + 1, None
+
+
+def longest_output(config: GenerationConfig) -> int | None:
+    """The limit of a generation config on the tokens after the start token; None if it has no limit."""
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens
+    return None if config.max_length is None else config.max_length - 1
+
+
+__all__ = [
+    "INPUTS",
+    "OWN",
+    "WEIGHT_TYPES",
+    "SearchError",
+    "SearchOptions",
+    "end_tokens",
+    "generation_values",
+    "limit_length",
+    "longest_output",
+]

@@ -1,7 +1,7 @@
 """One position of decoding for all beams of all sentences, with one copy of each source.
 
-`rows` are sentences times beams; beams of a sentence stand together. `GeneralStep` runs the decoder itself for any
-configuration, and asks its attention with the beams on the target axis.
+`rows` are sentences times beams; the beams of a sentence are neighbors. `GeneralStep` runs the decoder itself for any
+configuration, and gives its attention the beams on the target axis.
 
 Axes: rows, beams, source, hidden, vocab. Masks are True where attention is allowed.
 """
@@ -24,11 +24,11 @@ from .finite import NotFiniteError
 from .matmul import LINEAR, PackedProduct, packs
 
 
-IN_ONE_PIECE = 2**20  # elements that an additive score makes for all beams at once
+IN_ONE_PIECE = 2**20  # elements that an additive score computes for all beams at once
 
 
 def map_tensors(structure: Any, function: Callable[[Tensor], Any]) -> Any:
-    """`function` applied to every tensor of nested tuples; what is neither stays."""
+    """`function` applied to every tensor of nested tuples; other values are kept."""
     if isinstance(structure, Tensor):
         return function(structure)
     if not isinstance(structure, (tuple, list)):
@@ -45,15 +45,15 @@ class SearchState(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """What one position gives."""
+    """The result of one position."""
 
     readout: Any  # (rows, readout), what `scores` reads
-    weights: Tensor | None  # (rows, source), attention averaged over heads, where asked for
+    weights: Tensor | None  # (rows, source), attention averaged over heads, if asked for
     state: SearchState
 
 
 def select(state: SearchState, rows: Tensor | None, sentences: Tensor | None) -> SearchState:
-    """Row i becomes row `rows[i]`, sentence i becomes sentence `sentences[i]`; None leaves them as they are."""
+    """Row i becomes row `rows[i]`, sentence i becomes sentence `sentences[i]`; None changes nothing."""
     return SearchState(
         state.rows if rows is None else map_tensors(state.rows, lambda tensor: tensor.index_select(0, rows)),
         state.source
@@ -63,7 +63,7 @@ def select(state: SearchState, rows: Tensor | None, sentences: Tensor | None) ->
 
 
 def repeat_rows(state: SearchState, beams: int) -> SearchState:
-    """Each sentence's row `beams` times; the sources stay single."""
+    """Each sentence's row `beams` times; the sources are not repeated."""
     if beams == 1:
         return state
     return state._replace(rows=map_tensors(state.rows, lambda tensor: tensor.repeat_interleave(beams, 0)))
@@ -73,7 +73,7 @@ def repeat_rows(state: SearchState, beams: int) -> SearchState:
 def sums_saturate() -> bool:
     """Whether 8-bit products may overflow on this processor.
 
-    Without VNNI the sum of two products is kept in 16 bits, which two of 8 bits overflow: activations get 7 bits there.
+    Without VNNI the sum of two products has 16 bits, which two products of 8 bits overflow; activations then get 7 bits.
     """
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return not any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "neon"))
@@ -107,7 +107,7 @@ def product(weight: Tensor, bias: Tensor | None, int8: bool) -> Callable[[Tensor
 
 
 class BeamsAsTargets(nn.Module):
-    """An attention whose queries may have several rows a sentence: they stand on its target axis and share the keys."""
+    """An attention for several queries per sentence: they become its target axis and share the keys."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -127,52 +127,52 @@ class BeamsAsTargets(nn.Module):
         if beams == 1:
             return self.attention(query, keys, values, mask, positions, state)
         query, positions = query.view(-1, beams, query.shape[-1]), positions.view(-1, beams)
-        # An additive score makes a vector for each query and source word: of many words, for one beam at a time.
+        # An additive score computes a vector per query and source word; with many words it takes one beam at a time.
         parts = beams if self.adds and beams * keys.numel() > IN_ONE_PIECE else 1
         pieces = zip(query.chunk(parts, 1), positions.chunk(parts, 1), strict=True)
-        told = [self.attention(asked, keys, values, mask, places, state) for asked, places in pieces]
-        state = told[0][2]
-        context, weights = torch.cat([part[0] for part in told], 1), torch.cat([part[1] for part in told], 2)
+        outputs = [self.attention(part, keys, values, mask, places, state) for part, places in pieces]
+        state = outputs[0][2]
+        context, weights = torch.cat([part[0] for part in outputs], 1), torch.cat([part[1] for part in outputs], 2)
         return context.flatten(0, 1).unsqueeze(1), weights.transpose(1, 2).flatten(0, 1).unsqueeze(2), state
 
 
 def sharing_refusal(decoder: RnnDecoder) -> str | None:
-    """Why the beams of a sentence cannot share one source; None where they can."""
+    """Why the beams of a sentence cannot share one source; None if they can."""
     if reason := departure(decoder, RnnDecoder):
         return f"decoder: {reason}"
     attention = decoder.attention
     if not isinstance(attention, Attention):
         return f"decoder.attention: {type(attention).__name__} in its place"
-    # Classes of this package ask for all target positions at once; one of the user's need not.
+    # Classes of this package read for all target positions at once; a user's class may not.
     ours = next(cls for cls in type(attention).__mro__ if cls.__module__ == Attention.__module__)
     reason = departure(attention, ours, ("project_keys", "project_values"))
     return reason and f"decoder.attention: {reason}"
 
 
 class GeneralStep:
-    """One position of any model of the family: `RnnDecoder.forward` with the source shared by the beams.
+    """One position of any model: `RnnDecoder.forward`, with the source shared by the beams.
 
     Args:
         model: an `RnnSeq2SeqForConditionalGeneration`.
         int8: compute the output product with 8-bit weights.
 
-    `held` are the parameters of which the step keeps a copy of its own.
+    `copied` are the parameters of which the step has a copy.
     """
 
     def __init__(self, model: nn.Module, int8: bool = False) -> None:
         self.base, self.head, self.config = model.model, model.lm_head, model.config
-        # What stands in the place of the output layer (an adapter, say) is called; its weight alone is not all it does.
+        # A module in the place of the output layer (an adapter, for example) is called; its weight is not all that it does.
         self.plain_head = departure(self.head, LINEAR) is None
         self.output = product(self.head.weight, self.head.bias, int8) if self.plain_head else self.head
-        self.held = list(self.head.parameters()) if isinstance(self.output, (Int8Product, PackedProduct)) else []
+        self.copied = list(self.head.parameters()) if isinstance(self.output, (Int8Product, PackedProduct)) else []
         self.decoder = self.base.decoder
         attention = self.decoder.attention
-        # What an attention carries from step to step differs from beam to beam: it needs a source for each of them. What
-        # the user has put into the decoder may read one there as well.
+        # The state of an attention differs between beams, so each beam needs its own source. Hooks and overrides of the
+        # user may read the source of each beam too.
         self.carries = attention is not None and (attention.carries or sharing_refusal(self.decoder) is not None)
         self.sharing = self.decoder
         if attention is not None and not self.carries:
-            # The decoder's own parameters and layers behind another attention; the model's decoder stays as it is.
+            # The decoder's own parameters and layers with another attention; the model's decoder is not changed.
             self.sharing = copy.copy(self.decoder)
             self.sharing._modules = self.decoder._modules | {"attention": BeamsAsTargets(attention)}
         self.copies = self.config.copy_mechanism
@@ -197,14 +197,14 @@ class GeneralStep:
         """The encoder's output for a batch of sources, or `encoder_outputs` with a mask."""
         if encoder_outputs is None:
             encoder_outputs = self.base.encoder(input_ids, attention_mask, inputs_embeds)
-        return self.base._encoder_output(encoder_outputs, attention_mask, input_ids)
+        return self.base.encoder_output(encoder_outputs, attention_mask, input_ids)
 
     def source_mask(self, source: Any) -> Tensor:
         """bool (sentences, source) of an encoder's output."""
         return source.source_mask
 
     def start(self, source: Any, beams: int) -> SearchState:
-        """The state before the first position from an encoder's output, for `beams` rows a sentence."""
+        """The state before the first position from an encoder's output, for `beams` rows per sentence."""
         layers, summary = self.base.bridge(source)
         memory = self.decoder.prepare_memory(source.last_hidden_state, source.source_mask, summary, source.source_ids)
         first = self.decoder.start_state(layers, memory)
@@ -214,11 +214,11 @@ class GeneralStep:
         return state
 
     def select(self, state: SearchState, rows: Tensor | None, sentences: Tensor | None) -> SearchState:
-        """As the function of this name; sources that each beam holds for itself move with their beam."""
+        """As the function of this name; sources that belong to one beam move with it."""
         return select(state, rows, rows if self.carries else sentences)
 
     def scores(self, readout: Any, words: Tensor | None = None) -> Tensor:
-        """Logits (rows, vocab) in float32, or (rows, words) of the words asked for."""
+        """Logits (rows, vocab) in float32, or (rows, words) of `words` only."""
         if self.copies:
             readout, copying = readout
             scores = mixture(self.output(readout).float().view(*copying.gate.shape, -1), copying).flatten(0, 1)
@@ -230,25 +230,25 @@ class GeneralStep:
         return F.linear(readout, self.head.weight[words], bias).float()
 
     def normalizers(self, scores: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What is taken from `scores` (rows, words), one after the other, to make log-probabilities: (rows, 1) each.
+        """The two numbers per row, (rows, 1) each, to subtract from `scores` (rows, words) for log-probabilities.
 
-        The largest score, and the logarithm of the sum of the exponentials of what is left, as in torch's log-softmax;
-        their sum would round away digits that decide between two hypotheses. `scratch` is memory of the scores' shape
-        to write to, or the scores themselves where nobody reads them again.
+        They are the largest score, and the logarithm of the sum of the exponentials of the differences to it, as in torch's
+        log-softmax. Subtracting their sum would lose digits that decide between two hypotheses. `scratch` is memory of the
+        scores' shape to write to: the scores themselves if they are not read again.
         """
         largest = scores.amax(-1, keepdim=True)
-        # The sum is one over the largest probability: a third of the time of torch's logsumexp.
+        # The sum is 1 / the largest probability; this takes a third of the time of torch's logsumexp.
         return largest, torch.softmax(scores, -1, out=scratch).amax(-1, keepdim=True).log_().neg_()
 
     def __call__(self, tokens: Tensor, state: SearchState, need_weights: bool = False) -> StepOutput:
-        """Reads one token a row: (rows,)."""
+        """Reads one token per row: (rows,)."""
         (before, summary), memory = state
         embedded = self.decoder.embed(tokens.unsqueeze(1))
         trace = self.sharing(embedded, before, memory._replace(summary=summary))
         weights = trace.weights[:, :, -1].mean(1) if need_weights else None
         readout = trace.readout[:, -1]
         if self.copies:
-            # The beams of a sentence share its words: they stand on the target axis.
+            # The beams of a sentence share its words: they are the target axis.
             ids = memory.source_ids
             attended = trace.weights[:, :, -1].mean(1).view(len(ids), -1, ids.shape[1])
             readout = readout, Copying(trace.gate.view(len(ids), -1), attended, ids)

@@ -57,17 +57,16 @@ def search(model, **options):
     from hf_rnn_seq2seq.model.beam_search import beam_search
     from hf_rnn_seq2seq.model.fused_step import build_step
     from hf_rnn_seq2seq.model.search import SearchOutput
-    from hf_rnn_seq2seq.model.search_plan import NO_LIMITS, SearchPlan
+    from hf_rnn_seq2seq.model.search_limits import NO_LIMITS
+    from hf_rnn_seq2seq.model.search_options import SearchOptions
 
     count = options.pop("num_return_sequences")
-    need = options.get("coverage_penalty", 0) > 0
-    plan = SearchPlan(
-        LIMIT, (2,), 0, num_beams=WIDE, num_return_sequences=count, early_stopping="never", need_weights=need, **options
-    )
+    fixed = {"max_new_tokens": LIMIT, "eos_token_ids": (2,), "pad_token_id": 0, "early_stopping": "never"}
+    resolved = SearchOptions(num_beams=WIDE, num_return_sequences=count, **fixed, **options)
     step = build_step(model)
     source = step.read(torch.tensor([SOURCE]))
     start = torch.ones(WIDE, dtype=torch.long)
     mask = step.source_mask(source)
-    found = beam_search(step, step.start(source, WIDE), start, plan, NO_LIMITS, mask)
+    found = beam_search(step, step.start(source, WIDE), start, resolved, NO_LIMITS, mask)
     sequences = torch.cat([start[:count, None], found.tokens], 1)
     return SearchOutput(sequences, found.scores, found.log_probabilities, found.lengths)

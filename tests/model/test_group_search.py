@@ -114,8 +114,14 @@ def test_group_beam_search_is_the_checkpoints_own_strategy(
         ({"num_beam_groups": 3}, "num_beam_groups=3: must divide num_beams=4"),
         ({"num_beam_groups": 2, "diversity_penalty": -1.0}, "diversity_penalty=-1.0: must be 0 or more"),
         ({"diversity_penalty": 1.0}, "needs num_beam_groups of at least 2"),
-        ({"num_beam_groups": 2, "coverage_penalty": 0.5}, "num_beam_groups=2: does not go with coverage_penalty"),
-        ({"num_beam_groups": 2, "must_contain": [[[5]]] * 3}, "num_beam_groups=2: does not go with must_contain"),
+        (
+            {"num_beam_groups": 2, "coverage_penalty": 0.5},
+            "num_beam_groups=2: cannot be combined with coverage_penalty",
+        ),
+        (
+            {"num_beam_groups": 2, "must_contain": [[[5]]] * 3},
+            "num_beam_groups=2: cannot be combined with must_contain",
+        ),
     ],
 )
 def test_groups_that_cannot_be_are_refused(model: Any, options: dict[str, Any], message: str) -> None:

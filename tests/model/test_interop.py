@@ -77,9 +77,7 @@ def test_lora_on_the_linear_parts(attention: str) -> None:
     assert all(torch.equal(state[name], value) for name, value in frozen.items())
     learned = {name.split(".lora_B")[0].rpartition(".")[2] for name, value in state.items() if "lora_B" in name}
     assert learned == {"key", "project", "lm_head"} | ({"query"} if attention == "additive" else set())
-    assert all(value.abs().max() > 0 for name, value in state.items() if "lora_B" in name), (
-        "one learned nothing"
-    )
+    assert all(value.abs().max() > 0 for name, value in state.items() if "lora_B" in name), "one learned nothing"
     adapted.eval()
     with torch.no_grad():
         logits = adapted(**given).logits

@@ -195,7 +195,7 @@ def test_plain_tuples() -> None:
     assert isinstance(plain, tuple) and len(plain) == len(told.to_tuple())
     assert torch.equal(plain[0], told.loss) and torch.equal(plain[1], told.logits)
     read = model.get_encoder()(pad(SOURCES), return_dict=False)
-    # What is None is left out of a tuple, so what stands where is told by the shapes.
+    # Fields that are None are in the tuple too, so that a position always means the same field.
     for parts in (read, model.get_encoder()(pad(SOURCES), output_hidden_states=True).to_tuple(), list(read)):
         again = model(encoder_outputs=parts, labels=batch()["labels"])
         torch.testing.assert_close(again.loss, told.loss)

@@ -363,7 +363,7 @@ def test_what_it_does_not_cover_is_handed_to_generate_and_said(options: dict, ca
     model = trained()
     from hf_rnn_seq2seq.model import search
 
-    search._say_once.cache_clear()
+    search._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         found = model.search(**inputs(ROWS), max_new_tokens=9, **options)
     wanted = model.generate(**inputs(ROWS), max_new_tokens=9, **options)
@@ -396,13 +396,19 @@ def test_sampling_and_training_mode_are_left_to_generate() -> None:
         ({"prefix": [[5]]}, r"prefix for 1 sentences: there are 2"),
         ({"prefix": [[5], [99]]}, r"prefix: must hold target ids from 0 to 23"),
         ({"must_contain": [[[5]]]}, r"must_contain for 1 sentences: there are 2"),
-        ({"must_contain": [[[]], []]}, r"phrases hold target ids, at least one, and no end of sentence"),
-        ({"must_contain": [[[2]], []]}, r"phrases hold target ids, at least one, and no end of sentence"),
+        (
+            {"must_contain": [[[]], []]},
+            r"a non-empty list of target ids \(0 to 23\) without eos_token_id",
+        ),
+        (
+            {"must_contain": [[[2]], []]},
+            r"a non-empty list of target ids \(0 to 23\) without eos_token_id",
+        ),
         ({"must_contain": [[[5] * 12], []]}, r"12 tokens and an end do not fit max_new_tokens=12"),
-        ({"must_contain": [[[5]], []], "prefix": [[], []]}, r"must_contain: does not go with prefix"),
-        ({"must_contain": [[[5]], []], "stop_at_top": True}, r"must_contain: does not go with stop_at_top"),
-        ({"num_beam_groups": 2, "stop_at_top": True}, r"stop_at_top=True: does not go with num_beam_groups=2"),
-        ({"gnmt_alpha": 1.0, "do_sample": True}, r"gnmt_alpha: cannot go with do_sample=True"),
+        ({"must_contain": [[[5]], []], "prefix": [[], []]}, r"must_contain: cannot be combined with prefix"),
+        ({"must_contain": [[[5]], []], "stop_at_top": True}, r"must_contain: cannot be combined with stop_at_top"),
+        ({"num_beam_groups": 2, "stop_at_top": True}, r"stop_at_top=True: cannot be combined with num_beam_groups=2"),
+        ({"gnmt_alpha": 1.0, "do_sample": True}, r"gnmt_alpha: cannot be combined with do_sample=True"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

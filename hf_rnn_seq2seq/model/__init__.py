@@ -1,6 +1,6 @@
-"""The files of this folder travel to the Hub with every checkpoint.
+"""The files of this folder are uploaded to the Hub with every checkpoint.
 
 Import law: each file imports torch, transformers, huggingface_hub, the standard library, and its siblings through a
-single dot, one import a line. Anything else breaks `trust_remote_code` loading for people who do not have the package.
-The arrows: configuration <- attention, recurrence, cache <- encoder, decoder <- modeling <- search.
+single dot, one import per line. Any other import breaks loading by `trust_remote_code` without the package installed.
+Each arrow points to the imported file: configuration <- attention, recurrence <- encoder, decoder <- search <- modeling.
 """

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from .config_checks import ATTENTION_NAMES, ConfigError
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .coverage import build_coverage
-from .departures import weights_say_all
+from .departures import live_departure
 from .entmax import SparseWeights
 from .matmul import Linear
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last axis; exactly zero where `mask` is False, and all zeros where a row allows nothing.
+    """Softmax over the last axis; exactly zero where `mask` is False, and all zeros if a row allows no word.
 
     Args:
         scores: (batch, heads, target, source).
@@ -55,7 +55,7 @@ class ScanForm(NamedTuple):
 class Attention(nn.Module):
     """Base of every score (Luong 2015, section 3): weights = align(score(query, keys)), context = weights x values.
 
-    A subclass defines `score` and, where it has source-side parameters, `project_keys` and `project_values`.
+    A subclass defines `score` and, if it has source-side parameters, `project_keys` and `project_values`.
 
     Args:
         config: sizes are read from it: queries are `hidden_size` wide, encoder states `encoder_output_size`.
@@ -242,7 +242,7 @@ class AdditiveAttention(Attention):
 
     def energy_weight(self) -> Tensor | None:
         """v as a row (1, attention); None if `energy` has to be called, because of a hook or another module in its place."""
-        return None if weights_say_all(self.energy, (nn.Linear,)) else self.energy.weight
+        return None if live_departure(self.energy, (nn.Linear,)) else self.energy.weight
 
     def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
         combined = torch.tanh(self.query(query).unsqueeze(2) + keys.unsqueeze(1))
@@ -262,7 +262,7 @@ class NormedAdditiveAttention(AdditiveAttention):
         self.gain = nn.Parameter(torch.tensor([config.attention_size**-0.5]))
 
     def energy_weight(self) -> Tensor:
-        if reason := weights_say_all(self.energy, (nn.Linear,), everywhere=False):
+        if reason := live_departure(self.energy, (nn.Linear,), everywhere=False):
             raise ConfigError(
                 f"attention_type='normed_additive': normalizes the weight of attention.energy, and would leave out {reason}"
             )
@@ -335,7 +335,7 @@ class MultiHeadAdditiveAttention(MultiHeadAttention):
 
     def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
         combined = torch.tanh(self._split(self.query(query)).unsqueeze(3) + keys.unsqueeze(2))
-        if weights_say_all(self.energy, (nn.Linear,)):
+        if live_departure(self.energy, (nn.Linear,)):
             return self.energy(combined).diagonal(0, 1, -1).movedim(-1, 1)
         return torch.einsum("nhtsd,hd->nhts", combined, self.energy.weight)
 

@@ -1,4 +1,4 @@
-"""How the decoder's first state comes from a source: the bridge, and the fixed vector of `context="every_step"`."""
+"""From a source to the decoder's first state (the bridge), and to the fixed vector of `context="every_step"`."""
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +9,13 @@ from .recurrence import State
 
 
 class Bridge(nn.Module):
-    """From what an encoder leaves to the decoder's starting states.
+    """From the encoder's output to the decoder's starting states.
 
-    Decoder layer l reads encoder layer l. Where the encoder is deeper, both tops meet: layer l reads layer
-    l + encoder_layers - decoder_layers. Where it is shallower, its top layer starts every decoder layer above.
+    Decoder layer l reads encoder layer l. With a deeper encoder the top layers are paired: layer l reads layer
+    l + encoder_layers - decoder_layers. With a shallower encoder its top layer starts all decoder layers above.
 
     * `zero`: s_0 = 0.
-    * `copy`: s_0 = the final state, both directions side by side.
+    * `copy`: s_0 = the final state, both directions concatenated.
     * `mean`: s_0 = tanh(W mean(states) + b) (Nematus), one projection per layer and per state tensor.
     * `dense`: s_0 = tanh(W final + b) (Cho 2014, appendix A; Britz 2017); with `context_size`, W reads c instead.
     * `backward_tanh`: s_0 = tanh(W h_1 + b), h_1 the backward direction's state at the first word (Bahdanau 2014,
@@ -54,7 +54,7 @@ class Bridge(nn.Module):
         """Starting states, each tensor (batch, hidden), and the fixed vector (batch, context) or None.
 
         Raises:
-            ValueError: the bridge reads final states that `source` does not carry.
+            ValueError: the bridge reads final states that `source` does not have.
         """
         summary = self._summary(source)
         return tuple(self._start(layer, source, summary) for layer in range(self.config.decoder_layers)), summary
@@ -92,6 +92,6 @@ class Bridge(nn.Module):
         if final is None:
             raise ValueError(
                 f"encoder_outputs carry no {name}: bridge={self.config.bridge!r} with context={self.config.context!r} "
-                "reads it; pass what model.get_encoder() returned, or configure bridge='mean' or 'zero'"
+                "reads it; pass the output of model.get_encoder(), or configure bridge='mean' or 'zero'"
             )
         return final[:, layer, : self.config.encoder_directions(layer + 1)].flatten(1)

@@ -1,4 +1,6 @@
-"""What changes while decoding: the decoder's state, and what it reads, kept between the steps of `generate()`."""
+"""The cache of `generate()`: the decoder's state and the projected source."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,9 +17,9 @@ def _as_layer(state: tuple[Tensor, ...]) -> LinearAttentionLayer:
 
 
 class RnnSeq2SeqCache(Cache):
-    """The decoder's state and its view of the source, as `generate()` carries them from step to step.
+    """The decoder's state and the projected source between two steps of `generate()`.
 
-    Unlike a Transformer's cache it does not grow with the target. For assisted decoding it can record a snapshot per
+    Unlike a Transformer's cache it does not grow with the target. For assisted decoding it can record the state before each
     token, so that rejected tokens are taken back exactly; memory then grows by one decoder state per token.
     """
 
@@ -37,7 +39,7 @@ class RnnSeq2SeqCache(Cache):
 
     @property
     def layers(self) -> list[LinearAttentionLayer]:
-        """Each decoder layer's state as transformers holds recurrent ones: h, and the LSTM's cell; made to be read."""
+        """Each decoder layer's state (h, and the LSTM's cell) in the class of transformers; read-only."""
         return [] if self.state is None else [_as_layer(layer) for layer in self.state.layers]
 
     @layers.setter
@@ -58,7 +60,7 @@ class RnnSeq2SeqCache(Cache):
 
     @property
     def is_recording(self) -> bool:
-        """Whether each token's state must be handed to `update`."""
+        """Whether `advance` needs the state before each token."""
         return self._recording
 
     def start(self, state: DecoderState, memory: Memory) -> None:
@@ -68,7 +70,7 @@ class RnnSeq2SeqCache(Cache):
         self._snapshots = []
 
     def advance(self, state: DecoderState, tokens: int, snapshots: list[DecoderState] | None = None) -> None:
-        """Moves on by `tokens`; `snapshots` are the states before each of them, needed while recording."""
+        """Advances by `tokens`; `snapshots` are the states before each of them, needed while recording."""
         if self._recording:
             if snapshots is None or len(snapshots) != tokens:
                 raise ValueError("a recording cache needs the state before every token")
@@ -89,14 +91,14 @@ class RnnSeq2SeqCache(Cache):
         return self.length + query_length, 0
 
     def activate_past_recording(self) -> None:
-        """Keeps a snapshot per token from now on, so that `crop` can go back."""
+        """Records the state before each token from now on, so that `crop` can take tokens back."""
         self._recording = True
 
     def crop(self, tokens_to_remove: int) -> None:
         """Takes the last tokens back: -2 removes two of them.
 
         Raises:
-            ValueError: the number is positive, or the state wanted was not recorded.
+            ValueError: the number is positive, or the state was not recorded.
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): must be 0 or negative; -2 removes the last two tokens")
@@ -105,13 +107,13 @@ class RnnSeq2SeqCache(Cache):
             if drop > len(self._snapshots):
                 raise ValueError(
                     f"crop({tokens_to_remove}): {len(self._snapshots)} tokens were recorded of {self.length} read; "
-                    "call activate_past_recording() before reading what may be taken back"
+                    "call activate_past_recording() before the tokens that may be taken back"
                 )
             self.state = self._snapshots[-drop]
             self._snapshots = self._snapshots[:-drop]
             self.length -= drop
 
-    def _apply(self, function) -> None:
+    def _apply(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.state is None:
             return
         self.state = self.state.map(function)

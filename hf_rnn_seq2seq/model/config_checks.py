@@ -1,4 +1,4 @@
-"""What the fields of a configuration must satisfy, each by itself and together."""
+"""The checks of a configuration: each field, and combinations of fields."""
 
 import functools
 import math
@@ -12,14 +12,14 @@ C = TypeVar("C", bound=type)
 
 
 class ConfigError(ValueError):
-    """A config field holds a value that cannot work; the message names field, value and what is allowed."""
+    """A config field has a value that cannot work; the message has the field, its value and what is allowed."""
 
 
 def plain_errors(cls: C) -> C:
     """Makes a `@strict` config class raise `ConfigError`.
 
-    `@strict` wraps whatever a check raises in a class that is no ValueError, and in a message of two lines that names
-    a method.
+    `@strict` wraps the error of a check in a class that is not a ValueError, with a message of two lines that names a
+    method.
     """
     checked_setattr, checks = cls.__setattr__, cls.validate
 
@@ -35,7 +35,7 @@ def plain_errors(cls: C) -> C:
 
 
 def _unwrapped(checks: Callable[[Any], None]) -> Callable[[Any], None]:
-    # `@strict` knows its own method by an attribute, which `wraps` carries over, so that a subclass can be strict too.
+    # `@strict` recognizes its own method by an attribute; `wraps` copies it, so that a subclass can be strict too.
     @functools.wraps(checks)
     def validate(self: Any) -> None:
         try:
@@ -52,7 +52,7 @@ def _field_type(cls: type, name: str) -> Any:
 
 
 def _allowed(annotation: Any) -> str:
-    """What a field's annotation allows, in words."""
+    """The values that a field's annotation allows, in words."""
     parts = get_args(annotation)
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(map(repr, parts))
@@ -63,7 +63,7 @@ def _allowed(annotation: Any) -> str:
     return "None" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
-# Names of the scores a config may ask for. `register_attention` adds a user's own.
+# Names of the scores. `register_attention` adds a user's own.
 ATTENTION_NAMES: set[str] = {
     "additive",
     "concat",
@@ -76,13 +76,13 @@ ATTENTION_NAMES: set[str] = {
     "scaled_dot",
 }
 
-# Scores v . tanh(W_q h + W_k s): coverage enters them beside the key.
+# Scores v . tanh(W_q h + W_k s): coverage is added to the key.
 ADDITIVE_NAMES = ("additive", "normed_additive")
 
 # Scores with parameters for several heads; every other score has one.
 MULTI_HEAD_NAMES = frozenset({"multi_head", "multi_head_additive"})
 
-# Options that say something about an attention only, and what they hold where there is none.
+# Options of the attention, and their values without attention.
 ATTENTION_DEFAULTS = {
     "attention_window": "global",
     "input_feeding": False,
@@ -98,7 +98,7 @@ class ConfigChecks:
     """The checks of `RnnSeq2SeqConfig`: each method `validate_...` runs when a config is made, and raises `ConfigError`."""
 
     def validate_sizes(self) -> None:
-        """Widths, depths and probabilities lie in their ranges, and every number is finite."""
+        """Widths, depths and probabilities are in their ranges, and every number is finite."""
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{name}={value!r}: must be a finite number")
@@ -115,23 +115,23 @@ class ConfigChecks:
         for name in (*rates, "label_smoothing"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise ConfigError(f"{name}={value!r}: must lie in [0, 1)")
+                raise ConfigError(f"{name}={value!r}: must be in [0, 1)")
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
             value = getattr(self, name)
             for token in value if isinstance(value, list) else [value]:
                 if token is not None and not 0 <= token < self.vocab_size:
-                    raise ConfigError(f"{name}={value!r}: must lie in [0, vocab_size={self.vocab_size})")
+                    raise ConfigError(f"{name}={value!r}: must be in [0, vocab_size={self.vocab_size})")
         if self.pad_token_id is not None and self.pad_token_id >= self.source_vocab_size:
             raise ConfigError(
-                f"pad_token_id={self.pad_token_id}: must lie in [0, source_vocab_size={self.source_vocab_size}), "
+                f"pad_token_id={self.pad_token_id}: must be in [0, source_vocab_size={self.source_vocab_size}), "
                 "both vocabularies share it"
             )
 
     def validate_scheduled_sampling(self) -> None:
-        """Ratio, schedule and its parameters go together."""
+        """Ratio, schedule and its parameters fit together."""
         for name in ("teacher_forcing_ratio", "scheduled_sampling_floor"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}={getattr(self, name)!r}: must lie in [0, 1]")
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be in [0, 1]")
         kind, decay = self.scheduled_sampling, self.scheduled_sampling_decay
         if kind == "none":
             for name, default in (("scheduled_sampling_decay", None), ("scheduled_sampling_floor", 0)):
@@ -153,7 +153,7 @@ class ConfigChecks:
             )
 
     def validate_encoder(self) -> None:
-        """Encoder fields go together."""
+        """Encoder fields fit together."""
         if self.reverse_source and self.bidirectional != "none":
             raise ConfigError(
                 f"reverse_source=True: needs bidirectional='none', not {self.bidirectional!r}, which reads both ways"
@@ -205,12 +205,12 @@ class ConfigChecks:
             )
 
     def validate_copying(self) -> None:
-        """What is copied has a weight and a name on the target side."""
+        """Copying needs attention weights and one vocabulary for both sides."""
         if not self.copy_mechanism:
             return
         if self.context != "attention":
             raise ConfigError(
-                f"copy_mechanism=True: needs context='attention', whose weights say what to copy, not {self.context!r}"
+                f"copy_mechanism=True: needs context='attention', whose weights are the copy distribution, not {self.context!r}"
             )
         if self.source_vocab_size != self.vocab_size:
             raise ConfigError(
@@ -219,7 +219,7 @@ class ConfigChecks:
             )
 
     def validate_weights(self) -> None:
-        """How scores become weights, and what is remembered of them, go with the score."""
+        """Normalization, coverage and auxiliary losses fit the score."""
         if self.attention_normalization != "entmax":
             for name, default in (("entmax_alpha", 1.5), ("entmax_learned", False)):
                 if getattr(self, name) != default:
@@ -240,7 +240,7 @@ class ConfigChecks:
             raise ConfigError(f"coverage_size={self.coverage_size}: needs coverage='gru'")
 
     def validate_context_gate(self) -> None:
-        """There is one place where the context enters, and it can be gated."""
+        """The context enters at one place, which the gate can act on."""
         if self.context_gate == "none" or self.context != "attention":
             return
         name = f"context_gate={self.context_gate!r}"
@@ -259,7 +259,7 @@ class ConfigChecks:
             )
 
     def validate_decoder(self) -> None:
-        """Order, feeding, context and readout go together."""
+        """Order, feeding, context and readout fit together."""
         if self.input_feeding and self.attention_order == "before_cell":
             raise ConfigError(
                 "input_feeding=True: with attention_order='before_cell' the context enters the cell already"
@@ -288,7 +288,7 @@ class ConfigChecks:
             raise ConfigError(f"context_size={self.context_size}: only context='every_step' projects the final state")
 
     def validate_bridge(self) -> None:
-        """The bridge has what it reads."""
+        """The encoder computes what the bridge reads."""
         if self.bridge == "backward_tanh" and self.encoder_directions(self.encoder_layers) != 2:
             raise ConfigError(f"bridge='backward_tanh': needs a bidirectional top layer, not {self.bidirectional!r}")
         if self.bridge == "backward_tanh" and self.bidirectional == "alternating":
@@ -302,7 +302,7 @@ class ConfigChecks:
                 )
 
     def validate_tying(self) -> None:
-        """Tables that are to be one have one shape."""
+        """Tied tables have one shape."""
         if self.share_encoder_decoder_embeddings and self.source_vocab_size != self.vocab_size:
             raise ConfigError(
                 f"share_encoder_decoder_embeddings=True: source_vocab_size={self.source_vocab_size} "

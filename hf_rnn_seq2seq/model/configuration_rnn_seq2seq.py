@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from .config_checks import ATTENTION_NAMES, MULTI_HEAD_NAMES, ConfigChecks, ConfigError, plain_errors
 
-# What transformers itself writes into a config.json or passes to the constructor beside declared fields.
+# Keys that transformers writes into a config.json or passes to the constructor in addition to declared fields.
 _INFRASTRUCTURE_KEYS = frozenset(
     {"auto_map", "attn_implementation", "experts_implementation", "label2id", "model_type", "name_or_path"}
     | {"num_labels", "output_attentions", "per_layer_config", "quantization_config", "torch_dtype"}
@@ -23,7 +23,7 @@ _INFRASTRUCTURE_KEYS = frozenset(
 class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     r"""Describes a recurrent encoder-decoder with selectable attention.
 
-    Sizes are in units (vector widths) or tokens; probabilities lie in [0, 1).
+    Sizes are in units (vector widths) or tokens; probabilities are in [0, 1).
 
     Args:
         vocab_size: Size of the TARGET vocabulary; `generate()` reshapes logits with it.
@@ -36,90 +36,90 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         decoder_layers: Number of decoder layers.
         cell_type: `lstm` (Hochreiter and Schmidhuber 1997), `gru` (Cho 2014), `rnn_tanh` or `rnn_relu` (Elman 1990).
         gru_reset: Where the GRU's reset gate acts: `after` the recurrent product (cuDNN, `nn.GRU`) or `before` it
-            (Cho 2014, Bahdanau 2014). `before` is another function and has no fused kernel: it costs a time loop, but
-            for the layers of the fused scan.
+            (Cho 2014, Bahdanau 2014). `before` is another function and has no fused kernel: it costs a time loop,
+            except in the layers of the fused scan.
         layer_norm: Layer-normalized cells (Ba 2016, equations 20 to 29). Costs a time loop.
         encoder_transition_depth: Cells a layer applies one after the other within one position (Pascanu 2014;
             Miceli Barone 2017, section 2.3.1). More than 1 costs a time loop.
         decoder_transition_depth: The same for the decoder's first layer. With `before_cell` attention and a depth of
             2 or more the attention reads the state after the first cell, and the context enters the second (the
-            conditional GRU, Miceli Barone 2017, section 2.1); the first layer must be the one that asks.
-        decoder_upper_transition_depth: The same for the decoder's layers above the first; None means as many.
+            conditional GRU, Miceli Barone 2017, section 2.1); `attention_layer` must then be the first layer.
+        decoder_upper_transition_depth: The same for the decoder's layers above the first; None means the same number.
         bidirectional: `all` encoder layers, the `first` one only (GNMT), `none`, or `alternating`: two stacks, one of
-            which starts forward and one backward, each turning round at every layer (Miceli Barone 2017, section
+            which starts forward and one backward, each changing its direction at every layer (Miceli Barone 2017, section
             2.2.1).
         residual_start: Number (from 1) of the first layer whose input is added to its output, on both sides
             (GNMT, section 3.1: 3). None: no residual connections.
         reverse_source: The encoder reads the source backwards (Sutskever 2014, section 3.3).
         context: How the decoder reads the source: by its `initial_state` only (Sutskever 2014), by a fixed vector at
             `every_step` (Cho 2014), or by `attention`.
-        context_size: With `every_step`: width of c = tanh(V h) (Cho 2014, appendix A). None hands over the
-            encoder's final state as it is.
+        context_size: With `every_step`: width of c = tanh(V h) (Cho 2014, appendix A). None: c is the
+            encoder's final state.
         context_layers: Whether the context enters the `first` decoder layer or `all` of them (GNMT, section 3).
         attention_type: Name of the score: `additive` (`concat` is an alias), `dot`, `general`, `location`,
             `scaled_dot`, `normed_additive`, `multi_head`, `multi_head_additive`, or one registered with
             `register_attention`.
-        attention_order: `after_cell` (Luong 2015: the new state asks) or `before_cell` (Bahdanau 2014: the previous
-            state asks and the context enters the cell).
-        attention_layer: The decoder layer that asks: `top`, or `bottom` (GNMT), where only that layer stays in the
-            time loop and the others run over the whole target at once.
+        attention_order: `after_cell` (Luong 2015: the new state is the query) or `before_cell` (Bahdanau 2014: the
+            previous state is the query and the context enters the cell).
+        attention_layer: The decoder layer whose state is the query: `top`, or `bottom` (GNMT): then only that layer is in
+            the time loop and the others run over the whole target at once.
         attention_size: Width of additive and multi-head scores; None means `hidden_size`.
         num_attention_heads: Heads of the multi-head scores; 1 for every other.
         attention_window: `global`, `local_m` or `local_p` (Luong 2015, section 3.2).
         attention_window_size: D of Luong 2015, section 3.2: positions looked at on each side of the center.
         attention_normalization: How scores become weights: `softmax`, or with exact zeros `sparsemax` (Martins and
-            Astudillo 2016) or `entmax` (Peters 2019). The latter two cost a time loop where there would be the scan.
+            Astudillo 2016) or `entmax` (Peters 2019). The latter two are not covered by the scan and cost a time loop.
         entmax_alpha: Between softmax (1) and sparsemax (2); above 1.
         entmax_learned: Each head learns its alpha, within (1, 2), from `entmax_alpha` on (Correia 2019).
-        coverage: What an additive score remembers of the source words it has looked at: `none`, the `sum` of their
-            weights (See 2017, section 2.3), or a `gru` for each word (Tu 2016, section 3.1.2). Costs a time loop.
-        coverage_size: Width of the `gru`'s memory of a word.
+        coverage: An additive score's memory of the source words it has read: `none`, the `sum` of their weights
+            (See 2017, section 2.3), or a `gru` for each word (Tu 2016, section 3.1.2). Costs a time loop.
+        coverage_size: Width of the memory of a word with `gru`.
         context_gate: Weighs the `source` part (the context), the `target` part (word and state) or `both` where the
-            context enters: the cell with `before_cell` attention (Tu 2017, section 3), else the readout. Costs a time
-            loop where there would be the scan.
-        coverage_loss: Weight in the training loss of looking again at what was looked at (See 2017, equation 12).
+            context enters: the cell with `before_cell` attention (Tu 2017, section 3), else the readout. Not covered
+            by the scan: costs a time loop.
+        coverage_loss: Weight in the training loss of the coverage loss, against repeated attention (See 2017, equation 12).
         guided_alignment_weight: Weight in the training loss of the cross entropy between `alignments` given to
             `forward` and the attention (Chen 2016).
         max_source_positions: Longest source of the `location` score (Luong 2015, equation 8); required there.
-        input_feeding: The attentional vector enters the next step (Luong 2015, section 3.3); the context does where
-            the readout is not `tanh` or the layer that asks is not the top one. None: on for `after_cell` attention,
+        input_feeding: The attentional vector enters the next step (Luong 2015, section 3.3); the context does if the
+            readout is not `tanh` or `attention_layer` is not the top layer. None: on for `after_cell` attention,
             off otherwise. Off with `after_cell`, the decoder needs no time loop.
         bridge: How the decoder state starts: `zero`, `copy` of the encoder's final states, `mean` (tanh of a
             projection of the mean state), `dense` (tanh of a projection of the final states) or `backward_tanh`
             (Bahdanau 2014, appendix A.2.2: tanh of a projection of the backward encoder's state at the first word).
-        readout: What stands between state and vocabulary: `linear`, `tanh` (Luong 2015, equation 5) or `maxout`
+        readout: The layer between state and vocabulary: `linear`, `tanh` (Luong 2015, equation 5) or `maxout`
             (Bahdanau 2014, appendix A.2.2).
         readout_size: Width of the readout. None: `linear` has no projection, the others are `hidden_size` wide.
         readout_embedding: The readout also reads the previous word's vector. None: only for `maxout`.
-        readout_context: The readout reads the context, where there is one (GNMT's does not).
+        readout_context: The readout reads the context, if there is one (GNMT's does not).
         readout_state: The readout reads the `current` state or the `previous` one (Bahdanau 2014).
         output_bias: The output layer has a bias.
-        copy_mechanism: The output layer also copies words of the source, as far as a gate lets it (the pointer-generator,
-            See 2017, section 2.2). Needs attention and one vocabulary for both sides. `logits` are then
+        copy_mechanism: The output layer also copies words of the source, with a gate between the two (the
+            pointer-generator, See 2017, section 2.2). Needs attention and one vocabulary for both sides. `logits` are then
             log-probabilities.
         dropout: On word vectors, between layers and on the readout.
         recurrent_dropout: On the recurrent input of each cell, one mask for a whole sentence (Gal and Ghahramani
-            2016). Costs a time loop in training, but for the layers of the fused scan.
+            2016). Costs a time loop in training, except in the layers of the fused scan.
         variational_dropout: `dropout` uses one mask for all positions of a sentence (Gal and Ghahramani 2016).
         weight_drop: Probability that a weight of the recurrence (hidden to hidden, of each cell) is dropped, one mask for
             a whole pass over a batch (DropConnect; Merity 2017, section 2). Keeps the fused kernels and the scan.
         zoneout: Probability that a unit of h keeps its old value at a position; evaluation mixes old and new by it
             (Krueger 2016). Costs a time loop on both sides, in evaluation too, and the export to ONNX: a training step
             took 1.04 (GRU) to 1.15 times (LSTM) as long, of 64 pairs of 15 words, 256 units, on one thread of a CPU.
-        zoneout_cell: The same for the LSTM's cell, which bears far more: Krueger 2016 uses 0.5 there and 0.05 on h.
+        zoneout_cell: The same for the LSTM's cell, which tolerates far more: Krueger 2016 uses 0.5 there and 0.05 on h.
             None: as `zoneout`.
         word_dropout: Probability that a word's vector is dropped as a whole.
-        word_dropout_unit: Whether that is drawn for each `token`, or for each `type` of a sentence: then a word is
-            dropped wherever it stands or nowhere (Gal and Ghahramani 2016, section 4.2).
+        word_dropout_unit: Whether that is drawn for each `token`, or for each `type` of a sentence: then all
+            occurrences of a word are dropped or none (Gal and Ghahramani 2016, section 4.2).
         label_smoothing: Share of the probability spread over the vocabulary in the training loss (Szegedy 2015).
-        teacher_forcing_ratio: Probability in [0, 1] that the decoder reads the true word in training, and not the one
-            it would write itself. Below 1 it costs a pass over the target without gradients.
+        teacher_forcing_ratio: Probability in [0, 1] that the decoder reads the true word in training, and not the
+            word it predicts. Below 1 it costs a pass over the target without gradients.
         teacher_forcing_unit: Whether that is drawn for each `token` (Bengio 2015) or for each `sentence` (the PyTorch
             tutorial).
         scheduled_sampling: How the ratio falls over the updates (Bengio 2015, section 2.4): `none`, `linear` from
-            `teacher_forcing_ratio`, `exponential` or `inverse_sigmoid`. The training loop says how far it is:
-            `model.set_training_progress(step)`.
-        scheduled_sampling_decay: `linear`: c, what is taken off at each update; `exponential`: k below 1;
+            `teacher_forcing_ratio`, `exponential` or `inverse_sigmoid`. The training loop sets the number of
+            updates: `model.set_training_progress(step)`.
+        scheduled_sampling_decay: `linear`: c, subtracted at each update; `exponential`: k below 1;
             `inverse_sigmoid`: k of 1 or more. Required with a schedule.
         scheduled_sampling_floor: A schedule does not fall below this.
         scheduled_sampling_words: The model's own word is the `argmax` of its distribution, or a `sample` from it.
@@ -128,15 +128,15 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         share_encoder_decoder_embeddings: One table of word vectors for both sides; needs one vocabulary size.
         embedding_activation: `relu` applies ReLU to the decoder's word vectors (the tutorial model), `none` does not.
         initializer_range: Parameters start uniform in plus or minus this; None means one over the square root of
-            the fan-in, and word vectors normal with standard deviation 0.3 (0.2 where they are tied to the
+            the fan-in, and word vectors normal with standard deviation 0.3 (0.2 if they are tied to the
             output layer).
-        decoder_recurrence: `auto` runs the fused scan over the target where it covers the options and the plain time
-            loop otherwise; `scan` and `loop` force one of them. `model.get_decoder().recurrence_path` says which runs.
-        logits_memory_mb: Where the logits of all positions would take more than so many MiB, the loss makes them in chunks
-            of positions: the same value and gradients, in bounded memory.
+        decoder_recurrence: `auto` runs the fused scan over the target if it covers the options and the plain time
+            loop otherwise; `scan` and `loop` force one of them. `model.get_decoder().recurrence_path` is the path in use.
+        logits_memory_mb: MiB of logits of all positions; above it the loss computes them in chunks of positions: the same
+            value and gradients, in bounded memory.
 
     Raises:
-        ConfigError: a field is out of range, misspelled, or does not go with another; also on later assignment for
+        ConfigError: a field is out of range, misspelled, or cannot be combined with another; also on later assignment for
             type and choice errors.
     """
 
@@ -242,10 +242,10 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     def from_preset(cls, name: str, **overrides: Any) -> "RnnSeq2SeqConfig":
         """Builds the configuration of a published system, e.g. `from_preset("bahdanau2014", vocab_size=8000)`.
 
-        Sizes are the paper's, and each is overridden by itself; `vocab_size` alone stands for both vocabularies.
+        Sizes are the paper's, and each is overridden separately; `vocab_size` sets both vocabularies.
 
         Raises:
-            ConfigError: no preset has this name, or an override does not fit.
+            ConfigError: no preset has this name, or the overrides are not valid together.
         """
         from .presets import PRESETS
 
@@ -298,18 +298,18 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
 
     @property
     def attends_between_cells(self) -> bool:
-        """Whether the attention asks between the first cell and the second: the conditional GRU."""
+        """Whether the attention is between the first cell and the second: the conditional GRU."""
         before = self.context == "attention" and self.attention_order == "before_cell"
         return before and self.decoder_transition_depth > 1
 
     @property
     def supervises_attention(self) -> bool:
-        """Whether the training loss has a part that reads the attention weights."""
+        """Whether the training loss has a term on the attention weights."""
         return bool(self.coverage_loss or self.guided_alignment_weight)
 
     @property
     def readout_input_width(self) -> int:
-        """Width of what the readout reads."""
+        """Width of the input of the readout."""
         context = self.context_width if self.readout_context else 0
         return self.hidden_size + context + (self.embedding_size if self.readout_embedding else 0)
 

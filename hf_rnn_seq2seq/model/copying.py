@@ -3,12 +3,12 @@
     p_gen = sigmoid(w_c c_t + w_s s_t + w_x x_t + b)                                (equation 8)
     P(w)  = p_gen P_vocab(w) + (1 - p_gen) sum over the i with source word w of a_i   (equation 9)
 
-with the context c, the decoder's state s, the word x it reads, and the attention a (of several heads: their mean). Where
-the attention sums to something else than 1 (a Gaussian window, 16 bits) it is divided by its sum; a row without any source
-word only generates. Padding has no weight, so it is never copied; the source's end of sentence is copied like any word.
-The vocabulary is not extended by a source's unknown words: they are copied as the unknown token.
+with the context c, the decoder's state s, the word x it reads, and the attention a (the mean over several heads). If the
+attention does not sum to 1 (a Gaussian window, 16 bits) it is divided by its sum; a row without any source word only
+generates. Padding has no weight, so it is never copied; the source's end of sentence is copied like any word. The
+vocabulary is not extended by a source's unknown words: they are copied as the unknown token.
 
-Everything is computed in logarithms, so that no probability is lost however small it is.
+All probabilities are logarithms, so that small ones do not underflow.
 
 Axes: batch, target, source, vocab.
 """
@@ -28,14 +28,14 @@ from .matmul import LINEAR, without_autocast
 
 
 class Copying(NamedTuple):
-    """What the output layer needs beside the readout to copy."""
+    """Inputs of the copy distribution."""
 
     gate: Tensor  # (batch, target), log-odds of p_gen
     weights: Tensor  # (batch, target, source), attention averaged over heads; zero at padding
     source_ids: Tensor  # (batch, source)
 
     def last(self, positions: int) -> "Copying":
-        """The last target positions alone."""
+        """The last target positions only."""
         return self._replace(gate=self.gate[:, -positions:], weights=self.weights[:, -positions:])
 
 
@@ -52,11 +52,11 @@ class CopyGate(nn.Module):
 
 
 def missing_source(source_ids: Tensor | None, source_mask: Tensor) -> str:
-    """What is told where the words to copy are not there."""
+    """The error message for missing source ids."""
     if source_ids is None:
         return (
-            "copy_mechanism=True: the words of the source are copied, and its states alone do not tell them; give "
-            "input_ids, or the encoder_outputs that get_encoder() made of input_ids"
+            "copy_mechanism=True: copying needs the words of the source, not only its states; give input_ids, or the "
+            "encoder_outputs that get_encoder() computed from input_ids"
         )
     return f"source ids of shape {tuple(source_ids.shape)}: must be (batch, source) = {tuple(source_mask.shape)}"
 
@@ -76,15 +76,15 @@ def copy_loss(
 ) -> Tensor:
     """Sum over the labelled positions of the smoothed cross entropy of P, in nats; a scalar of float32 at least.
 
-    P itself is never made: the logits' logsumexp, the label's and those of the source's words are enough. Where the
-    logits would take more than `budget` bytes in float32, they are made a chunk of positions at a time, and again for
-    the gradient: bounded memory for one more product of the output layer.
+    P itself is never computed: the logits' logsumexp, the label's logit and those of the source's words are enough. If the
+    logits would take more than `budget` bytes in float32, they are computed in chunks of positions, and again for the
+    gradient: bounded memory at the price of one more product of the output layer.
 
     Args:
         readout: (batch, target, D).
         head: the output layer, D to vocab.
         copying: of the same positions.
-        labels: (batch, target), -100 where there is none.
+        labels: (batch, target), -100 for no label.
         smoothing: share of the probability spread over the vocabulary.
         budget: bytes.
     """
@@ -106,7 +106,7 @@ def copy_loss(
     if len(parts[0]) <= size:
         return _rows_loss(head, smoothing, *parts)
     chunks = zip(*(part.split(size) for part in parts), strict=True)
-    # Generators are kept for an adapter that drops something; a CUDA graph may not read their state.
+    # Random states are preserved for an adapter with dropout; a CUDA graph may not read them.
     again = {"use_reentrant": False, "preserve_rng_state": departure(head, LINEAR) is not None}
     return sum(checkpoint(_rows_loss, head, smoothing, *chunk, **again) for chunk in chunks)
 
@@ -161,7 +161,7 @@ class _LogSoftmaxAt(torch.autograd.Function):
 
 
 def _parts(copying: Copying, exact: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """log p_gen, log (1 - p_gen), and weights that sum to 1, or to 0 where there is nothing to copy."""
+    """log p_gen, log (1 - p_gen), and weights that sum to 1, or to 0 if there is nothing to copy."""
     gate, weights = copying.gate.to(exact), copying.weights.to(exact)
     total = weights.sum(-1)
     log_generate = F.logsigmoid(gate).masked_fill(total <= 0, 0.0)
@@ -169,7 +169,7 @@ def _parts(copying: Copying, exact: torch.dtype) -> tuple[Tensor, Tensor, Tensor
 
 
 def _by_word(weights: Tensor, source_ids: Tensor) -> Tensor:
-    """What all positions of a word receive together, at its first position; 0 at the others (batch, target, source)."""
+    """The weights of all positions of a word, summed at its first position; 0 at the others (batch, target, source)."""
     same = source_ids.unsqueeze(1) == source_ids.unsqueeze(2)
     numbers = torch.arange(source_ids.shape[1], device=source_ids.device)
     repeated = (same & (numbers.unsqueeze(1) > numbers)).any(-1)
@@ -179,8 +179,8 @@ def _by_word(weights: Tensor, source_ids: Tensor) -> Tensor:
 
 
 def _gain(generated: Tensor, log_copy: Tensor, copied: Tensor) -> Tensor:
-    """What copying adds to the logarithm `generated`: log(e^generated + e^log_copy copied) - generated; 0 for nothing."""
-    # The logarithm of zero would make the gradient NaN in the branch that is not taken too.
+    """The increase of the logarithm `generated` by copying: log(e^generated + e^log_copy copied) - generated; 0 without."""
+    # Without the clamp the logarithm of zero would make the gradient NaN, even in the branch that is not taken.
     ratio = log_copy + copied.clamp(min=torch.finfo(copied.dtype).tiny).log() - generated
     return torch.where(copied > 0, torch.logaddexp(ratio, torch.zeros_like(ratio)), 0.0)
 

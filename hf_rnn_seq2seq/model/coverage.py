@@ -1,6 +1,6 @@
-"""What an additive attention remembers of the source words it has looked at, and how that enters its next scores.
+"""Coverage: an additive attention's memory of the source words it has read, which enters its next scores.
 
-Coverage is carried in the decoder's state, (batch, source, features), and its projection is added to the projected keys:
+Coverage is part of the decoder's state, (batch, source, features), and its projection is added to the projected keys:
 e = v . tanh(W_q t + W_k s + W_c C). Modules hold parameters only.
 
 Axes: batch, source, features. The weights are those of one target position.
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
-from .departures import weights_say_all
+from .departures import live_departure
 
 
 class SumCoverage(nn.Module):
@@ -24,7 +24,7 @@ class SumCoverage(nn.Module):
         self.project = nn.Linear(self.features, config.attention_size, bias=False)
 
     def start(self, keys: Tensor) -> Tensor:
-        """Nothing has been looked at: zeros (batch, source, features)."""
+        """The coverage before the first position: zeros (batch, source, features)."""
         return keys.new_zeros(*keys.shape[:2], self.project.in_features)
 
     def forward(self, covered: Tensor, weights: Tensor, query: Tensor, values: Tensor) -> Tensor:
@@ -32,8 +32,8 @@ class SumCoverage(nn.Module):
 
         Args:
             covered: before it.
-            weights: (batch, source), where it looked.
-            query: (batch, hidden), the state that asked.
+            weights: (batch, source), the attention weights.
+            query: (batch, hidden), the decoder state.
             values: (batch, source, states), the encoder states.
         """
         return covered + weights.unsqueeze(-1)
@@ -42,7 +42,7 @@ class SumCoverage(nn.Module):
 class GruCoverage(SumCoverage):
     """C_ij = f(C_(i-1)j, a_ij, h_j, t_(i-1)), f the cell of a GRU (Tu 2016, section 3.1.2: neural coverage).
 
-    t is the state that asked, h_j the encoder's state at source word j.
+    t is the decoder state, h_j the encoder's state at source word j.
     """
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
@@ -52,24 +52,24 @@ class GruCoverage(SumCoverage):
         self.recurrent = nn.Linear(self.features, 3 * self.features)
 
     def forward(self, covered: Tensor, weights: Tensor, query: Tensor, values: Tensor) -> Tensor:
-        reset, update, new = self._seen(weights, query, values).chunk(3, -1)
+        reset, update, new = self._read_inputs(weights, query, values).chunk(3, -1)
         reset_h, update_h, new_h = self.recurrent(covered).chunk(3, -1)
         update = torch.sigmoid(update + update_h)
         new = torch.tanh(new + torch.sigmoid(reset + reset_h) * new_h)
-        return (1 - update) * new + update * covered  # not lerp, which wants one type; autocast has two here
+        return (1 - update) * new + update * covered  # not lerp, which needs one type; autocast has two here
 
-    def _seen(self, weights: Tensor, query: Tensor, values: Tensor) -> Tensor:
-        if weights_say_all(self.read, (nn.Linear,)):
-            asked = query.unsqueeze(1).expand(-1, values.shape[1], -1)
-            return self.read(torch.cat([weights.unsqueeze(-1), values, asked], -1))
-        # Cut in three, so that the query is not repeated for every source word.
-        look, state, asked = self.read.weight.split([1, values.shape[-1], query.shape[-1]], 1)
-        seen = F.linear(values, state, self.read.bias) + weights.unsqueeze(-1) * look[:, 0]
-        return seen + F.linear(query, asked).unsqueeze(1)
+    def _read_inputs(self, weights: Tensor, query: Tensor, values: Tensor) -> Tensor:
+        if live_departure(self.read, (nn.Linear,)):
+            queries = query.unsqueeze(1).expand(-1, values.shape[1], -1)
+            return self.read(torch.cat([weights.unsqueeze(-1), values, queries], -1))
+        # Split in three, so that the query is not repeated for every source word.
+        weight_part, state_part, query_part = self.read.weight.split([1, values.shape[-1], query.shape[-1]], 1)
+        read = F.linear(values, state_part, self.read.bias) + weights.unsqueeze(-1) * weight_part[:, 0]
+        return read + F.linear(query, query_part).unsqueeze(1)
 
 
 def build_coverage(config: RnnSeq2SeqConfig) -> SumCoverage | None:
-    """The coverage that `config` names; None where there is none."""
+    """The coverage that `config` names; None without coverage."""
     return {"none": lambda _: None, "sum": SumCoverage, "gru": GruCoverage}[config.coverage](config)
 
 

@@ -55,7 +55,7 @@ def hold_at_padding(padding: Tensor, before: DecoderState, after: DecoderState) 
 class LoopConstants(NamedTuple):
     """Weights and masks of one pass over time, made once before the loop; one entry per attended layer."""
 
-    weights: list[StepWeights | None]  # None where the layer is called
+    weights: list[StepWeights | None]  # None if the layer is called
     recurrent_masks: list[Tensor | None]  # (batch, hidden), recurrent dropout
     input_masks: list[Tensor | None]  # (target or 1, batch, hidden), dropout of the layer below's output
     zoneout_masks: list[list[State | None]]  # per position, from `RecurrentLayer.zoneout_masks`
@@ -84,7 +84,7 @@ class Attended(NamedTuple):
     context: Tensor | None  # (batch, target, context)
     weights: Tensor | None  # (batch, heads, target, source)
     attention_state: Tensor | None
-    readout: Tensor | None  # (batch, target, readout) where the loop computes it
+    readout: Tensor | None  # (batch, target, readout), if the loop computes it
     feed: Tensor | None  # (batch, feed)
 
 

@@ -1,8 +1,8 @@
-"""Whether a module still is what a fast path takes it for.
+"""Finds hooks on, overrides of and replacements for a module, with which a fast path would be wrong.
 
-A fast path computes from a module's weights what calling the module would compute. That holds only while nobody has put
-another module in its place (an adapter, a quantized layer, `torch.compile`), hooked it, parametrized it, or overridden a
-method that the fast path does not call. Then the plain path runs, which calls it.
+A fast path computes from a module's weights what a call of the module would compute. That is wrong if another module is in
+its place (an adapter, a quantized layer, `torch.compile`), if it is hooked or parametrized, or if it overrides a method that
+the fast path does not call. Then the plain path runs, which calls the module.
 """
 
 from collections.abc import Iterable
@@ -11,25 +11,25 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrize import is_parametrized
 
-# Where torch keeps the hooks of one module, and those of all modules.
+# The attributes in which torch stores the hooks of one module, and those of all modules.
 HOOKS = {
     "_forward_pre_hooks": "a forward pre-hook",
     "_forward_hooks": "a forward hook",
     "_backward_pre_hooks": "a backward pre-hook",
     "_backward_hooks": "a backward hook",
 }
-_CALLS = ("forward", "__call__")  # of all that torch's base class defines, what computes
+_CALLS = ("forward", "__call__")  # the methods of torch's base class that compute
 
 
 def override(part: nn.Module, known: type, names: Iterable[str]) -> str | None:
-    """The first of `names` that `part`, or a class of its below `known`, defines in the place of `known`'s, or None."""
+    """The first of `names` that `part`, or a subclass of `known` in its classes, overrides; or None."""
     classes, own = type(part).__mro__, vars(part)
     below = classes[: classes.index(known)]
     return next((name for name in names if name in own or any(name in vars(cls) for cls in below)), None)
 
 
 def _overridden(part: nn.Module, known: type, live: Iterable[str]) -> str | None:
-    """Any method or property of `known` but the `live` ones for which the same holds."""
+    """As `override`, for any method or property of `known` except the `live` ones."""
     classes = type(part).__mro__
     for place in (part, *classes[: classes.index(known)]):
         for name in vars(place):
@@ -44,11 +44,11 @@ def _overridden(part: nn.Module, known: type, live: Iterable[str]) -> str | None
 def departure(
     part: nn.Module, known: type | tuple[type, ...], live: Iterable[str] = (), everywhere: bool = True
 ) -> str | None:
-    """What calling `part` does beside what a `known` class computes from its weights; None where nothing.
+    """What a call of `part` does in addition to what a `known` class computes from its weights; None: nothing.
 
     Args:
-        known: a class of this package, whose subclasses may override what is `live`; or classes of torch, exactly.
-        live: names of methods that the caller calls, so that overriding them is obeyed.
+        known: a class of this package, whose subclasses may override the `live` methods; or exact classes of torch.
+        live: names of methods that the caller calls, so that an override of them takes effect.
         everywhere: count hooks that are registered for all modules.
     """
     kind = type(part)
@@ -66,7 +66,7 @@ def departure(
 
 
 def hooked(part: nn.Module, everywhere: bool = True) -> str | None:
-    """What `part` is wrapped in where it is called, or None."""
+    """A hook on `part` or a compiled call of it, or None."""
     for name, words in HOOKS.items():
         if getattr(part, name):
             return words
@@ -75,11 +75,11 @@ def hooked(part: nn.Module, everywhere: bool = True) -> str | None:
     return "compile()" if part._compiled_call_impl is not None else None
 
 
-def weights_say_all(part: nn.Module, known: tuple[type, ...], everywhere: bool = True) -> str | None:
-    """As `departure`, for a caller that reads the weights anew each time: then a parametrization is obeyed as well."""
+def live_departure(part: nn.Module, known: tuple[type, ...], everywhere: bool = True) -> str | None:
+    """As `departure`, for a caller that reads the weights each time, so that a parametrization takes effect as well."""
     if is_parametrized(part) and type(part).__mro__[1] in known:
         return hooked(part, everywhere)
     return departure(part, known, everywhere=everywhere)
 
 
-__all__ = ["departure", "hooked", "override", "weights_say_all"]
+__all__ = ["departure", "hooked", "override", "live_departure"]

@@ -1,6 +1,6 @@
-"""The noise of training: on what a layer reads, on words as a whole, and on what a recurrent layer remembers.
+"""Regularization by noise: dropout of layer inputs and of whole words, and zoneout of recurrent states.
 
-Axes: batch, time, width. Everything is idle in evaluation but zoneout, which then mixes what it draws between.
+Axes: batch, time, width. In evaluation dropout is off, and zoneout uses its expected value.
 """
 
 import torch
@@ -20,7 +20,7 @@ def drop(states: Tensor, probability: float, training: bool, whole_sentence: boo
 
 
 def dropout_mask(like: Tensor, probability: float) -> Tensor:
-    """What inverted dropout multiplies with: 0 with this probability, else what keeps the mean; of the shape of `like`.
+    """The mask of inverted dropout in the shape of `like`: 0 with this probability, else 1 / (1 - probability).
 
     On a CPU the probability is rounded to 1 / 65,536 and a random number serves four units: a fifth of the time of torch's
     dropout.
@@ -36,32 +36,32 @@ def drop_words(states: Tensor, probability: float, training: bool, words: Tensor
     """Drops whole word vectors of (batch, time, width) and scales the others.
 
     Args:
-        words: (batch, time), the ids. Where they are given, a sentence loses a word wherever it stands or nowhere (Gal
-            and Ghahramani 2016, section 4.2); without them each position is drawn by itself.
+        words: (batch, time), the ids. With them a sentence loses all occurrences of a word or none (Gal and Ghahramani
+            2016, section 4.2); without them each position is drawn independently.
     """
     if not training or probability == 0:
         return states
-    keep = dropout_mask(states[..., :1], probability)
+    mask = dropout_mask(states[..., :1], probability)
     if words is not None:
-        # Every occurrence takes what was drawn for the first one; of equal values argmax gives the first.
+        # Every occurrence gets the draw of the first one; argmax returns the first of equal values.
         first = (words.unsqueeze(2) == words.unsqueeze(1)).byte().argmax(-1)
-        keep = keep.gather(1, first.unsqueeze(-1))
-    return states * keep
+        mask = mask.gather(1, first.unsqueeze(-1))
+    return states * mask
 
 
 def zoneout_masks(rates: tuple[float, ...], like: Tensor, steps: int, width: int) -> tuple[Tensor, ...]:
-    """For each tensor of a state, which units keep their old value: bool (steps, batch, width)."""
+    """For each tensor of a state the units that keep their old value: bool (steps, batch, width)."""
     shape = (steps, like.shape[0], width)
     return tuple(torch.rand(shape, device=like.device) < rate for rate in rates)
 
 
 def zone_out(rates: tuple[float, ...], before: State, after: State, masks: tuple[Tensor, ...] | None = None) -> State:
-    """The state after one position, of which some units did not move (Krueger 2016, equations 3 and 4).
+    """The state after one position, in which some units keep their old value (Krueger 2016, equations 3 and 4).
 
     Args:
         rates: probability that a unit keeps its value, for each tensor of the state.
-        before, after: the state before the position and the one that the cell made, (batch, width) each.
-        masks: bool (batch, width) each, True where the old value stays. None, in evaluation: the expected value.
+        before, after: the state before the position and the one from the cell, (batch, width) each.
+        masks: bool (batch, width) each, True for the old value. None, in evaluation: the expected value.
     """
     if masks is None:
         triples = zip(rates, before, after, strict=True)

@@ -1,4 +1,4 @@
-"""Attention weights that can be exactly zero: sparsemax and entmax, beside the softmax of attention.py.
+"""Attention weights that can be exactly zero: sparsemax and entmax, in place of softmax.
 
 Over scores z, p = argmax_p p . z + H_alpha(p) with Tsallis' entropy H_alpha; its solution is
 p_i = [(alpha - 1) z_i - tau]_+ ^ (1 / (alpha - 1)) with the tau for which p sums to 1 (Peters 2019, section 3). alpha = 2
@@ -16,7 +16,7 @@ from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 
 
 class SparseWeights(nn.Module):
-    """Scores -> weights by sparsemax or entmax; with `entmax_learned` each head has an alpha of its own in (1, 2).
+    """Scores -> weights by sparsemax or entmax; with `entmax_learned` each head has its own alpha in (1, 2).
 
     A learned alpha is 1 + sigmoid(a) (Correia 2019, section 3), and starts as `entmax_alpha`.
     """
@@ -30,11 +30,11 @@ class SparseWeights(nn.Module):
 
     @property
     def start(self) -> float:
-        """Where a learned a begins."""
+        """The initial value of a learned a."""
         return math.log((self.fixed - 1) / (2 - self.fixed))
 
     def forward(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """(batch, heads, target, source); exactly zero where `mask` is False, all zeros where a row allows nothing."""
+        """(batch, heads, target, source); masked as in `attention.masked_softmax`."""
         exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
         alpha: float | Tensor = self.fixed
         if self.free is not None:
@@ -45,8 +45,8 @@ class SparseWeights(nn.Module):
 
 def entmax(scores: Tensor, alpha: float | Tensor) -> Tensor:
     """Entmax over the last axis, in the type of `scores`; alpha is above 1, a tensor of it broadcastable to the rows."""
-    given = alpha if isinstance(alpha, Tensor) else scores.new_full((), alpha)
-    return _Entmax.apply(scores, given, None if isinstance(alpha, Tensor) else alpha)
+    tensor = alpha if isinstance(alpha, Tensor) else scores.new_full((), alpha)
+    return _Entmax.apply(scores, tensor, None if isinstance(alpha, Tensor) else alpha)
 
 
 class _Entmax(torch.autograd.Function):
@@ -54,7 +54,7 @@ class _Entmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, alpha: Tensor, fixed: float | None) -> Tensor:
-        # The largest is 0 now and tau at least -1: what is lower has no weight, and sums of it shall stay finite.
+        # The largest is 0 now and tau is at least -1: lower scores have no weight; the clamp keeps their sums finite.
         scaled = ((scores - scores.amax(-1, keepdim=True)) * (alpha - 1)).clamp(min=-2)
         if fixed == 2:
             weights = (scaled - _sparsemax_threshold(scaled)).clamp(min=0)
@@ -72,7 +72,7 @@ class _Entmax(torch.autograd.Function):
     def backward(ctx: Any, d_weights: Tensor) -> tuple[Tensor | None, ...]:
         weights, alpha = ctx.saved_tensors
         support = weights > 0
-        # Where a weight is zero its own power would not be.
+        # The power of a zero weight would not be zero.
         slope = torch.where(support, weights.clamp(min=torch.finfo(weights.dtype).tiny) ** (2 - alpha), 0.0)
         skewed = slope / slope.sum(-1, keepdim=True)
         d_scores = slope * (d_weights - (d_weights * skewed).sum(-1, keepdim=True))
@@ -108,7 +108,7 @@ def _entmax15_threshold(scaled: Tensor) -> Tensor:
 
 
 def _bisected_threshold(scaled: Tensor, power: Tensor) -> Tensor:
-    """tau for any alpha, by halving the interval that must hold it until the type has no number between."""
+    """tau for any alpha, by bisection of its interval until the type has no number in between."""
     low = torch.full_like(scaled[..., :1], -1.0)
     width = torch.ones_like(low) - scaled.shape[-1] ** (-1 / power)
     for _ in range(60 if scaled.dtype == torch.float64 else 30):

@@ -1,4 +1,4 @@
-"""Imported before anything else of transformers: an older one is named as such, not by the first thing it lacks."""
+"""Checks the version of transformers; imported first, so that an old version gives a clear error."""
 
 import transformers
 
@@ -6,15 +6,15 @@ LOWEST_TRANSFORMERS = "5.24"
 
 
 def require_transformers(lowest: str) -> None:
-    """Nothing where the installed transformers will do.
+    """Checks the installed version.
 
     Raises:
-        ImportError: it is older than `lowest`.
+        ImportError: transformers is older than `lowest`.
     """
-    found = transformers.__version__
-    if [int(part) for part in found.split(".")[:2]] < [int(part) for part in lowest.split(".")]:
+    installed = transformers.__version__
+    if [int(part) for part in installed.split(".")[:2]] < [int(part) for part in lowest.split(".")]:
         raise ImportError(
-            f"transformers {found}: hf_rnn_seq2seq needs {lowest} or newer; pip install 'transformers>={lowest}'"
+            f"transformers {installed}: hf_rnn_seq2seq needs {lowest} or newer; pip install 'transformers>={lowest}'"
         )
 
 

@@ -1,10 +1,13 @@
-"""Cross entropy of the output layer, over the positions that have a label, in bounded memory.
+"""The training loss: cross entropy of the output layer in bounded memory, and auxiliary losses on the attention weights.
 
-Logits are turned into their own gradient in place, instead of standing beside their log-softmax and their gradient:
-asking the system for memory of that size is a tenth of a small model's training step on a CPU. Where the logits of all
-positions would take more than a budget, they are made a chunk of positions at a time. Logits of 16 bits are widened
-some rows at a time, in memory that stays in the processor's caches. Value and gradients are the same; a second
-derivative does not exist.
+The cross entropy counts the positions that have a label. Logits are overwritten by their gradient, instead of being kept
+together with their log-softmax and their gradient: to allocate memory of that size takes a tenth of a small model's
+training step on a CPU. If the logits of all positions would take more than a budget, they are computed in chunks of
+positions. Logits of 16 bits are widened some rows at a time, so that the memory stays in the processor's caches. Value and
+gradients are the same; there is no second derivative.
+
+Attention weights are (batch, heads, target, source); the auxiliary losses read the average of the heads. Positions without
+a label do not count.
 
 N counts positions, D the readout, V the vocabulary.
 """
@@ -30,9 +33,9 @@ def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: flo
     Args:
         readout: (batch, target, D).
         head: the output layer, D to V.
-        labels: (batch, target), -100 where there is none.
+        labels: (batch, target), -100 for no label.
         smoothing: share of the probability spread over the vocabulary.
-        budget: bytes that the logits may take, in float32, before they are made in chunks.
+        budget: bytes of logits in float32; above it they are computed in chunks.
     """
     labels = labels.to(readout.device)
     if readout.device.type == "cpu":
@@ -41,7 +44,7 @@ def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: flo
         rows, labels = readout[real], labels[real]
     else:
         rows, labels = readout.flatten(0, 1), labels.flatten()
-    # Adapters replace the layer, and what offloads it wraps its forward: then its weight is not all there is to it.
+    # Adapters replace the layer, and offloading wraps its forward: then the weight alone is not enough.
     if departure(head, LINEAR) is None:
         row_bytes = head.weight.shape[0] * torch.promote_types(rows.dtype, torch.float32).itemsize
         in_place = rows.device.type == "cpu" and torch.is_grad_enabled()
@@ -57,8 +60,8 @@ def logits_loss(logits: Tensor, labels: Tensor, budget: int) -> Tensor:
 
     Args:
         logits: (batch, target, V).
-        labels: (batch, target), -100 where there is none.
-        budget: bytes that the log-softmax may take, in float32, before it is made in chunks.
+        labels: (batch, target), -100 for no label.
+        budget: bytes of the log-softmax in float32; above it it is computed in chunks.
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
     size = max(1, budget // (logits.shape[-1] * exact.itemsize))
@@ -77,7 +80,7 @@ def chunked_cross_entropy(
         rows: (N, D).
         weight: (V, D).
         bias: (V,) or None.
-        labels: (N,), -100 where a row does not count.
+        labels: (N,), -100 for rows that do not count.
         smoothing: share of the probability spread over the vocabulary.
         size: rows of a chunk.
     """
@@ -93,16 +96,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         ctx.smoothing, ctx.size = smoothing, size
         ctx.save_for_backward(rows, weight, bias, labels)
-        ctx.wanted = ctx.needs_input_grad[:3]
-        total, *ctx.gradients = _loss_and_gradients(rows, weight, bias, labels, smoothing, size, ctx.wanted)
+        ctx.needed = ctx.needs_input_grad[:3]
+        total, *ctx.gradients = _loss_and_gradients(rows, weight, bias, labels, smoothing, size, ctx.needed)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:  # a second backward pass: the first one gave them away
-            gradients = _loss_and_gradients(*ctx.saved_tensors, ctx.smoothing, ctx.size, ctx.wanted)[1:]
+        if gradients is None:  # a second backward pass: the first one has freed them
+            gradients = _loss_and_gradients(*ctx.saved_tensors, ctx.smoothing, ctx.size, ctx.needed)[1:]
         # In place: a copy of the weight's gradient would be the largest tensor of a step with a large vocabulary.
         scaled = (None if gradient is None else gradient.mul_(d_total) for gradient in gradients)
         return *scaled, None, None, None
@@ -115,33 +118,33 @@ def _loss_and_gradients(
     labels: Tensor,
     smoothing: float,
     size: int,
-    wanted: tuple[bool, bool, bool],
+    needed: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The sum of the loss, and those gradients of rows, weight and bias that are wanted."""
+    """The sum of the loss, and the gradients of rows, weight and bias that are needed."""
     exact = torch.promote_types(rows.dtype, torch.float32)
     used = weight.to(rows.dtype)
     total = torch.zeros((), dtype=exact, device=rows.device)
-    d_rows = torch.empty_like(rows) if wanted[0] else None
+    d_rows = torch.empty_like(rows) if needed[0] else None
     whole = 0 < len(rows) <= size  # one chunk, whose product is the gradient
-    d_weight = torch.zeros_like(weight, dtype=exact) if wanted[1] and not whole else None
-    d_bias = torch.zeros_like(bias, dtype=exact) if wanted[2] else None
-    # A device has no use for blocks: each would launch its operations anew.
+    d_weight = torch.zeros_like(weight, dtype=exact) if needed[1] and not whole else None
+    d_bias = torch.zeros_like(bias, dtype=exact) if needed[2] else None
+    # Blocks do not help on a device: each would launch its own kernels.
     block = max(1, BLOCK // len(weight)) if rows.device.type == "cpu" else size
     for start in range(0, len(rows), size):
         part, here = rows[start : start + size], labels[start : start + size]
         d_logits = product(part, used.t()) if bias is None else affine(bias.to(rows.dtype), part, used)
-        for some, wanted_words in zip(d_logits.split(block), here.split(block), strict=True):
-            wide = some.to(exact)
-            total += _softmax_loss(wide, wanted_words, smoothing)
+        for logits, targets in zip(d_logits.split(block), here.split(block), strict=True):
+            wide = logits.to(exact)
+            total += _softmax_loss(wide, targets, smoothing)
             if d_bias is not None:
                 d_bias += wide.sum(0)
-            if wide is not some:
-                some.copy_(wide)
+            if wide is not logits:
+                logits.copy_(wide)
         if d_rows is not None:
             product(d_logits, used, d_rows[start : start + size])
-        if wanted[1] and whole:
+        if needed[1] and whole:
             d_weight = outer(d_logits, part)
-        elif wanted[1]:
+        elif needed[1]:
             _add_outer(d_weight, d_logits, part)
     d_weight = None if d_weight is None else d_weight.to(weight.dtype)
     return total, d_rows, d_weight, None if d_bias is None else d_bias.to(bias.dtype)
@@ -155,13 +158,13 @@ def _softmax_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """
     counts = (labels != IGNORED_LABEL).to(logits.dtype)
     index, spread = labels.clamp(min=0).unsqueeze(1), smoothing / logits.shape[1]
-    wanted = (1 - smoothing) * logits.gather(1, index).squeeze(1)
+    target = (1 - smoothing) * logits.gather(1, index).squeeze(1)
     if smoothing:
-        wanted += spread * logits.sum(1)
+        target += spread * logits.sum(1)
     # The logarithm of the sum of exponentials follows from the largest logit and its probability.
     largest = logits.amax(1)
     torch.softmax(logits, 1, out=logits)
-    loss = ((largest - logits.amax(1).log() - wanted) * counts).sum()
+    loss = ((largest - logits.amax(1).log() - target) * counts).sum()
     logits.mul_(counts.unsqueeze(1))
     if smoothing:
         logits.sub_((spread * counts).unsqueeze(1))
@@ -170,8 +173,10 @@ def _softmax_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 
 
 def _add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total (V, D) += left (n, V)^T right (n, D); a block of the vocabulary at a time where the product cannot be added
-    to the total in one operation, so that it stays small."""
+    """total (V, D) += left (n, V)^T right (n, D).
+
+    If the product cannot be added in the same operation, it is computed for a block of the vocabulary at a time.
+    """
     if total.dtype == left.dtype and not onednn_is_faster():
         total.addmm_(left.t(), right)
         return
@@ -185,21 +190,21 @@ def figure_names(config: RnnSeq2SeqConfig) -> tuple[str, ...]:
     if config.context != "attention":
         return ()
     names = {"coverage_loss": config.coverage_loss, "guided_alignment_loss": config.guided_alignment_weight}
-    own = ("ml_loss",) * config.supervises_attention
-    return (*own, "attention_entropy", *(name for name, weight in names.items() if weight))
+    base = ("ml_loss",) * config.supervises_attention
+    return (*base, "attention_entropy", *(name for name, weight in names.items() if weight))
 
 
 def attention_terms(
     nats: Tensor, weights: Tensor, labels: Tensor, alignments: Tensor | None, config: RnnSeq2SeqConfig
 ) -> tuple[Tensor, Tensor]:
-    """The weighted losses of the attention, summed over the batch, (); and (figures, 2), the sum and number of each.
+    """The weighted losses of the attention, summed over the batch, (); and (figures, 2), the sum and the count of each.
 
     Args:
         nats: the loss without them, summed over the batch, ().
         weights: (batch, heads, target, source).
-        labels: (batch, target), -100 where there is none.
-        alignments: (batch, target, source), see `guided_alignment_loss`; None: no row says anything.
-        config: says which losses count, and how much.
+        labels: (batch, target), -100 for no label.
+        alignments: (batch, target, source), see `guided_alignment_loss`; None: no row has an alignment.
+        config: which losses count, and their weights.
     """
     real = labels.to(weights.device) != IGNORED_LABEL
     shares = weights.to(torch.promote_types(weights.dtype, torch.float32))
@@ -232,13 +237,13 @@ def coverage_loss(weights: Tensor, real: Tensor) -> Tensor:
 
 
 def guided_alignment_loss(weights: Tensor, real: Tensor, alignments: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
-    """Sum over positions t of -sum_i A_ti log a_ti, each row of A made to sum to 1 (Chen 2016); and how many say something.
+    """Sum over positions t of -sum_i A_ti log a_ti, each row of A normalized to sum 1 (Chen 2016); and the number of rows with an alignment.
 
     Args:
         weights: (batch, target, source).
         real: bool (batch, target).
-        alignments: (batch, target, source), not negative; a row of zeros says nothing.
-        smallest: a weight below this counts as this.
+        alignments: (batch, target, source), not negative; a row of zeros has no alignment.
+        smallest: lower bound of the weights in the logarithm.
 
     Raises:
         ValueError: the alignments have another shape than the weights.

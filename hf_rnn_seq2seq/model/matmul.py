@@ -1,12 +1,12 @@
-"""Matrix products of training and decoding, each by the library that makes it fastest on this processor.
+"""Matrix products by the faster of two libraries of torch, and the type of products under autocast.
 
 torch multiplies float32 matrices on a CPU with MKL, which runs its AVX2 code on processors that are not Intel's. oneDNN,
-which torch carries too, makes AVX512 code for all of them: on a Zen 5 core 0.4 to 0.6 of MKL's time for the products of
-a training step, 0.2 to 0.6 for those of decoding, whose weights may be packed once. It has no fast code for a weight
-whose rows lie apart (a thousand times slower): such a product stays with torch. In bfloat16 a product and a sum are
-faster as two operations (330 against 230 GFLOP/s). Everywhere else these functions are torch's own.
+which torch includes too, generates AVX512 code for all of them: on a Zen 5 core it takes 0.4 to 0.6 of MKL's time for the
+products of a training step, and 0.2 to 0.6 for those of decoding, whose weights can be packed once. It has no fast code
+for a weight with strided rows (a thousand times slower): torch computes such a product. In bfloat16 a product and a sum
+are faster as two operations (330 against 230 GFLOP/s). In all other cases these functions are torch's own.
 
-The choice depends on the processor and on the sizes alone, so that a run repeats bit for bit.
+The choice depends on the processor and on the sizes only, so that a run repeats bit for bit.
 """
 
 import platform
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Below so many multiplications, terms of a sum or rows the two libraries take the same time, or MKL less.
+# Below these numbers of multiplications, terms of a sum or rows MKL takes the same time or less.
 SMALLEST, FEWEST_TERMS, FEWEST_ROWS = 2**20, 16, 4
 SMALLEST_PACKED = 2**16  # elements of a weight
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The type of products with `tensor`: autocast's where it is on, else the tensor's own."""
+    """The type of products with `tensor`: autocast's if it is on, else the tensor's own."""
     device = tensor.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -55,7 +55,7 @@ def onednn_is_faster() -> bool:
 
 
 def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
-    # What is recorded for another place must find its operations there, and leaves sizes free.
+    # An exported graph must use operations that exist elsewhere, and must not depend on sizes.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if not _is_float32_on_cpu(rows) or weight.dtype != torch.float32:
@@ -87,8 +87,8 @@ def affine(addend: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """left @ right without a graph: (n, k), (k, m) -> (n, m), written to `out`."""
     if _by_onednn(left, right.t()):
-        found = _onednn(left, right.t())
-        return found if out is None else out.copy_(found)
+        result = _onednn(left, right.t())
+        return result if out is None else out.copy_(result)
     return torch.mm(left, right, out=out)
 
 
@@ -97,7 +97,7 @@ def outer(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     left, right = left.flatten(0, -2), right.flatten(0, -2)
     turned = out is None and len(left) * left.shape[1] > right.numel() + left.shape[1] * right.shape[1]
     if turned and _by_onednn(right.t(), left.t()):
-        # oneDNN copies what stands on its left in order of rows; here the transposed product and its copy are less.
+        # oneDNN copies its left matrix into row order; here the transposed product and its copy are smaller.
         return _onednn(right.t(), left.t()).t().contiguous()
     return product(left.t(), right, out)
 
@@ -116,7 +116,7 @@ class Linear(nn.Linear):
         return linear(rows, self.weight, self.bias)
 
 
-LINEAR = (nn.Linear, Linear)  # whose product their weight and bias say
+LINEAR = (nn.Linear, Linear)  # modules that are defined by their weight and bias
 
 
 class _Linear(torch.autograd.Function):
@@ -128,16 +128,16 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_result: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
-        wanted, flat = ctx.needs_input_grad, d_result.flatten(0, -2)
-        d_bias = flat.sum(0) if wanted[2] else None
-        if torch.is_grad_enabled():  # a gradient of the gradient is asked for: torch's own products have one
+        needed, flat = ctx.needs_input_grad, d_result.flatten(0, -2)
+        d_bias = flat.sum(0) if needed[2] else None
+        if torch.is_grad_enabled():  # for a second derivative: torch's own products have one
             return d_result @ weight, flat.t() @ rows.flatten(0, -2), d_bias
-        d_rows = product(flat, weight).view_as(rows) if wanted[0] else None
-        return d_rows, outer(flat, rows) if wanted[1] else None, d_bias
+        d_rows = product(flat, weight).view_as(rows) if needed[0] else None
+        return d_rows, outer(flat, rows) if needed[1] else None, d_bias
 
 
 class PackedProduct:
-    """x W^T + b without a graph for a weight that stays: oneDNN reads a copy in its own order.
+    """x W^T + b without a graph for a constant weight: oneDNN reads a copy in its own order.
 
     Args:
         weight: (out, in), float32 on the CPU.
@@ -145,7 +145,7 @@ class PackedProduct:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        # The number of rows is a hint; this one serves one row and many.
+        # The number of rows is a hint; 16 is fast for one row and for many.
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
         self.bias = bias
 
@@ -154,7 +154,7 @@ class PackedProduct:
 
 
 def packs(weight: Tensor) -> bool:
-    """Whether `PackedProduct` pays for a weight (out, in)."""
+    """Whether `PackedProduct` is faster for a weight (out, in)."""
     return weight.numel() >= SMALLEST_PACKED and _is_float32_on_cpu(weight) and onednn_is_faster()
 
 

@@ -1,10 +1,10 @@
 """The published systems as settings of one configuration; each docstring names the source of every choice.
 
-`RnnSeq2SeqConfig.from_preset(name, **overrides)` builds one. Sizes are the paper's and each can be overridden by
-itself: a smaller `hidden_size` leaves `encoder_hidden_size`, `context_size` and `readout_size` as the preset sets
+`RnnSeq2SeqConfig.from_preset(name, **overrides)` builds one. Sizes are the paper's and each can be overridden
+separately: a smaller `hidden_size` leaves `encoder_hidden_size`, `context_size` and `readout_size` as the preset sets
 them, and what a preset leaves out follows `hidden_size`. "Departs" lists what differs from the paper, and why.
 
-What holds for every preset and is not repeated: papers of this line omit biases from their equations or are silent
+True of every preset and not repeated: papers of this line omit biases from their equations or are silent
 about them, and every product here has one unless said otherwise; the decoder starts from the vector of `<s>` where a
 paper starts from zeros or from the source's end mark, which is the same with one vector learned; sentences end in
 `</s>` on both sides; weights named Gaussian or orthogonal in a paper start uniform (`initializer_range`).

@@ -1,4 +1,4 @@
-"""What every model of the family shares with transformers."""
+"""Base class of the models: initialization, loading and saving, and vocabularies that change their size."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from .recurrence import TransitionCell
 
 
 class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
-    """What the recurrent models share with transformers: initialization, tying, loading and device placement."""
+    """Base class of the recurrent models: initialization, tying, loading and device placement."""
 
     config_class = RnnSeq2SeqConfig
     base_model_prefix = "model"
@@ -30,8 +30,8 @@ class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.RNNBase):
             self._uniform(module, width or module.hidden_size**-0.5)
         elif isinstance(module, nn.Embedding):
-            # Small word vectors leave a recurrence almost blind at first: with a deviation of 0.1 the attention takes
-            # twice the updates to form. With one of 1, the rare words keep the noise they started with.
+            # With a deviation of 0.1 the attention needs twice the updates to form; with one of 1, rare words keep their
+            # initial noise.
             deviation = 0.2 if self.config.tie_word_embeddings else 0.3
             init.uniform_(module.weight, -width, width) if width else init.normal_(module.weight, 0.0, deviation)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
@@ -47,7 +47,7 @@ class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
             if module.free is not None:
                 init.constant_(module.free, module.start)
         elif isinstance(module, Attention):
-            # A registered attention of the user's may hold bare parameters.
+            # A registered attention of the user may have bare parameters.
             for parameter in module.parameters(recurse=False):
                 init.uniform_(parameter, -(width or 0.1), width or 0.1)
 
@@ -58,25 +58,25 @@ class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: object, **kwargs: object) -> "RnnSeq2SeqPreTrainedModel":
-        """As transformers does it.
+        """As in transformers.
 
         Raises:
-            ValueError: `device_map` leaves weights on the disk or in another memory than that of the device they
-                compute on. They would be brought in whenever a module is called, but a recurrence reads its weights
-                at every position without calling one.
+            ValueError: `device_map` leaves weights on disk or in the memory of another device than the one that computes.
+                transformers would load them whenever a module is called, but a recurrence reads its weights at every
+                position without a call.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-        if absent:
+        offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if offloaded:
             raise ValueError(
-                f"device_map={kwargs.get('device_map')!r}: leaves {absent[0]} (one of {len(absent)} weights) outside its "
+                f"device_map={kwargs.get('device_map')!r}: leaves {offloaded[0]} (one of {len(offloaded)} weights) outside its "
                 "device's memory; a recurrent model is loaded whole, on one device or over several with room for it"
             )
         return loaded
 
     def save_pretrained(self, save_directory: str, *args: object, **kwargs: object) -> None:
-        """As transformers does it; the checkpoint also says how `AutoModel` loads it with `trust_remote_code=True`."""
+        """As in transformers; config.json also has the class for `AutoModel` with `trust_remote_code=True`."""
         if self._auto_class is not None:
             base = f"{type(self).__module__.rpartition('.')[2]}.RnnSeq2SeqModel"
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": base}
@@ -88,23 +88,23 @@ class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
 
 
 class VocabularyMixin:
-    """Methods of both models that replace the embeddings, and the output layer where there is one."""
+    """Resizes the embeddings, and the output layer of a model that has one."""
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """As transformers documents it: `model.resize_token_embeddings(len(tokenizer))` behind `tokenizer.add_tokens(...)`.
+        """As in transformers: `model.resize_token_embeddings(len(tokenizer))` after `tokenizer.add_tokens(...)`.
 
-        Vocabularies of one size, which one joint vocabulary has, both get the new size, whether their tables are tied or
-        not. Of two sizes, `new_num_tokens` is the source's, as `len(tokenizer)` is, and the target grows by as many:
-        `RnnSeq2SeqTokenizer` gives both sides as many new entries. `resize_source_embeddings` and
+        Vocabularies of one size, as a joint vocabulary has, both get the new size, tied or not. With two sizes
+        `new_num_tokens` is the source's, like `len(tokenizer)`, and the target grows by the same number:
+        `RnnSeq2SeqTokenizer` adds the same number of entries to both sides. `resize_source_embeddings` and
         `resize_target_embeddings` set one size each.
 
         Returns:
             the source's embedding, which is `get_input_embeddings()`.
 
         Raises:
-            ConfigError: vocabularies of two sizes would shrink; nothing says what would be left of the target's.
+            ConfigError: vocabularies of two sizes would shrink; the size of the target's is then unknown.
         """
         config = self.config
         if new_num_tokens is None and pad_to_multiple_of is None:

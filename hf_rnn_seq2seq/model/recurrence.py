@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config_checks import ConfigError
-from .departures import override, weights_say_all
+from .departures import override, live_departure
 from .dropout import State, dropout_mask, zone_out, zoneout_masks
 from .matmul import linear, without_autocast
 
@@ -52,7 +52,7 @@ class StepWeights(NamedTuple):
     extra: Tensor | None  # (gates, extra): the columns that read what only the step knows
     recurrent: Tensor  # (gates, hidden)
     recurrent_bias: Tensor  # (gates,)
-    # (gates, hidden) each: the recurrent weights of the cells after the first; None where a cell calls its product.
+    # (gates, hidden) each: the recurrent weights of the cells after the first; None if a cell calls its product.
     later: tuple[Tensor | None, ...] = ()
 
 
@@ -74,7 +74,7 @@ class RecurrentLayer(nn.Module):
             None: no zoneout.
 
     The fused kernel of torch (cuDNN on a GPU) runs unless layer normalization, `gru_reset="before"`, a deep
-    transition, zoneout, recurrent dropout in training, or held positions need the time loop.
+    transition, zoneout, recurrent dropout in training, or masked positions need the time loop.
     """
 
     def __init__(
@@ -136,13 +136,13 @@ class RecurrentLayer(nn.Module):
         Raises:
             ConfigError: an option computes the cell from the kernel's weights.
         """
-        if weights_say_all(self.kernel, KERNELS) is None:
+        if live_departure(self.kernel, KERNELS) is None:
             return False
         option = self._reads_weights()
         if option is None:
             return True
         # Hooks of all modules run for whatever is called, and here the kernel never is.
-        if reason := weights_say_all(self.kernel, KERNELS, everywhere=False):
+        if reason := live_departure(self.kernel, KERNELS, everywhere=False):
             raise ConfigError(f"{option}: computes the cell from the kernel's weights, and would leave out {reason}")
         return False
 
@@ -159,7 +159,7 @@ class RecurrentLayer(nn.Module):
 
     def _later_weight(self, number: int) -> Tensor | None:
         product = self.transitions[number].recurrent
-        reason = weights_say_all(product, (nn.Linear,))
+        reason = live_departure(product, (nn.Linear,))
         if reason is None:
             return self._drop_weight(product.weight)
         if self.training and self.weight_drop > 0:

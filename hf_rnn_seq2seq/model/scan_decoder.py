@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .attention import Attention
 from .decoder_state import Attended, DecoderState, LoopConstants, Memory
-from .departures import departure, weights_say_all
+from .departures import departure, live_departure
 from .matmul import LINEAR, linear
 from .readout import Readout
 from .recurrence import KERNELS, RecurrentLayer
@@ -31,7 +31,7 @@ def scan_refusal(decoder: nn.Module) -> str | None:
     for number, layer in enumerate(decoder.layers[: decoder.attended]):
         if reason := departure(layer, RecurrentLayer, LIVE_OF_A_LAYER):
             return f"layers.{number}: {reason}"
-        if reason := weights_say_all(layer.kernel, KERNELS):
+        if reason := live_departure(layer.kernel, KERNELS):
             return f"layers.{number}.kernel: {reason}"
         if layer.norm_input is not None or len(layer.transitions):
             return "layer normalization or deep transition"

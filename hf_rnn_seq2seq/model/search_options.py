@@ -267,7 +267,7 @@ def end_tokens(eos_token_id: int | Sequence[int] | Tensor | None) -> tuple[int, 
 
 
 def _not_followed(values: dict[str, Any], arguments: dict[str, Any]) -> list[str]:
-    """What a call asks for and the search does not do: `name=value`, long lists shortened."""
+    """Options of a call that the search does not follow, as `name=value`, long lists shortened."""
     ignored = FOLLOWED | SAMPLING
     missing = [
         f"{name}={reprlib.repr(value)}"

@@ -1,6 +1,6 @@
-"""Fast tokenizers in which a special token that a text writes out is text: with one vocabulary, and with two.
+"""Fast tokenizers that read `</s>` in a text as text, not as a special token: with one vocabulary, and with two.
 
-What one of them saves with a joint vocabulary needs no code: transformers alone loads it as a plain fast tokenizer.
+A saved tokenizer with a joint vocabulary needs no code of ours: transformers loads it as a plain fast tokenizer.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from .library_check import LOWEST_TRANSFORMERS  # noqa: F401 - checks the librar
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizerFast
 
 TARGET_TOKENIZER_FILE = "target_tokenizer.json"
-# Their ids stand in the model's config, which has one of each.
+# The model's config has one id of each, for both sides.
 _SHARED_TOKENS = ("pad_token", "bos_token", "eos_token", "unk_token")
 
 
 class RnnSeq2SeqJointTokenizer(PreTrainedTokenizerFast):
-    """One vocabulary for both sides, whose own special tokens (`</s>`) are text where a text writes them out.
+    """One vocabulary for both sides; its own special tokens (`</s>`) are plain text if a text contains them.
 
-    Special tokens that are added later, by `add_special_tokens`, are recognized in text: somebody puts them there. To
-    `tokenizers` these are ordinary added tokens, since it recognizes either all special tokens in a text or none.
+    Special tokens added later, by `add_special_tokens`, are recognized in text, because users write them on purpose. For
+    `tokenizers` they are ordinary added tokens, since it recognizes either all special tokens in a text or none.
     """
 
     model_input_names = ["input_ids", "attention_mask"]
@@ -33,7 +33,7 @@ class RnnSeq2SeqJointTokenizer(PreTrainedTokenizerFast):
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
-        """Hands the files over unread: the default rebuilds the model from parts and drops the merges of BPE."""
+        """Passes the files on without parsing: the default rebuilds the model from parts and drops the merges of BPE."""
         return kwargs
 
     def _backends(self) -> list[Any]:
@@ -44,15 +44,15 @@ class RnnSeq2SeqJointTokenizer(PreTrainedTokenizerFast):
 
     @staticmethod
     def _add_to(backend: Any, new_tokens: Sequence[str | AddedToken]) -> int:
-        """How many entries a vocabulary receives."""
-        own = {str(token) for token in backend.get_added_tokens_decoder().values() if token.special}
+        """Adds tokens to a vocabulary; returns the number of new entries."""
+        special = {str(token) for token in backend.get_added_tokens_decoder().values() if token.special}
         kinds = ("single_word", "lstrip", "rstrip", "normalized")
         added = [
             AddedToken(str(token), **{kind: getattr(token, kind) for kind in kinds}, special=False)
             if isinstance(token, AddedToken)
             else token
             for token in new_tokens
-            if str(token) not in own
+            if str(token) not in special
         ]
         before = backend.get_vocab_size()
         backend.add_tokens(added)
@@ -66,10 +66,10 @@ class RnnSeq2SeqJointTokenizer(PreTrainedTokenizerFast):
         return super()._decode(token_ids, skip_special_tokens, *args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
-        """As transformers does it. Where special tokens were added, a plain tokenizer that loads the files without this
-        class recognizes all special tokens in text, these among them, as it cannot tell one kind from the other."""
-        own = {token for token in self.backend_tokenizer.get_added_tokens_decoder().values() if token.special}
-        self.split_special_tokens = {*self.all_special_tokens} <= {str(token) for token in own}
+        """As in transformers. If special tokens were added, a plain tokenizer that loads the files without this class
+        recognizes all special tokens in text, because it cannot distinguish the two kinds."""
+        special = {token for token in self.backend_tokenizer.get_added_tokens_decoder().values() if token.special}
+        self.split_special_tokens = {*self.all_special_tokens} <= {str(token) for token in special}
         try:
             return super().save_pretrained(*args, **kwargs)
         finally:
@@ -80,12 +80,12 @@ class RnnSeq2SeqTokenizer(RnnSeq2SeqJointTokenizer):
     """Encodes text with the source vocabulary, `text_target` with the target's, and decodes with the target's.
 
     Saved as `tokenizer.json` (source) and `target_tokenizer.json`. `vocab_size`, `len()`, `get_vocab()` and
-    `convert_ids_to_tokens` speak of the source; `target_vocab_size`, `get_target_vocab()` and
-    `convert_target_ids_to_tokens` of the target. The special tokens have the same ids on both sides. Encoding a target
-    swaps the vocabularies for the time of the call, so an instance belongs to one thread.
+    `convert_ids_to_tokens` are about the source; `target_vocab_size`, `get_target_vocab()` and
+    `convert_target_ids_to_tokens` about the target. The special tokens have the same ids on both sides. Encoding a target
+    swaps the vocabularies during the call, so an instance must be used by one thread only.
 
-    `add_tokens` and `add_special_tokens` add to both vocabularies, to both as many entries: where one side has a token
-    already, it receives one that stands for nothing. So `model.resize_token_embeddings(len(tokenizer))` knows both sizes.
+    `add_tokens` and `add_special_tokens` add the same number of entries to both vocabularies: if one side already has a
+    token, it gets an unused entry instead. So `model.resize_token_embeddings(len(tokenizer))` determines both sizes.
 
     Args:
         tokenizer_object, tokenizer_file: the source's `tokenizers.Tokenizer`, or its file.
@@ -120,7 +120,7 @@ class RnnSeq2SeqTokenizer(RnnSeq2SeqJointTokenizer):
                 )
 
     def _backends(self) -> list[Any]:
-        # Before the target's is there, transformers adds special tokens that the source's file lacks.
+        # transformers adds special tokens that the source's file lacks before the target's vocabulary is set.
         return [self._source_backend, self._target_backend] if hasattr(self, "_target_backend") else [self._tokenizer]
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:

@@ -59,14 +59,14 @@ CHOICES = {
 }
 # Options that do not go together, and all that the user is told.
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"pad_token_id": 11}, "pad_token_id=11: must lie in [0, vocab_size=11)"),
-    ({"bos_token_id": -1}, "bos_token_id=-1: must lie in [0, vocab_size=11)"),
-    ({"eos_token_id": 12}, "eos_token_id=12: must lie in [0, vocab_size=11)"),
-    ({"eos_token_id": [2, 12]}, "eos_token_id=[2, 12]: must lie in [0, vocab_size=11)"),
-    ({"decoder_start_token_id": 99}, "decoder_start_token_id=99: must lie in [0, vocab_size=11)"),
+    ({"pad_token_id": 11}, "pad_token_id=11: must be in [0, vocab_size=11)"),
+    ({"bos_token_id": -1}, "bos_token_id=-1: must be in [0, vocab_size=11)"),
+    ({"eos_token_id": 12}, "eos_token_id=12: must be in [0, vocab_size=11)"),
+    ({"eos_token_id": [2, 12]}, "eos_token_id=[2, 12]: must be in [0, vocab_size=11)"),
+    ({"decoder_start_token_id": 99}, "decoder_start_token_id=99: must be in [0, vocab_size=11)"),
     (
         {"pad_token_id": 6, "source_vocab_size": 5},
-        "pad_token_id=6: must lie in [0, source_vocab_size=5), both vocabularies share it",
+        "pad_token_id=6: must be in [0, source_vocab_size=5), both vocabularies share it",
     ),
     (
         {"reverse_source": True},
@@ -117,7 +117,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"copy_mechanism": True, "source_vocab_size": 11, "context": "every_step"},
-        "copy_mechanism=True: needs context='attention', whose weights say what to copy, not 'every_step'",
+        "copy_mechanism=True: needs context='attention', whose weights are the copy distribution, not 'every_step'",
     ),
     (
         BEFORE | {"input_feeding": True},
@@ -171,8 +171,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"tie_word_embeddings": True, "readout": "linear"},
         "tie_word_embeddings=True: the readout (8 wide) must be as wide as embedding_size=5; set readout_size=5",
     ),
-    ({"teacher_forcing_ratio": 1.5}, "teacher_forcing_ratio=1.5: must lie in [0, 1]"),
-    ({"scheduled_sampling_floor": -0.1}, "scheduled_sampling_floor=-0.1: must lie in [0, 1]"),
+    ({"teacher_forcing_ratio": 1.5}, "teacher_forcing_ratio=1.5: must be in [0, 1]"),
+    ({"scheduled_sampling_floor": -0.1}, "scheduled_sampling_floor=-0.1: must be in [0, 1]"),
     (
         {"scheduled_sampling_decay": 0.1},
         "scheduled_sampling_decay=0.1: needs a schedule, scheduled_sampling is 'none'",
@@ -279,7 +279,7 @@ def test_sizes_are_positive(field: str, value: int) -> None:
 def test_probabilities_lie_below_one(field: str, value: float) -> None:
     with pytest.raises(ConfigError) as caught:
         RnnSeq2SeqConfig(**{field: value})
-    assert str(caught.value) == f"{field}={value!r}: must lie in [0, 1)"
+    assert str(caught.value) == f"{field}={value!r}: must be in [0, 1)"
 
 
 @pytest.mark.parametrize("field", CHOICES)
@@ -382,7 +382,7 @@ def test_a_config_survives_its_file(options: dict[str, Any], tmp_path: Path) -> 
 def test_a_config_that_was_spoilt_afterwards_is_not_saved(tmp_path: Path) -> None:
     config = RnnSeq2SeqConfig()
     config.dropout = 2.0
-    with pytest.raises(ConfigError, match=r"dropout=2.0: must lie in \[0, 1\)"):
+    with pytest.raises(ConfigError, match=r"dropout=2.0: must be in \[0, 1\)"):
         config.save_pretrained(tmp_path)
     assert not (tmp_path / "config.json").exists()
 

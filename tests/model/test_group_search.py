@@ -116,11 +116,11 @@ def test_group_beam_search_is_the_checkpoints_own_strategy(
         ({"diversity_penalty": 1.0}, "needs num_beam_groups of at least 2"),
         (
             {"num_beam_groups": 2, "coverage_penalty": 0.5},
-            "num_beam_groups=2: cannot be combined with coverage_penalty",
+            "=2: cannot be combined with coverage_penalty",
         ),
         (
             {"num_beam_groups": 2, "must_contain": [[[5]]] * 3},
-            "num_beam_groups=2: cannot be combined with must_contain",
+            "=2: cannot be combined with must_contain",
         ),
     ],
 )

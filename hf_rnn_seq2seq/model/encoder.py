@@ -177,15 +177,7 @@ class RnnEncoder(nn.Module):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         mask = self._mask(input_ids, inputs_embeds, attention_mask)
         config, order = self.config, ReadingOrder(mask)
-        states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if config.drops_word_types and self.training and input_ids is None:
-            raise ValueError(
-                "inputs_embeds: word_dropout_unit='type' needs input_ids in training, to know which positions hold the "
-                "same word"
-            )
-        words = input_ids if config.drops_word_types else None
-        states = drop_words(states, config.word_dropout, self.training, words)
-        states = drop(states, config.dropout, self.training, config.variational_dropout)
+        states = self._embed(input_ids, inputs_embeds)
         # An exported graph must work for every batch, so it must not depend on the values of this one.
         ragged = torch.compiler.is_compiling() or not (mask.device.type == "cpu" and bool(mask.all()))
         if ragged:
@@ -201,11 +193,12 @@ class RnnEncoder(nn.Module):
             layer_states.append(states)
             finals.append(final)
             cells.append(cell)
-        restore = self._restorer(order, ragged)
         present = (order.lengths > 0).to(states.dtype)[:, None, None, None]
         output = RnnEncoderOutput(
-            last_hidden_state=restore(states),
-            hidden_states=tuple(restore(state) for state in layer_states) if output_hidden_states else None,
+            last_hidden_state=self._restore(states, order, ragged),
+            hidden_states=(
+                tuple(self._restore(each, order, ragged) for each in layer_states) if output_hidden_states else None
+            ),
             final_state=torch.stack(finals, 1) * present,
             final_cell=torch.stack(cells, 1) * present if cells[0] is not None else None,
             source_mask=mask,
@@ -213,14 +206,25 @@ class RnnEncoder(nn.Module):
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def _restorer(self, order: ReadingOrder, ragged: bool):
-        def restore(states: Tensor) -> Tensor:
-            states = order.flip(states) if self.config.reverse_source else states
-            if not ragged:
-                return states
-            return order.back(states.masked_fill(~order.front.unsqueeze(-1), 0.0))
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """Word vectors (batch, source, embedding) with the dropout of training."""
+        config = self.config
+        if config.drops_word_types and self.training and input_ids is None:
+            raise ValueError(
+                "inputs_embeds: word_dropout_unit='type' needs input_ids in training, to know which positions hold the "
+                "same word"
+            )
+        embedded = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        words = input_ids if config.drops_word_types else None
+        embedded = drop_words(embedded, config.word_dropout, self.training, words)
+        return drop(embedded, config.dropout, self.training, config.variational_dropout)
 
-        return restore
+    def _restore(self, states: Tensor, order: ReadingOrder, ragged: bool) -> Tensor:
+        """States (batch, source, width) at the positions of their words, zero at padding."""
+        states = order.flip(states) if self.config.reverse_source else states
+        if not ragged:
+            return states
+        return order.back(states.masked_fill(~order.front.unsqueeze(-1), 0.0))
 
     def _mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None) -> Tensor:
         given = input_ids if inputs_embeds is None else inputs_embeds

@@ -151,7 +151,7 @@ def test_encoder_outputs_tell_their_words() -> None:
     vectors = model.get_encoder().embed_tokens(given["input_ids"])
     for unknown in ({"encoder_outputs": bare}, {"inputs_embeds": vectors}):
         for decode in (model.generate, model.search):
-            with pytest.raises(ValueError, match="^copy_mechanism=True: the words of the source are copied"):
+            with pytest.raises(ValueError, match="^copy_mechanism=True: copying needs the words of the source"):
                 decode(**unknown, **rest, **call)
     with pytest.raises(ValueError, match=r"^source ids of shape \(8, 3\): must be \(batch, source\) = \(8, 6\)"):
         model(encoder_outputs=bare, **rest, input_ids=given["input_ids"][:, :3], decoder_input_ids=words)

@@ -301,7 +301,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         moved("Contrastive Search", "contrastive-search"),
     ),
     "DoLa": ({"dola_layers": "low"}, moved("Dola Generation", "dola")),
-    "guidance": ({"guidance_scale": 1.5}, r"guidance_scale=1.5: transformers guides decoders without an encoder only"),
+    "guidance": ({"guidance_scale": 1.5}, r"guidance_scale=1.5: transformers supports it for decoder-only models"),
     "multi-token prediction": ({"use_mtp": True}, r"no associated mtp weights|not used by the model: \['use_mtp'\]"),
     "an assistant for a batch": ({"prompt_lookup_num_tokens": 2}, r"only supported for batch_size = 1"),
     "streaming of beams": ({"num_beams": 2, "streamer": object()}, r"`streamer` cannot be used with beam search"),

@@ -279,7 +279,8 @@ def test_sizes_are_positive(field: str, value: int) -> None:
 def test_probabilities_lie_below_one(field: str, value: float) -> None:
     with pytest.raises(ConfigError) as caught:
         RnnSeq2SeqConfig(**{field: value})
-    assert str(caught.value) == f"{field}={value!r}: must be in [0, 1)"
+    allowed = "must be in [0, 1)" if value == value else "must be a finite number"
+    assert str(caught.value) == f"{field}={value!r}: {allowed}"
 
 
 @pytest.mark.parametrize("field", CHOICES)

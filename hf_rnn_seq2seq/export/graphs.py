@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_rnn_seq2seq.errors import ExportError
-from hf_rnn_seq2seq.model.cache import DecoderState, Memory
+from hf_rnn_seq2seq.model.decoder_state import DecoderState, Memory
 from hf_rnn_seq2seq.model.dropout import State
 from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.model.recurrence import RecurrentLayer

@@ -296,9 +296,7 @@ def test_a_continued_cache_holds_what_one_pass_leaves(plain: Model, masked: bool
     torch.testing.assert_close(second.cache.states, whole.cache.states)
     for layer, wanted in zip(second.cache.layers, whole.cache.layers, strict=True):
         torch.testing.assert_close(layer.recurrent_states, wanted.recurrent_states)
-    with pytest.raises(
-        ValueError, match="decoder_input_ids of 4 tokens: the cache has read 4; pass the whole seq"
-    ):
+    with pytest.raises(ValueError, match="decoder_input_ids of 4 tokens: the cache has read 4; pass the whole seq"):
         plain.generate(**sources(), **given, cache=second.cache, max_new_tokens=1)
 
 

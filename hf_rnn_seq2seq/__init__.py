@@ -9,11 +9,9 @@ from hf_rnn_seq2seq.model.attention import Attention, register_attention
 from hf_rnn_seq2seq.model.cache import RnnSeq2SeqCache
 from hf_rnn_seq2seq.model.config_checks import ConfigError
 from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig
-from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import (
-    RnnSeq2SeqForConditionalGeneration,
-    RnnSeq2SeqModel,
-    RnnSeq2SeqPreTrainedModel,
-)
+from hf_rnn_seq2seq.model.encoder_decoder import RnnSeq2SeqModel
+from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
+from hf_rnn_seq2seq.model.pretrained import RnnSeq2SeqPreTrainedModel
 from hf_rnn_seq2seq.model.search import SearchOutput
 from hf_rnn_seq2seq.model.search_options import SearchError
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer

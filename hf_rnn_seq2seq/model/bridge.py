@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .encoder import RnnEncoderOutput
-from .recurrence import State
+from .dropout import State
 
 
 class Bridge(nn.Module):

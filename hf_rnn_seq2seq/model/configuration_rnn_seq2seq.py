@@ -8,7 +8,7 @@ from .library_check import LOWEST_TRANSFORMERS  # noqa: F401 - checks the librar
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 
-from .config_checks import ATTENTION_NAMES, MULTI_HEAD_NAMES, ConfigChecks, ConfigError, plain_errors
+from .config_checks import MULTI_HEAD_NAMES, ConfigChecks, ConfigError, plain_errors
 
 # Keys that transformers writes into a config.json or passes to the constructor in addition to declared fields.
 _INFRASTRUCTURE_KEYS = frozenset(
@@ -319,4 +319,4 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         return self.readout_input_width if self.readout_size is None else self.readout_size
 
 
-__all__ = ["ATTENTION_NAMES", "ConfigError", "RnnSeq2SeqConfig"]
+__all__ = ["RnnSeq2SeqConfig"]

@@ -18,10 +18,10 @@ from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import CopyGate, missing_source
 from .decoder_state import Attended, DecoderState, DecoderTrace, LoopConstants, Memory, Step, hold_at_padding
 from .departures import departure, override
-from .dropout import drop, drop_words, dropout_mask
+from .dropout import State, drop, drop_words, dropout_mask
 from .matmul import linear
 from .readout import ContextGate, Readout, gates_cell
-from .recurrence import RecurrentLayer, State
+from .recurrence import RecurrentLayer
 from .scan_decoder import attended_scan, scan_refusal
 
 # Methods of a layer that `RnnDecoder.step` calls itself. A change of any other method makes the decoder call the layer.

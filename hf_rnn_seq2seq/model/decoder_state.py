@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .recurrence import State, StepWeights
+from .dropout import State
+from .recurrence import StepWeights
 
 
 class Memory(NamedTuple):

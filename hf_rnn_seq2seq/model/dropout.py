@@ -69,4 +69,4 @@ def zone_out(rates: tuple[float, ...], before: State, after: State, masks: tuple
     return tuple(torch.where(mask, old, new) for mask, old, new in zip(masks, before, after, strict=True))
 
 
-__all__ = ["drop", "drop_words", "dropout_mask", "zone_out", "zoneout_masks"]
+__all__ = ["State", "drop", "drop_words", "dropout_mask", "zone_out", "zoneout_masks"]

@@ -268,4 +268,4 @@ class _Backward:
         )
 
 
-__all__ = ["ScanLayer", "ScanMixer", "ScanOutputs", "ScanPlan", "ScanSource", "attention_scan"]
+__all__ = ["ScanMixer", "ScanOutputs", "ScanPlan", "attention_scan"]

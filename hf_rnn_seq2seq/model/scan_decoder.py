@@ -9,7 +9,9 @@ from .departures import departure, live_departure
 from .matmul import LINEAR, linear
 from .readout import Readout
 from .recurrence import KERNELS, RecurrentLayer
-from .scan import ScanLayer, ScanMixer, ScanPlan, ScanSource, attention_scan
+from .scan import ScanMixer, ScanPlan, attention_scan
+from .scan_cells import ScanLayer
+from .scan_scores import ScanSource
 
 # Options of the attention, and the only value of each that the scan covers.
 COVERED = {"attention_window": "global", "attention_normalization": "softmax"}

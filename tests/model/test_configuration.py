@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from hf_rnn_seq2seq import Attention, ConfigError, RnnSeq2SeqConfig, register_attention
 from hf_rnn_seq2seq.model.attention import build_attention
-from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import ATTENTION_NAMES
+from hf_rnn_seq2seq.model.config_checks import ATTENTION_NAMES
 from tests.helpers.models import tiny_config
 
 BEFORE = {"attention_order": "before_cell"}

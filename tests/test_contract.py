@@ -29,6 +29,7 @@ TOKENIZER = "transformers.tokenization_utils_tokenizers.TokenizersBackend"
 TOKENIZER_BASE = "transformers.tokenization_utils_base.PreTrainedTokenizerBase"
 CACHE, PIPELINE = "transformers.cache_utils.Cache", "transformers.pipelines.base.Pipeline"
 MODULE = "torch.nn.Module"
+PARSER = "argparse.ArgumentParser"
 METRIC, SACREBLEU = "evaluate.EvaluationModule", "sacrebleu.metrics.base.Metric"
 
 
@@ -210,12 +211,24 @@ HOOKS = [
     # torch.
     Hook(MODULE, "_forward_hooks", "a layer with a hook is called, not read", by(MODULE, "register_forward_hook")),
     Hook(MODULE, "_forward_pre_hooks", "as the hooks", by(MODULE, "register_forward_pre_hook")),
+    Hook(MODULE, "_backward_hooks", "as the hooks", by(MODULE, "register_full_backward_hook")),
+    Hook(MODULE, "_backward_pre_hooks", "as the hooks", by(MODULE, "register_full_backward_pre_hook")),
+    Hook(
+        MODULE, "_compiled_call_impl", "a part compiled in place is called, not read", by(MODULE, "compile", "__call__")
+    ),
     Hook("torch", "_foreach_lerp_", "averages all weights in one call"),
-    Hook("torch.Tensor", "_version", "whether a weight has changed since it was packed"),
     Hook("torch.ops.mkldnn", "_linear_pointwise", "oneDNN's product of a packed weight"),
     Hook("torch.ops.mkldnn", "_reorder_linear_weight", "packs it"),
     Hook("torch.ops.aten", "_softmax_backward_data", "the scan's own backward pass"),
     Hook("torch.optim.Adam", "found_inf", "fused kernels skip the update where it is 1", ("torch.optim.Adam",)),
+    # argparse.
+    Hook(
+        PARSER,
+        "_option_string_actions",
+        "the declared options: their names, and the positional words that they give back",
+        by(PARSER, "_parse_optional"),
+    ),
+    Hook(PARSER, "_actions", "the positional words that a command needs", by(PARSER, "parse_known_args")),
 ]
 
 
@@ -251,6 +264,8 @@ def names(tree: ast.AST, *, stored: bool) -> Iterator[str]:
             yield node.attr
         elif isinstance(node, ast.ImportFrom) and not stored and not node.level:
             yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Dict) and not stored:  # names that a loop looks up
+            yield from (key.value for key in node.keys if isinstance(key, ast.Constant))
         elif isinstance(node, ast.Call) and not stored and getattr(node.func, "id", "") in ("getattr", "hasattr"):
             yield from (one.value for one in node.args[1:2] if isinstance(one, ast.Constant))
 

@@ -245,11 +245,11 @@ def fingerprints(tensors: Sequence[Tensor]) -> list[int]:
     A tensor's version does not count writes through `.data`, so every value has to be read: one nanosecond each, together
     about the time of two positions of decoding. If one value changes, the number changes for certain.
     """
-    numbers = [_fingerprint(tensor).cpu() for tensor in tensors if not tensor.is_meta]
+    numbers = [_content_sum(tensor).cpu() for tensor in tensors if not tensor.is_meta]
     return torch.stack(numbers).tolist() if numbers else []
 
 
-def _fingerprint(tensor: Tensor) -> Tensor:
+def _content_sum(tensor: Tensor) -> Tensor:
     """The sum, modulo 2^64, of the bits of all values, 8 bytes at a time, times an odd number for each place."""
     flat = tensor.detach().reshape(-1).view(torch.uint8)
     if flat.storage_offset() % 8 or len(flat) % 8:

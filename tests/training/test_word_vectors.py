@@ -279,7 +279,7 @@ def _running_share(run: Path, found: set[int]) -> float:
         (["--freeze_vectors"], "freeze_vectors=True: needs source_vectors or target_vectors"),
         (
             ["--source_vectors", "v", "--model_name_or_path", "m"],
-            "source_vectors='v': the vectors of model_name_or_path",
+            "source_vectors='v': cannot be combined with model_name_or_path",
         ),
         (["--target_vectors", "nowhere.txt"], "word vectors 'nowhere.txt': no such file"),
     ],

@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.generation.translate_lines import Request, identity, translate_lines
     from hf_rnn_seq2seq.generation.unknown_words import read_dictionary
     from hf_rnn_seq2seq.run_directory import load_checkpoint
-    from hf_rnn_seq2seq.training.log import peak_memory_mb
+    from hf_rnn_seq2seq.training.environment import peak_memory_mb
 
     command_line.quiet_libraries()
     if arguments.dataset is None:

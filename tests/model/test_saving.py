@@ -140,7 +140,8 @@ def test_a_model_dispatched_part_by_part_gives_the_same() -> None:
     parts = {"model.encoder": "cpu", "model.bridge": "cpu", "model.decoder": "cpu", "lm_head": "cpu"}
     keys = model._skip_keys_device_placement
     model = accelerate.dispatch_model(model, parts, force_hooks=True, skip_keys=keys)
-    assert torch.equal(logits(model), wanted)
+    # A part whose forward is replaced is called, where else its weights are read: the sums are rounded differently.
+    torch.testing.assert_close(logits(model), wanted)
     assert torch.equal(model.generate(**inputs, max_new_tokens=6, num_beams=2), found)
 
 

@@ -28,7 +28,7 @@ from hf_rnn_seq2seq.options import expand_path
 # Where an option or a positional word names files or folders.
 PATHS = {"model", "models", "directory", "directories", "teachers", "runs", "sources", "pairs", "targets", "input"}
 PATHS |= {"output", "output_file", "json", "translations", "plot_by_length", "shortlist", "ensemble", "replace_unknown"}
-PATHS |= {"train_file", "test_file", "dataset", "dataset_name", "card", "space", "font"}
+PATHS |= {"train_file", "test_file", "references", "dataset", "dataset_name", "card", "space", "font"}
 
 
 class Parser(argparse.ArgumentParser):

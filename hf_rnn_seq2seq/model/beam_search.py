@@ -86,8 +86,8 @@ def greedy_search(
         readout, weights, state = step(tokens, state, options.needs_weights)
         logits = limits.scores(step.scores(readout, limits.words), live)
         best, places = limits.force(logits, live, time).max(-1)
-        floor = best.clamp(min=NEVER)  # a forced word may have the score -inf
-        score_sum = score_sum + (floor - floor).sum()  # nan if a score is inf, too
+        highest = best if limits.prefix is None else logits.amax(-1)  # a forced word may have the score -inf
+        score_sum = score_sum + (highest - highest).sum()  # nan if a score is inf, too
         if options.returns_details:
             largest, log_sum = step.normalizers(logits, scratch=logits)
             total[live] += best - largest.squeeze(1) - log_sum.squeeze(1)

@@ -152,7 +152,10 @@ def test_options_of_the_models_own_search(checkpoint: Path, tmp_path: Path) -> N
         assert lines != plain.splitlines()
     for chosen, message in (
         (("--gnmt_alpha", -1), b"argument --gnmt_alpha: '-1' is not a finite number of at least 0"),
-        (("--gnmt_alpha", 1, "--no_repeat_ngram_size", 2), b"gnmt_alpha: cannot go with no_repeat_ngram_size=2"),
+        (
+            ("--gnmt_alpha", 1, "--no_repeat_ngram_size", 2),
+            b"gnmt_alpha: cannot be combined with no_repeat_ngram_size=2",
+        ),
         (("--search", "generate", "--weight_type", "int8"), b"--search: does not go with --weight_type"),
         (("--shortlist", tmp_path / "pairs.tsv"), b"not a shortlist"),
     ):

@@ -22,7 +22,7 @@ api.upload_file(
 print("true")
 """
 SCORE = """
-from hf_rnn_seq2seq.evaluation.significance import external_score
+from hf_rnn_seq2seq.evaluation.scores import external_score
 print(json.dumps(external_score(arguments["name"], arguments["hypotheses"], arguments["references"])))
 """
 STOCK = {"sacrebleu": BLEU, "chrf": CHRF, "ter": TER}

@@ -28,9 +28,7 @@ here, arguments = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 if here:
     sys.path.insert(0, here)
 else:
-    sys.path = [p for p in sys.path if not (Path(p or ".").resolve() / "hf_rnn_seq2seq").exists()]
-    import importlib.util
-    assert importlib.util.find_spec("hf_rnn_seq2seq") is None
+    sys.modules["hf_rnn_seq2seq"] = None  # however it is installed, importing it fails
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging

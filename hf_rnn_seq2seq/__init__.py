@@ -6,7 +6,7 @@ Importing the package registers the models, the configuration, the tokenizer and
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_rnn_seq2seq.model.attention import Attention, register_attention
-from hf_rnn_seq2seq.model.cache import RnnSeq2SeqCache
+from hf_rnn_seq2seq.model.decoder_state import RnnSeq2SeqCache
 from hf_rnn_seq2seq.model.config_checks import ConfigError
 from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.model.encoder_decoder import RnnSeq2SeqModel

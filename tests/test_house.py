@@ -46,18 +46,18 @@ EXPORTS = {
 }
 # Who may import whom at the top of a file of model/: later rows import earlier rows, never the other way round.
 LAYERS = [
-    {"departures", "dropout", "finite", "library_check", "matmul", "presets"},
+    {"departures", "dropout", "matmul", "presets", "search_options"},
     {"config_checks", "scan_cells"},
     {"configuration_rnn_seq2seq"},
     {"coverage", "entmax", "loss", "readout", "scheduled_sampling"},
     {"attention", "recurrence"},
     {"copying", "decoder_state", "encoder", "pretrained", "scan_scores"},
-    {"bridge", "cache", "scan"},
+    {"scan"},
     {"scan_decoder"},
     {"decoder"},
     {"encoder_decoder"},
-    {"search_options", "search_step"},
-    {"ensemble_step", "fused_step", "search_limits"},
+    {"search_step"},
+    {"fused_step", "search_limits"},
     {"beam_search"},
     {"constrained_search", "group_search"},
     {"search", "tokenization_rnn_seq2seq"},

@@ -12,7 +12,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
 from hf_rnn_seq2seq.generation.attention import hard_alignment
-from hf_rnn_seq2seq.model.finite import why_not_finite
+from hf_rnn_seq2seq.model.pretrained import why_not_finite
 from hf_rnn_seq2seq.model.search_options import end_tokens, generation_values
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ class RnnTranslationPipeline(Pipeline):
     A call takes a text or a list of texts (or anything that a transformers pipeline iterates over) and these options.
 
     Args:
-        n_best: hypotheses per text, the same as `num_return_sequences`; more than one needs as many beams, or sampling.
+        n_best: hypotheses per text, the same as `num_return_sequences`. The search then has at least this many beams, unless
+            `num_beams` or `do_sample` is given.
         return_alignments: also return tokens, attention and hard alignment.
         return_tensors: return `translation_token_ids`; without `return_text=True` they replace the text.
         batch_size: texts per batch.
@@ -97,6 +98,9 @@ class RnnTranslationPipeline(Pipeline):
         rows = len(inputs["input_ids"])
         options = {**generation, "return_dict_in_generate": True}
         settings = generation_values(self.model.generation_config, options.get("generation_config"), options)
+        returned = settings["num_return_sequences"] or 1
+        if returned > (settings["num_beams"] or 1) and not settings["do_sample"] and "num_beams" not in options:
+            options["num_beams"] = settings["num_beams"] = returned
         if settings["stop_strings"] is not None:
             options.setdefault("tokenizer", self.tokenizer)
         if self.model.search_covers(**options):

@@ -13,7 +13,7 @@ from hf_rnn_seq2seq.generation.attention import stack_layer
 from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, evaluation_mode, length_batches, model_inputs, pad
 from hf_rnn_seq2seq.generation.encoding import Encoded, encode_targets, encoded_sources
 from hf_rnn_seq2seq.generation.translate import Hypothesis
-from hf_rnn_seq2seq.model.finite import why_not_finite
+from hf_rnn_seq2seq.model.pretrained import why_not_finite
 
 
 @dataclass(frozen=True)

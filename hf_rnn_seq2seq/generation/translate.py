@@ -22,7 +22,7 @@ from hf_rnn_seq2seq.errors import EvaluationError
 from hf_rnn_seq2seq.generation.attention import hypothesis_attention
 from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, evaluation_mode, length_batches, model_inputs, until_end
 from hf_rnn_seq2seq.generation.encoding import Encoded, encoded_sources
-from hf_rnn_seq2seq.model.finite import why_not_finite
+from hf_rnn_seq2seq.model.pretrained import why_not_finite
 
 FEW_ROWS = 4  # batches of so few rows are limited by Python, which runs one thread at a time
 MAX_WORKERS = 8  # each worker holds the intermediate results of a batch

@@ -176,7 +176,7 @@ def _check_checkpoint(root: Path, files: dict[str, bytes | Path]) -> None:
         raise PublishError(f"{root}: has no model.safetensors; weights are uploaded as safetensors only")
     from safetensors import SafetensorError, safe_open
 
-    from hf_rnn_seq2seq.model.finite import not_finite
+    from hf_rnn_seq2seq.model.pretrained import not_finite
 
     for name in weights:
         try:

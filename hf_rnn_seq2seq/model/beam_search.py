@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .finite import refuse_nan
 from .search_limits import NO_LIMITS, Limits
 from .search_options import SearchOptions
-from .search_step import GeneralStep, SearchState
+from .search_step import GeneralStep, SearchState, refuse_nan
 
 NEVER = -1.0e9  # transformers' score of what must not be chosen; added, not assigned, as there
 BLOCK = 64  # words per block of the two-stage selection

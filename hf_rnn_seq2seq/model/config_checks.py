@@ -1,12 +1,22 @@
-"""The checks of a configuration: each field, and combinations of fields."""
+"""The checks of a configuration: the version of transformers first, then each field, and combinations of fields."""
 
 import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from huggingface_hub.errors import StrictDataclassError
+import transformers
 
+LOWEST_TRANSFORMERS = "5.24"
+
+# Before anything is imported that an older version lacks.
+if tuple(map(int, transformers.__version__.split(".")[:2])) < tuple(map(int, LOWEST_TRANSFORMERS.split("."))):
+    raise ImportError(
+        f"transformers {transformers.__version__}: hf_rnn_seq2seq needs {LOWEST_TRANSFORMERS} or newer; "
+        f"pip install 'transformers>={LOWEST_TRANSFORMERS}'"
+    )
+
+from huggingface_hub.errors import StrictDataclassError  # noqa: E402
 
 C = TypeVar("C", bound=type)
 
@@ -315,4 +325,12 @@ class ConfigChecks:
             )
 
 
-__all__ = ["ATTENTION_NAMES", "C", "ConfigChecks", "ConfigError", "MULTI_HEAD_NAMES", "plain_errors"]
+__all__ = [
+    "ATTENTION_NAMES",
+    "C",
+    "ConfigChecks",
+    "ConfigError",
+    "LOWEST_TRANSFORMERS",
+    "MULTI_HEAD_NAMES",
+    "plain_errors",
+]

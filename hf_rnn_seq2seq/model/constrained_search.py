@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from .beam_search import SearchResult
-from .finite import refuse_nan
 from .search_options import SearchOptions
-from .search_step import GeneralStep, SearchState
+from .search_step import GeneralStep, SearchState, refuse_nan
 
 Phrases = Sequence[Sequence[int]]
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from .beam_search import NEVER, Finished, SearchResult, done_sentences, follow, is_end, pick
-from .finite import refuse_nan
 from .search_limits import NO_LIMITS, Limits
 from .search_options import SearchOptions
-from .search_step import GeneralStep, SearchState
+from .search_step import GeneralStep, SearchState, refuse_nan
 
 
 class _Group:

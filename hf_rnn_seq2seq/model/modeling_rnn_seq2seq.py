@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from .cache import RnnSeq2SeqCache
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying, copy_loss, mixture
 from .decoder import RnnDecoder
+from .decoder_state import RnnSeq2SeqCache
 from .dropout import drop
 from .encoder_decoder import RnnSeq2SeqModel, shift_right
 from .loss import IGNORED_LABEL, attention_terms, figure_names, logits_loss, output_loss

@@ -1,7 +1,7 @@
 """`model.search`: what `generate()` returns, found faster, and options that `generate()` does not have.
 
-`search(model, ...)` takes what `model.generate(...)` takes, and the own options of `SearchOptions`. Greedy, beam and group
-beam search run here. Every other mode is handed to `generate()`, with a warning that names the option.
+Greedy, beam and group beam search run here. Every other mode is handed to `generate()`, with a warning that names the
+option.
 """
 
 import copy
@@ -24,14 +24,13 @@ from .constrained_search import constrained_search
 from .decoder import RnnDecoder
 from .departures import hooked, override
 from .encoder_decoder import RnnSeq2SeqModel
-from .ensemble_step import EnsembleStep
-from .finite import NotFiniteError, why_not_finite
 from .fused_step import build_step, fused_refusal
 from .group_search import group_search
 from .matmul import without_autocast
+from .pretrained import why_not_finite
 from .search_limits import Limits, check_phrases, make_limits
 from .search_options import INPUTS, OWN, SearchError, SearchOptions, limit_length
-from .search_step import GeneralStep
+from .search_step import EnsembleStep, GeneralStep, NotFiniteError
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +75,72 @@ class SearchOutput(ModelOutput):
 class SearchMixin:
     """Gives a model `search(...)`, and its checkpoints the file custom_generate/generate.py."""
 
+    @torch.no_grad()
     def search(
-        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *positional: Any,
+        **options: Any,
     ) -> Tensor | ModelOutput:
-        """As the function `search` of this file."""
-        return search(self, inputs, generation_config, *args, **kwargs)
+        """What `generate` returns for the same arguments, found faster with greedy, beam and group beam search.
+
+        Takes every argument of `generate`. The search follows `num_beams`, `num_return_sequences`, `num_beam_groups`,
+        `diversity_penalty`, `length_penalty`, `early_stopping`, `max_new_tokens`, `max_length`, `return_dict_in_generate`,
+        `decoder_input_ids` and the ids of special tokens. Any other that is set (sampling, processors, streamers,
+        assistants) makes `generate` decode, with one warning that names it. Options that are not given have the values of
+        `generation_config`, then of `model.generation_config`. Autocast has no effect: `weight_type` sets the type that
+        computes.
+
+        Args:
+            inputs: (batch, source) token ids, the same as `input_ids`; or give `inputs_embeds` or `encoder_outputs`. With
+                padding also give `attention_mask`.
+            generation_config: as for `generate`.
+            positional: further arguments of `generate` in its order.
+            options: options of `generate`, and these:
+
+                * `gnmt_alpha` (default: None): divide a hypothesis' log-probability by ((5 + length) / 6) ** gnmt_alpha (Wu
+                  2016, equation 14), instead of length ** length_penalty. 0 or more.
+                * `coverage_penalty` (default: 0.0): beta of the same equation, the weight of the coverage of the source. 0
+                  or more; needs a model with attention.
+                * `ensemble` (default: ()): models that decode together with this one, on its device and with its tokenizer;
+                  their log-probabilities are averaged at each position.
+                * `weight_type` (default: 'float32'): `float32` (the model's own type), `bfloat16`, or `int8` weights on a
+                  CPU, which are faster and change some translations.
+                * `return_alignments` (default: False): return the attention of the hypotheses.
+                * `shortlist` (default: None): target ids that may be produced, one sequence for all sentences or one per
+                  sentence. The end of sentence is always allowed.
+                * `prefix` (default: None): one sequence of target ids per sentence; its hypotheses begin with it, and it
+                  counts in the scores.
+                * `must_contain` (default: None): one sequence of phrases (sequences of target ids) per sentence; every
+                  hypothesis contains them. Not with `shortlist`, `prefix`, `coverage_penalty` or `stop_at_top`.
+                * `stop_at_top` (default: False): a sentence is done when enough of its hypotheses have ended and the
+                  likeliest continuation of its beams ends as well (the rule of OpenNMT-py). Fewer steps than `generate`,
+                  which continues until `num_beams` hypotheses have ended, and sometimes other hypotheses.
+                * `rows_per_batch` (default: None): search this many sentences at a time, of similar length; the results
+                  keep the input's order. None: all together.
+
+        Returns:
+            (hypotheses, prompt + target) token ids; the hypotheses of a sentence are neighbors, best first. With
+            `return_dict_in_generate` or `return_alignments` a `SearchOutput`, which also has `sequences_scores`,
+            `log_probabilities`, `lengths` and `alignments`. If `generate` decodes, its result.
+
+        Raises:
+            SearchError: one of these options is out of range, or is combined with an option that only `generate` follows;
+                or the scores are not finite (the message names the weight).
+        """
+        call = {**dict(zip(_CALL, positional, strict=False)), **options}
+        if inputs is not None:
+            call["input_ids"] = inputs
+        resolved = SearchOptions.resolve(self.generation_config, generation_config, call)
+        reason = generate_reason(self, resolved)
+        if reason is None:
+            return _search(self, resolved, {name: call.get(name) for name in INPUTS})
+        if changed := resolved.changed():
+            raise SearchError(f"{', '.join(changed)}: cannot be combined with {reason}, which only generate() supports")
+        _warn_once(type(self).__name__, reason)
+        call = {name: value for name, value in call.items() if name not in OWN}
+        return type(self).generate(self, generation_config=generation_config, **call)
 
     @property
     def search_path(self) -> str:
@@ -143,47 +203,6 @@ class SearchMixin:
         path = Path(directory, "custom_generate", "generate.py")
         path.parent.mkdir(exist_ok=True)
         path.write_text(CUSTOM_GENERATE, encoding="utf-8")
-
-
-@torch.no_grad()
-def search(
-    model: nn.Module,
-    inputs: Tensor | None = None,
-    generation_config: GenerationConfig | None = None,
-    *positional: Any,
-    **options: Any,
-) -> Tensor | ModelOutput:
-    """What `model.generate` returns for the same arguments, found faster with greedy, beam and group beam search.
-
-    Autocast has no effect: `weight_type` sets the type that computes.
-
-    Args:
-        model: an `RnnSeq2SeqForConditionalGeneration`.
-        inputs: (batch, source) token ids; the same as `input_ids`.
-        generation_config: as for `generate()`.
-        positional: further arguments of `generate()` in its order.
-        options: those of `generate()`, and the own options of `SearchOptions`.
-
-    Returns:
-        (hypotheses, prompt + target) token ids, or a `SearchOutput` with `return_dict_in_generate` or
-        `return_alignments`; what `generate()` returns if it decodes instead.
-
-    Raises:
-        SearchError: an own option is out of range, or is combined with an option that only `generate()` follows; or the
-            scores are not finite (the message names the weight).
-    """
-    call = {**dict(zip(_CALL, positional, strict=False)), **options}
-    if inputs is not None:
-        call["input_ids"] = inputs
-    resolved = SearchOptions.resolve(model.generation_config, generation_config, call)
-    reason = generate_reason(model, resolved)
-    if reason is None:
-        return _search(model, resolved, {name: call.get(name) for name in INPUTS})
-    if changed := resolved.changed():
-        raise SearchError(f"{', '.join(changed)}: cannot be combined with {reason}, which only generate() supports")
-    _warn_once(type(model).__name__, reason)
-    call = {name: value for name, value in call.items() if name not in OWN}
-    return type(model).generate(model, generation_config=generation_config, **call)
 
 
 @functools.lru_cache(maxsize=256)
@@ -375,4 +394,4 @@ def _join(parts: Sequence[tuple[Tensor, SearchResult]], options: SearchOptions, 
     )
 
 
-__all__ = ["CUSTOM_GENERATE", "SearchMixin", "SearchOutput", "generate_departure", "search"]
+__all__ = ["CUSTOM_GENERATE", "SearchMixin", "SearchOutput", "generate_departure"]

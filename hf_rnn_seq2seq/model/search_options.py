@@ -57,21 +57,7 @@ class SearchOptions:
         length_penalty: a sum of log-probabilities is divided by length ** this.
         diversity_penalty: cost of a word for each beam of an earlier group that produces it at the same position.
         left_to_generate: `name=value` of what was asked for and only `generate()` can do.
-        gnmt_alpha: divide a hypothesis' log-probability by ((5 + length) / 6) ** alpha (Wu 2016, equation 14) instead
-            of length ** length_penalty.
-        coverage_penalty: beta of the same equation; needs a model with attention.
-        ensemble: models that decode together with this one, on its device and with its tokenizer; their
-            log-probabilities are averaged at each position.
-        weight_type: `float32` (the model's own type), `bfloat16` or `int8` weights.
-        return_alignments: return attention with the hypotheses.
-        shortlist: target ids that may be produced: one sequence for all sentences, or one per sentence. The end of
-            sentence is always allowed.
-        prefix: one sequence of target ids per sentence; its hypotheses begin with it, and it counts in the scores.
-        must_contain: one sequence of phrases (sequences of target ids) per sentence; every hypothesis contains them.
-        stop_at_top: a sentence is done when enough of its hypotheses have ended and the likeliest continuation of its
-            beams ends as well, which is OpenNMT-py's rule. `generate()` continues until `num_beams` hypotheses have
-            ended: fewer steps, and the hypotheses may differ. No effect on a single beam.
-        rows_per_batch: search this number of sentences at a time, of similar length; results keep the input's order.
+        gnmt_alpha, ...: the options that `generate()` does not have; `SearchMixin.search` describes them.
 
     Raises:
         SearchError: a value is out of range.

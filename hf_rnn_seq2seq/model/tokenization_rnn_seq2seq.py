@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .library_check import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
+from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
 
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizerFast
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_rnn_seq2seq.errors import AveragingError
-from hf_rnn_seq2seq.model.finite import not_finite
+from hf_rnn_seq2seq.model.pretrained import not_finite
 from hf_rnn_seq2seq.run_directory import vocabulary_hash
 from hf_rnn_seq2seq.training.checkpoints import WEIGHTS
 

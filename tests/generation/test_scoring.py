@@ -317,6 +317,20 @@ def test_what_the_pipeline_was_made_with_holds_until_a_call_says_otherwise(check
     assert len(translator(SOURCES[1], n_best=1)) == 1
 
 
+@pytest.mark.parametrize("name", ["n_best", "num_return_sequences"])
+def test_the_pipeline_takes_as_many_beams_as_it_returns(name: str, checkpoint: Path) -> None:
+    """Only an explicit `num_beams` is too few; in the constructor, in a call, and where generate() decodes."""
+    options = {"max_new_tokens": 5, name: 3}
+    wanted = pipeline("rnn-translation", model=str(checkpoint))(SOURCES[0], num_beams=3, **options)
+    assert len(wanted) == 3
+    assert pipeline("rnn-translation", model=str(checkpoint))(SOURCES[:2], **options)[0] == wanted
+    translator = pipeline("rnn-translation", model=str(checkpoint), **options)
+    assert translator(SOURCES[0]) == wanted
+    assert len(translator(SOURCES[0], no_repeat_ngram_size=2)) == 3
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        translator(SOURCES[0], num_beams=2)
+
+
 def test_the_pipeline_names_what_is_no_text(checkpoint: Path) -> None:
     translator = pipeline("rnn-translation", model=str(checkpoint))
     assert translator([]) == [] == translator(())

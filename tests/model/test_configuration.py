@@ -396,7 +396,7 @@ def test_names_that_transformers_reads() -> None:
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ConfigError, match="preset 'bahdanau2041' does not exist; there are .*bahdanau2014"):
+    with pytest.raises(ConfigError, match="preset='bahdanau2041': must be one of .*bahdanau2014"):
         RnnSeq2SeqConfig.from_preset("bahdanau2041")
 
 

@@ -141,10 +141,18 @@ def test_one_vocabulary_size_stands_for_both() -> None:
     assert (config.source_vocab_size, config.vocab_size) == (55, 99)
 
 
+def test_help_names_each_preset_and_its_paper() -> None:
+    told = " ".join(RnnSeq2SeqConfig.from_preset.__doc__.split())
+    assert re.findall(r"\* `(\w+)`:", told) == list(PRESETS)
+    for name in NAMES:
+        paper = re.match(r"(\w+) .*(\d{4}, [\w -]+)", " ".join(PRESETS[name].__doc__.split(".")[0].split()))
+        assert re.search(f"`{name}`: {paper[1]} [\\w .]*{paper[2]}", told), paper.groups()
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("bahdanau", {}, "preset 'bahdanau' does not exist; there are bahdanau2014, "),
+        ("bahdanau", {}, "preset='bahdanau': must be one of bahdanau2014, "),
         (
             "luong2015",
             {"hiden_size": 3},

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_rnn_seq2seq.model.library_check import LOWEST_TRANSFORMERS
+from hf_rnn_seq2seq.model.config_checks import LOWEST_TRANSFORMERS
 from tests.helpers.models import batch, decoder_inputs, mask, pad, tiny_model
 
 # Programs for a process that sees the site packages and the checkpoint, but not this package.

@@ -1,9 +1,11 @@
 """What the search has beside generate(): ensembles, alignments, prefixes, phrases, shortlists, weights; its errors."""
 
+import dataclasses
 import gc
 import json
 import logging
 import random
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from hf_rnn_seq2seq.errors import ShortlistError
 from hf_rnn_seq2seq.generation.shortlist import Shortlist
 from hf_rnn_seq2seq.model import search_step
 from hf_rnn_seq2seq.model.fused_step import build_step
+from hf_rnn_seq2seq.model.search_options import OWN, SearchOptions
 from hf_rnn_seq2seq.run_directory import vocabulary_hash
 from tests.helpers.checkpoints import tiny_tokenizer
 from tests.helpers.decoding import WORDS, call, inputs, sentence, trained, translation
@@ -36,6 +39,12 @@ SEARCHES = {
 
 def detailed(model: Any, rows: list[list[int]], **options: Any) -> SearchOutput:
     return model.search(**inputs(rows), return_dict_in_generate=True, **options)
+
+
+def test_help_names_each_option_and_its_default() -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(SearchOptions)}
+    told = dict(re.findall(r"\* `(\w+)` \(default: (.*?)\):", RnnSeq2SeqForConditionalGeneration.search.__doc__))
+    assert told == {name: repr(defaults[name]) for name in OWN}
 
 
 # ---------------------------------------------------------------- scores, alignments, GNMT

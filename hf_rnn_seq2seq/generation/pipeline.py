@@ -28,8 +28,8 @@ class RnnTranslationPipeline(Pipeline):
     A call takes a text or a list of texts (or anything that a transformers pipeline iterates over) and these options.
 
     Args:
-        n_best: hypotheses per text, the same as `num_return_sequences`. The search then has at least this many beams, unless
-            `num_beams` or `do_sample` is given.
+        n_best: hypotheses per text, the same as `num_return_sequences`. The search then has at least this many
+            beams, unless `num_beams` or `do_sample` is given.
         return_alignments: also return tokens, attention and hard alignment.
         return_tensors: return `translation_token_ids`; without `return_text=True` they replace the text.
         batch_size: texts per batch.

@@ -139,6 +139,8 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         if self.config.share_encoder_decoder_embeddings:
             self.decoder.embed_tokens = value
 
+    # Opaque to torch.compile, which would unroll the time loops: minutes of compilation, and no gain.
+    @torch.compiler.disable
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from hf_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
@@ -254,3 +254,30 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     model.get_encoder().layers[1].forward_layer.register_forward_hook(lambda *_: runs.append(1))
     torch.testing.assert_close(gradients(model, model(**batch()).loss), plain)
     assert len(runs) == 2  # forward, and again on the way back
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["torch.compile(model)", "model.compile()"])
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}, {"teacher_forcing_ratio": 0.5}], ids=str)
+def test_a_compiled_model_computes_the_same_and_unrolls_nothing(options: dict[str, Any], in_place: bool) -> None:
+    """Numbers, gradients and translations are those of the model; no graph is traced, so the first call is quick."""
+    graphs = []
+    model = tiny_model(dtype=torch.float32, **options)
+    sources = {name: value for name, value in batch().items() if name != "labels"}
+    search = {"num_beams": 2, "max_length": 6}
+    written = model.generate(**sources, **search)
+
+    def step(called: nn.Module) -> tuple[Tensor, list[Tensor]]:
+        torch.manual_seed(1)
+        loss = called.train()(**batch()).loss
+        return loss, list(torch.autograd.grad(loss, list(model.parameters())))
+
+    loss, gradients = step(model)
+    backend = {"backend": lambda graph, _: graphs.append(graph) or graph.forward}
+    if in_place:
+        model.compile(**backend)
+    compiled = model if in_place else torch.compile(model, **backend)
+    again, same = step(compiled)
+    assert torch.equal(loss, again) and all(map(torch.equal, gradients, same))
+    for read in (compiled.eval().generate, compiled.search):
+        assert read(**sources, **search).tolist() == written.tolist()
+    assert not graphs

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config_checks import ATTENTION_NAMES, ConfigError
+from .config_checks import REGISTERED, ConfigError
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .coverage import build_coverage
 from .departures import live_departure
@@ -353,17 +353,18 @@ _CLASSES: dict[str, type[Attention]] = {
 
 
 def register_attention(name: str, cls: type[Attention]) -> None:
-    """Makes `RnnSeq2SeqConfig(attention_type=name)` build `cls`; call it before loading a checkpoint that names it.
+    """Makes `RnnSeq2SeqConfig(attention_type=name)` build `cls`.
+
+    A checkpoint carries the file of `cls` and loads with `trust_remote_code=True`. Without that, call this before loading.
 
     Raises:
         ConfigError: the name is taken by another class, or `cls` does not extend `Attention`.
     """
     if not (isinstance(cls, type) and issubclass(cls, Attention)):
         raise ConfigError(f"register_attention({name!r}): {cls!r} must be a subclass of Attention")
-    if _CLASSES.get(name, cls) is not cls or name == "concat":
+    if {**_CLASSES, **REGISTERED}.get(name, cls) is not cls or name == "concat":
         raise ConfigError(f"register_attention({name!r}): the name is taken by another score")
-    _CLASSES[name] = cls
-    ATTENTION_NAMES.add(name)
+    REGISTERED[name] = cls
 
 
 def build_attention(config: RnnSeq2SeqConfig) -> Attention:
@@ -372,9 +373,5 @@ def build_attention(config: RnnSeq2SeqConfig) -> Attention:
     Raises:
         ConfigError: the name is not registered.
     """
-    if config.attention_type not in _CLASSES:
-        raise ConfigError(
-            f"attention_type={config.attention_type!r}: must be one of {sorted(_CLASSES)}, "
-            "or be registered first with register_attention(name, cls)"
-        )
-    return _CLASSES[config.attention_type](config)
+    config.validate_attention()
+    return {**_CLASSES, **REGISTERED}[config.attention_type](config)

@@ -73,8 +73,8 @@ def _allowed(annotation: Any) -> str:
     return "None" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
-# Names of the scores. `register_attention` adds a user's own.
-ATTENTION_NAMES: set[str] = {
+# Names of the scores of this package, and the classes of a user's own, which `register_attention` adds.
+ATTENTION_NAMES = {
     "additive",
     "concat",
     "dot",
@@ -85,6 +85,7 @@ ATTENTION_NAMES: set[str] = {
     "normed_additive",
     "scaled_dot",
 }
+REGISTERED: dict[str, type] = {}
 
 # Scores v . tanh(W_q h + W_k s): coverage is added to the key.
 ADDITIVE_NAMES = ("additive", "normed_additive")
@@ -184,10 +185,10 @@ class ConfigChecks:
 
     def validate_attention(self) -> None:
         """The score is known and fits sizes, window and heads."""
-        if self.attention_type not in ATTENTION_NAMES:
+        if self.attention_type not in (known := {*ATTENTION_NAMES, *REGISTERED}):
             raise ConfigError(
-                f"attention_type={self.attention_type!r}: must be one of {sorted(ATTENTION_NAMES)}, "
-                "or be registered first with register_attention(name, cls)"
+                f"attention_type={self.attention_type!r}: must be one of {sorted(known)}, "
+                "or be registered first with register_attention(name, cls), on the command line by --import FILE"
             )
         if self.context != "attention":
             for name, default in ATTENTION_DEFAULTS.items():
@@ -332,5 +333,6 @@ __all__ = [
     "ConfigError",
     "LOWEST_TRANSFORMERS",
     "MULTI_HEAD_NAMES",
+    "REGISTERED",
     "plain_errors",
 ]

@@ -1,6 +1,8 @@
 """Configuration of the recurrent encoder-decoder family: one set of fields spans the systems of the literature."""
 
 import difflib
+import os
+from pathlib import Path
 from typing import Any, Literal
 
 from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
@@ -8,7 +10,8 @@ from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the librar
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 
-from .config_checks import MULTI_HEAD_NAMES, ConfigChecks, ConfigError, plain_errors
+from .config_checks import MULTI_HEAD_NAMES, REGISTERED, ConfigChecks, ConfigError, plain_errors
+from .own_code import carry_own_code
 from .presets import PRESETS
 
 # Keys that transformers writes into a config.json or passes to the constructor in addition to declared fields.
@@ -283,6 +286,11 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         if "vocab_size" in overrides:
             fields.pop("source_vocab_size", None)
         return cls(**{**fields, **overrides})
+
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """As in transformers; the file of an attention or a model of one's own is written next to it."""
+        super().to_json_file(json_file_path, use_diff)
+        carry_own_code(Path(json_file_path), REGISTERED.get(self.attention_type))
 
     def encoder_directions(self, layer: int) -> int:
         """Directions of encoder layer `layer`, counted from 1."""

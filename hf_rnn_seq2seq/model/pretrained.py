@@ -23,6 +23,7 @@ class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["RnnEncoderLayer", "RnnDecoder"]
+    _code_file = "encoder_decoder"  # where `AutoModel` with trust_remote_code=True finds the base model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -81,8 +82,8 @@ class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str, *args: object, **kwargs: object) -> None:
         """As in transformers; config.json also has the class for `AutoModel` with `trust_remote_code=True`."""
         if self._auto_class is not None:
-            base = f"{type(self).__module__.rpartition('.')[2]}.RnnSeq2SeqModel"
-            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": base}
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = {**auto_map, "AutoModel": f"{self._code_file}.RnnSeq2SeqModel"}
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:

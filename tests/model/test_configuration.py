@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from hf_rnn_seq2seq import Attention, ConfigError, RnnSeq2SeqConfig, register_attention
 from hf_rnn_seq2seq.model.attention import build_attention
-from hf_rnn_seq2seq.model.config_checks import ATTENTION_NAMES
+from hf_rnn_seq2seq.model.config_checks import ATTENTION_NAMES, REGISTERED
 from tests.helpers.models import tiny_config
 
 BEFORE = {"attention_order": "before_cell"}
@@ -300,8 +300,8 @@ def test_scores_are_named() -> None:
     with pytest.raises(ConfigError) as caught:
         RnnSeq2SeqConfig(attention_type="adative")
     assert str(caught.value) == (
-        f"attention_type='adative': must be one of {sorted(ATTENTION_NAMES)}, "
-        "or be registered first with register_attention(name, cls)"
+        f"attention_type='adative': must be one of {sorted({*ATTENTION_NAMES, *REGISTERED})}, "
+        "or be registered first with register_attention(name, cls), on the command line by --import FILE"
     )
     built_in = {"additive", "concat", "dot", "general", "location", "multi_head", "multi_head_additive"}
     assert built_in | {"normed_additive", "scaled_dot"} <= ATTENTION_NAMES

@@ -23,12 +23,12 @@ from hf_rnn_seq2seq.errors import (
     reason,
     undecodable,
 )
-from hf_rnn_seq2seq.options import expand_path
+from hf_rnn_seq2seq.options import expand_path, import_code
 
 # Where an option or a positional word names files or folders.
 PATHS = {"model", "models", "directory", "directories", "teachers", "runs", "sources", "pairs", "targets", "input"}
 PATHS |= {"output", "output_file", "json", "translations", "plot_by_length", "shortlist", "ensemble", "replace_unknown"}
-PATHS |= {"train_file", "test_file", "references", "dataset", "dataset_name", "card", "space", "font"}
+PATHS |= {"imports", "train_file", "test_file", "references", "dataset", "dataset_name", "card", "space", "font"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,6 +37,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None) -> None:
         super().__init__(
             description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        self.add_argument(
+            "--import",
+            dest="imports",
+            metavar="FILE",
+            help="`mine.py` or a module with an attention or a model of your own",
         )
 
     def error(self, message: str) -> NoReturn:
@@ -65,6 +71,8 @@ class Parser(argparse.ArgumentParser):
                 setattr(found, name, self._path(name, value))
             elif name in PATHS and isinstance(value, list):
                 setattr(found, name, [self._path(name, each) for each in value])
+        if imports := vars(found).pop("imports"):
+            import_code(imports)
         return found
 
     def _path(self, name: str, text: str) -> str:

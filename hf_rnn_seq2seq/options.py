@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import math
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -84,6 +86,44 @@ def expand_path(name: str, text: str) -> str:
                 f"{name}={text!r}: {unknown[0]} is not set in the environment; set it, or write the path"
             )
     return ",".join(parts)
+
+
+# The names of options that are no names in Python, and their fields.
+_FIELDS = {"import": "imports"}
+
+
+def import_code(names: str) -> None:
+    """Imports files `mine.py` or modules, between commas, which register an attention or a model of the user's own.
+
+    Raises:
+        ArgumentError: one cannot be imported, or a file has the name of a module that is loaded.
+    """
+    for name in names.split(","):
+        path = Path(name)
+        try:
+            if path.suffix != ".py":
+                importlib.import_module(name)
+                continue
+            loaded = sys.modules.get(path.stem)
+            if loaded is not None and getattr(loaded, "__file__", None) == str(path.resolve()):
+                continue
+            if loaded is not None or not path.stem.isidentifier():
+                raise ArgumentError(f"import={name!r}: {path.stem} is taken or is no name; give the file another name")
+            spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[path.stem] = module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[path.stem]
+                raise
+        except ArgumentError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            raise ArgumentError(
+                f"import={name!r}: cannot be imported ({type(error).__name__}: {one_line(error, 200)}); name a file "
+                "`mine.py` or a module"
+            ) from error
 
 
 def _check_allowed(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
@@ -290,6 +330,7 @@ def parse_arguments(
         raise SystemExit(0)
     given, recipe = _read_words(argv, hints)
     values = {**(read_recipe(recipe) if recipe else {}), **given}
+    values = {_FIELDS.get(name, name): value for name, value in values.items()}
     for name, value in values.items():
         check_known(name, hints)
         if isinstance(value, str) and is_undecodable(value):
@@ -325,6 +366,7 @@ def _read_words(argv: Sequence[str], hints: Mapping[str, Any]) -> tuple[dict[str
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
+        name = _FIELDS.get(name, name)
         check_known(name, hints)
         if not equals:
             is_flag = bool in _members(hints[name])
@@ -350,7 +392,8 @@ def format_help(groups: Sequence[type], model_options: Mapping[str, Any], descri
             default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
             choices = field.metadata.get("choices")
             kind = "one of " + ", ".join(map(str, choices)) if choices else describe_type(hints[field.name])
-            lines.append(f"  --{field.name}  ({kind}; default {default})\n        {field.metadata.get('help', '')}")
+            spelled = next((name for name, own in _FIELDS.items() if own == field.name), field.name)
+            lines.append(f"  --{spelled}  ({kind}; default {default})\n        {field.metadata.get('help', '')}")
     if model_options:
         lines += ["", "Fields of the model configuration:"]
         lines += [f"  --{name}  ({describe_type(kind)})" for name, kind in model_options.items() if name not in claimed]

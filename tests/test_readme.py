@@ -206,7 +206,7 @@ class Result:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory like the repository's root, and the files that a reader would bring."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("scripts", "hf_rnn_seq2seq"):
+    for name in ("scripts", "hf_rnn_seq2seq", "tests"):
         (folder / name).symlink_to(ROOT / name)
     numbers = ["zéro", "un", "deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf"]
     rows = [f"{word} et {other}\t{word} and {other}" for word in numbers for other in numbers]

@@ -18,7 +18,7 @@ import yaml
 
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.options import OptionGroup, option, parse_arguments
+from hf_rnn_seq2seq.options import OptionGroup, import_code, option, parse_arguments
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -87,6 +87,9 @@ class TrainingOptions(OptionGroup):
     output_dir: str | None = option(None, "the run directory; one run each", path=True)
     resume_from_checkpoint: str | None = option(
         None, "`latest` (or true), a step, or the folder of a checkpoint", path=True
+    )
+    imports: str | None = option(
+        None, "`mine.py` or a module with an attention or a model of your own; several between commas", path=True
     )
     model_name_or_path: str | None = option(None, "start from the weights and tokenizer of this checkpoint", path=True)
     extend_vocabulary: str | None = option(
@@ -241,7 +244,10 @@ class RunOptions:
     @classmethod
     def parse(cls, words: Sequence[str], description: str = "") -> RunOptions:
         """Reads `[RECIPE.yaml] [--option value ...]`, see `parse_arguments`."""
-        return cls(*parse_arguments(words, GROUPS, model_fields(), description=description))
+        options = cls(*parse_arguments(words, GROUPS, model_fields(), description=description))
+        if options.training.imports:
+            import_code(options.training.imports)
+        return options
 
     def recipe(self) -> str:
         """The recipe that repeats the run, see `dump_recipe`."""
@@ -250,7 +256,7 @@ class RunOptions:
 
 _OF_ONE_START = ("output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub", "hub_model_id", "hub_strategy")
 _OF_ONE_START += ("hub_token", "hub_private_repo")
-_PATHS = ("train_file", "validation_file", "test_file", "alignment_file")
+_PATHS = ("imports", "train_file", "validation_file", "test_file", "alignment_file")
 _PATHS += ("dataset_name", "tokenizer_name_or_path", "model_name_or_path")
 _PATHS += ("extend_vocabulary", "source_vectors", "target_vectors")
 

@@ -49,7 +49,7 @@ def own() -> Iterator[None]:
 
 
 def test_an_attention_and_a_model_load_where_nothing_is_installed(own: None, tmp_path: Path) -> None:
-    model = AutoModelForSeq2SeqLM.from_config(tiny_config(attention_type="cosine")).eval()
+    model = AutoModelForSeq2SeqLM.from_config(tiny_config(attention_type="sharp_cosine")).eval()
     assert type(model).__name__ == "SharpModel"
     given = {key: value for key, value in batch().items() if key != "labels"}
     given |= {"decoder_input_ids": pad(decoder_inputs()), "decoder_attention_mask": mask(decoder_inputs())}
@@ -71,7 +71,7 @@ def test_an_attention_and_a_model_load_where_nothing_is_installed(own: None, tmp
 
 
 def test_a_config_alone_carries_its_attention(own: None, tmp_path: Path) -> None:
-    tiny_config(attention_type="cosine").save_pretrained(tmp_path)
+    tiny_config(attention_type="sharp_cosine").save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"]["AutoConfig"].startswith("my_attention.")
     text = (tmp_path / "my_attention.py").read_text()
     assert "from .attention import Attention\nfrom .attention import register_attention\n" in text

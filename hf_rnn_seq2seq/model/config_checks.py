@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Literal, TypeVar, get_args, get_origin
 
 import transformers
 
@@ -33,7 +33,7 @@ def plain_errors(cls: C) -> C:
     """
     checked_setattr, checks = cls.__setattr__, cls.validate
 
-    def __setattr__(self: Any, name: str, value: Any) -> None:
+    def __setattr__(self: object, name: str, value: object) -> None:
         try:
             checked_setattr(self, name, value)
         except StrictDataclassError:
@@ -44,10 +44,10 @@ def plain_errors(cls: C) -> C:
     return cls
 
 
-def _unwrapped(checks: Callable[[Any], None]) -> Callable[[Any], None]:
+def _unwrapped(checks: Callable[[object], None]) -> Callable[[object], None]:
     # `@strict` recognizes its own method by an attribute; `wraps` copies it, so that a subclass can be strict too.
     @functools.wraps(checks)
-    def validate(self: Any) -> None:
+    def validate(self: object) -> None:
         try:
             checks(self)
         except StrictDataclassError as error:
@@ -57,11 +57,11 @@ def _unwrapped(checks: Callable[[Any], None]) -> Callable[[Any], None]:
     return validate
 
 
-def _field_type(cls: type, name: str) -> Any:
+def _field_type(cls: type, name: str) -> object:
     return cls.__dataclass_fields__[name].type
 
 
-def _allowed(annotation: Any) -> str:
+def _allowed(annotation: object) -> str:
     """The values that a field's annotation allows, in words."""
     parts = get_args(annotation)
     if get_origin(annotation) is Literal:

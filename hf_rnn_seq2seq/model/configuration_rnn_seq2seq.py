@@ -2,8 +2,9 @@
 
 import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
 
@@ -220,7 +221,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
     decoder_start_token_id: int | None = 1
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         self._refuse_unknown(kwargs)
         if self.attention_type == "concat":
             self.attention_type = "additive"
@@ -243,7 +244,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         self.validate_sizes()
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> "RnnSeq2SeqConfig":
+    def from_preset(cls, name: str, **overrides: object) -> "RnnSeq2SeqConfig":
         """The configuration of a published system, e.g. `from_preset("bahdanau2014", vocab_size=8000)`.
 
         Sizes and options are the paper's, and each can be overridden. `help(hf_rnn_seq2seq.model.presets.NAME)` gives the
@@ -302,7 +303,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         """Width of the encoder states that the decoder reads."""
         return self.encoder_hidden_size * self.encoder_directions(self.encoder_layers)
 
-    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+    def _refuse_unknown(self, kwargs: Iterable[str]) -> None:
         generation = GenerationConfig._get_default_generation_params()
         for name in kwargs:
             if name.startswith("_") or name in _INFRASTRUCTURE_KEYS or name in generation:

@@ -13,11 +13,11 @@ All probabilities are logarithms, so that small ones do not underflow.
 Axes: batch, target, source, vocab.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -143,7 +143,7 @@ class _LogSoftmaxAt(torch.autograd.Function):
     """The log-softmax of logits (n, V) at some words (n, k), and its mean over all (n,): one gradient of their size."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: FunctionCtx, logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         total = logits.logsumexp(1, keepdim=True)
         ctx.save_for_backward(logits, total, words)
@@ -151,7 +151,7 @@ class _LogSoftmaxAt(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_at: Tensor, d_mean: Tensor | None) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, d_at: Tensor, d_mean: Tensor | None) -> tuple[Tensor, None]:
         logits, total, words = ctx.saved_tensors
         received = d_at.sum(1) if d_mean is None else d_at.sum(1) + d_mean
         d_logits = torch.sub(logits, total).exp_().mul_(-received.unsqueeze(1))

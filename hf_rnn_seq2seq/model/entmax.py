@@ -6,11 +6,10 @@ is sparsemax (Martins and Astudillo 2016, equation 2), and alpha -> 1 softmax. T
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 
@@ -53,7 +52,7 @@ class _Entmax(torch.autograd.Function):
     """The Jacobian on the support is diag(s) - s s' / sum(s), s = p^(2 - alpha) (Peters 2019, section 3)."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, alpha: Tensor, fixed: float | None) -> Tensor:
+    def forward(ctx: FunctionCtx, scores: Tensor, alpha: Tensor, fixed: float | None) -> Tensor:
         # The largest is 0 now and tau is at least -1: lower scores have no weight; the clamp keeps their sums finite.
         scaled = ((scores - scores.amax(-1, keepdim=True)) * (alpha - 1)).clamp(min=-2)
         if fixed == 2:
@@ -69,7 +68,7 @@ class _Entmax(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_weights: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, d_weights: Tensor) -> tuple[Tensor | None, ...]:
         weights, alpha = ctx.saved_tensors
         support = weights > 0
         # The power of a zero weight would not be zero.

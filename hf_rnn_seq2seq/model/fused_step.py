@@ -12,7 +12,6 @@ import functools
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from .copying import CopyGate, Copying
 from .decoder import RnnDecoder
 from .departures import departure
 from .dropout import zone_out
+from .encoder import RnnEncoderOutput
 from .matmul import LINEAR
 from .recurrence import KERNELS, RecurrentLayer
 from .scan_cells import activate_gru, lstm_state
@@ -34,7 +34,7 @@ from .search_step import GeneralStep, SearchState, StepOutput, product, repeat_r
 MAX_TABLE_BYTES = 256 * 2**20
 
 # Options, and the values of each that `FusedStep` computes.
-COVERED: dict[str, tuple[Any, ...]] = {
+COVERED: dict[str, tuple[str | int | bool, ...]] = {
     "context": ("attention",),
     "cell_type": ("lstm", "gru"),
     "decoder_layers": (1,),
@@ -106,7 +106,7 @@ class FusedStep(GeneralStep):
         """The input product of word vectors (..., embedding)."""
         return F.linear(self._words(embedded), self.below, self.below_bias).detach()
 
-    def start(self, source: Any, beams: int) -> SearchState:
+    def start(self, source: RnnEncoderOutput, beams: int) -> SearchState:
         layers, _ = self.base.bridge(source)
         memory = self.decoder.prepare_memory(source.last_hidden_state, source.source_mask, None, source.source_ids)
         values = memory.values.masked_fill(~memory.mask.unsqueeze(-1), 0)
@@ -227,7 +227,7 @@ def build_step(model: nn.Module, weight_type: str = "float32") -> GeneralStep:
         return step
 
 
-def model_marks(model: nn.Module) -> list[Any]:
+def model_marks(model: nn.Module) -> list[object]:
     """What a step depends on in addition to the values of the weights; compare two results with `==`."""
     decoder = model.model.decoder
     reasons = fused_refusal(model), departure(model.lm_head, LINEAR), sharing_refusal(decoder)
@@ -280,7 +280,7 @@ _MIXER = 0x5851F42D4C957F2D
 _BUILD_LOCK = threading.Lock()
 
 # A step refers to parts of its model and not to the model, so that an entry is deleted with its model.
-_STEP_CACHE: "weakref.WeakKeyDictionary[nn.Module, dict[str, Any]]" = weakref.WeakKeyDictionary()
+_STEP_CACHE: "weakref.WeakKeyDictionary[nn.Module, dict[str, tuple]]" = weakref.WeakKeyDictionary()
 
 
 __all__ = ["FusedStep", "build_step", "fingerprints", "fused_refusal"]

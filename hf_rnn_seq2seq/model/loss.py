@@ -12,11 +12,9 @@ a label do not count.
 N counts positions, D the readout, V the vocabulary.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
@@ -92,7 +90,7 @@ def chunked_cross_entropy(
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, size: int
+        ctx: FunctionCtx, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, size: int
     ) -> Tensor:
         ctx.smoothing, ctx.size = smoothing, size
         ctx.save_for_backward(rows, weight, bias, labels)
@@ -102,7 +100,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, d_total: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:  # a second backward pass: the first one has freed them
             gradients = _loss_and_gradients(*ctx.saved_tensors, ctx.smoothing, ctx.size, ctx.needed)[1:]

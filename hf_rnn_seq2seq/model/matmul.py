@@ -13,10 +13,10 @@ import platform
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 # Below these numbers of multiplications, terms of a sum or rows MKL takes the same time or less.
@@ -121,12 +121,12 @@ LINEAR = (nn.Linear, Linear)  # modules that are defined by their weight and bia
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: FunctionCtx, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, weight)
         return _onednn(rows, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, d_result: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, d_result: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
         needed, flat = ctx.needs_input_grad, d_result.flatten(0, -2)
         d_bias = flat.sum(0) if needed[2] else None

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,9 @@ from .pretrained import RnnSeq2SeqPreTrainedModel, VocabularyMixin
 from .scheduled_sampling import mix_inputs, scheduled_truth
 from .search import SearchMixin
 from .search_options import limit_length
+
+# An argument of `RnnSeq2SeqModel.encode`.
+Source = Tensor | BaseModelOutput | tuple | bool | None
 
 
 @dataclass
@@ -204,8 +206,8 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         return True
 
     def _decoder_inputs(
-        self, labels: Tensor, decoder_input_ids: Tensor | None, mask: Tensor | None, source: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Any]]:
+        self, labels: Tensor, decoder_input_ids: Tensor | None, mask: Tensor | None, source: dict[str, Source]
+    ) -> tuple[Tensor, dict[str, Source]]:
         """The words that the decoder reads, (batch, target), and `source`, with the encoder's output if it was computed.
 
         By default they are the shifted labels; in training `scheduled_sampling` may replace some by the model's words.

@@ -1,43 +1,43 @@
 """The published systems as settings of one configuration; each docstring names the source of every choice.
 
-`RnnSeq2SeqConfig.from_preset(name, **overrides)` builds one. Sizes are the paper's and each can be overridden
-separately: a smaller `hidden_size` leaves `encoder_hidden_size`, `context_size` and `readout_size` as the preset sets
-them, and what a preset leaves out follows `hidden_size`. "Departs" lists what differs from the paper, and why.
+`RnnSeq2SeqConfig.from_preset(name, **overrides)` builds one. Sizes are the paper's. Each can be overridden separately: a
+smaller `hidden_size` does not change `encoder_hidden_size`, `context_size` and `readout_size` if the preset sets them; a
+size that the preset does not set follows `hidden_size`. "Departs" lists the differences from the paper, and the reasons.
 
-True of every preset and not repeated: papers of this line omit biases from their equations or are silent
-about them, and every product here has one unless said otherwise; the decoder starts from the vector of `<s>` where a
-paper starts from zeros or from the source's end mark, which is the same with one vector learned; sentences end in
-`</s>` on both sides; weights named Gaussian or orthogonal in a paper start uniform (`initializer_range`).
+These differences hold for every preset. Every product has a bias unless the docstring says otherwise; the papers omit biases
+from their equations. The decoder starts from the vector of `<s>`; some papers start from zeros or from the end mark of
+the source, which is the same function with one learned vector. Sentences end in `</s>` on both sides. Weights are
+initialized uniformly (`initializer_range`), also where a paper uses Gaussian or orthogonal ones.
 
-"Time loop" says which options keep a system off the fast paths. Measured on one thread of a CPU (64 pairs of 15 words,
-256 units, 4,000 words), a training step then takes, against the same system without the option: `gru_reset="before"`
-1.1 times as long, the conditional GRU 1.15, `layer_norm` 1.3. On a GPU a loop over small kernels costs far more.
+"Time loop" names the options that exclude the fast paths. They make a training step slower, against the same system
+without the option (one thread of a CPU, 64 pairs of 15 words, 256 units, 4,000 words): `gru_reset="before"` 1.1 times, the
+conditional GRU 1.15 times, `layer_norm` 1.3 times. On a GPU a loop over small kernels costs far more.
 """
 
 from collections.abc import Callable
-from typing import Any
 
-PRESETS: dict[str, Callable[[], dict[str, Any]]] = {}
+Fields = dict[str, bool | int | float | str]  # of `RnnSeq2SeqConfig`
+PRESETS: dict[str, Callable[[], Fields]] = {}
 
 
-def _preset(build: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+def _preset(build: Callable[[], Fields]) -> Callable[[], Fields]:
     """Registers a preset under its function's name."""
     PRESETS[build.__name__] = build
     return build
 
 
 @_preset
-def sutskever2014() -> dict[str, Any]:
+def sutskever2014() -> Fields:
     """Sutskever, Vinyals and Le 2014, Sequence to Sequence Learning with Neural Networks.
 
     * Section 3.4: 4 layers of 1000 LSTM cells, word vectors of 1000, 160,000 source and 80,000 target words, a plain
       softmax over them, weights uniform in plus or minus 0.08, no dropout.
     * Section 3.3: the source is read backwards (`reverse_source`), the target is not.
-    * Section 2: the source is the encoder's last state, which starts the decoder (`initial_state`, `copy`): layer l of
+    * Section 2: the decoder reads the source by the encoder's last state only, which is its first state (`initial_state`, `copy`): layer l of
       the decoder starts from h and c of layer l of the encoder.
 
-    Departs: reversal moves `</s>` in front of the reversed words. The cell is torch's LSTM; the one of Graves 2013, to
-    which the paper refers, has peephole connections.
+    Departs: `</s>` is reversed too, so it comes first. The cell is torch's LSTM; the cell of Graves 2013, which the paper
+    cites, has peephole connections.
 
     Time loop: none; every layer is one fused kernel.
     """
@@ -59,18 +59,19 @@ def sutskever2014() -> dict[str, Any]:
 
 
 @_preset
-def cho2014() -> dict[str, Any]:
+def cho2014() -> Fields:
     """Cho et al. 2014, Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation.
 
-    * Section 4.1: 1000 units on both sides, words through a rank of 100 (word vectors of 100), 500 maxout units that
-      pool 2 inputs each, 15,000 words.
+    * Section 4.1: 1000 units on both sides, word vectors of 100, 500 maxout units of 2 inputs each,
+      15,000 words.
     * Section 2.3, equations 5 to 8: the gated unit, its reset gate before the recurrent product (`gru_reset`).
     * Appendix A.1.1: one layer, one direction; c = tanh(V h_N) (`context_size`).
     * Appendix A.1.2: h'_0 = tanh(V' c) (`bridge="dense"` reads c); c enters every gate at every step
-      (`context="every_step"`); s' = O_h h'_t + O_y y_{t-1} + O_c c, pairs of it maxed, then the softmax.
+      (`context="every_step"`); s' = O_h h'_t + O_y y_{t-1} + O_c c, the larger of each pair of
+      its units, then the softmax.
 
-    Departs: in the decoder of appendix A.1.2 the reset gate multiplies U'h + C c together; here it multiplies h, as in
-    equation 8, and C c stands outside. The paper uses the model to score phrases; here it writes sentences.
+    Departs: in the decoder of appendix A.1.2 the reset gate multiplies U'h + C c; here it multiplies h only, as in
+    equation 8. The paper scores phrases with the model; here it translates sentences.
 
     Time loop: yes, for `gru_reset="before"` on both sides. `gru_reset="after"` takes the fused kernel.
     """
@@ -92,18 +93,19 @@ def cho2014() -> dict[str, Any]:
 
 
 @_preset
-def bahdanau2014() -> dict[str, Any]:
+def bahdanau2014() -> Fields:
     """Bahdanau, Cho and Bengio 2014, Neural Machine Translation by Jointly Learning to Align and Translate.
 
     * Section 4.2 and appendix A.2: 1000 units in the decoder and in each direction of the encoder, word vectors of 620,
       alignment layer of 1000 (`attention_size` follows `hidden_size`), 500 maxout units, 30,000 words.
-    * Section 3.2: bidirectional encoder. Section 3.1 and appendix A.1.2: additive score, asked by s_{i-1}, before the
-      cell (`attention_order`).
+    * Section 3.2: bidirectional encoder. Section 3.1 and appendix A.1.2: additive score of the query s_{i-1},
+      before the cell (`attention_order`).
     * Appendix A.1.1 and A.2.2: gated units with the reset gate before the recurrent product; c_i enters every gate;
       s_0 = tanh(W_s h_1) from the backward encoder (`backward_tanh`); the readout
-      t~_i = U_o s_{i-1} + V_o E y_{i-1} + C_o c_i reads the PREVIOUS state (`readout_state`) and is maxed in pairs.
+      t~_i = U_o s_{i-1} + V_o E y_{i-1} + C_o c_i reads the PREVIOUS state (`readout_state`); of each pair
+      of its units the larger one counts.
 
-    Departs: nothing that an equation of the paper shows.
+    Departs: in no equation.
 
     Time loop: in the encoder, for `gru_reset="before"`; the fused scan covers the decoder in training.
     """
@@ -127,24 +129,23 @@ def bahdanau2014() -> dict[str, Any]:
 
 
 @_preset
-def luong2015() -> dict[str, Any]:
+def luong2015() -> Fields:
     """Luong, Pham and Manning 2015, Effective Approaches to Attention-based Neural Machine Translation.
 
     * Section 4.1: 4 layers of 1000 LSTM cells, word vectors of 1000, 50,000 words, weights uniform in plus or minus
       0.1, dropout 0.2, reversed source.
-    * Section 3: the top state asks after the cell; attentional vector h~ = tanh(W_c [c; h]) without bias (equation 5),
+    * Section 3: the query is the top state after the cell; attentional vector h~ = tanh(W_c [c; h]) without bias (equation 5),
       softmax(W_s h~) without bias (equation 6).
     * Section 3.1: `attention_type` is `general`, or `dot`, `concat`, `location` (needs `max_source_positions`).
     * Section 3.2: `attention_window="local_m"` or `"local_p"` with D = `attention_window_size` = 10; the Gaussian of
       equation 10 multiplies the weights after the softmax.
-    * Section 3.3: h~ is fed to the first layer of the next step (`input_feeding`).
-    * Section 2: encoder and decoder are stacks of equal depth, the decoder starts from the encoder's states (`copy`).
+    * Section 3.3: h~ is an input of the first layer at the next step (`input_feeding`).
+    * Section 2: encoder and decoder are stacks of equal depth, the decoder's first states are the encoder's last ones (`copy`).
 
-    Departs: `concat` is v . tanh(W_q h + W_k s + b), the same function as v . tanh(W [h; s]) but for b. `location`
-    refuses a source longer than `max_source_positions`, which the paper cuts.
+    Departs: `concat` is v . tanh(W_q h + W_k s + b), the same function as v . tanh(W [h; s]) except for b. A source longer
+    than `max_source_positions` is an error with `location`; the paper cuts it.
 
-    Time loop: yes, for input feeding; the fused scan covers it in training, at any depth. `input_feeding=False`
-    needs none at any depth.
+    Time loop: yes, for input feeding; the fused scan covers it in training, at any depth. With `input_feeding=False` none.
     """
     return dict(
         vocab_size=50000,
@@ -170,23 +171,23 @@ def luong2015() -> dict[str, Any]:
 
 
 @_preset
-def gnmt2016() -> dict[str, Any]:
+def gnmt2016() -> Fields:
     """Wu et al. 2016, Google's Neural Machine Translation System.
 
     * Section 3 and figure 1: 8 encoder and 8 decoder layers of 1024 LSTM cells, word vectors as wide.
     * Section 3.1: residual connections from the third layer on (`residual_start`).
     * Section 3.2: the first encoder layer is bidirectional, the others are not.
-    * Equation 4: the score is a network with one hidden layer of 1024 (`additive`), asked by y_{i-1}, the bottom
-      decoder layer's output at the step before (`before_cell`, `attention_layer="bottom"`); its context goes to all
+    * Equation 4: the score is a network with one hidden layer of 1024 (`additive`); the query is y_{i-1}, the output of the
+      bottom decoder layer at the previous step (`before_cell`, `attention_layer="bottom"`); its context goes to all
       decoder layers (`context_layers="all"`), and not to the softmax (`readout_context=False`).
     * Section 4.1: wordpieces, 32,000 for both sides. Section 8.3: weights uniform in plus or minus 0.04, dropout 0.2
       (English-French; 0.3 for English-German).
 
-    Departs: the paper does not say how the decoder starts: here from zeros. Its beam search, with the length and
-    coverage penalties of section 7, is a matter of decoding, not of the model.
+    Departs: the paper does not state the decoder's first state; here it is zero. Its beam search with the length and
+    coverage penalties of section 7 is an option of decoding (`model.search`), not of the model.
 
-    Time loop: over the bottom decoder layer only; the seven above run over the whole target at once. GNMT asks before
-    the cell, so the fused training scan covers that layer too.
+    Time loop: over the bottom decoder layer only; the seven above run over the whole target at once. The fused
+    scan covers the bottom layer in training, because the attention is before the cell.
     """
     return dict(
         vocab_size=32000,
@@ -211,21 +212,21 @@ def gnmt2016() -> dict[str, Any]:
 
 
 @_preset
-def rnmt_plus2018() -> dict[str, Any]:
+def rnmt_plus2018() -> Fields:
     """Chen et al. 2018, The Best of Both Worlds: Combining Recent Advances in Neural Machine Translation (RNMT+).
 
-    * Section 4.1: 6 bidirectional encoder layers, whose directions are joined before the next layer, and 8 decoder
+    * Section 4.1: 6 bidirectional encoder layers, whose directions are concatenated before the next layer, and 8 decoder
       layers, of 1024 layer-normalized LSTM cells per direction; word vectors of 1024; residual connections from the
       third layer on, on both sides.
-    * Section 4.1: additive attention with several heads, asked by the bottom decoder layer; its context goes to all
+    * Section 4.1: additive attention with several heads, whose query is the bottom decoder layer; its context goes to all
       decoder layers and to the softmax. 4 heads, as in the authors' released configuration (lingvo).
     * Section 4.1: dropout on word vectors and on each layer's output, 0.2 (English-French; 0.3 for English-German),
       label smoothing 0.1 over the whole vocabulary. Wordpieces, 32,000. Weights uniform in plus or minus 0.04.
 
-    Departs: the cell is normalized as Ba 2016, equations 20 to 22 (each product over all gates, and the cell), where
-    the paper normalizes each gate by itself; the LSTM's output keeps its tanh, which the paper drops. The paper's
-    projection of the encoder's states to 1024 is a linear map before the linear maps to keys and values, and is folded
-    into them. No dropout on the attention weights. The decoder starts from zeros; the paper does not say.
+    Departs: the cell is normalized as in Ba 2016, equations 20 to 22 (each product over all gates, and the cell); the
+    paper normalizes each gate separately. The LSTM's output has its tanh, which the paper omits. The paper's
+    projection of the encoder's states to 1024 is a linear map before the linear maps to keys and values, and is part
+    of them here. No dropout on the attention weights. The decoder's first state is zero; the paper does not state it.
 
     Time loop: yes, for `layer_norm`, in every layer of both sides.
     """
@@ -255,7 +256,7 @@ def rnmt_plus2018() -> dict[str, Any]:
 
 
 @_preset
-def bideep2017() -> dict[str, Any]:
+def bideep2017() -> Fields:
     """Miceli Barone et al. 2017, Deep Architectures for Neural Machine Translation: the BiDeep system.
 
     Sizes are those of the authors' released script bideep-bideep-rGRU-large (Nematus):
@@ -263,14 +264,14 @@ def bideep2017() -> dict[str, Any]:
     * 4 stacked levels on both sides (section 2.2), each a deep transition (section 2.3): 2 cells a level in the
       encoder; 4 in the decoder's base level, 2 in the levels above (`decoder_upper_transition_depth`).
     * Section 2.2.1: the encoder is two stacks that alternate their direction at every level (`alternating`), joined at
-      the top. Levels are joined by residual connections.
-    * Section 2.1: the base level is a conditional GRU: the state after its first cell asks, the context enters its
-      second cell (`before_cell` with a transition). Section 2.2.2, rGRU: the context also enters the levels above.
+      the top. There are residual connections between levels.
+    * Section 2.1: the base level is a conditional GRU: the query is the state after its first cell, and the context enters
+      its second cell (`before_cell` with a transition). Section 2.2.2, rGRU: the context also enters the levels above.
     * Layer-normalized GRUs of 1024 cells (per direction), the reset gate after the recurrent product, as in Nematus.
     * Additive attention; s_0 = tanh(W mean(h) + b) for each level (`mean`); deep output
-      tanh(U s + V E y + C c) of the word vectors' width 512, tied to the target's word vectors; 90,000 subwords.
+      tanh(U s + V E y + C c) of 512 units like the word vectors, which the output layer shares; 90,000 subwords.
 
-    Departs: each level's input and recurrent product are normalized as Ba 2016; Nematus also normalizes the products
+    Departs: each level's input and recurrent product are normalized as in Ba 2016; Nematus also normalizes the products
     of attention and readout. No dropout, as in the script.
 
     Time loop: yes, for `layer_norm` and the transitions, in every level of both sides.
@@ -304,18 +305,18 @@ def bideep2017() -> dict[str, Any]:
 
 
 @_preset
-def seminar() -> dict[str, Any]:
+def seminar() -> Fields:
     """The seq2seq of the PyTorch tutorial (Robertson, NLP from scratch: translation), without attention.
 
     * EncoderRNN: one GRU layer of 256 over word vectors of 256. DecoderRNN: ReLU over the word vectors
       (`embedding_activation`), one GRU layer, a linear layer to the vocabulary.
-    * The encoder's last state starts the decoder (`copy`).
-    * Teacher forcing: `teacher_forcing_ratio` 1.0, or 0.5 with `teacher_forcing_unit="sentence"`, the tutorial's coin.
+    * The decoder's first state is the encoder's last state (`copy`).
+    * Teacher forcing: `teacher_forcing_ratio` 1.0, or 0.5 with `teacher_forcing_unit="sentence"` as in the tutorial.
 
-    Departs: the tutorial trains on one pair at a time; the coin here falls for each sentence of a batch. Vocabulary
-    sizes are those of the corpus; the default of 8,000 is ours.
+    Departs: the tutorial trains on one pair at a time; here the choice is drawn for each sentence of a batch. The tutorial
+    takes the vocabulary sizes of its corpus; the default of 8,000 is ours.
 
-    Time loop: none at ratio 1.0; below it, one more pass over the target without gradients (see `scheduled_sampling`).
+    Time loop: none at ratio 1.0; below it one more pass over the target without gradients (`scheduled_sampling`).
     """
     return dict(
         vocab_size=8000,
@@ -331,10 +332,10 @@ def seminar() -> dict[str, Any]:
 
 
 @_preset
-def seminar_attention() -> dict[str, Any]:
+def seminar_attention() -> Fields:
     """`seminar` with dot attention and a tanh layer: Luong 2015, equations 5 to 7, without input feeding.
 
-    * The new state asks (`after_cell`, `dot`), and tanh(W [h; c]) is what the linear layer to the vocabulary reads.
+    * The query is the new state (`after_cell`, `dot`); the linear layer to the vocabulary reads tanh(W [h; c]).
 
     Departs: as `seminar`.
 
@@ -351,14 +352,14 @@ def seminar_attention() -> dict[str, Any]:
 
 
 @_preset
-def multi_head() -> dict[str, Any]:
+def multi_head() -> Fields:
     """Scaled dot-product attention with 8 heads (Vaswani et al. 2017, section 3.2.2), read by a recurrent decoder.
 
-    No paper's system, but the one step between Luong 2015 and the Transformer: the width of 512, the 8 heads, dropout
-    and label smoothing of 0.1 are the Transformer base's (table 3), the decoder is Luong's with the new state asking.
-    Two layers of LSTM on both sides, the encoder bidirectional; `dense` takes the encoder's final states over.
+    Not a system of a paper, but between Luong 2015 and the Transformer: the width of 512, the 8 heads, dropout and label
+    smoothing of 0.1 are those of the base Transformer (table 3); the decoder is Luong's, and its new state is the query.
+    Two layers of LSTM on both sides, the encoder bidirectional; `dense` projects the encoder's final states.
 
-    Departs: no input feeding, so that no time loop is needed: with it (`input_feeding=True`) the fused scan covers it.
+    Departs: no input feeding, so that there is no time loop; with `input_feeding=True` the fused scan covers it.
 
     Time loop: none.
     """

@@ -17,15 +17,15 @@ masks, the state h and the output o (= h, or h plus its input with a residual co
 With one head, Luong's W_m is applied to the values before the loop.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .matmul import affine, compute_dtype, outer, product, without_autocast
-from .scan_cells import CELLS, ScanLayer
-from .scan_scores import ScanSource, score_class
+from .scan_cells import CELLS, ScanCell, ScanLayer
+from .scan_scores import ScanScore, ScanSource, score_class
 
 
 class ScanMixer(NamedTuple):
@@ -87,7 +87,7 @@ class _Inputs(NamedTuple):
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: ScanPlan, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: FunctionCtx, plan: ScanPlan, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         inputs = _Inputs.of(list(tensors))
         steps = inputs.layers[0].projected.shape[0]
@@ -105,7 +105,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_extra: Tensor, d_weights: Tensor, *rest: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, d_extra: Tensor, d_weights: Tensor, *rest: Tensor) -> tuple[Tensor | None, ...]:
         plan, saved = ctx.plan, iter(ctx.saved_tensors)
         inputs = _Inputs.of([next(saved) if present else None for present in ctx.present])
         count = len(inputs.layers)
@@ -119,12 +119,12 @@ class _Scan(torch.autograd.Function):
         return None, *[tensor for group in (gradients.source, gradients.mixer, *gradients.layers) for tensor in group]
 
 
-def _classes(plan: ScanPlan, source: ScanSource) -> tuple[Any, Any]:
+def _classes(plan: ScanPlan, source: ScanSource) -> tuple[type[ScanCell], type[ScanScore]]:
     """The classes of the cells and of the score."""
     return CELLS[plan.cell], score_class(source)
 
 
-def _run(inputs: _Inputs, plan: ScanPlan, cells: list, score: Any) -> tuple[list[Tensor], Tensor]:
+def _run(inputs: _Inputs, plan: ScanPlan, cells: list[ScanCell], score: ScanScore) -> tuple[list[Tensor], Tensor]:
     """The forward loop: states (T + 1, B, H) of each layer and the vectors x (T + 1, B, X), from before position 1."""
     layers, mixer, first = inputs.layers, inputs.mixer, inputs.layers[0]
     steps, batch = first.projected.shape[:2]
@@ -175,7 +175,13 @@ class _Backward:
     """The backward pass, from the last position to the first; names that start with d_ are gradients."""
 
     def __init__(
-        self, inputs: _Inputs, plan: ScanPlan, cells: list, score: Any, hidden: list[Tensor], extra: Tensor
+        self,
+        inputs: _Inputs,
+        plan: ScanPlan,
+        cells: list[ScanCell],
+        score: ScanScore,
+        hidden: list[Tensor],
+        extra: Tensor,
     ) -> None:
         self.inputs, self.plan, self.cells, self.score = inputs, plan, cells, score
         self.hidden, self.extra = hidden, extra

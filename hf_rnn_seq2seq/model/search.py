@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from .beam_search import SearchResult, beam_search, greedy_search
 from .constrained_search import constrained_search
 from .decoder import RnnDecoder
 from .departures import hooked, override
+from .encoder import RnnEncoderOutput
 from .encoder_decoder import RnnSeq2SeqModel
 from .fused_step import build_step, fused_refusal
 from .group_search import group_search
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 # The arguments of generate() after its first two, in order.
 _CALL = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model")
 _CALL += ("streamer", "negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate")
+
+# The sources and the prompt of a call, by their names in generate().
+Inputs = dict[str, Tensor | ModelOutput | tuple | None]
 
 # Methods that generate() calls at each position and a search does not.
 _OF_THE_MODEL = {name for name, value in vars(GenerationMixin).items() if callable(value)} - {"generate"}
@@ -80,8 +84,8 @@ class SearchMixin:
         self,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
-        *positional: Any,
-        **options: Any,
+        *positional: object,
+        **options: object,
     ) -> Tensor | ModelOutput:
         """What `generate` returns for the same arguments, found faster with greedy, beam and group beam search.
 
@@ -150,13 +154,15 @@ class SearchMixin:
         reason = fused_refusal(self)
         return f"general: {reason}" if reason else "fused"
 
-    def search_covers(self, **options: Any) -> bool:
+    def search_covers(self, **options: object) -> bool:
         """Whether `search` follows these options itself; otherwise it hands them to `generate()`."""
         call_config = options.pop("generation_config", None)
         resolved = SearchOptions.resolve(self.generation_config, call_config, {"input_ids": True, **options})
         return generate_reason(self, resolved) is None
 
-    def _validate_generation_mode(self, generation_mode: Any, generation_config: GenerationConfig, *args: Any) -> None:
+    def _validate_generation_mode(
+        self, generation_mode: object, generation_config: GenerationConfig, *args: object
+    ) -> None:
         super()._validate_generation_mode(generation_mode, generation_config, *args)
         # transformers' processor for it calls the model with target words as the source.
         if getattr(generation_config, "guidance_scale", None) not in (None, 1):
@@ -165,7 +171,7 @@ class SearchMixin:
                 "only; leave it at 1"
             )
 
-    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+    def generate_batch(self, *args: object, **kwargs: object) -> NoReturn:
         """Not supported: continuous batching pages keys and values, and this model's cache is one state.
 
         Raises:
@@ -174,14 +180,14 @@ class SearchMixin:
         raise NotImplementedError("generate_batch: needs a paged key-value cache; use search(rows_per_batch=...)")
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, *args: object, **kwargs: object) -> "SearchMixin":
         """As in transformers; a `max_new_tokens` of the checkpoint becomes `max_length`."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         limit_length(model.generation_config)
         return loaded
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: object, **kwargs: object) -> None:
         config = self.generation_config
         self.generation_config = copy.deepcopy(config)
         limit_length(self.generation_config)
@@ -192,7 +198,7 @@ class SearchMixin:
         if kwargs.get("is_main_process", True):
             self._write_strategy(save_directory)
 
-    def _upload_modified_files(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+    def _upload_modified_files(self, working_dir: str | os.PathLike, *args: object, **kwargs: object) -> object:
         # save_pretrained(push_to_hub=True) uploads before it returns.
         self._write_strategy(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
@@ -248,7 +254,7 @@ def generate_departure(model: nn.Module) -> str | None:
 # ---------------------------------------------------------------- the search
 
 
-def _search(model: nn.Module, options: SearchOptions, inputs: dict[str, Any]) -> Tensor | SearchOutput:
+def _search(model: nn.Module, options: SearchOptions, inputs: Inputs) -> Tensor | SearchOutput:
     """The search by a step of the model or of the ensemble."""
     # A step is cached between calls, with weights in the type of its model.
     with without_autocast(next(model.parameters())):
@@ -282,7 +288,7 @@ def _build_step(model: nn.Module, options: SearchOptions) -> GeneralStep:
     return step
 
 
-def _prompt(options: SearchOptions, inputs: dict[str, Any], device: torch.device) -> Tensor:
+def _prompt(options: SearchOptions, inputs: Inputs, device: torch.device) -> Tensor:
     """(sentences, prompt): the start token, and the given target words, joined as in `generate()`."""
     source = next(
         inputs[name] for name in ("input_ids", "inputs_embeds", "encoder_outputs") if inputs[name] is not None
@@ -297,7 +303,7 @@ def _prompt(options: SearchOptions, inputs: dict[str, Any], device: torch.device
     return torch.cat([start, words], 1) if bool((words[:, 0] != start[:, 0]).all()) else words
 
 
-def _run(step: GeneralStep, options: SearchOptions, inputs: dict[str, Any], prompt: Tensor) -> SearchResult:
+def _run(step: GeneralStep, options: SearchOptions, inputs: Inputs, prompt: Tensor) -> SearchResult:
     """The search over all parts of the batch."""
     limits = make_limits(options, step.vocab_size, len(prompt), prompt.device)
     check_phrases(options, step.vocab_size, len(prompt))
@@ -314,7 +320,11 @@ def _run(step: GeneralStep, options: SearchOptions, inputs: dict[str, Any], prom
 
 
 def _search_batch(
-    step: GeneralStep, source: Any, prompt: Tensor, options: SearchOptions, limits: Limits
+    step: GeneralStep,
+    source: RnnEncoderOutput | list[RnnEncoderOutput],
+    prompt: Tensor,
+    options: SearchOptions,
+    limits: Limits,
 ) -> SearchResult:
     state = step.start(source, options.num_beams)
     prompt = prompt.repeat_interleave(options.num_beams, 0)
@@ -328,7 +338,11 @@ def _search_batch(
 
 
 def _search_constrained(
-    step: GeneralStep, inputs: dict[str, Any], prompt: Tensor, options: SearchOptions, phrases: Sequence[Any]
+    step: GeneralStep,
+    inputs: Inputs,
+    prompt: Tensor,
+    options: SearchOptions,
+    phrases: Sequence[Sequence[Sequence[int]]],
 ) -> SearchResult:
     """Sentence by sentence: the number of running hypotheses depends on each sentence's phrases."""
     parts = []
@@ -342,7 +356,7 @@ def _search_constrained(
     return _join(parts, options, len(prompt))
 
 
-def _split(inputs: dict[str, Any], rows: int | None) -> list[tuple[Tensor | slice, dict[str, Any]]]:
+def _split(inputs: Inputs, rows: int | None) -> list[tuple[Tensor | slice, Inputs]]:
     """Parts of at most `rows` sentences of similar length, longest first, without columns that are all padding."""
     inputs = {name: value for name, value in inputs.items() if name != "decoder_input_ids" and value is not None}
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
@@ -355,10 +369,10 @@ def _split(inputs: dict[str, Any], rows: int | None) -> list[tuple[Tensor | slic
     return parts
 
 
-def _map_inputs(inputs: dict[str, Any], function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+def _map_inputs(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
     """`function` of every tensor, including those of encoder outputs."""
 
-    def visit(value: Any) -> Any:
+    def visit(value: Tensor | ModelOutput | tuple | None) -> Tensor | ModelOutput | tuple | None:
         if isinstance(value, Tensor):
             return function(value)
         if isinstance(value, dict):  # a ModelOutput too

@@ -5,7 +5,6 @@ import logging
 import math
 import reprlib
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from transformers import GenerationConfig
@@ -31,7 +30,10 @@ OWN += ("must_contain", "stop_at_top", "rows_per_batch")
 
 WEIGHT_TYPES = ("float32", "bfloat16", "int8")
 
-_DEFAULTS: dict[str, Any] = {
+# Options of a call by name; their values have any type.
+Options = dict[str, object]
+
+_DEFAULTS: Options = {
     name: GenerationConfig._get_default_generation_params().get(name)
     for name in GenerationConfig().to_dict()
     if not name.startswith("_") and name != "transformers_version"
@@ -104,7 +106,7 @@ class SearchOptions:
 
     @classmethod
     def resolve(
-        cls, model_config: GenerationConfig, call_config: GenerationConfig | None, arguments: dict[str, Any]
+        cls, model_config: GenerationConfig, call_config: GenerationConfig | None, arguments: Options
     ) -> "SearchOptions":
         """The options of a call of `generate()` or `search()`.
 
@@ -224,11 +226,9 @@ class SearchOptions:
         return self.max_new_tokens if self.early_stopping == "never" and grows > 0 else length
 
 
-def _explicit(
-    model_config: GenerationConfig, call_config: GenerationConfig | None, arguments: dict[str, Any]
-) -> dict[str, Any]:
+def _explicit(model_config: GenerationConfig, call_config: GenerationConfig | None, arguments: Options) -> Options:
     """Options of `generate()` that are set: by the call, else by its config, else by the model's config."""
-    values: dict[str, Any] = {}
+    values: Options = {}
     for config in (model_config, call_config):
         if config is not None:
             read = {name: getattr(config, name, None) for name in _DEFAULTS}
@@ -238,8 +238,8 @@ def _explicit(
 
 
 def generation_values(
-    model_config: GenerationConfig, call_config: GenerationConfig | None, arguments: dict[str, Any]
-) -> dict[str, Any]:
+    model_config: GenerationConfig, call_config: GenerationConfig | None, arguments: Options
+) -> Options:
     """Every option of `generate()`, as `SearchOptions.resolve` reads them, with the defaults of transformers."""
     return {**_DEFAULTS, **_explicit(model_config, call_config, arguments)}
 
@@ -252,7 +252,7 @@ def end_tokens(eos_token_id: int | Sequence[int] | Tensor | None) -> tuple[int, 
     return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
-def _not_followed(values: dict[str, Any], arguments: dict[str, Any]) -> list[str]:
+def _not_followed(values: Options, arguments: Options) -> list[str]:
     """Options of a call that the search does not follow, as `name=value`, long lists shortened."""
     ignored = FOLLOWED | SAMPLING
     missing = [

@@ -11,19 +11,26 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.utils import ModelOutput
 
 from .attention import AdditiveAttention, Attention, MultiHeadAdditiveAttention
 from .copying import Copying, mixture
 from .decoder import RnnDecoder
 from .departures import departure
+from .encoder import RnnEncoderOutput
 from .matmul import LINEAR, PackedProduct, packs
 from .search_options import SearchError
 
+
+# Tensors and None in (named) tuples.
+Nested = Tensor | tuple | None
+# What `scores` reads: (rows, readout); with what is copied, or of each member of an ensemble.
+Readout = Tensor | tuple[Tensor, Copying] | list
 
 IN_ONE_PIECE = 2**20  # elements that an additive score computes for all beams at once
 
@@ -41,7 +48,7 @@ def refuse_nan(score_sum: Tensor) -> None:
         raise NotFiniteError
 
 
-def map_tensors(structure: Any, function: Callable[[Tensor], Any]) -> Any:
+def map_tensors(structure: Nested, function: Callable[[Tensor], object]) -> Nested:
     """`function` applied to every tensor of nested tuples; other values are kept."""
     if isinstance(structure, Tensor):
         return function(structure)
@@ -54,14 +61,14 @@ def map_tensors(structure: Any, function: Callable[[Tensor], Any]) -> Any:
 class SearchState(NamedTuple):
     """The decoder between two positions: (possibly nested) tuples of tensors."""
 
-    rows: Any  # first axis rows
-    source: Any  # first axis sentences: one copy for all beams
+    rows: Nested  # first axis rows
+    source: Nested  # first axis sentences: one copy for all beams
 
 
 class StepOutput(NamedTuple):
     """The result of one position."""
 
-    readout: Any  # (rows, readout), what `scores` reads
+    readout: Readout  # (rows, readout), what `scores` reads
     weights: Tensor | None  # (rows, source), attention averaged over heads, if asked for
     state: SearchState
 
@@ -206,18 +213,18 @@ class GeneralStep:
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        encoder_outputs: Any = None,
-    ) -> Any:
+        encoder_outputs: ModelOutput | tuple | None = None,
+    ) -> RnnEncoderOutput:
         """The encoder's output for a batch of sources, or `encoder_outputs` with a mask."""
         if encoder_outputs is None:
             encoder_outputs = self.base.encoder(input_ids, attention_mask, inputs_embeds)
         return self.base.encoder_output(encoder_outputs, attention_mask, input_ids)
 
-    def source_mask(self, source: Any) -> Tensor:
+    def source_mask(self, source: RnnEncoderOutput) -> Tensor:
         """bool (sentences, source) of an encoder's output."""
         return source.source_mask
 
-    def start(self, source: Any, beams: int) -> SearchState:
+    def start(self, source: RnnEncoderOutput, beams: int) -> SearchState:
         """The state before the first position from an encoder's output, for `beams` rows per sentence."""
         layers, summary = self.base.bridge(source)
         memory = self.decoder.prepare_memory(source.last_hidden_state, source.source_mask, summary, source.source_ids)
@@ -231,7 +238,7 @@ class GeneralStep:
         """As the function of this name; sources that belong to one beam move with it."""
         return select(state, rows, rows if self.carries else sentences)
 
-    def scores(self, readout: Any, words: Tensor | None = None) -> Tensor:
+    def scores(self, readout: Readout, words: Tensor | None = None) -> Tensor:
         """Logits (rows, vocab) in float32, or (rows, words) of `words` only."""
         if self.copies:
             readout, copying = readout
@@ -295,16 +302,18 @@ class EnsembleStep(GeneralStep):
         """Whether every member has attention; their average is returned."""
         return all(step.has_weights for step in self.steps)
 
-    def read(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **others: Any) -> list[Any]:
+    def read(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **others: object
+    ) -> list[RnnEncoderOutput]:
         """The output of each member's encoder for the same sources."""
         if any(value is not None for value in others.values()):
             raise SearchError("ensemble: each member reads the source itself; give input_ids alone")
         return [step.read(input_ids, attention_mask) for step in self.steps]
 
-    def source_mask(self, source: list[Any]) -> Tensor:
+    def source_mask(self, source: list[RnnEncoderOutput]) -> Tensor:
         return self.steps[0].source_mask(source[0])
 
-    def start(self, source: list[Any], beams: int) -> SearchState:
+    def start(self, source: list[RnnEncoderOutput], beams: int) -> SearchState:
         states = [step.start(part, beams) for step, part in zip(self.steps, source, strict=True)]
         return SearchState(tuple(state.rows for state in states), tuple(state.source for state in states))
 
@@ -313,7 +322,7 @@ class EnsembleStep(GeneralStep):
         states = [step.select(SearchState(*parts), rows, sentences) for step, *parts in pairs]
         return SearchState(tuple(part.rows for part in states), tuple(part.source for part in states))
 
-    def scores(self, readout: list[Any], words: Tensor | None = None) -> Tensor:
+    def scores(self, readout: list[Readout], words: Tensor | None = None) -> Tensor:
         """The average of the members' log-probabilities (rows, vocab); their exponentials may sum to less than 1."""
         return sum(self._log_probabilities(readout, words)) / len(self.steps)
 
@@ -322,7 +331,7 @@ class EnsembleStep(GeneralStep):
         zeros = scores.new_zeros(len(scores), 1)
         return zeros, zeros
 
-    def _log_probabilities(self, readout: list[Any], words: Tensor | None) -> list[Tensor]:
+    def _log_probabilities(self, readout: list[Readout], words: Tensor | None) -> list[Tensor]:
         pairs = zip(self.steps, readout, strict=True)
         return [step.scores(part, words).log_softmax(-1) for step, part in pairs]
 

@@ -14,6 +14,8 @@ from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the librar
 
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizerFast
 
+Backend = Any  # a `tokenizers.Tokenizer`; that library is none of those that this folder imports
+
 TARGET_TOKENIZER_FILE = "target_tokenizer.json"
 # The model's config has one id of each, for both sides.
 _SHARED_TOKENS = ("pad_token", "bos_token", "eos_token", "unk_token")
@@ -28,22 +30,22 @@ class RnnSeq2SeqJointTokenizer(PreTrainedTokenizerFast):
 
     model_input_names = ["input_ids", "attention_mask"]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **{**kwargs, "split_special_tokens": True})
 
     @classmethod
-    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
+    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: object) -> dict[str, object]:
         """Passes the files on without parsing: the default rebuilds the model from parts and drops the merges of BPE."""
         return kwargs
 
-    def _backends(self) -> list[Any]:
+    def _backends(self) -> list[Backend]:
         return [self._tokenizer]
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
         return max(self._add_to(backend, new_tokens) for backend in self._backends())
 
     @staticmethod
-    def _add_to(backend: Any, new_tokens: Sequence[str | AddedToken]) -> int:
+    def _add_to(backend: Backend, new_tokens: Sequence[str | AddedToken]) -> int:
         """Adds tokens to a vocabulary; returns the number of new entries."""
         special = {str(token) for token in backend.get_added_tokens_decoder().values() if token.special}
         kinds = ("single_word", "lstrip", "rstrip", "normalized")
@@ -58,14 +60,16 @@ class RnnSeq2SeqJointTokenizer(PreTrainedTokenizerFast):
         backend.add_tokens(added)
         return backend.get_vocab_size() - before
 
-    def _decode(self, token_ids: Any, skip_special_tokens: bool = False, *args: Any, **kwargs: Any) -> str:
+    def _decode(
+        self, token_ids: int | Sequence[int], skip_special_tokens: bool = False, *args: object, **kwargs: object
+    ) -> str:
         if skip_special_tokens:
             special = {*self.all_special_ids}
             ids = [token_ids] if isinstance(token_ids, int) else token_ids
             token_ids = [token for token in ids if token not in special]
         return super()._decode(token_ids, skip_special_tokens, *args, **kwargs)
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+    def save_pretrained(self, *args: object, **kwargs: object) -> tuple[str, ...]:
         """As in transformers. If special tokens were added, a plain tokenizer that loads the files without this class
         recognizes all special tokens in text, because it cannot distinguish the two kinds."""
         special = {token for token in self.backend_tokenizer.get_added_tokens_decoder().values() if token.special}
@@ -97,7 +101,7 @@ class RnnSeq2SeqTokenizer(RnnSeq2SeqJointTokenizer):
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": TARGET_TOKENIZER_FILE}
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         target = kwargs.pop("target_tokenizer_object", None)
         target_file = kwargs.pop("target_tokenizer_file", None)
         super().__init__(*args, **kwargs)
@@ -119,7 +123,7 @@ class RnnSeq2SeqTokenizer(RnnSeq2SeqJointTokenizer):
                     "vocabulary; they must agree"
                 )
 
-    def _backends(self) -> list[Any]:
+    def _backends(self) -> list[Backend]:
         # transformers adds special tokens that the source's file lacks before the target's vocabulary is set.
         return [self._source_backend, self._target_backend] if hasattr(self, "_target_backend") else [self._tokenizer]
 
@@ -147,22 +151,24 @@ class RnnSeq2SeqTokenizer(RnnSeq2SeqJointTokenizer):
         finally:
             self._tokenizer = previous
 
-    def __call__(self, *args: Any, **kwargs: Any) -> BatchEncoding:
+    def __call__(self, *args: object, **kwargs: object) -> BatchEncoding:
         try:
             return super().__call__(*args, **kwargs)
         finally:
             # An error while the target was encoded must not leave len() and the rest with the wrong vocabulary.
             self._switch_to_input_mode()
 
-    def _decode(self, *args: Any, **kwargs: Any) -> str:
+    def _decode(self, *args: object, **kwargs: object) -> str:
         with self._target_mode():
             return super()._decode(*args, **kwargs)
 
-    def decode_source(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
+    def decode_source(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of source ids; `decode` and `batch_decode` read target ids."""
         return super()._decode(list(map(int, token_ids)), skip_special_tokens)
 
-    def convert_target_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
+    def convert_target_ids_to_tokens(
+        self, ids: int | Sequence[int], skip_special_tokens: bool = False
+    ) -> str | list[str]:
         """`convert_ids_to_tokens` of the target vocabulary."""
         with self._target_mode():
             return self.convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
@@ -172,7 +178,7 @@ class RnnSeq2SeqTokenizer(RnnSeq2SeqJointTokenizer):
         return self._target_backend.get_vocab(with_added_tokens=True)
 
     @property
-    def target_backend_tokenizer(self) -> Any:
+    def target_backend_tokenizer(self) -> Backend:
         """The target's `tokenizers.Tokenizer`; `backend_tokenizer` is the source's."""
         return self._target_backend
 

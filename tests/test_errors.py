@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from hf_rnn_seq2seq import command_line, errors
 from hf_rnn_seq2seq.data.readers import read_lines
 from hf_rnn_seq2seq.errors import InputError, TrainingError, reading
+from tests.helpers import warm
 
 HINT = "; HF_RNN_SEQ2SEQ_TRACEBACK=1 shows where it came from"
 
@@ -119,9 +119,9 @@ def test_other_processes_say_which_they_are(
 
 
 def test_output_in_another_code_page_is_written_with_replacements() -> None:
-    program = "from hf_rnn_seq2seq import command_line; command_line.run(lambda _: print('août \\ud83d'))"
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True)
+    program = "import sys; sys.stdout.reconfigure(encoding='ascii')\n"
+    program += "from hf_rnn_seq2seq import command_line; command_line.run(lambda _: print('août \ud83d'))"
+    done = subprocess.run([*warm.python(), "-c", program], capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"ao?t ?\n", b"")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import hf_rnn_seq2seq
+from tests.helpers import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, MODEL = ROOT / "hf_rnn_seq2seq", ROOT / "hf_rnn_seq2seq" / "model"
@@ -229,12 +230,30 @@ def test_third_party_imports_are_declared() -> None:
             assert requirement.startswith("(") or requirement in required, f"{path.name} imports {name}"
 
 
-def test_importing_the_package_is_light() -> None:
-    """matplotlib, datasets and the metric libraries load with what needs them."""
-    heavy = ["matplotlib", "datasets", "evaluate", "sacrebleu", "babel", "jiwer", "tensorboard"]
-    code = f"import sys, hf_rnn_seq2seq; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+@pytest.mark.parametrize(
+    ("modules", "allowed"),
+    [
+        ("", ""),
+        ("evaluation.scores", ""),
+        ("visualization.attention_map", ""),
+        ("visualization.demo_app visualization.html_report visualization.gradients hub.space", "jinja2"),
+    ],
+)
+def test_imports_are_light(modules: str, allowed: str) -> None:
+    """Plotting, data, metrics and pages load with what needs them."""
+    heavy = {"matplotlib", "datasets", "evaluate", "sacrebleu", "babel", "jiwer", "tensorboard", "gradio", "jinja2"}
+    names = ", ".join(["hf_rnn_seq2seq", *(f"hf_rnn_seq2seq.{name}" for name in modules.split())])
+    code = f"""
+import sys
+del sys.modules["hf_rnn_seq2seq"]
+sys.path.insert(0, {str(ROOT)!r})
+before = set(sys.modules)
+import {names}
+print(sorted({heavy - set(allowed.split())} & (set(sys.modules) - before)))
+"""
+    python = warm.python(package=False)
+    done = subprocess.run([*python, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def tracked() -> list[Path]:

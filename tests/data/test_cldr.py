@@ -16,6 +16,13 @@ from hf_rnn_seq2seq.data.cldr_phrases import alignment, phrase, render
 from hf_rnn_seq2seq.errors import DataError
 
 PAIRS = [("en", "fr"), ("en", "ko"), ("fr", "en"), ("de", "ar"), ("ja", "hu"), ("en", "pt_BR"), ("zh", "ru")]
+
+
+def few(pairs):
+    """The first two pairs in every run, all in the long one."""
+    return [pair if number < 2 else pytest.param(pair, marks=pytest.mark.long) for number, pair in enumerate(pairs)]
+
+
 DAY = datetime.date(2026, 3, 12)
 
 
@@ -156,7 +163,7 @@ def test_intervals_and_periods_are_those_of_babel(locale):
         assert render(("period", skeleton, DAY), locale) == text
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("pair", few(PAIRS), ids="-".join)
 def test_no_sentence_of_one_split_stands_in_another(pair):
     splits = {split: rows(*pair, split, 5000 if split == "train" else 400) for split in cldr.SPLITS}
     for side in ("source", "target"):
@@ -165,7 +172,7 @@ def test_no_sentence_of_one_split_stands_in_another(pair):
             assert not texts[split] & texts[other]
 
 
-@pytest.mark.parametrize("pair", PAIRS[:3], ids="-".join)
+@pytest.mark.parametrize("pair", few(PAIRS[:3]), ids="-".join)
 def test_no_date_amount_or_list_of_one_split_stands_in_another(pair):
     book = phrase_book(*pair)
     found = {s: set().union(*map(values, facts(book, s, 6000 if s == "train" else 800))) for s in cldr.SPLITS}
@@ -175,7 +182,7 @@ def test_no_date_amount_or_list_of_one_split_stands_in_another(pair):
     assert not found["validation"] & found["test"]
 
 
-@pytest.mark.parametrize("pair", PAIRS[:4], ids="-".join)
+@pytest.mark.parametrize("pair", few(PAIRS[:4]), ids="-".join)
 def test_every_word_of_the_held_out_splits_stands_in_train(pair):
     train = rows(*pair, "train", 20_000)
     for side in ("source", "target"):
@@ -184,7 +191,7 @@ def test_every_word_of_the_held_out_splits_stands_in_train(pair):
             assert {word for row in rows(*pair, split, 1000) for word in words(row[side])} <= known
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("pair", few(PAIRS), ids="-".join)
 def test_one_source_has_one_translation(pair):
     translations = defaultdict(set)
     for split in cldr.SPLITS:

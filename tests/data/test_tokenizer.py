@@ -1,12 +1,9 @@
 """Tokenizers: round trips, two vocabularies, what is saved is what is loaded."""
 
 import json
-import os
 import pickle
 import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -33,6 +30,7 @@ from hf_rnn_seq2seq.data.tokenizer import (
     train_tokenizer,
 )
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
+from tests.helpers import warm
 
 SOURCES = ["the cat sat on the mat .", "a dog 's 12 houses", "hello world , hello", "thé à 3 h"] * 20
 TARGETS = ["le chat est assis", "un chien et 12 maisons", "bonjour à tous les amis", "日本語 のテスト"] * 20
@@ -170,14 +168,10 @@ def test_two_vocabularies_load_by_auto_tokenizer_registered_and_with_remote_code
         "print(json.dumps([type(tokenizer).__name__, dict(tokenizer(**text))]))\n"
     )
     for remote in (True, False):
-        words = [sys.executable, "-c", script, json.dumps([str(tmp_path / "run"), text, remote])]
-        result = subprocess.run(words, capture_output=True, text=True, env=_environment(tmp_path), check=False)
+        words = [*warm.python(package=not remote), "-c", script, json.dumps([str(tmp_path / "run"), text, remote])]
+        result = subprocess.run(words, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
         assert json.loads(result.stdout) == ["RnnSeq2SeqTokenizer", dict(tokenizer(**text))]
-
-
-def _environment(folder):
-    return {**os.environ, "HF_HOME": str(folder / "home"), "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def test_a_checkpoint_with_a_joint_vocabulary_keeps_its_plain_tokenizer(tmp_path):

@@ -50,7 +50,13 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+# Tracing takes seconds a model; `test_the_loops_decode_what_generate_does` takes all of them.
+TRACED = ["additive, GRU, before the cell"]
+
+
+@pytest.fixture(
+    scope="module", params=[name if name in TRACED else pytest.param(name, marks=pytest.mark.long) for name in MODELS]
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Programs, Any]:
     """A model, its exported programs and, where onnxruntime is there, its ONNX form."""
     if not NEWER_TORCH:

@@ -19,16 +19,14 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi, constants
 
+from tests.helpers import warm
+
 ROOT = Path(__file__).resolve().parents[2]
-# Every child starts with this. `here` decides whether the package can be imported at all.
+# Every child starts with this.
 PREAMBLE = """
 import json, sys, warnings
 from pathlib import Path
-here, arguments = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-if here:
-    sys.path.insert(0, here)
-else:
-    sys.modules["hf_rnn_seq2seq"] = None  # however it is installed, importing it fails
+arguments = json.loads(sys.argv[1])
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
@@ -90,12 +88,15 @@ class Child:
         """Run `code`, which prints JSON on its last line, and return that."""
         self.started += 1
         place = self.folder / f"child{self.started}"
-        place.mkdir()
-        environment = self.hub.environment(cache=place / "cache", token=token)
+        (place / "cache").mkdir(parents=True)
+        # Libraries read the cache's address when they are imported, so all children have one, and its link turns.
+        cache = self.folder / "cache"
+        cache.unlink(missing_ok=True)
+        cache.symlink_to(place / "cache")
+        environment = self.hub.environment(cache=cache, token=token)
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
-        environment.pop("PYTHONPATH", None)
-        here = json.dumps(str(ROOT) if package else None)
-        command = [sys.executable, "-c", PREAMBLE + textwrap.dedent(code), here, json.dumps(arguments)]
+        python = warm.python(environment, package=package)
+        command = [*python, "-c", PREAMBLE + textwrap.dedent(code), json.dumps(arguments)]
         done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,54 +1,86 @@
 """Processes of their own without the seconds of importing: each is forked from one that has imported everything.
 
     subprocess.run([*warm.python(), "scripts/translate.py", ...], cwd=..., env=..., input=...)
+    subprocess.run([*warm.python(package=False), "-c", "import torch, transformers; ...", ...], ...)
 
-The new process has the arguments, streams, folder and environment of whoever asks. What libraries read while they are
-imported (HF_HOME, HF_ENDPOINT, OMP_NUM_THREADS) is that of the one that waits: `python(environment)` starts another. A
-test of what importing does takes `sys.executable`.
+The new process has the arguments, streams, folder and environment of its caller. What libraries read while they are
+imported (HF_HOME, HF_ENDPOINT, OMP_NUM_THREADS) is that of the waiting process: `python(environment)` starts another.
+With `package=False` the libraries are imported, with an empty cache of modules, and importing this package fails.
+`sys.executable` of a new process is forked as well, so the workers of a launcher start at once. A signal reaches the
+process, but for SIGKILL: a test that kills, or that is about importing, takes `sys.executable`.
 """
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
 import pkgutil
 import runpy
 import select
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from functools import lru_cache
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 400  # seconds until a process is ended that does not end
+AT_IMPORT = ("GOMP_", "HF_", "HUGGINGFACE_", "OMP_", "PYTHON", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "XDG_")
 
 
-def python(environment: dict[str, str] | None = None) -> list[str]:
+def python(environment: dict[str, str] | None = None, *, package: bool = True) -> list[str]:
     """The words of a command that stand for `python`; one process waits for each environment at import."""
     kept = os.environ if environment is None else environment
-    kept = {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    # A token is read when it is needed, and pytest names the running test.
-    return _waiting(tuple(sorted((k, v) for k, v in kept.items() if k not in ("HF_TOKEN", "PYTEST_CURRENT_TEST"))))
+    if not package and environment is None:
+        kept = {**kept, "HF_HOME": str(home()), "HF_HUB_OFFLINE": "1"}
+        shutil.rmtree(home() / "modules", ignore_errors=True)
+    kept = {**kept, "PYTHONPATH": str(ROOT) if package else "", "OMP_NUM_THREADS": "1"}
+    # The rest is read when it is needed.
+    fixed = {name: value for name, value in kept.items() if name.startswith(AT_IMPORT) and name != "HF_TOKEN"}
+    other = {name: value for name, value in os.environ.items() if not name.startswith((*AT_IMPORT, "PYTEST_"))}
+    return _waiting(tuple(sorted((other | fixed).items())), package)
 
 
 @lru_cache
-def _waiting(environment: tuple[tuple[str, str], ...]) -> list[str]:
+def home() -> Path:
+    """A folder for HF_HOME that several processes share, so that one waiting process serves them."""
+    folder = Path(tempfile.mkdtemp(prefix="hf_rnn_seq2seq-home-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@lru_cache
+def _waiting(environment: tuple[tuple[str, str], ...], package: bool) -> list[str]:
     address = os.path.join(tempfile.mkdtemp(prefix="warm-"), "s")
-    command = [sys.executable, __file__, "--wait", address]
+    command = [sys.executable, __file__, "--wait", address, "package" if package else "libraries"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     process = subprocess.Popen(command, env=dict(environment), cwd=ROOT, text=True, **pipes)
     atexit.register(process.communicate)  # it leaves at the end of its input, so also when this process is killed
     assert process.stdout.readline() == "ready\n"
-    return [sys.executable, "-I", "-S", __file__, address]
+    executable = Path(address).with_name("python")
+    executable.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-I", "-S", __file__, address])} "$@"\n')
+    executable.chmod(0o755)
+    return [str(executable)]
 
 
-def wait(address: str) -> None:
-    """Forks a process for each that asks, until standard input ends."""
+def import_libraries() -> None:
+    """What a user of a checkpoint's own code has imported."""
+    from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer  # noqa: F401
+    from transformers.generation import utils  # noqa: F401
+
+    sys.path = [folder for folder in sys.path if Path(folder or ".").resolve() not in (ROOT, Path(__file__).parent)]
+    sys.modules["hf_rnn_seq2seq"] = None  # type: ignore[assignment] - however it is installed, importing it fails
+
+
+def import_package() -> None:
     import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401 - what pictures import when they are drawn
 
@@ -56,6 +88,12 @@ def wait(address: str) -> None:
 
     for module in pkgutil.walk_packages(hf_rnn_seq2seq.__path__, "hf_rnn_seq2seq."):
         importlib.import_module(module.name)
+
+
+def wait(address: str, imported: str) -> None:
+    """Forks a process for each that asks, until standard input ends."""
+    import_package() if imported == "package" else import_libraries()
+    gc.freeze()  # pages that are only read stay shared
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
@@ -70,14 +108,16 @@ def wait(address: str) -> None:
                 while os.waitpid(-1, os.WNOHANG) != (0, 0):
                     pass
     shutil.rmtree(Path(address).parent)
+    end(0)
 
 
 def answer(connection: socket.socket) -> None:
-    """Forks what was asked for, and says how it ended."""
+    """Forks what was asked for, and sends its number and how it ended."""
     _, streams, *_ = socket.recv_fds(connection, 1, 3)
     asked = json.loads(connection.makefile().readline())
     child = os.fork()
     if child:
+        connection.sendall(f"{child}\n".encode())
         _, status = os.waitpid(child, 0)
         connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
         os._exit(0)
@@ -89,9 +129,48 @@ def answer(connection: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(asked["environment"])
     signal.alarm(PATIENCE)
+    sys.executable = str(Path(asked["address"]).with_name("python"))
     sys.argv = asked["words"]
-    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    while sys.argv[0] in ("-u", "-P"):  # what launchers put in front; streams are not buffered by much here
+        sys.argv.pop(0)
+    try:
+        run()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+        if code and not isinstance(ended.code, int):
+            print(ended.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    end(code)
+
+
+def run() -> None:
+    """The program that `sys.argv` names, as Python runs it."""
+    if sys.argv[0] == "-c":
+        program = sys.argv.pop(1)
+        sys.path[0] = ""
+        exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
+    elif sys.argv[0] == "-m":
+        sys.argv.pop(0)
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def end(code: int) -> NoReturn:
+    """Ends as Python does, but does not take apart what was imported: that takes seconds in a forked process."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            code = 120
+    os._exit(code)
 
 
 def ask(address: str, words: list[str]) -> int:
@@ -99,9 +178,13 @@ def ask(address: str, words: list[str]) -> int:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         socket.send_fds(connection, [b"\n"], [0, 1, 2])
-        asked = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}
+        asked = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ), "address": address}
         connection.sendall(json.dumps(asked).encode() + b"\n")
-        code = int(connection.makefile().read())
+        answers = connection.makefile()
+        child = int(answers.readline())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, lambda received, _: os.kill(child, received))
+        code = int(answers.read())
     if code < 0:
         signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
@@ -110,6 +193,6 @@ def ask(address: str, words: list[str]) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--wait":
-        wait(sys.argv[2])
+        wait(*sys.argv[2:])
     else:
         sys.exit(ask(sys.argv[1], sys.argv[2:]))

@@ -3,7 +3,6 @@
 import json
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from huggingface_hub import HfApi
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.hub.background_upload import BackgroundUpload, without_token
 from hf_rnn_seq2seq.training.arguments import TrainingOptions, dump_recipe
+from tests.helpers import warm
 from tests.helpers.checkpoints import tiny_rnn, tiny_tokenizer
 from tests.helpers.hub import Hub, act_as
 from tests.helpers.hub_store import OWNER_TOKEN, READER_TOKEN, USER_TOKEN
@@ -192,8 +192,15 @@ TINY = {
 def train(hub_url: str, folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], Path]:
     folder.mkdir()
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    environment = Hub(hub_url).environment(cache=folder / "cache") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "tiny.yaml", "--output_dir", "run", "--push_to_hub"]
+    environment = Hub(hub_url).environment(cache=warm.home()) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [
+        *warm.python(environment),
+        str(ROOT / "scripts" / "train.py"),
+        "tiny.yaml",
+        "--output_dir",
+        "run",
+        "--push_to_hub",
+    ]
     ended = subprocess.run([*command, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     return ended, folder / "run"
 

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,12 +186,18 @@ def test_a_folder_that_a_trainer_wrote(script: Script, tmp_path: Path) -> None:
 
 
 def test_without_network_there_is_one_line(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "push_to_hub.py"), str(run_directory), "owner/name"]
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_x", "PYTHONPATH": str(ROOT)}
     for more, said in (
-        ({}, "owner/name: the Hub cannot be reached at http://127.0.0.1:9"),
+        ({"HF_HUB_OFFLINE": "0"}, "owner/name: the Hub cannot be reached at http://127.0.0.1:9"),
         ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
     ):
-        done = subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=300)
+        environment = environment | more
+        command = [
+            *warm.python(environment),
+            str(ROOT / "scripts" / "push_to_hub.py"),
+            str(run_directory),
+            "owner/name",
+        ]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
         assert said in done.stderr

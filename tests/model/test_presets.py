@@ -1,10 +1,8 @@
 """Every preset is its paper's system, and works: equations, training, generation, saving, remote code."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch.nn import functional as F
 
 from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.model.presets import PRESETS
+from tests.helpers import warm
 from tests.helpers.models import SOURCES, TARGETS, batch, decoder_inputs, randomise
 from tests.helpers.paper_systems import EQUATIONS, SIZES
 
@@ -246,11 +245,12 @@ print(json.dumps(told))
 """
 
 
-def test_presets_save_load_and_load_with_remote_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [NAMES[:4], pytest.param(NAMES[4:], marks=pytest.mark.long)])
+def test_presets_save_load_and_load_with_remote_code(names: list[str], tmp_path: Path) -> None:
     """A loaded checkpoint, with the package and in a process without it, gives the same numbers and words."""
     expected: dict[str, list[Any]] = {}
     ids, read = torch.tensor([[5, 7, 3, 2]]), torch.tensor([[1, 6, 4]])
-    for name in NAMES:
+    for name in names:
         model = small_model(name, dtype=torch.float32)
         folder = str(tmp_path / name)
         model.save_pretrained(folder)
@@ -260,11 +260,8 @@ def test_presets_save_load_and_load_with_remote_code(tmp_path: Path) -> None:
             logits = model(input_ids=ids, decoder_input_ids=read).logits
             torch.testing.assert_close(loaded(input_ids=ids, decoder_input_ids=read).logits, logits)
         expected[folder] = [logits.tolist(), model.generate(ids, num_beams=2, max_new_tokens=5).tolist()]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", LOADER, *expected], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
+    words = [*warm.python(package=False), "-c", LOADER, *expected]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     for folder, numbers in expected.items():

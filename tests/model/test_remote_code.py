@@ -1,6 +1,5 @@
 """A checkpoint loads with `trust_remote_code=True` where this package is not installed, and gives identical logits."""
 
-import os
 import re
 import subprocess
 import sys
@@ -15,12 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.model.config_checks import LOWEST_TRANSFORMERS
+from tests.helpers import warm
 from tests.helpers.models import batch, decoder_inputs, mask, pad, tiny_model
 
 # Programs for a process that sees the site packages and the checkpoint, but not this package.
 HIDE = """
 import sys
-sys.modules["hf_rnn_seq2seq"] = None  # however it is installed, importing it fails
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
@@ -86,13 +85,11 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def run_elsewhere(program: str, model: PreTrainedModel, given: dict[str, Tensor], folder: Path) -> tuple[Any, str]:
-    """What `program` tells of a saved `model`, and prints; with its own cache of dynamic modules and no network."""
+    """What `program` saves of a saved `model`, and prints; with an empty cache of dynamic modules and no network."""
     model.save_pretrained(folder / "checkpoint")
     save_file(given, folder / "given.safetensors")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_", "TRANSFORMERS"))}
-    kept |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-c", HIDE + program, str(folder / "checkpoint"), str(folder)]
-    ended = subprocess.run(command, env=kept, cwd=folder, capture_output=True, text=True, timeout=120)
+    command = [*warm.python(package=False), "-c", HIDE + program, str(folder / "checkpoint"), str(folder)]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     return load_file(folder / "told.safetensors"), ended.stdout
 

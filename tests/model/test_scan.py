@@ -1,7 +1,7 @@
 """The fused scan: equal to the time loop, differentiable, seen by hooks, checkpointing, autocast and two processes."""
 
 import itertools
-from multiprocessing import get_context
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from hf_rnn_seq2seq.model.scan import ScanMixer, ScanPlan, attention_scan
 from hf_rnn_seq2seq.model.scan_cells import ScanLayer
 from hf_rnn_seq2seq.model.scan_scores import ScanSource
+from tests.helpers import warm
 from tests.helpers.models import batch, tiny_model
 
+ROOT = Path(__file__).resolve().parents[2]
 BEFORE = {"attention_order": "before_cell"}
 CELLS: dict[str, dict[str, Any]] = {
     "lstm": {},
@@ -222,11 +224,12 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     """The node's weights come out of one backward pass, which is when DistributedDataParallel sends them."""
     model = tiny_model(decoder_layers=2, decoder_recurrence="scan").train()
     model(**batch(), num_items_in_batch=11).loss.backward()
-    workers = [get_context("spawn").Process(target=gradients_of_a_share, args=(r, str(tmp_path))) for r in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    program = (
+        "import sys; from tests.model.test_scan import gradients_of_a_share as run; run(int(sys.argv[1]), sys.argv[2])"
+    )
+    command = [*warm.python(), "-c", program]
+    workers = [subprocess.Popen([*command, str(rank), str(tmp_path)], cwd=ROOT) for rank in range(2)]
+    assert [worker.wait(timeout=200) for worker in workers] == [0, 0]
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(found, {name: parameter.grad for name, parameter in model.named_parameters()})

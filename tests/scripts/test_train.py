@@ -15,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.training.arguments import RunOptions, model_fields
 from hf_rnn_seq2seq.training.setup import model_config
+from tests.helpers import warm
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -65,7 +66,7 @@ def train(*words) -> int:
 
 
 def launch(*words, prefix=(), environment=None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    command = [*warm.python(), "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", *prefix, str(ROOT / "scripts" / "train.py"), *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -245,7 +246,7 @@ def test_two_workers_as_the_readme_starts_them(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_bad_input_ends_in_one_line(recipe, tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), recipe, "--output_dir", str(tmp_path / "run")]
+    command = [*warm.python(), str(ROOT / "scripts" / "train.py"), recipe, "--output_dir", str(tmp_path / "run")]
     result = subprocess.run(
         [*command, "--mixed_precision", "fp16"],
         capture_output=True,

@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from hf_rnn_seq2seq.generation import translate as evaluation
 from hf_rnn_seq2seq.generation.lines import LineReader, LineWriter
 from hf_rnn_seq2seq.generation.translate_lines import identity
 from hf_rnn_seq2seq.run_directory import load_checkpoint
+from tests.helpers import warm
 from tests.helpers.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
 from tests.helpers.script_runs import ROOT, run, run_alone
 
@@ -289,7 +289,7 @@ def test_what_cannot_be_written_to_is_named(checkpoint: Path, tmp_path: Path) ->
 
 
 def test_an_output_that_cannot_be_written_is_one_line(checkpoint: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "translate.py"), str(checkpoint), "--no_progress"]
+    command = [*warm.python(), str(ROOT / "scripts" / "translate.py"), str(checkpoint), "--no_progress"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for place, message in (
         ("> /dev/full", "error: standard output: cannot be written (No space left on device). 0 lines were written"),

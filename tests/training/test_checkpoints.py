@@ -6,7 +6,6 @@ import random
 import resource
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -31,6 +30,7 @@ from hf_rnn_seq2seq.training.checkpoints import (
 )
 from hf_rnn_seq2seq.training.log import RunLog
 from hf_rnn_seq2seq.training.optimization import build_optimizer
+from tests.helpers import warm
 from tests.helpers.training_runs import arguments, build_loop, build_model, log_lines
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -259,7 +259,7 @@ def start(folder: Path, **options) -> subprocess.Popen:
     run = {"model": "rnn_dropout", "options": {"output_dir": str(folder / "run"), **options}}
     file = folder / "runs.json"
     file.write_text(json.dumps([run]))
-    command = [sys.executable, str(ROOT / "tests" / "helpers" / "training_runs.py"), str(file)]
+    command = [*warm.python(), str(ROOT / "tests" / "helpers" / "training_runs.py"), str(file)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -302,7 +302,7 @@ with StopSignals(lambda message: None) as signals:
     time.sleep(5)
 sys.exit(7)
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60)
+    result = subprocess.run([*warm.python(), "-c", code], cwd=ROOT, timeout=60)
     assert result.returncode == 128 + signal.SIGINT
 
 

@@ -355,7 +355,7 @@ def test_training_raises_the_reward(objective: str, tmp_path: Path) -> None:
         assert [1 - line["reward"] for line in lines] == pytest.approx([line["risk"] for line in lines])
 
 
-@BOTH
+@pytest.mark.parametrize("objective", ["mrt", pytest.param("reinforce", marks=pytest.mark.long)])
 def test_a_resumed_run_is_bit_identical(objective: str, tmp_path: Path) -> None:
     options = {**OPTIONS, "objective": objective, "save_steps": 5, "logging_steps": 3, "gradient_accumulation_steps": 2}
     build_loop("rnn_dropout", arguments(tmp_path / "whole", **options)).run()
@@ -375,24 +375,21 @@ def test_a_resumed_run_is_bit_identical(objective: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", ["mrt", pytest.param("reinforce", marks=pytest.mark.long)])
+def test_two_processes_equal_one(objective: str, tmp_path: Path) -> None:
     """With a model whose draws do not depend on chance; the single process takes two micro-batches."""
-    runs, choices = [], {"mrt": {"mrt_alpha": 0.0001}, "reinforce": {"ml_weight": 0.5}}
-    for objective, more in choices.items():
-        options = {**OPTIONS, "objective": objective, "per_device_train_batch_size": 4, "learning_rate": 0.001, **more}
-        runs.append({"model": "rnn_certain", "options": {"output_dir": str(tmp_path / objective), **options}})
-        accumulated = {**options, "gradient_accumulation_steps": 2}
-        build_loop("rnn_certain", arguments(tmp_path / f"{objective}1", **accumulated)).run()
-    launch(runs, tmp_path)
-    for objective in choices:
-        lines = [log_lines(tmp_path / name, "train") for name in (objective, f"{objective}1")]
-        assert len(lines[0]) == 12
-        for name in ("loss", "reward", "risk", "ml_loss"):
-            values = [[line[name] for line in run] for run in lines]
-            assert values[0] == pytest.approx(values[1], rel=1e-4), name
-            assert len(set(values[0])) > 2, name
-        kept = [weights(tmp_path / name / "checkpoints" / "step-00000012") for name in (objective, f"{objective}1")]
-        assert_same_weights(*kept, tolerance=5e-4)
+    more = {"mrt": {"mrt_alpha": 0.0001}, "reinforce": {"ml_weight": 0.5}}[objective]
+    options = {**OPTIONS, "objective": objective, "per_device_train_batch_size": 4, "learning_rate": 0.001, **more}
+    launch([{"model": "rnn_certain", "options": {"output_dir": str(tmp_path / "two"), **options}}], tmp_path)
+    build_loop("rnn_certain", arguments(tmp_path / "one", **options, gradient_accumulation_steps=2)).run()
+    lines = [log_lines(tmp_path / name, "train") for name in ("two", "one")]
+    assert len(lines[0]) == 12
+    for name in ("loss", "reward", "risk", "ml_loss"):
+        values = [[line[name] for line in run] for run in lines]
+        assert values[0] == pytest.approx(values[1], rel=1e-4), name
+        assert len(set(values[0])) > 2, name
+    last = [weights(tmp_path / name / "checkpoints" / "step-00000012") for name in ("two", "one")]
+    assert_same_weights(*last, tolerance=5e-4)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 from accelerate.commands.launch import launch_command_parser
 
 from hf_rnn_seq2seq.training.checkpoints import CheckpointStore
+from tests.helpers import warm
 from tests.helpers.training_checks import assert_identical_states, assert_same_weights, copy_until, weights
 from tests.helpers.training_runs import (
     arguments,
@@ -48,10 +50,10 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
-def start(runs: list[dict], folder: Path, *words: str) -> subprocess.Popen:
+def start(runs: list[dict], folder: Path, *words: str, python: Sequence[str] = ()) -> subprocess.Popen:
     file = folder / "runs.json"
     file.write_text(json.dumps(runs))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*(python or warm.python()), "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", *words]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command += [str(ROOT / "tests" / "helpers" / "training_runs.py"), str(file)]
@@ -163,7 +165,8 @@ def test_a_worker_that_dies_ends_the_run_and_leaves_it_resumable(victim, tmp_pat
     options = {"max_steps": 100_000, "lr_scheduler_type": "constant", "save_steps": 5, "save_total_limit": 2}
     options |= {"per_device_train_batch_size": 4}
     begun = [{"model": "rnn_dropout", "options": {"output_dir": str(run), **options}}]
-    process = start(begun, tmp_path, "--num_machines", "1", "--main_process_port", "0")
+    address = ("--num_machines", "1", "--main_process_port", "0")
+    process = start(begun, tmp_path, *address, python=[sys.executable])  # whose children are the workers
     log, deadline = run / "train_log.jsonl", time.monotonic() + PATIENCE
     while not (log.exists() and '"event": "save"' in log.read_text()):
         assert process.poll() is None and time.monotonic() < deadline, told(tmp_path)

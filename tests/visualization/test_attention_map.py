@@ -1,7 +1,6 @@
 """Pictures: their values are the tensors, their labels the tokens, in any script; missing glyphs are reported."""
 
 import importlib
-import subprocess
 import sys
 import unicodedata
 import warnings
@@ -320,12 +319,3 @@ def test_plot_attention_refuses_in_one_line(
     error = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 2 and error.startswith("error: ") and message in error
     assert list(tmp_path.iterdir()) == []
-
-
-def test_importing_plotting_loads_no_matplotlib_and_no_model() -> None:
-    code = (
-        "import sys, hf_rnn_seq2seq.visualization.attention_map; "
-        "print('matplotlib' in sys.modules, 'datasets' in sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False False"

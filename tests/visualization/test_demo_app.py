@@ -26,6 +26,7 @@ from hf_rnn_seq2seq.visualization.demo_app import (
 )
 from hf_rnn_seq2seq.visualization.live_translation import stream_translation
 from hf_rnn_seq2seq.visualization.pages import environment
+from tests.helpers import warm
 from tests.helpers.browser import open_page, running_browser
 from tests.helpers.checkpoints import SOURCES, tiny_bart, tiny_rnn, tiny_tokenizer
 
@@ -137,8 +138,8 @@ def address(runs: Path) -> Iterator[str]:
     """The script, serving two models; it listens on loopback alone."""
     pytest.importorskip("gradio", reason="gradio (of the extra `app`) is not installed")
     port = free_port()
-    command = [sys.executable, str(ROOT / "scripts" / "app.py"), str(runs / "attention"), str(runs / "plain")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [*warm.python(), str(ROOT / "scripts" / "app.py"), str(runs / "attention"), str(runs / "plain")]
     process = subprocess.Popen(
         [*command, "--port", str(port)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -237,16 +238,3 @@ def test_space_refuses_before_it_writes(runs: Path, tmp_path: Path) -> None:
     space = write_space(tmp_path / "space", ["user/name", str(runs / "plain")], license="mit")
     assert 'MODELS = ["user/name", "models/plain"]' in (space / "app.py").read_text(encoding="utf-8")
     assert "license: mit\nmodels:\n- user/name\n" in (space / "README.md").read_text(encoding="utf-8")
-
-
-def test_nothing_of_the_pictures_loads_with_the_package() -> None:
-    heavy = ["gradio", "matplotlib", "playwright", "sacrebleu", "datasets"]
-    code = f"import sys, hf_rnn_seq2seq; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-    names = ("visualization.demo_app", "visualization.html_report", "visualization.gradients", "hub.space")
-    modules = ", ".join(f"hf_rnn_seq2seq.{name}" for name in names)
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace("hf_rnn_seq2seq", modules)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "[]", done.stderr

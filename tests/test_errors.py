@@ -120,7 +120,7 @@ def test_other_processes_say_which_they_are(
 
 def test_output_in_another_code_page_is_written_with_replacements() -> None:
     program = "import sys; sys.stdout.reconfigure(encoding='ascii')\n"
-    program += "from hf_rnn_seq2seq import command_line; command_line.run(lambda _: print('août \ud83d'))"
+    program += "from hf_rnn_seq2seq import command_line; command_line.run(lambda _: print('ao\\xfbt \\ud83d'))"
     done = subprocess.run([*warm.python(), "-c", program], capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"ao?t ?\n", b"")
 

@@ -1,4 +1,4 @@
-"""Scores, windows and masks, by the equation; the model tests hold them inside the whole."""
+"""Scores, windows and masks, by the equation; test_model.py tests them in the whole model."""
 
 import math
 from typing import Any
@@ -48,23 +48,23 @@ def ask(attention: Attention, query: Tensor, states: Tensor, positions: Tensor, 
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_contexts_weights_and_gradients(kind: str, window: str) -> None:
-    """Wherever the padding stands, at the ends or between the words; windows may even miss the source."""
+    """With padding at the ends and between the words, and windows that contain no source word."""
     config, attention, query, states, positions = build(**KINDS[kind], **WINDOWS[window])
     context, weights = ask(attention, query, states, positions, MASK)
     assert context.shape == (4, 3, config.context_width)
     assert weights.shape == (4, config.num_attention_heads, 3, 6)
-    own, wanted, found = attention.state_dict(keep_vars=True), [], []
+    own, expected, found = attention.state_dict(keep_vars=True), [], []
     for row in range(4):
         real = [state for state, allowed in zip(states[row], MASK[row], strict=True) if allowed]
         assert not weights[row, ..., ~MASK[row]].any()
         for step in range(3):
             alone, shares = references.attend(config, own, query[row, step], real, int(positions[row, step]))
-            wanted += [alone, torch.stack([torch.stack(head) for head in shares])]
+            expected += [alone, torch.stack([torch.stack(head) for head in shares])]
             found += [context[row, step], weights[row, :, step, MASK[row]]]
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, expected)
     read = [*attention.parameters(), query, states]
     gradients = []
-    for tensors in (found, wanted):
+    for tensors in (found, expected):
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         value = (flat * torch.arange(len(flat), dtype=flat.dtype).cos()).sum()
         gradients.append(torch.autograd.grad(value, read, allow_unused=True, materialize_grads=True))
@@ -73,7 +73,7 @@ def test_contexts_weights_and_gradients(kind: str, window: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("window", ["global", "local_p"])
-def test_a_row_that_allows_nothing_gets_zeros(kind: str, window: str) -> None:
+def test_a_row_without_allowed_words_has_zero_weights(kind: str, window: str) -> None:
     _, attention, query, states, positions = build(**KINDS[kind], **WINDOWS[window])
     mask = MASK.clone()
     mask[1] = False
@@ -103,7 +103,7 @@ def test_local_weights_are_not_renormalized() -> None:
     assert (weights.sum(-1) < 0.999).any() and (weights.sum(-1) <= 1).all()
 
 
-def test_local_m_looks_around_its_own_position() -> None:
+def test_local_m_is_centered_on_its_position() -> None:
     _, attention, query, states, positions = build(**WINDOWS["local_m"])
     _, weights = ask(attention, query, states, positions, MASK)
     looked = [[weights[row, 0, step].nonzero().flatten().tolist() for step in range(3)] for row in range(4)]
@@ -111,12 +111,12 @@ def test_local_m_looks_around_its_own_position() -> None:
         [[0, 1], [0, 1, 2], [1, 2, 3]],
         [[3, 4, 5], [4, 5], [5]],  # the words stand from 2 on
         [[1, 2, 4], [2, 4, 5], [4, 5]],  # with a hole at 3
-        [[], [], []],  # behind the end of the source
+        [[], [], []],  # after the end of the source
     ]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_windows_stand_where_they_should_in_16_bits(dtype: torch.dtype) -> None:
+def test_windows_have_exact_positions_in_16_bits(dtype: torch.dtype) -> None:
     """A 16-bit type cannot hold every position of a long source."""
     attention = build_attention(tiny_config(**WINDOWS["local_m"])).to(dtype)
     states, query = torch.ones(1, 3000, 4, dtype=dtype), torch.ones(1, 1, 4, dtype=dtype)
@@ -125,7 +125,7 @@ def test_windows_stand_where_they_should_in_16_bits(dtype: torch.dtype) -> None:
     assert weights.dtype == dtype and weights[0, 0, 0].nonzero().flatten().tolist() == [2050, 2051, 2052]
 
 
-def test_positions_are_handed_to_a_score_that_reads_them() -> None:
+def test_a_score_that_reads_positions_gets_them() -> None:
     class Nearest(Attention):
         def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:
             self.handed = source_positions
@@ -141,14 +141,14 @@ def test_positions_are_handed_to_a_score_that_reads_them() -> None:
         assert attention.handed is handed or torch.equal(attention.handed, handed)
 
 
-def test_a_source_longer_than_the_location_score_knows_is_refused() -> None:
+def test_a_source_longer_than_max_source_positions_is_refused() -> None:
     _, attention, query, states, positions = build(attention_type="location", max_source_positions=5)
     with pytest.raises(ValueError, match="source of 6 positions: .*max_source_positions=5"):
         ask(attention, query, states, positions, MASK)
 
 
 class Restless(GeneralAttention):
-    """Turns away from where it has looked, the Luong scores themselves lowered: carries the sum of its weights."""
+    """Lowers the scores of source words that it has read: its state is the sum of its weights."""
 
     carries = True
 
@@ -162,21 +162,21 @@ class Restless(GeneralAttention):
 
 
 @pytest.mark.parametrize("feeding", [True, False])
-def test_what_an_attention_of_the_users_carries_goes_everywhere(feeding: bool) -> None:
+def test_the_state_of_a_custom_attention_is_used_on_every_path(feeding: bool) -> None:
     """Through the loop, the cache, the beams and the search."""
     register_attention("restless", Restless)
     model = tiny_model(attention_type="restless", input_feeding=feeding, deviation=1.2).requires_grad_(False)
     assert model.get_decoder().recurrence_path.startswith("loop: attention_type='restless': ")
     given = {name: batch()[name] for name in ("input_ids", "attention_mask")}
     for beams in (1, 3):
-        wanted = model.generate(**given, num_beams=beams, max_new_tokens=6, use_cache=False)
-        assert wanted.shape[1] > 4
-        assert torch.equal(model.generate(**given, num_beams=beams, max_new_tokens=6), wanted)
-        assert torch.equal(model.search(**given, num_beams=beams, max_new_tokens=6), wanted)
-    told = model(**batch(), output_attentions=True).cross_attentions[0]
+        expected = model.generate(**given, num_beams=beams, max_new_tokens=6, use_cache=False)
+        assert expected.shape[1] > 4
+        assert torch.equal(model.generate(**given, num_beams=beams, max_new_tokens=6), expected)
+        assert torch.equal(model.search(**given, num_beams=beams, max_new_tokens=6), expected)
+    actual = model(**batch(), output_attentions=True).cross_attentions[0]
     with torch.no_grad():
         monotonous = tiny_model(input_feeding=feeding, deviation=1.2)(**batch(), output_attentions=True)
-    assert (told[:, 0, :3].sum(1).amax(1) < monotonous.cross_attentions[0][:, 0, :3].sum(1).amax(1)).any()
+    assert (actual[:, 0, :3].sum(1).amax(1) < monotonous.cross_attentions[0][:, 0, :3].sum(1).amax(1)).any()
 
 
 def test_a_score_must_be_defined_and_registered() -> None:

@@ -1,4 +1,4 @@
-"""Losses of the attention by their equations, with their gradients; sparse weights; what training tells about both."""
+"""Losses of the attention and their gradients by the equations; sparse weights; the figures of training about both."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ BOTH = {"coverage_loss": 0.7, "guided_alignment_weight": 0.3}
 
 
 def alignments() -> Tensor:
-    """(batch, target, source); what stands at positions without a label must not matter."""
+    """(batch, target, source); values at positions without a label must have no effect."""
     padded = torch.ones(3, 5, 6)
     for row, given in zip(padded, ALIGNMENTS, strict=True):
         row[: len(given)] = 0
@@ -30,11 +30,11 @@ def alignments() -> Tensor:
 
 
 def shares(model: Any) -> list[list[Tensor]]:
-    """The attention of each sentence, read alone: a vector for each label, the average over heads."""
+    """The attention of each sentence by itself: a vector for each label, the average over heads."""
     found = []
     for source, target in zip(SOURCES, TARGETS, strict=True):
-        told = model(input_ids=torch.tensor([source]), labels=torch.tensor([target]), output_attentions=True)
-        found.append(list(told.cross_attentions[0][0].mean(0)))
+        actual = model(input_ids=torch.tensor([source]), labels=torch.tensor([target]), output_attentions=True)
+        found.append(list(actual.cross_attentions[0][0].mean(0)))
     return found
 
 
@@ -54,11 +54,11 @@ def test_losses_and_gradients(options: dict[str, Any]) -> None:
     covered = sum(map(attention_references.coverage_loss, read))
     guided = sum(map(attention_references.guided_alignment_loss, read, ALIGNMENTS))
     cross_entropy = nats(model, 0.0)
-    wanted = (cross_entropy + 0.7 * covered + 0.3 * guided) / words
-    told = model.train()(**batch(), alignments=alignments(), output_figures=True)
-    torch.testing.assert_close(told.loss.double(), wanted, rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradients(model, told.loss), gradients(model, wanted), rtol=1e-4, atol=1e-6)
-    figures = dict(zip(model.training_figures, told.figures.double(), strict=True))
+    expected = (cross_entropy + 0.7 * covered + 0.3 * guided) / words
+    actual = model.train()(**batch(), alignments=alignments(), output_figures=True)
+    torch.testing.assert_close(actual.loss.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients(model, actual.loss), gradients(model, expected), rtol=1e-4, atol=1e-6)
+    figures = dict(zip(model.training_figures, actual.figures.double(), strict=True))
     known = {
         "ml_loss": (cross_entropy, words),
         "attention_entropy": (sum(map(attention_references.entropy, read)), words),
@@ -71,21 +71,21 @@ def test_losses_and_gradients(options: dict[str, Any]) -> None:
         torch.testing.assert_close(
             figures[name], torch.tensor([torch.as_tensor(total).item(), count]).double(), rtol=1e-5, atol=1e-6
         )
-    assert figures["ml_loss"].requires_grad is False and told.cross_attentions is None
+    assert figures["ml_loss"].requires_grad is False and actual.cross_attentions is None
 
 
-def test_evaluation_asks_for_the_words_alone() -> None:
+def test_evaluation_has_no_attention_losses() -> None:
     model, plain = tiny_model(**BOTH), tiny_model()
     assert torch.equal(model(**batch()).loss, plain(**batch()).loss)
-    told = model(**batch(), output_figures=True)
+    actual = model(**batch(), output_figures=True)
     assert model.training_figures == ("ml_loss", "attention_entropy", "coverage_loss", "guided_alignment_loss")
-    assert told.figures[3].tolist() == [0.0, 0.0] and told.figures[2, 0] > 0
+    assert actual.figures[3].tolist() == [0.0, 0.0] and actual.figures[2, 0] > 0
     assert plain.training_figures == ("attention_entropy",) and plain(**batch()).figures is None
     assert tiny_model(context="initial_state").training_figures == ()
     assert tiny_model(context="initial_state")(**batch(), output_figures=True).figures is None
 
 
-def test_alignments_that_are_missing_or_of_another_shape_are_refused() -> None:
+def test_missing_or_misshaped_alignments_are_refused() -> None:
     model = tiny_model(guided_alignment_weight=0.5).train()
     with pytest.raises(ValueError, match=r"alignments=None: guided_alignment_weight=0.5 needs them in training"):
         model(**batch())
@@ -94,8 +94,8 @@ def test_alignments_that_are_missing_or_of_another_shape_are_refused() -> None:
 
 
 @pytest.mark.parametrize("window", ["global", "local_p"])
-def test_a_batch_that_says_nothing_costs_nothing(window: str) -> None:
-    """No label, no alignment, and a weight of exactly zero at an aligned word: finite, with finite gradients."""
+def test_losses_without_labels_or_alignments_are_zero_and_finite(window: str) -> None:
+    """No label, no alignment, and a weight of exactly zero at an aligned word; gradients are finite too."""
     options = {"attention_window": window, "attention_window_size": 1, "attention_normalization": "sparsemax"}
     model = tiny_model(**BOTH, **options).train()
     given = batch() | {"labels": torch.full((3, 4), -100)}
@@ -116,28 +116,28 @@ def test_a_batch_that_says_nothing_costs_nothing(window: str) -> None:
     ids=str,
 )
 def test_bfloat16_by_autocast_and_throughout(options: dict[str, Any]) -> None:
-    """Products in 16 bits and what is carried in 32, or all in 16: close to the loss in float32."""
+    """Products in 16 bits and states in 32, or everything in 16: the loss is close to that in float32."""
     exact = tiny_model(dtype=torch.float32, **options)
-    wanted = exact(**batch()).loss
+    expected = exact(**batch()).loss
     with torch.autocast("cpu", torch.bfloat16):
         loss = exact.train()(**batch()).loss
     loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in exact.parameters() if parameter.grad is not None)
     narrow = tiny_model(dtype=torch.bfloat16, **options)(**batch()).loss
     for found in (loss, narrow):
-        torch.testing.assert_close(found.float(), wanted, rtol=0.02, atol=0)
+        torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("alpha", [1.01, 1.2, 1.5, 1.75, 2, 2.5])
 def test_entmax_and_its_jacobian(alpha: float) -> None:
-    """By sorting where there is a closed form, by bisection elsewhere; ties and scores far apart."""
+    """By sorting if there is a closed form, else by bisection; with ties and with distant scores."""
     generator = torch.Generator().manual_seed(3)
     scores = 2 * torch.randn(6, 7, generator=generator, dtype=torch.float64)
     scores[0], scores[1, 2], scores[2, 0] = 1.5, 40.0, scores[2, 1]
-    wanted = torch.stack([torch.stack(attention_references.entmax(list(row), alpha)) for row in scores])
+    expected = torch.stack([torch.stack(attention_references.entmax(list(row), alpha)) for row in scores])
     for given in (alpha, torch.tensor(alpha, dtype=torch.float64)):
-        torch.testing.assert_close(entmax(scores, given), wanted)
-    torch.testing.assert_close(entmax(scores.float(), alpha).double(), wanted, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(entmax(scores, given), expected)
+    torch.testing.assert_close(entmax(scores.float(), alpha).double(), expected, rtol=1e-4, atol=1e-6)
     smooth = scores[3:].requires_grad_()
     assert torch.autograd.gradcheck(lambda given: entmax(given, alpha), (smooth,))
     free = torch.tensor(alpha, dtype=torch.float64, requires_grad=True)
@@ -167,7 +167,7 @@ def test_masked_scores_of_every_type(options: dict[str, Any], dtype: torch.dtype
     assert weights[0, 0, 0, 0] > weights[0, 0, 0, 1] > weights[0, 0, 0, 2] == 0 and weights[0, 0, 1, 0] == 0.5
 
 
-def test_a_learned_alpha_begins_where_it_should_and_moves() -> None:
+def test_a_learned_alpha_starts_at_entmax_alpha_and_is_trained() -> None:
     options = {"attention_normalization": "entmax", "entmax_alpha": 1.25, "entmax_learned": True}
     heads = {"attention_type": "multi_head", "num_attention_heads": 2}
     from hf_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration

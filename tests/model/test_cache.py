@@ -1,4 +1,4 @@
-"""The decoder's state between the steps of `generate()`: moved, repeated, taken back; every tensor of it, exactly."""
+"""The cache of `generate()`: every tensor is moved, repeated, selected and restored exactly."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def next_logits(model: Any, cache: RnnSeq2SeqCache) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_it_holds(kind: str) -> None:
+def test_tensors_of_a_cache(kind: str) -> None:
     _, cache = read(kind)
     assert len(cache.states) == KINDS[kind][1]
     assert {len(tensor) for tensor in cache.states} == {3} == {cache.batch_size}
@@ -57,7 +57,7 @@ def test_what_it_holds(kind: str) -> None:
     assert len(told_apart) == len(cache.states) - 1  # all but the positions
 
 
-def test_an_empty_one() -> None:
+def test_an_empty_cache() -> None:
     cache = RnnSeq2SeqCache()
     assert (cache.get_seq_length(), cache.states, cache.is_initialized) == (0, (), False)
     assert (len(cache), cache.layers, cache.batch_size) == (0, [], 0)
@@ -88,20 +88,20 @@ def test_every_tensor_is_moved_repeated_and_selected(kind: str, record: bool) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_crop_takes_words_back_exactly(kind: str) -> None:
+def test_crop_restores_earlier_states_exactly(kind: str) -> None:
     for dropped in range(5):
         model, cache = read(kind, record=True)
         cache.crop(-dropped)
         assert cache.get_seq_length() == 4 - dropped
         if dropped < 4:
-            for tensor, wanted in zip(cache.states, read(kind, 4 - dropped)[1].states, strict=True):
-                torch.testing.assert_close(tensor, wanted)
+            for tensor, expected in zip(cache.states, read(kind, 4 - dropped)[1].states, strict=True):
+                torch.testing.assert_close(tensor, expected)
         if dropped:
             model(decoder_input_ids=PREFIX[:, 4 - dropped :], cache=cache, use_cache=True)
         torch.testing.assert_close(next_logits(model, cache), next_logits(*read(kind)))
 
 
-def test_crop_takes_tokens_back_and_keeps_no_given_length() -> None:
+def test_crop_refuses_a_positive_number() -> None:
     model, cache = read("lstm, 2 layers, fed", record=True)
     with pytest.raises(ValueError, match=r"crop\(3\): must be 0 or negative; -2 removes the last two tokens"):
         cache.crop(3)
@@ -109,7 +109,7 @@ def test_crop_takes_tokens_back_and_keeps_no_given_length() -> None:
     torch.testing.assert_close(next_logits(model, cache), next_logits(*read("lstm, 2 layers, fed")))
 
 
-def test_what_was_not_recorded_cannot_be_taken_back() -> None:
+def test_crop_refuses_tokens_that_were_not_recorded() -> None:
     _, cache = read("gru, not fed")
     before = cache.states
     with pytest.raises(ValueError, match=r"crop\(-2\): 0 tokens were recorded of 4 read"):
@@ -140,8 +140,8 @@ def test_word_by_word_equals_all_at_once(kind: str, record: bool) -> None:
         logits.append(model(**sources, decoder_input_ids=step, cache=cache, use_cache=True).logits)
     at_once = model(input_ids=pad(SOURCES), attention_mask=mask(SOURCES), decoder_input_ids=PREFIX)
     torch.testing.assert_close(torch.cat(logits, 1), at_once.logits)
-    for tensor, wanted in zip(cache.states, whole.states, strict=True):
-        torch.testing.assert_close(tensor, wanted)
+    for tensor, expected in zip(cache.states, whole.states, strict=True):
+        torch.testing.assert_close(tensor, expected)
 
 
 def test_reset_forgets_the_source() -> None:
@@ -149,8 +149,8 @@ def test_reset_forgets_the_source() -> None:
     cache.reset()
     assert (cache.states, cache.get_seq_length()) == ((), 0)
     other = pad([row[::-1] for row in SOURCES])
-    told = model(input_ids=other, decoder_input_ids=PREFIX, cache=cache)
-    torch.testing.assert_close(told.logits, model(input_ids=other, decoder_input_ids=PREFIX).logits)
+    actual = model(input_ids=other, decoder_input_ids=PREFIX, cache=cache)
+    torch.testing.assert_close(actual.logits, model(input_ids=other, decoder_input_ids=PREFIX).logits)
 
 
 def test_a_cache_of_another_kind_is_refused() -> None:
@@ -165,9 +165,9 @@ def test_a_cache_under_its_old_name_is_refused() -> None:
         model(decoder_input_ids=PREFIX, past_key_values=cache)
 
 
-def test_a_pass_without_cache_returns_none_and_leaves_a_given_one_readable() -> None:
+def test_use_cache_false_returns_no_cache_and_advances_a_given_one() -> None:
     model, cache = read("lstm, 2 layers, fed")
-    told = model(input_ids=pad(SOURCES), decoder_input_ids=PREFIX, use_cache=False)
-    assert told.cache is None
+    actual = model(input_ids=pad(SOURCES), decoder_input_ids=PREFIX, use_cache=False)
+    assert actual.cache is None
     assert model(input_ids=pad(SOURCES), decoder_input_ids=PREFIX).cache.get_seq_length() == 4
     assert cache.to("meta").states[0].device.type == "meta"

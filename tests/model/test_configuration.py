@@ -1,4 +1,4 @@
-"""A config says what is wrong with it in one line, fills in what follows from the rest, and survives a file."""
+"""Checks of a config and their messages, defaults that follow from other fields, saving and loading."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ CHOICES = {
     "word_dropout_unit": ("token", "type"),
     "decoder_recurrence": ("auto", "scan", "loop"),
 }
-# Options that do not go together, and all that the user is told.
+# Options that cannot be combined, and the whole message.
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"pad_token_id": 11}, "pad_token_id=11: must be in [0, vocab_size=11)"),
     ({"bos_token_id": -1}, "bos_token_id=-1: must be in [0, vocab_size=11)"),
@@ -259,7 +259,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(
     ("options", "message"), REFUSED, ids=lambda value: "" if isinstance(value, str) else str(value)
 )
-def test_what_does_not_go_together_is_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_combinations_are_refused(options: dict[str, Any], message: str) -> None:
     vocabularies = {"vocab_size": 11, "embedding_size": 5, "hidden_size": 4}
     with pytest.raises(ConfigError) as caught:
         RnnSeq2SeqConfig(**(vocabularies | options))
@@ -276,7 +276,7 @@ def test_sizes_are_positive(field: str, value: int) -> None:
 
 @pytest.mark.parametrize("field", RATES)
 @pytest.mark.parametrize("value", [-0.1, 1, 2.0, float("nan")])
-def test_probabilities_lie_below_one(field: str, value: float) -> None:
+def test_probabilities_are_below_one(field: str, value: float) -> None:
     with pytest.raises(ConfigError) as caught:
         RnnSeq2SeqConfig(**{field: value})
     allowed = "must be in [0, 1)" if value == value else "must be a finite number"
@@ -352,7 +352,7 @@ def test_a_file_with_a_misspelled_field_is_refused(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_follows_from_the_rest_is_filled_in(options: dict[str, Any], filled: dict[str, Any]) -> None:
+def test_defaults_follow_from_other_fields(options: dict[str, Any], filled: dict[str, Any]) -> None:
     config = RnnSeq2SeqConfig(**({"vocab_size": 11, "hidden_size": 4} | options))
     assert {name: getattr(config, name) for name in filled} == filled
 
@@ -371,7 +371,7 @@ ODD: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", ODD, ids=str)
-def test_a_config_survives_its_file(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_saved_config_loads_equal(options: dict[str, Any], tmp_path: Path) -> None:
     config = RnnSeq2SeqConfig(**options)
     config.save_pretrained(tmp_path)
     for loaded in (AutoConfig.from_pretrained(tmp_path), RnnSeq2SeqConfig.from_dict(config.to_dict())):
@@ -380,7 +380,7 @@ def test_a_config_survives_its_file(options: dict[str, Any], tmp_path: Path) -> 
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "rnn_seq2seq"
 
 
-def test_a_config_that_was_spoilt_afterwards_is_not_saved(tmp_path: Path) -> None:
+def test_a_config_made_invalid_later_is_not_saved(tmp_path: Path) -> None:
     config = RnnSeq2SeqConfig()
     config.dropout = 2.0
     with pytest.raises(ConfigError, match=r"dropout=2.0: must be in \[0, 1\)"):
@@ -401,13 +401,13 @@ def test_an_unknown_preset_is_refused() -> None:
 
 
 class Uniform(Attention):
-    """Looks everywhere alike."""
+    """The same weight everywhere."""
 
     def score(self, query, keys, source_positions):
         return query.new_zeros(query.shape[0], 1, query.shape[1], keys.shape[1])
 
 
-def test_an_attention_of_ones_own() -> None:
+def test_register_attention() -> None:
     with pytest.raises(ConfigError, match=r"attention_type='uniform'.*register_attention\(name, cls\)"):
         tiny_config(attention_type="uniform")
     register_attention("uniform", Uniform)

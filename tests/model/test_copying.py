@@ -1,7 +1,7 @@
-"""The pointer-generator: its loss, its limits, where its source words come from, and what it can do that others cannot.
+"""The pointer-generator: its loss, its limits, the source of its source words, and the words that only it can produce.
 
-That its probabilities and their gradients are the paper's, and that the searches' steps are the model's, stands in
-test_model.py and test_search.py, among the other configurations.
+test_model.py compares its probabilities and gradients with the paper's equations, and test_search.py the steps of the
+searches with the model.
 """
 
 import random
@@ -39,29 +39,29 @@ def sources() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_loss(smoothing: float) -> None:
-    """The cross entropy of the paper's probabilities, all positions at once or two at a time, and its gradient."""
+    """The cross entropy of the paper's probabilities and its gradient, in one chunk and in chunks of two positions."""
     model = tiny_model(copy_mechanism=True, label_smoothing=smoothing).train()
-    wanted = nats(model, smoothing)
-    known = gradients(model, wanted)
+    expected = nats(model, smoothing)
+    known = gradients(model, expected)
     words = sum(map(len, RAGGED))
-    told = model(**batch(), num_items_in_batch=1).loss
-    torch.testing.assert_close(told, wanted)
-    torch.testing.assert_close(gradients(model, told), known)
-    torch.testing.assert_close(model(**batch()).loss, wanted / words)
+    actual = model(**batch(), num_items_in_batch=1).loss
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(gradients(model, actual), known)
+    torch.testing.assert_close(model(**batch()).loss, expected / words)
     sizes: list[int] = []
     model.lm_head.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
     read = model.model(**sources(), decoder_input_ids=pad(decoder_inputs(), PAD))
     chunk = 2 * 11 * 8
-    told = copy_loss(read.last_hidden_state, model.lm_head, read.copying, batch()["labels"], smoothing, chunk)
-    torch.testing.assert_close(told, wanted)
-    torch.testing.assert_close(gradients(model, told), known)
+    actual = copy_loss(read.last_hidden_state, model.lm_head, read.copying, batch()["labels"], smoothing, chunk)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(gradients(model, actual), known)
     assert max(sizes) == 2 and sum(sizes) == 2 * words  # once for the value, once for the gradient
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("size", [1.0, 1e4])
 def test_nothing_overflows(size: float, smoothing: float) -> None:
-    """Gates and logits of any size, weights that are zero, labels no source holds, rows without a source: float32."""
+    """In float32: large gates and logits, weights of zero, labels that no source contains, rows without a source."""
     draw = torch.Generator().manual_seed(0)
     head = torch.nn.Linear(3, 7)
     readout, gate = (size * torch.randn(*shape, generator=draw) for shape in ((2, 4, 3), (2, 4)))
@@ -84,29 +84,29 @@ def test_nothing_overflows(size: float, smoothing: float) -> None:
     torch.testing.assert_close(loss, flat)
 
 
-def test_what_is_copied() -> None:
-    """With the gate shut: words of the source, its end among them, and never its padding."""
+def test_only_source_words_are_copied() -> None:
+    """With p_gen = 0: words of the source, including its end mark, and never padding."""
     model = tiny_model(copy_mechanism=True)
     with torch.no_grad():
         model.model.decoder.copy_gate.project.bias -= 1000
         shares = model(**sources(), decoder_input_ids=torch.full((3, 2), START)).logits.exp()
     for row, source in enumerate(SOURCES):
-        held = torch.zeros(11, dtype=torch.bool)
-        held[source] = True
-        assert (shares[row, :, held] > 0).all() and not (shares[row][:, ~held] > 1e-300).any()
+        copied = torch.zeros(11, dtype=torch.bool)
+        copied[source] = True
+        assert (shares[row, :, copied] > 0).all() and not (shares[row][:, ~copied] > 1e-300).any()
 
 
 @pytest.mark.parametrize("options", [*KINDS.values(), {"copy_mechanism": True, "input_feeding": False}], ids=str)
 def test_sixteen_bits(options: dict[str, Any]) -> None:
-    """Under autocast the mixture is made in float32 of 16-bit products; its loss is near, its gradient finite."""
+    """Under autocast the mixture is computed in float32 of 16-bit products; the loss is close, its gradient finite."""
     model = tiny_model(dtype=torch.float32, label_smoothing=0.1, **options).train()
     exact = model(**batch()).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        told = model(**batch(), skip_logits=False)
-    assert told.loss.dtype == told.logits.dtype == torch.float32
-    torch.testing.assert_close(told.loss, exact, rtol=0.03, atol=0)
-    torch.testing.assert_close(told.logits.exp().sum(-1), torch.ones(3, 5))
-    told.loss.backward()
+        actual = model(**batch(), skip_logits=False)
+    assert actual.loss.dtype == actual.logits.dtype == torch.float32
+    torch.testing.assert_close(actual.loss, exact, rtol=0.03, atol=0)
+    torch.testing.assert_close(actual.logits.exp().sum(-1), torch.ones(3, 5))
+    actual.loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
@@ -115,37 +115,37 @@ def test_sixteen_bits(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", [*KINDS, "covered"])
 def test_search_equals_generate(kind: str) -> None:
-    """Greedy and beams, with the cache and without; no step of the search is another than it is said to be."""
+    """Greedy and beam search, with and without cache; and `search_path` names the step that runs."""
     model = wide_model(**(KINDS | {"covered": COVERED})[kind])
     assert (type(build_step(model)) is FusedStep) == (kind == "fused")
     for beams in (1, 4):
         call = {"num_beams": beams, "num_return_sequences": beams, "max_new_tokens": 8}
-        wanted = model.generate(**inputs(model), **call)
-        assert model.generate(**inputs(model), **call, use_cache=False).tolist() == wanted.tolist()
-        assert model.search(**inputs(model), **call).tolist() == wanted.tolist()
-        assert model.search(**inputs(model), **call, rows_per_batch=3).tolist() == wanted.tolist()
+        expected = model.generate(**inputs(model), **call)
+        assert model.generate(**inputs(model), **call, use_cache=False).tolist() == expected.tolist()
+        assert model.search(**inputs(model), **call).tolist() == expected.tolist()
+        assert model.search(**inputs(model), **call, rows_per_batch=3).tolist() == expected.tolist()
 
 
 def test_assisted_decoding_equals_greedy() -> None:
-    """Several words are read in one pass, and taken back."""
+    """Several words are read in one pass, and wrong ones are taken back."""
     model = wide_model(copy_mechanism=True)
     given = {name: tensor[4:5] for name, tensor in inputs(model).items()}
-    wanted = model.generate(**given, max_new_tokens=10)
-    assert model.generate(**given, max_new_tokens=10, prompt_lookup_num_tokens=3).tolist() == wanted.tolist()
+    expected = model.generate(**given, max_new_tokens=10)
+    assert model.generate(**given, max_new_tokens=10, prompt_lookup_num_tokens=3).tolist() == expected.tolist()
 
 
-def test_encoder_outputs_tell_their_words() -> None:
-    """As a dictionary and as a tuple; others need `input_ids` beside them, for which `generate()` has no place."""
+def test_encoder_outputs_carry_the_source_ids() -> None:
+    """As a dictionary and a tuple; those of other encoders also need `input_ids`, which `generate()` does not pass."""
     model = wide_model(copy_mechanism=True, bridge="mean")
     given, call = inputs(model), {"num_beams": 3, "max_new_tokens": 6}
-    wanted, read = model.generate(**given, **call), model.get_encoder()(**given)
+    expected, read = model.generate(**given, **call), model.get_encoder()(**given)
     rest = {"attention_mask": given["attention_mask"]}
-    assert model.generate(encoder_outputs=read, **rest, **call).tolist() == wanted.tolist()
-    assert model.search(encoder_outputs=read, **rest, **call).tolist() == wanted.tolist()
+    assert model.generate(encoder_outputs=read, **rest, **call).tolist() == expected.tolist()
+    assert model.search(encoder_outputs=read, **rest, **call).tolist() == expected.tolist()
     words = torch.full((len(given["input_ids"]), 1), START)
     logits = model(**given, decoder_input_ids=words).logits
-    told = model(encoder_outputs=read.to_tuple(), **rest, decoder_input_ids=words).logits
-    torch.testing.assert_close(told, logits)
+    actual = model(encoder_outputs=read.to_tuple(), **rest, decoder_input_ids=words).logits
+    torch.testing.assert_close(actual, logits)
     bare = BaseModelOutput(read.last_hidden_state)
     assert model(encoder_outputs=bare, **given, decoder_input_ids=words).logits.isfinite().all()
     vectors = model.get_encoder().embed_tokens(given["input_ids"])
@@ -159,7 +159,7 @@ def test_encoder_outputs_tell_their_words() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ensemble(kind: str) -> None:
-    """Members average what they say, one that copies and one that cannot."""
+    """The log-probabilities of a member that copies and of one that does not are averaged."""
     plain = {"share_encoder_decoder_embeddings": True, "output_bias": False, "deviation": 0.3}
     members = [wide_model(**KINDS[kind], seed=3), wide_model(**plain, seed=4)]
     with torch.no_grad():
@@ -167,22 +167,22 @@ def test_ensemble(kind: str) -> None:
     given = inputs(members[0])
     words = torch.full((len(given["input_ids"]), 1), START)
     for _ in range(4):
-        told = sum(member(**given, decoder_input_ids=words).logits.log_softmax(-1)[:, -1] for member in members)
-        words = torch.cat([words, told.argmax(-1, keepdim=True)], 1)
+        actual = sum(member(**given, decoder_input_ids=words).logits.log_softmax(-1)[:, -1] for member in members)
+        words = torch.cat([words, actual.argmax(-1, keepdim=True)], 1)
     found = members[0].search(**given, ensemble=[members[1]], max_new_tokens=4, eos_token_id=None)
     assert found.tolist() == words.tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shortlist_and_narrow_weights(kind: str) -> None:
-    """A shortlist leaves the mixture of its words; 8 and 16 bits leave nearly the same mixture."""
+    """The mixture over a shortlist is that of its words; weights of 8 and 16 bits change it little."""
     model = wide_model(**KINDS[kind])
     given, allowed = inputs(model), [2, 5, 7, 9, 11, 20, 30]
     others = [word for word in range(40) if word not in allowed]
     for beams in (1, 3):
-        wanted = model.generate(**given, num_beams=beams, max_new_tokens=5, suppress_tokens=others)
+        expected = model.generate(**given, num_beams=beams, max_new_tokens=5, suppress_tokens=others)
         if beams == 1:  # with beams the search normalizes over the shortlist, and transformers over all words
-            assert model.search(**given, max_new_tokens=5, shortlist=allowed).tolist() == wanted.tolist()
+            assert model.search(**given, max_new_tokens=5, shortlist=allowed).tolist() == expected.tolist()
         found = model.search(**given, num_beams=beams, max_new_tokens=5, shortlist=allowed)
         assert set(found[:, 1:].flatten().tolist()) <= {*allowed, PAD}
     shares = {}
@@ -201,18 +201,18 @@ def test_shortlist_and_narrow_weights(kind: str) -> None:
 def test_scheduled_sampling_reads_copied_words() -> None:
     model = wide_model(copy_mechanism=True, seed=2)
     read = model.get_encoder()(**inputs(model))
-    wanted = model.search(**inputs(model), max_new_tokens=4, eos_token_id=None)
-    own = torch.zeros_like(wanted, dtype=torch.bool)
+    expected = model.search(**inputs(model), max_new_tokens=4, eos_token_id=None)
+    own = torch.zeros_like(expected, dtype=torch.bool)
     own[:, 0] = True
-    assert mix_inputs(model, torch.full_like(wanted, START), own, None, read).tolist() == wanted.tolist()
+    assert mix_inputs(model, torch.full_like(expected, START), own, None, read).tolist() == expected.tolist()
 
 
 def test_both_vocabularies_grow_together() -> None:
     model = tiny_model(copy_mechanism=True)
     model.resize_token_embeddings(14)
     assert (model.config.vocab_size, model.config.source_vocab_size) == (14, 14)
-    told = model(input_ids=torch.tensor([[13, 12, END]]), decoder_input_ids=torch.tensor([[START, 13]]))
-    torch.testing.assert_close(told.logits.exp().sum(-1), torch.ones(1, 2, dtype=torch.float64))
+    actual = model(input_ids=torch.tensor([[13, 12, END]]), decoder_input_ids=torch.tensor([[START, 13]]))
+    torch.testing.assert_close(actual.logits.exp().sum(-1), torch.ones(1, 2, dtype=torch.float64))
     with pytest.raises(ValueError, match="^copy_mechanism=True: call resize_token_embeddings"):
         model.resize_source_embeddings(15)
 
@@ -253,8 +253,8 @@ def repeated(copy_mechanism: bool) -> tuple[int, int]:
     return right[0], right[1]
 
 
-def test_words_never_seen_are_repeated() -> None:
-    """Only a model that copies can say a word that no training sentence holds."""
+def test_unseen_words_are_copied() -> None:
+    """Only a model that copies produces a word that is in no training sentence."""
     known, new = repeated(True)
     assert known > 90 and new > 80
     known, new = repeated(False)

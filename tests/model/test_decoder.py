@@ -1,4 +1,4 @@
-"""The decoder: padding holds the state, and the fused path is taken where it should be."""
+"""The decoder: padding keeps the state, and the fused path runs for every configuration that it covers."""
 
 from typing import Any
 
@@ -36,8 +36,8 @@ def read(model: Model, words: Tensor, **rest: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_padded_position_holds_the_state(kind: str) -> None:
-    """Wherever it stands: the real words score, attend and end as in the sentence without it."""
+def test_a_padded_position_keeps_the_state(kind: str) -> None:
+    """At any place: scores, attention and final state of the real words are those of the sentence without padding."""
     model = tiny_model(**KINDS[kind])
     words = torch.tensor([[1, 5, 6, 7], [1, 9, 3, 3], [1, 4, 4, 8]])
     whole = read(model, words)
@@ -45,36 +45,36 @@ def test_a_padded_position_holds_the_state(kind: str) -> None:
     places = [[3, 4, 5, 6], [0, 2, 3, 6], [0, 1, 2, 3]]
     for row, real in enumerate(places):
         spread[row, real], allowed[row, real] = words[row], 1
-    told = read(model, spread, decoder_attention_mask=allowed)
+    actual = read(model, spread, decoder_attention_mask=allowed)
     for row, real in enumerate(places):
-        torch.testing.assert_close(told.logits[row, real], whole.logits[row])
+        torch.testing.assert_close(actual.logits[row, real], whole.logits[row])
         if whole.cross_attentions:
-            torch.testing.assert_close(told.cross_attentions[0][row][:, real], whole.cross_attentions[0][row])
-        for here, there in zip(told.decoder_hidden_states, whole.decoder_hidden_states, strict=True):
+            torch.testing.assert_close(actual.cross_attentions[0][row][:, real], whole.cross_attentions[0][row])
+        for here, there in zip(actual.decoder_hidden_states, whole.decoder_hidden_states, strict=True):
             torch.testing.assert_close(here[row, real], there[row])
-    torch.testing.assert_close(told.cache.states, whole.cache.states)
-    assert torch.equal(told.cache.state.position, torch.full((3,), 4))
+    torch.testing.assert_close(actual.cache.states, whole.cache.states)
+    assert torch.equal(actual.cache.state.position, torch.full((3,), 4))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_last_columns_of_a_longer_mask_count(kind: str) -> None:
-    """`generate()` hands over the mask of the whole prompt with each new word."""
+    """`generate()` passes the mask of the whole prompt with each new word."""
     model = tiny_model(**KINDS[kind])
     words = pad(decoder_inputs())
-    told = read(model, words, decoder_attention_mask=torch.ones(3, 5).long())
+    actual = read(model, words, decoder_attention_mask=torch.ones(3, 5).long())
     longer = torch.cat([torch.zeros(3, 4), torch.ones(3, 5)], 1).long()
-    torch.testing.assert_close(read(model, words, decoder_attention_mask=longer).logits, told.logits)
+    torch.testing.assert_close(read(model, words, decoder_attention_mask=longer).logits, actual.logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_hidden_states_are_the_word_vectors_and_each_layer(kind: str) -> None:
     model = tiny_model(**KINDS[kind])
-    told = read(model, pad(decoder_inputs()))
-    vectors, *layers = told.decoder_hidden_states
+    actual = read(model, pad(decoder_inputs()))
+    vectors, *layers = actual.decoder_hidden_states
     torch.testing.assert_close(vectors, model.get_decoder().embed_tokens(pad(decoder_inputs())))
     assert [tuple(states.shape) for states in layers] == [(3, 5, 4)] * model.config.decoder_layers
     for number, states in enumerate(layers):
-        torch.testing.assert_close(states[:, -1], told.cache.state.layers[number][0])
+        torch.testing.assert_close(states[:, -1], actual.cache.state.layers[number][0])
 
 
 PATHS = {
@@ -118,7 +118,7 @@ PATHS = {
     ("path", "options"), [(path, options) for path, all_ in PATHS.items() for options in all_], ids=str
 )
 def test_which_path_runs(path: str, options: dict[str, Any]) -> None:
-    """And what falls back to the loop says why."""
+    """And `recurrence_path` gives the reason for the loop."""
     decoder = tiny_model(**options).get_decoder()
     assert decoder.train().recurrence_path == decoder.eval().recurrence_path
     assert decoder.recurrence_path.split(":")[0] == path
@@ -135,7 +135,7 @@ SLOW = {"rnmt_plus2018", "bideep2017"}
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_take_the_fast_paths(name: str) -> None:
-    """Only layer normalization and deep transitions keep a published decoder in the time loop."""
+    """Of the published decoders only those with layer normalization or deep transitions run in the time loop."""
     sizes = {"vocab_size": 11, "embedding_size": 5, "hidden_size": 4, **SIZES[name]}
     config = RnnSeq2SeqConfig.from_preset(name, **sizes)
     path = RnnSeq2SeqForConditionalGeneration(config).get_decoder().recurrence_path

@@ -1,4 +1,4 @@
-"""What stands on a model, or in the place of a part of it, runs: in training, in `generate()` and in `search`."""
+"""Hooks on a model, replaced parts and overridden methods are used in training, in `generate()` and in `search`."""
 
 import types
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def sources() -> dict[str, Tensor]:
 
 
 def logits(model: Any) -> Tensor:
-    """Of given targets, all positions in one call."""
+    """Logits of forced targets, all positions in one call."""
     with torch.no_grad():
         return model(**batch(SOURCES), skip_logits=False).logits
 
@@ -51,9 +51,9 @@ def assert_one_model_speaks(model: Any, plain: Tensor | None = None, exact: bool
         cache, alone = None, []
         with torch.no_grad():
             for word in words.split(1, 1):
-                told = model.model(**given, decoder_input_ids=word, cache=cache, use_cache=True)
-                alone.append(model.score_words(told.last_hidden_state, told.copying))
-                cache = told.cache
+                actual = model.model(**given, decoder_input_ids=word, cache=cache, use_cache=True)
+                alone.append(model.score_words(actual.last_hidden_state, actual.copying))
+                cache = actual.cache
         torch.testing.assert_close(torch.cat(alone, 1), together, atol=2e-5, rtol=1e-4)
     assert_search_equals_generate(model)
 
@@ -77,7 +77,7 @@ KERNEL = f"{DECODER}.layers.0.kernel"
 
 
 def scaled(output: Any) -> Any:
-    """Half of every tensor that a module shows."""
+    """Half of every tensor that a module returns."""
     if isinstance(output, Tensor):
         return output * 0.5
     if hasattr(output, "_fields"):
@@ -226,7 +226,7 @@ FUSED = ("feeding", "at once", "copying")
 
 @pytest.mark.parametrize(("system", "change"), PAIRS)
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:torch.quantize_per:UserWarning")
-def test_what_stands_on_a_model_runs_everywhere(system: str, change: str) -> None:
+def test_hooks_and_replaced_parts_are_used_on_every_path(system: str, change: str) -> None:
     model = build(system)
     plain = logits(model)
     assert (model.search_path == "fused") == (system in FUSED)
@@ -234,7 +234,7 @@ def test_what_stands_on_a_model_runs_everywhere(system: str, change: str) -> Non
         model, num_beams=1, max_new_tokens=2
     )  # with the step that is kept for the next search
     CHANGES[change][1](model)
-    # Dynamic quantization scales by what stands in the batch.
+    # Dynamic quantization scales by the values of the batch.
     quantized = "quantized" in change
     assert_one_model_speaks(model, None if quantized or "compile" in change else plain, exact=not quantized)
 
@@ -282,7 +282,7 @@ class OwnZoneOut(RecurrentLayer):
 
 
 def own_attention(base: type, name: str) -> type:
-    """A subclass with one method of its own, which looks at one target position at a time as the loop does."""
+    """A subclass that overrides one method, which computes one target position at a time as the loop does."""
 
     def halved(self: Any, *args: Any) -> Any:
         return scaled(getattr(base, name)(self, *args))
@@ -312,7 +312,7 @@ METHODS = ["score", "context", "forward", "project_keys", "project_values"]
 
 
 def overriding(system: str, what: str) -> tuple[str, type]:
-    """The path of a part, and a class to put in the place of its own."""
+    """The path of a part, and the class that replaces its class."""
     if what in OVERRIDES:
         return OVERRIDES[what]
     return f"{DECODER}.attention", own_attention(ATTENTIONS[system], what)
@@ -327,7 +327,7 @@ OVERRIDDEN += [("heads", what) for what in ("cell", "score", "context")] + [
 
 
 @pytest.mark.parametrize(("system", "what"), OVERRIDDEN)
-def test_what_a_subclass_overrides_runs_everywhere(system: str, what: str) -> None:
+def test_overridden_methods_are_used_on_every_path(system: str, what: str) -> None:
     model = build(system)
     plain = logits(model)
     path, kind = overriding(system, what)
@@ -336,17 +336,17 @@ def test_what_a_subclass_overrides_runs_everywhere(system: str, what: str) -> No
 
 
 @pytest.mark.parametrize("what", ["step", "embed", "readout", "cell", "first cell", "score", "context"])
-def test_what_is_put_on_an_instance_runs_everywhere(what: str) -> None:
+def test_methods_set_on_an_instance_are_used_on_every_path(what: str) -> None:
     model = build("feeding")
     plain = logits(model)
     path, kind = overriding("feeding", what)
     own, module = {"readout": "forward", "cell": "step", "first cell": "first_cell"}.get(what, what), part(model, path)
 
     def halved(self: Any, *args: Any, **kwargs: Any) -> Any:
-        told = getattr(type(self), own)(self, *args, **kwargs)
+        actual = getattr(type(self), own)(self, *args, **kwargs)
         if what == "step":
-            return told._replace(outputs=tuple(output * 0.5 for output in told.outputs))
-        return tuple(0.9 * tensor for tensor in told) if "cell" in what else 0.5 * told
+            return actual._replace(outputs=tuple(output * 0.5 for output in actual.outputs))
+        return tuple(0.9 * tensor for tensor in actual) if "cell" in what else 0.5 * actual
 
     setattr(module, own, types.MethodType(halved, module))
     assert_one_model_speaks(model, plain)
@@ -359,7 +359,7 @@ def test_what_is_put_on_an_instance_runs_everywhere(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["model", "base", "everything", "subclass", "score_words", "compile()", "decoder"])
-def test_what_stands_on_the_whole_is_left_to_generate(what: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_of_the_whole_model_send_the_search_to_generate(what: str, caplog: pytest.LogCaptureFixture) -> None:
     model = build("feeding")
     plain = model.search(**sources(), max_new_tokens=5, eos_token_id=None)
 
@@ -405,7 +405,7 @@ def test_what_stands_on_the_whole_is_left_to_generate(what: str, caplog: pytest.
     [*(("feeding", how) for how in ("data", "numpy", "swap", "pointer", "no_grad")), ("before the cell", "data")],
 )
 def test_a_search_notices_changed_weights(system: str, how: str) -> None:
-    """In each tensor, by any way of writing, down to one value."""
+    """In each tensor, by each way of writing, also if only one value changes."""
     model = build(system)
     for name, parameter in model.named_parameters():
         before = model.search(**sources(), max_new_tokens=2, return_dict_in_generate=True, num_beams=2)
@@ -424,14 +424,14 @@ def test_a_search_notices_changed_weights(system: str, how: str) -> None:
         fresh = build(system)
         fresh.load_state_dict(model.state_dict())
         found = model.search(**sources(), max_new_tokens=2, return_dict_in_generate=True, num_beams=2)
-        wanted = fresh.search(**sources(), max_new_tokens=2, return_dict_in_generate=True, num_beams=2)
-        assert found.sequences_scores.tolist() == wanted.sequences_scores.tolist(), name
+        expected = fresh.search(**sources(), max_new_tokens=2, return_dict_in_generate=True, num_beams=2)
+        assert found.sequences_scores.tolist() == expected.sequences_scores.tolist(), name
         del before
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1, 3, 40_000, 2**15, 2**17 + 5])
-def test_a_fingerprint_tells_every_value(dtype: torch.dtype, size: int) -> None:
+def test_a_fingerprint_depends_on_every_value(dtype: torch.dtype, size: int) -> None:
     values = torch.randn(size + 1, dtype=dtype)[1:]  # not where 8 bytes begin
     (before,) = fingerprints([values])
     for place in {0, size // 2, size - 1}:
@@ -443,7 +443,7 @@ def test_a_fingerprint_tells_every_value(dtype: torch.dtype, size: int) -> None:
         assert fingerprints([values.roll(1)]) != [before]
 
 
-def test_the_kept_step_serves_a_plain_model_again() -> None:
+def test_the_cached_step_is_used_again_after_a_hook_is_removed() -> None:
     model = build("feeding")
     step = build_step(model)
     assert build_step(model) is step
@@ -465,7 +465,9 @@ def test_the_kept_step_serves_a_plain_model_again() -> None:
         ({"attention_type": "normed_additive"}, hook(f"{DECODER}.attention.energy"), "energy.* a forward hook"),
     ],
 )
-def test_what_cannot_be_called_is_refused(options: dict[str, Any], change: Callable[[Any], None], message: str) -> None:
+def test_parts_that_an_option_does_not_call_are_refused(
+    options: dict[str, Any], change: Callable[[Any], None], message: str
+) -> None:
     model = build("feeding", **options).train()
     change(model)
     with pytest.raises(ValueError, match=message):
@@ -474,7 +476,7 @@ def test_what_cannot_be_called_is_refused(options: dict[str, Any], change: Calla
 
 @pytest.mark.parametrize("forgets", ["heads", "batch", "target"])
 def test_scores_of_another_shape_are_refused(forgets: str) -> None:
-    """Two of these broadcast, and read every sentence with the weights of the first."""
+    """Two of these would broadcast, and every sentence would be read with the weights of the first."""
 
     class Forgetful(GeneralAttention):
         def score(self, query: Tensor, keys: Tensor, source_positions: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The noise of training on recurrent weights, on states and on words: what is drawn is what the equation then uses."""
+"""Dropout and zoneout of recurrent weights, states and words: the equations use the drawn masks."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ def dropped_weights(layer: Any, seed: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weight_drop_takes_weights_away_for_a_whole_pass(kind: str) -> None:
-    """In the kernels and in the loop, with gradients of what is left; hidden to hidden only, and not in evaluation."""
+def test_weight_drop_has_one_mask_for_a_pass(kind: str) -> None:
+    """In the kernels and in the loop, with gradients; recurrent weights only; not in evaluation."""
     layer, inputs, state = build(kind, weight_drop=0.4)
     weights = dropped_weights(layer, 5)
     for name, own in layer.named_parameters():
@@ -31,16 +31,16 @@ def test_weight_drop_takes_weights_away_for_a_whole_pass(kind: str) -> None:
             torch.testing.assert_close(shares[shares != 0], torch.full_like(shares[shares != 0], 1 / 0.6))
         else:
             assert weights[name] is own
-    wanted = alone(layer, kind, inputs, state, weights=weights)
+    expected = alone(layer, kind, inputs, state, weights=weights)
     torch.manual_seed(5)
-    compare(layer, *layer(inputs, state, lengths=LENGTHS), wanted, [inputs, *state])
+    compare(layer, *layer(inputs, state, lengths=LENGTHS), expected, [inputs, *state])
     torch.manual_seed(5)
-    held = layer(inputs, state, hold=torch.zeros(BATCH, TIME, dtype=torch.bool))
+    looped = layer(inputs, state, hold=torch.zeros(BATCH, TIME, dtype=torch.bool))
     torch.manual_seed(5)
-    torch.testing.assert_close(layer(inputs, state), held)
+    torch.testing.assert_close(layer(inputs, state), looped)
     layer.eval()
-    wanted = alone(layer, kind, inputs, state)
-    compare(layer, *layer(inputs, state, lengths=LENGTHS), wanted, [inputs, *state])
+    expected = alone(layer, kind, inputs, state)
+    compare(layer, *layer(inputs, state, lengths=LENGTHS), expected, [inputs, *state])
 
 
 def test_zoneout_by_hand() -> None:
@@ -75,7 +75,7 @@ def test_zoneout_keeps_units_in_training_and_their_share_in_evaluation(kind: str
     compare(layer, outputs, ends, alone(layer, kind, inputs, state, **fields), [inputs, *state])
 
 
-def test_what_stands_still_is_drawn_for_every_position_sentence_and_part() -> None:
+def test_zoneout_draws_each_position_sentence_and_tensor_independently() -> None:
     layer, inputs, _ = build("lstm", zoneout=(0.05, 0.5))
     drawn = layer.zoneout_masks(inputs[:1].expand(60, -1, -1), 50)
     masks = [torch.stack(parts).double() for parts in zip(*drawn, strict=True)]
@@ -91,17 +91,17 @@ def test_what_stands_still_is_drawn_for_every_position_sentence_and_part() -> No
     ids=str,
 )
 def test_the_whole_model_zones_out(options: dict[str, Any]) -> None:
-    """At a rate of almost 1 nothing moves from where the state starts, in training and in evaluation."""
+    """At a rate of almost 1 the state stays at its start, in training and in evaluation."""
     model = tiny_model(**options, zoneout=1 - 1e-12, bridge="zero")
     words = torch.randint(3, 10, (4, 5))
     for _ in range(2):
-        told = model(input_ids=words, decoder_input_ids=words, output_hidden_states=True)
-        for states in (*told.encoder_hidden_states[1:], *told.decoder_hidden_states[1:]):
+        actual = model(input_ids=words, decoder_input_ids=words, output_hidden_states=True)
+        for states in (*actual.encoder_hidden_states[1:], *actual.decoder_hidden_states[1:]):
             torch.testing.assert_close(states, torch.zeros_like(states), atol=1e-9, rtol=0)
         model.train()
 
 
-def test_a_mask_keeps_its_share_and_each_unit_is_drawn_by_itself() -> None:
+def test_a_dropout_mask_has_its_rate_and_independent_units() -> None:
     torch.manual_seed(0)
     mask = dropout_mask(torch.empty(1001, 503, dtype=torch.float64), 0.3).flatten()
     assert torch.equal(mask.unique(), torch.tensor([0.0, 1 / 0.7], dtype=torch.float64))
@@ -133,7 +133,7 @@ WORDS = torch.tensor([[5, 6, 5, 7, 5, 6], [6, 6, 5, 5, 8, 9], [5, 6, 5, 7, 5, 6]
 
 
 def test_words_are_dropped_by_type_or_by_token() -> None:
-    """By type: everywhere in the sentence or nowhere, and each sentence for itself; a kept word is scaled."""
+    """By type: all occurrences in a sentence or none, each sentence independently; a kept word is scaled."""
     torch.manual_seed(0)
     ids = WORDS.repeat(300, 1)
     by_type = drop_words(torch.ones(900, 6, 2), 0.3, True, ids)
@@ -153,9 +153,9 @@ def test_by_type_on_both_sides_of_a_model() -> None:
     model = tiny_model(word_dropout=0.5, word_dropout_unit="type", embedding_size=6).train()
     torch.manual_seed(0)
     words = torch.randint(3, 7, (12, 9))
-    told = model(input_ids=words, decoder_input_ids=words, output_hidden_states=True)
+    actual = model(input_ids=words, decoder_input_ids=words, output_hidden_states=True)
     alike = words.unsqueeze(2) == words.unsqueeze(1)
-    for vectors in (told.encoder_hidden_states[0], told.decoder_hidden_states[0]):
+    for vectors in (actual.encoder_hidden_states[0], actual.decoder_hidden_states[0]):
         gone = (vectors == 0).all(-1)
         assert (gone.unsqueeze(2) == gone.unsqueeze(1))[alike].all() and 0.2 < float(gone.double().mean()) < 0.8
 

@@ -1,4 +1,4 @@
-"""The encoder: padding anywhere, rows of any length, dropout as the papers have it."""
+"""The encoder: padding at any place, rows of any length, dropout as in the papers."""
 
 from typing import Any
 
@@ -35,47 +35,47 @@ def test_padding_on_either_side_or_between_changes_nothing(kind: str) -> None:
         (pad(SOURCES), mask(SOURCES)),
         (pad(SOURCES, left=True), mask(SOURCES, left=True)),
         (torch.tensor(spread), holes),
-        (torch.tensor(spread), None),  # the pad token tells
-        (torch.tensor(spread).masked_fill(holes == 0, 9), holes.bool()),  # the mask alone tells
+        (torch.tensor(spread), None),  # by the pad token
+        (torch.tensor(spread).masked_fill(holes == 0, 9), holes.bool()),  # by the mask only
     ]
     for ids, allowed in given:
-        told = encode(kind, ids, allowed)
+        actual = encode(kind, ids, allowed)
         real = ids > 0 if allowed is None else allowed.bool()
-        assert torch.equal(told.source_mask, real)
-        assert not told.last_hidden_state[~real].any()
+        assert torch.equal(actual.source_mask, real)
+        assert not actual.last_hidden_state[~real].any()
         for row, source in enumerate(SOURCES):
             alone = encode(kind, torch.tensor([source]))
-            torch.testing.assert_close(told.last_hidden_state[row][real[row]], alone.last_hidden_state[0])
-            torch.testing.assert_close(told.final_state[row], alone.final_state[0])
+            torch.testing.assert_close(actual.last_hidden_state[row][real[row]], alone.last_hidden_state[0])
+            torch.testing.assert_close(actual.final_state[row], alone.final_state[0])
             if alone.final_cell is not None:
-                torch.testing.assert_close(told.final_cell[row], alone.final_cell[0])
-            for here, there in zip(told.hidden_states, alone.hidden_states, strict=True):
+                torch.testing.assert_close(actual.final_cell[row], alone.final_cell[0])
+            for here, there in zip(actual.hidden_states, alone.hidden_states, strict=True):
                 torch.testing.assert_close(here[row][real[row]], there[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes(kind: str) -> None:
     config = tiny_model(**KINDS[kind]).config
-    told = encode(kind, pad(SOURCES))
+    actual = encode(kind, pad(SOURCES))
     ends = (3, config.encoder_layers, 2, config.encoder_hidden_size)
-    assert told.last_hidden_state.shape == (3, 6, config.encoder_output_size)
-    assert told.final_state.shape == ends
-    assert (told.final_cell is None) == (config.cell_type != "lstm")
-    assert len(told.hidden_states) == config.encoder_layers + 1
-    assert all(len(value) == 3 for value in told.to_tuple() if isinstance(value, Tensor))
+    assert actual.last_hidden_state.shape == (3, 6, config.encoder_output_size)
+    assert actual.final_state.shape == ends
+    assert (actual.final_cell is None) == (config.cell_type != "lstm")
+    assert len(actual.hidden_states) == config.encoder_layers + 1
+    assert all(len(value) == 3 for value in actual.to_tuple() if isinstance(value, Tensor))
     for layer in range(config.encoder_layers):
         one_way = config.encoder_directions(layer + 1) == 1
-        assert told.final_state[:, layer, 1].any() != one_way
+        assert actual.final_state[:, layer, 1].any() != one_way
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_row_leaves_zeros_and_disturbs_nobody(kind: str) -> None:
-    told = encode(kind, pad([[], *SOURCES]))
-    assert not told.last_hidden_state[0].any() and not told.final_state[0].any() and not told.source_mask[0].any()
-    torch.testing.assert_close(told.last_hidden_state[1:], encode(kind, pad(SOURCES)).last_hidden_state)
+def test_an_empty_row_gives_zeros_and_changes_no_other_row(kind: str) -> None:
+    actual = encode(kind, pad([[], *SOURCES]))
+    assert not actual.last_hidden_state[0].any() and not actual.final_state[0].any() and not actual.source_mask[0].any()
+    torch.testing.assert_close(actual.last_hidden_state[1:], encode(kind, pad(SOURCES)).last_hidden_state)
 
 
-def test_a_model_reads_an_empty_source_and_learns_finitely() -> None:
+def test_an_empty_source_gives_finite_gradients() -> None:
     for options in ({}, {"bridge": "mean"}, {"context": "every_step"}, {"attention_window": "local_p"}):
         model = tiny_model(**options)
         loss = model(input_ids=pad([[], [4, 2]]), labels=torch.tensor([[5, 2], [6, 2]])).loss
@@ -87,25 +87,25 @@ def test_a_model_reads_an_empty_source_and_learns_finitely() -> None:
 def test_word_vectors_in_place_of_words() -> None:
     encoder = tiny_model().get_encoder()
     vectors = encoder.get_input_embeddings()(pad(SOURCES))
-    told = encoder(inputs_embeds=vectors, attention_mask=mask(SOURCES))
-    torch.testing.assert_close(told.to_tuple(), encoder(pad(SOURCES)).to_tuple())
+    actual = encoder(inputs_embeds=vectors, attention_mask=mask(SOURCES))
+    torch.testing.assert_close(actual.to_tuple(), encoder(pad(SOURCES)).to_tuple())
     assert encoder(inputs_embeds=vectors).source_mask.all()  # without a mask every vector is a word
 
 
 def test_a_config_without_a_pad_token_reads_every_word() -> None:
-    told = tiny_model(pad_token_id=None).get_encoder()(pad(SOURCES))
-    assert told.source_mask.all() and told.last_hidden_state[2, -1].any()
+    actual = tiny_model(pad_token_id=None).get_encoder()(pad(SOURCES))
+    assert actual.source_mask.all() and actual.last_hidden_state[2, -1].any()
 
 
 @pytest.mark.parametrize("function", [drop, drop_words], ids=["drop", "drop_words"])
-def test_without_training_or_probability_nothing_is_dropped(function: Any) -> None:
+def test_no_dropout_in_evaluation_or_at_probability_zero(function: Any) -> None:
     states = torch.randn(2, 3, 4)
     rest = (True,) if function is drop else ()
     assert function(states, 0.5, False, *rest) is states
     assert function(states, 0.0, True, *rest) is states
 
 
-def test_dropout_of_units_of_words_and_of_units_for_a_whole_sentence() -> None:
+def test_dropout_by_unit_by_word_and_variational() -> None:
     torch.manual_seed(0)
     ones = torch.ones(40, 30, 20)
     kept = 1 / 0.7
@@ -122,7 +122,7 @@ def test_dropout_of_units_of_words_and_of_units_for_a_whole_sentence() -> None:
 
 
 def dropped_between_layers(side: str, **options: Any) -> Tensor:
-    """Which units the second layer was shown, of states that are all one: (batch, time, hidden), by what it returns."""
+    """The units that the second layer reads if all states are 1, from its output: (batch, time, hidden)."""
     model = tiny_model(
         cell_type="rnn_relu",
         bidirectional="none",
@@ -145,8 +145,8 @@ def dropped_between_layers(side: str, **options: Any) -> Tensor:
                 layer.kernel.weight_ih_l0[:, :12] = torch.eye(12)  # shows what it reads
     torch.manual_seed(0)
     words = torch.randint(3, 10, (6, 9))
-    told = model(input_ids=words, decoder_input_ids=words, output_hidden_states=True)
-    return (told.encoder_hidden_states if side == "encoder" else told.decoder_hidden_states)[2]
+    actual = model(input_ids=words, decoder_input_ids=words, output_hidden_states=True)
+    return (actual.encoder_hidden_states if side == "encoder" else actual.decoder_hidden_states)[2]
 
 
 @pytest.mark.parametrize("variational", [False, True])
@@ -162,7 +162,7 @@ def dropped_between_layers(side: str, **options: Any) -> Tensor:
     ids=str,
 )
 def test_dropout_between_layers(side: str, options: dict[str, Any], variational: bool) -> None:
-    """One mask for all positions of a sentence where it is variational, one for each position otherwise."""
+    """Variational: one mask for all positions of a sentence; else one mask for each position."""
     shown = dropped_between_layers(side, variational_dropout=variational, **options)
     torch.testing.assert_close(shown.unique().tolist(), [0.0, 1 / 0.6])
     assert bool((shown == shown[:, :1]).all()) == variational
@@ -173,8 +173,8 @@ def test_word_dropout_and_dropout_act_on_word_vectors() -> None:
     for option in ("word_dropout", "dropout"):
         model = tiny_model(**{option: 0.5}, embedding_size=40).train()
         words = torch.randint(3, 10, (8, 9))
-        told = model(input_ids=words, decoder_input_ids=words, output_hidden_states=True)
-        for vectors in (told.encoder_hidden_states[0], told.decoder_hidden_states[0]):
+        actual = model(input_ids=words, decoder_input_ids=words, output_hidden_states=True)
+        for vectors in (actual.encoder_hidden_states[0], actual.decoder_hidden_states[0]):
             whole_words = (vectors == 0).all(-1)
             assert whole_words.any() == (option == "word_dropout")
             assert ((vectors == 0).any(-1) & ~whole_words).any() == (option == "dropout")

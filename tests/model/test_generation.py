@@ -1,4 +1,4 @@
-"""`generate()` in all its forms: cached equals uncached, a row of a batch equals the row alone, and nothing else."""
+"""`generate()`: cached equals uncached, and a row of a batch equals the row alone."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def plain() -> Model:
 
 
 def generator(**options: Any) -> Model:
-    """The first random model that ends one of its sentences early, none at once, and one not at all."""
+    """The first random model for which one sentence ends early, none at the first word, and one never."""
     for seed in range(100):
         model = tiny_model(seed=seed, deviation=1.2, **options).requires_grad_(False)
         model.lm_head.bias[END] += 1.0
@@ -63,16 +63,16 @@ def sources(rows: list[list[int]] = SOURCES, *, left: bool = False) -> dict[str,
 
 
 def words(row: Tensor) -> list[int]:
-    """Up to the end or the padding behind it; the start token stays."""
+    """The words up to the end or the padding after it, with the start token."""
     found = row.tolist()
     return found[: found.index(END) + 1] if END in found else found
 
 
 def next_word_scores(model: Model, source: list[int], target: list[int]) -> Tensor:
     """Log-probabilities (vocab,) of the word after `target`, by a pass over the whole target without a cache."""
-    told = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target]), use_cache=False)
-    assert told.cache is None
-    return told.logits[0, -1].log_softmax(-1)
+    actual = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target]), use_cache=False)
+    assert actual.cache is None
+    return actual.logits[0, -1].log_softmax(-1)
 
 
 def test_greedy_takes_the_best_word_again_and_again(model: Model) -> None:
@@ -98,12 +98,12 @@ def test_greedy_takes_the_best_word_again_and_again(model: Model) -> None:
     ids=str,
 )
 def test_cached_equals_uncached(model: Model, search: dict[str, Any]) -> None:
-    told = []
+    actual = []
     for use_cache in (True, False):
         torch.manual_seed(1)
         kept = {"return_dict_in_generate": True, "output_scores": True, "use_cache": use_cache}
-        told.append(model.generate(**sources(), **search, **kept))
-    cached, uncached = told
+        actual.append(model.generate(**sources(), **search, **kept))
+    cached, uncached = actual
     assert (cached.cache is None, uncached.cache is None) == (False, True)
     assert torch.equal(cached.sequences, uncached.sequences)
     torch.testing.assert_close(cached.scores, uncached.scores)
@@ -131,9 +131,7 @@ def test_wide_enough_beam_search_is_exhaustive(plain: Model) -> None:
 
 
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
-def test_each_row_of_a_batch_equals_the_row_alone_wherever_the_padding_stands(
-    model: Model, search: dict[str, Any]
-) -> None:
+def test_each_row_of_a_batch_equals_the_row_alone_with_any_padding(model: Model, search: dict[str, Any]) -> None:
     alone = [words(model.generate(**sources([row]), **search)[0]) for row in SOURCES]
     for left in (False, True):
         assert [words(row) for row in model.generate(**sources(left=left), **search)] == alone
@@ -143,37 +141,39 @@ def test_each_row_of_a_batch_equals_the_row_alone_wherever_the_padding_stands(
 
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=["greedy", "beam"])
 def test_transition_scores_are_the_log_probabilities_of_a_forward_pass(model: Model, search: dict[str, Any]) -> None:
-    told = model.generate(**sources(), **search, return_dict_in_generate=True, output_scores=True)
-    beams = told.get("beam_indices")
+    actual = model.generate(**sources(), **search, return_dict_in_generate=True, output_scores=True)
+    beams = actual.get("beam_indices")
     scores = model.compute_transition_scores(
-        told.sequences, told.scores, *([] if beams is None else [beams]), normalize_logits=beams is None
+        actual.sequences, actual.scores, *([] if beams is None else [beams]), normalize_logits=beams is None
     )
     each = search.get("num_return_sequences", 1)
-    for number, row in enumerate(told.sequences):
+    for number, row in enumerate(actual.sequences):
         target = words(row)
         for place, word in enumerate(target[1:], 1):
-            wanted = next_word_scores(model, SOURCES[number // each], target[:place])[word]
+            expected = next_word_scores(model, SOURCES[number // each], target[:place])[word]
             # generate() keeps scores in float32.
-            torch.testing.assert_close(scores[number, place - 1], wanted.float())
+            torch.testing.assert_close(scores[number, place - 1], expected.float())
 
 
 def test_cross_attentions_and_hidden_states_of_each_step(model: Model) -> None:
     shown = {"output_attentions": True, "output_hidden_states": True, "return_dict_in_generate": True}
-    told = model.generate(**sources(), **shown)
-    whole = model(**sources(), decoder_input_ids=told.sequences[:, :-1], **(shown | {"return_dict_in_generate": None}))
-    steps = told.sequences.shape[1] - 1
-    hidden = [torch.cat([step[number] for step in told.decoder_hidden_states], 1) for number in range(2)]
+    actual = model.generate(**sources(), **shown)
+    whole = model(
+        **sources(), decoder_input_ids=actual.sequences[:, :-1], **(shown | {"return_dict_in_generate": None})
+    )
+    steps = actual.sequences.shape[1] - 1
+    hidden = [torch.cat([step[number] for step in actual.decoder_hidden_states], 1) for number in range(2)]
     torch.testing.assert_close(hidden, list(whole.decoder_hidden_states[:2]))
     if model.config.context != "attention":
-        assert told.cross_attentions is None or told.cross_attentions[0] is None
+        assert actual.cross_attentions is None or actual.cross_attentions[0] is None
         return
-    weights = torch.cat([step[0] for step in told.cross_attentions], 2)
+    weights = torch.cat([step[0] for step in actual.cross_attentions], 2)
     assert weights.shape == (len(SOURCES), model.config.num_attention_heads, steps, pad(SOURCES).shape[1])
     torch.testing.assert_close(weights, whole.cross_attentions[0])
 
 
 class Collect(BaseStreamer):
-    """Keeps what it is given."""
+    """Collects the words."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -186,7 +186,7 @@ class Collect(BaseStreamer):
         self.ended = True
 
 
-def test_a_streamer_is_given_each_word(plain: Model) -> None:
+def test_a_streamer_gets_each_word(plain: Model) -> None:
     streamer = Collect()
     found = plain.generate(**sources(SOURCES[:1]), streamer=streamer)
     assert streamer.ended and streamer.tokens == found[0].tolist()
@@ -214,34 +214,34 @@ def test_left_padded_prompts_equal_each_prompt_alone(model: Model) -> None:
 
 
 def test_word_vectors_or_encoder_outputs_in_place_of_words(model: Model) -> None:
-    wanted = model.generate(**sources(), num_beams=2)
+    expected = model.generate(**sources(), num_beams=2)
     vectors = model.get_input_embeddings()(pad(SOURCES))
-    assert torch.equal(model.generate(inputs_embeds=vectors, attention_mask=mask(SOURCES), num_beams=2), wanted)
+    assert torch.equal(model.generate(inputs_embeds=vectors, attention_mask=mask(SOURCES), num_beams=2), expected)
     read = model.get_encoder()(**sources())
     for _ in range(2):  # what the caller hands over stays as it is
-        assert torch.equal(model.generate(encoder_outputs=read, num_beams=2), wanted)
-    assert torch.equal(model.generate(encoder_outputs=read, attention_mask=mask(SOURCES), num_beams=2), wanted)
+        assert torch.equal(model.generate(encoder_outputs=read, num_beams=2), expected)
+    assert torch.equal(model.generate(encoder_outputs=read, attention_mask=mask(SOURCES), num_beams=2), expected)
 
 
 @pytest.mark.parametrize("bridge", ["mean", "zero"])
 @pytest.mark.parametrize("kind", [BaseModelOutput, tuple], ids=["BaseModelOutput", "tuple"])
-def test_a_foreign_encoder_is_read_with_the_mask_beside_it(bridge: str, kind: type) -> None:
+def test_outputs_of_another_encoder_are_read_with_attention_mask(bridge: str, kind: type) -> None:
     model = generator(bridge=bridge)
     states = model.get_encoder()(**sources()).last_hidden_state
     foreign = BaseModelOutput(last_hidden_state=states) if kind is BaseModelOutput else (states,)
     start = torch.full((3, 1), START)
-    told = [
+    actual = [
         model(decoder_input_ids=start, encoder_outputs=foreign, attention_mask=mask(SOURCES)),
         model(decoder_input_ids=start, **sources()),
     ]
-    torch.testing.assert_close(told[0].logits, told[1].logits)
+    torch.testing.assert_close(actual[0].logits, actual[1].logits)
     if kind is BaseModelOutput:
         for search in ({}, {"num_beams": 2}):
             found = model.generate(encoder_outputs=foreign, attention_mask=mask(SOURCES), **search)
             assert torch.equal(found, model.generate(**sources(), **search))
 
 
-def test_a_foreign_encoder_without_final_states_is_refused_by_a_bridge_that_reads_them(plain: Model) -> None:
+def test_a_bridge_refuses_encoder_outputs_without_final_states(plain: Model) -> None:
     states = plain.get_encoder()(**sources()).last_hidden_state
     with pytest.raises(ValueError, match="final_state.*bridge='dense'.*'mean' or 'zero'"):
         plain(decoder_input_ids=torch.full((3, 1), START), encoder_outputs=BaseModelOutput(last_hidden_state=states))
@@ -249,22 +249,22 @@ def test_a_foreign_encoder_without_final_states_is_refused_by_a_bridge_that_read
 
 @pytest.mark.parametrize("row", SOURCES, ids=str)
 def test_assisted_decoding_equals_greedy(model: Model, row: list[int]) -> None:
-    wanted = model.generate(**sources([row]), max_new_tokens=20)
+    expected = model.generate(**sources([row]), max_new_tokens=20)
     assistant = tiny_model(seed=5, hidden_size=3, cell_type="rnn_tanh", context="initial_state")
     # An assistant that guesses wrong most of the time, one that is always right, and words of the prompt.
     for help_ in ({"assistant_model": assistant}, {"assistant_model": model}, {"prompt_lookup_num_tokens": 3}):
         found = model.generate(**sources([row]), max_new_tokens=20, **help_)
         # transformers 5.8 may say one word more than `max_new_tokens` when the prompt is looked up.
-        assert torch.equal(found[:, : wanted.shape[1]], wanted) and found.shape[1] <= wanted.shape[1]
+        assert torch.equal(found[:, : expected.shape[1]], expected) and found.shape[1] <= expected.shape[1]
 
 
 def test_assisted_sampling_and_prompts(plain: Model) -> None:
     prompt = torch.tensor([[START, 7, 4, 7]])
-    wanted = plain.generate(**sources(SOURCES[:1]), decoder_input_ids=prompt, max_new_tokens=20)
+    expected = plain.generate(**sources(SOURCES[:1]), decoder_input_ids=prompt, max_new_tokens=20)
     found = plain.generate(
         **sources(SOURCES[:1]), decoder_input_ids=prompt, max_new_tokens=20, prompt_lookup_num_tokens=2
     )
-    assert torch.equal(found, wanted)
+    assert torch.equal(found, expected)
 
 
 def test_continuation_from_a_returned_cache(model: Model) -> None:
@@ -282,7 +282,7 @@ def test_continuation_from_a_returned_cache(model: Model) -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["", "with a mask"])
-def test_a_continued_cache_holds_what_one_pass_leaves(plain: Model, masked: bool) -> None:
+def test_a_continued_cache_equals_that_of_one_pass(plain: Model, masked: bool) -> None:
     options = {"eos_token_id": -1, "return_dict_in_generate": True, "output_scores": True}
     whole = plain.generate(**sources(), max_new_tokens=4, **options)
     first = plain.generate(**sources(), max_new_tokens=3, **options)
@@ -294,8 +294,8 @@ def test_a_continued_cache_holds_what_one_pass_leaves(plain: Model, masked: bool
     torch.testing.assert_close(first.scores + second.scores, whole.scores)
     assert second.cache is first.cache and second.cache.get_seq_length() == 4
     torch.testing.assert_close(second.cache.states, whole.cache.states)
-    for layer, wanted in zip(second.cache.layers, whole.cache.layers, strict=True):
-        torch.testing.assert_close(layer.recurrent_states, wanted.recurrent_states)
+    for layer, expected in zip(second.cache.layers, whole.cache.layers, strict=True):
+        torch.testing.assert_close(layer.recurrent_states, expected.recurrent_states)
     with pytest.raises(ValueError, match="decoder_input_ids of 4 tokens: the cache has read 4; pass the whole seq"):
         plain.generate(**sources(), **given, cache=second.cache, max_new_tokens=1)
 

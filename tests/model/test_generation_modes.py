@@ -1,4 +1,4 @@
-"""Every mode of `generate()` on this model, each against something slower; generation/README.md names these tests."""
+"""Every mode of `generate()`, compared with a slower computation; generation/README.md names these tests."""
 
 import re
 from collections.abc import Callable
@@ -101,8 +101,8 @@ def test_a_rule_is_followed(plain: Any, name: str) -> None:
     for source, row in zip(rows, found, strict=True):
         target = [START]
         while len(target) <= LENGTH and target[-1] != END:
-            told = plain(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target]), use_cache=False)
-            target.append(int(rule(source, target, told.logits[0, -1]).argmax()))
+            actual = plain(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target]), use_cache=False)
+            target.append(int(rule(source, target, actual.logits[0, -1]).argmax()))
         assert words(row) == target
     changed = [words(row) for row in plain.generate(**sources(rows))] != [words(row) for row in found]
     assert changed or name in ("forced_eos_token_id",), "the rule never mattered"
@@ -132,11 +132,11 @@ def test_drawn_words_come_as_often_as_the_model_says(plain: Any) -> None:
     call = {"do_sample": True, "num_return_sequences": draws, "max_new_tokens": 1}
     for options, sharpness, kept in (({}, 1.0, 11), ({"temperature": 0.5}, 2.0, 11), ({"top_k": 3}, 1.0, 3)):
         found = plain.generate(**sources(ONE), **({"top_k": 0} | call | options))[:, 1]
-        wanted = (next_word_scores(plain, SOURCES[0], [START]) * sharpness).softmax(-1)
-        wanted = wanted.where(wanted >= wanted.topk(kept).values[-1], 0)
-        wanted = wanted / wanted.sum()
-        spread = (wanted * (1 - wanted) / draws).sqrt()
-        assert ((torch.bincount(found, minlength=11) / draws - wanted).abs() <= 5 * spread).all()
+        expected = (next_word_scores(plain, SOURCES[0], [START]) * sharpness).softmax(-1)
+        expected = expected.where(expected >= expected.topk(kept).values[-1], 0)
+        expected = expected / expected.sum()
+        spread = (expected * (1 - expected) / draws).sqrt()
+        assert ((torch.bincount(found, minlength=11) / draws - expected).abs() <= 5 * spread).all()
 
 
 @pytest.mark.parametrize("option", [{"top_p": 0.5}, {"min_p": 0.4}, {"typical_p": 0.5}, {"epsilon_cutoff": 0.15}])
@@ -158,7 +158,7 @@ def test_drawn_words_are_among_those_left(plain: Any, option: dict[str, float]) 
 
 
 def test_the_best_sequences_are_returned_in_order(plain: Any) -> None:
-    """Beams that hold everything of two words: the first five are the five best of an enumeration."""
+    """With beams for all sequences of two words: the first five are the five best of an enumeration."""
     call = {"num_beams": 11, "num_return_sequences": 5, "max_new_tokens": 2, "length_penalty": 0.0}
     for source in SOURCES:
         first = next_word_scores(plain, source, [START])
@@ -186,15 +186,15 @@ class StopAt(StoppingCriteria):
 def test_stopping_criteria_end_each_sentence(plain: Any) -> None:
     whole = [words(row) for row in plain.generate(**sources())]
     word = whole[0][2]
-    for row, wanted in zip(plain.generate(**sources(), stopping_criteria=[StopAt(word)]), whole, strict=True):
-        ended = wanted[: wanted.index(word) + 1] if word in wanted else wanted
+    for row, expected in zip(plain.generate(**sources(), stopping_criteria=[StopAt(word)]), whole, strict=True):
+        ended = expected[: expected.index(word) + 1] if word in expected else expected
         assert row[: len(ended)].tolist() == ended and not row[len(ended) :].any()
     assert plain.generate(**sources(), max_time=0.0).shape[1] == 2
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_stop_strings_end_at_the_text(speaker: tuple[Any, Any], beams: int) -> None:
-    """No hypothesis goes on behind the string; the greedy one is the free one up to the token that completes it."""
+    """No hypothesis continues after the string; the greedy one is the free one up to the token that completes it."""
     model, tokenizer = speaker
     call = {**tokenizer(["three days ago"], return_tensors="pt"), "max_new_tokens": 12, "num_beams": beams}
     whole = model.generate(**call)[0]
@@ -212,23 +212,23 @@ def test_stop_strings_end_at_the_text(speaker: tuple[Any, Any], beams: int) -> N
 def test_text_is_streamed_as_it_is_made(speaker: tuple[Any, Any], capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = speaker
     source = tokenizer(["three days ago"], return_tensors="pt")
-    wanted = tokenizer.decode(model.generate(**source, max_new_tokens=12)[0], skip_special_tokens=True)
+    expected = tokenizer.decode(model.generate(**source, max_new_tokens=12)[0], skip_special_tokens=True)
     pieces = TextIteratorStreamer(tokenizer, skip_special_tokens=True)
     thread = Thread(target=model.generate, kwargs={**source, "max_new_tokens": 12, "streamer": pieces})
     thread.start()
-    assert "".join(pieces) == wanted
+    assert "".join(pieces) == expected
     thread.join()
     model.generate(**source, max_new_tokens=12, streamer=TextStreamer(tokenizer, skip_special_tokens=True))
-    assert capsys.readouterr().out == wanted + "\n"
+    assert capsys.readouterr().out == expected + "\n"
 
 
 def test_logits_and_scores_of_each_step(plain: Any) -> None:
-    """Logits are the model's, scores what was chosen by: here without the words that a rule bans."""
-    told = plain.generate(
+    """Logits are the model's; scores are those after the processors, here without the banned words."""
+    actual = plain.generate(
         **sources(), suppress_tokens=[6], output_logits=True, output_scores=True, return_dict_in_generate=True
     )
-    whole = plain(**sources(), decoder_input_ids=told.sequences[:, :-1])
-    for step, (logits, scores) in enumerate(zip(told.logits, told.scores, strict=True)):
+    whole = plain(**sources(), decoder_input_ids=actual.sequences[:, :-1])
+    for step, (logits, scores) in enumerate(zip(actual.logits, actual.scores, strict=True)):
         torch.testing.assert_close(logits, whole.logits[:, step].float())
         assert (scores[:, 6] == -torch.inf).all()
         torch.testing.assert_close(scores[:, 7:], logits[:, 7:])
@@ -264,7 +264,7 @@ def test_a_synthid_watermark_draws_among_the_same_words(plain: Any) -> None:
 
 
 def test_an_assistant_with_another_target_vocabulary_helps(speaker: tuple[Any, Any]) -> None:
-    """Universal assisted decoding. transformers hands the assistant the same source ids: it shares that vocabulary."""
+    """Universal assisted decoding. transformers gives the assistant the same source ids: it shares that vocabulary."""
     model, tokenizer = speaker
     other = tiny_tokenizer("unigram")
     assistant = text_model(len(other), len(tokenizer), hidden_size=8)
@@ -275,9 +275,9 @@ def test_an_assistant_with_another_target_vocabulary_helps(speaker: tuple[Any, A
 
 @pytest.mark.parametrize("implementation", ["static", "dynamic", "offloaded", "quantized"])
 def test_other_caches_are_not_taken(plain: Any, implementation: str) -> None:
-    told = plain.generate(**sources(), cache_implementation=implementation, return_dict_in_generate=True)
-    assert type(told.cache).__name__ == "RnnSeq2SeqCache"
-    assert torch.equal(told.sequences, plain.generate(**sources()))
+    actual = plain.generate(**sources(), cache_implementation=implementation, return_dict_in_generate=True)
+    assert type(actual.cache).__name__ == "RnnSeq2SeqCache"
+    assert torch.equal(actual.sequences, plain.generate(**sources()))
 
 
 # ---------------------------------------------------------------- what cannot work

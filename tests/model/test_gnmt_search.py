@@ -1,4 +1,4 @@
-"""The scores of GNMT (Wu 2016, equation 14), and beams wide enough to see everything, against enumeration."""
+"""The scores of GNMT (Wu 2016, equation 14), and beams for all hypotheses, compared with an enumeration."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def every(model):
 
 
 def search(model, **options):
-    """The vocabulary is smaller than the beam, which transformers' rule leaves to generate(): asked directly."""
+    """The beam search itself: `model.search` leaves a vocabulary smaller than the beam to generate()."""
     from hf_rnn_seq2seq.model.beam_search import beam_search
     from hf_rnn_seq2seq.model.fused_step import build_step
     from hf_rnn_seq2seq.model.search import SearchOutput

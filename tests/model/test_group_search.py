@@ -1,4 +1,4 @@
-"""Diverse beam search against a slow restatement, directly and as the strategy that a checkpoint carries."""
+"""Diverse beam search compared with a slow one, by `search` and by the checkpoint's `custom_generate`."""
 
 from collections import Counter
 from pathlib import Path
@@ -29,8 +29,10 @@ def model() -> RnnSeq2SeqForConditionalGeneration:
 
 
 def next_words(model: Any, source: list[int], target: tuple[int, ...]) -> Tensor:
-    told = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([[START, *target]]), use_cache=False)
-    return told.logits[0, -1].log_softmax(-1)
+    actual = model(
+        input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([[START, *target]]), use_cache=False
+    )
+    return actual.logits[0, -1].log_softmax(-1)
 
 
 def slowly(model: Any, source: list[int], call: dict[str, Any]) -> list[tuple[float, float, tuple[int, ...]]]:
@@ -41,21 +43,21 @@ def slowly(model: Any, source: list[int], call: dict[str, Any]) -> list[tuple[fl
     finished: list[list] = [[] for _ in range(count)]
     done = [False] * count
     for length in range(1, LIMIT + 1):
-        said: Counter[int] = Counter()
+        chosen: Counter[int] = Counter()
         for group in range(count):
             if done[group]:
                 continue
             grown = []
             for total, true, target in running[group]:
                 for word, score in enumerate(next_words(model, source, target).tolist()):
-                    cost = call["diversity_penalty"] * said[word]
+                    cost = call["diversity_penalty"] * chosen[word]
                     grown.append((total + score - cost, true + score, (*target, word)))
             best = sorted(grown, reverse=True)[: 2 * beams]
             ended = [one for one in best[:beams] if one[2][-1] == END or length == LIMIT]
             finished[group] += [(total / length**power, true, target) for total, true, target in ended]
             finished[group] = sorted(finished[group], reverse=True)[:beams]
             running[group] = [one for one in best if one[2][-1] != END][:beams]
-            said.update(one[2][-1] for one in running[group])
+            chosen.update(one[2][-1] for one in running[group])
             if len(finished[group]) == beams:
                 done[group] = running[group][0][0] / length**power <= finished[group][-1][0]
     return sorted((one for group in finished for one in group), reverse=True)
@@ -68,20 +70,20 @@ def test_groups_find_what_a_slow_search_finds(model: Any, call: dict[str, Any]) 
     )
     rows = found.sequences[:, 1:].tolist()
     for number, source in enumerate(SOURCES):
-        wanted = slowly(model, source, call)
+        expected = slowly(model, source, call)
         own = slice(number * call["num_beams"], (number + 1) * call["num_beams"])
         lengths = found.lengths[own].tolist()
-        assert [tuple(row[:length]) for row, length in zip(rows[own], lengths, strict=True)] == [w[2] for w in wanted]
-        torch.testing.assert_close(found.sequences_scores[own].tolist(), [w[0] for w in wanted], atol=1e-5, rtol=0)
-        torch.testing.assert_close(found.log_probabilities[own].tolist(), [w[1] for w in wanted], atol=1e-5, rtol=0)
+        assert [tuple(row[:length]) for row, length in zip(rows[own], lengths, strict=True)] == [w[2] for w in expected]
+        torch.testing.assert_close(found.sequences_scores[own].tolist(), [w[0] for w in expected], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.log_probabilities[own].tolist(), [w[1] for w in expected], atol=1e-5, rtol=0)
     first, length = found.sequences[:1, 1:], int(found.lengths[0])
-    told = model(input_ids=torch.tensor(SOURCES[:1]), labels=first[:, :length], output_attentions=True)
+    actual = model(input_ids=torch.tensor(SOURCES[:1]), labels=first[:, :length], output_attentions=True)
     torch.testing.assert_close(
-        found.alignments[0, :length, : len(SOURCES[0])].double(), told.cross_attentions[0][0].mean(0)
+        found.alignments[0, :length, : len(SOURCES[0])].double(), actual.cross_attentions[0][0].mean(0)
     )
 
 
-def test_groups_say_different_things(model: Any) -> None:
+def test_groups_produce_different_hypotheses(model: Any) -> None:
     call = {"num_beams": 3, "num_beam_groups": 3, "num_return_sequences": 3, "max_new_tokens": LIMIT}
     alike = model.search(**inputs(SOURCES), **call).unflatten(0, (-1, 3))
     assert (alike == alike[:, :1]).all(), "without a penalty every group finds the same"
@@ -92,7 +94,7 @@ def test_groups_say_different_things(model: Any) -> None:
 def test_group_beam_search_is_the_checkpoints_own_strategy(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers moved the mode to the Hub; generate() runs it from the folder beside the weights."""
+    """transformers moved the mode to the Hub; generate() runs it from a folder of the checkpoint."""
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     model.save_pretrained(tmp_path / "checkpoint")
     found = model.generate(
@@ -124,6 +126,6 @@ def test_group_beam_search_is_the_checkpoints_own_strategy(
         ),
     ],
 )
-def test_groups_that_cannot_be_are_refused(model: Any, options: dict[str, Any], message: str) -> None:
+def test_invalid_groups_are_refused(model: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(SearchError, match=message):
         model.search(**inputs(SOURCES), num_beams=4, max_new_tokens=LIMIT, **options)

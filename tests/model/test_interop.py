@@ -29,7 +29,7 @@ def test_device_maps(tmp_path: Path, device_map: object) -> None:
     assert loaded.generate(**sources, **options).tolist() == model.generate(**sources, **options).tolist()
 
 
-def test_a_device_map_keeps_together_what_is_read_together() -> None:
+def test_a_device_map_does_not_split_layers() -> None:
     model = tiny_model(encoder_layers=2, decoder_layers=2)
     sizes = accelerate.utils.compute_module_sizes(model)
     limit = max(sizes["model.decoder"], sizes["model.encoder"]) + 1
@@ -53,7 +53,7 @@ def test_offload_to_the_disk_is_refused(tmp_path: Path, place: str) -> None:
 @pytest.mark.parametrize("attention", ["additive", "general"])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_lora_on_the_linear_parts(attention: str) -> None:
-    """Adapters train alone, count on every path (training, generate(), search), and can be merged.
+    """Only adapters are trained; they are used on every path (training, generate(), search), and can be merged.
 
     The fused forms of training (both) and of the search (general) read weights past the modules: they give way.
     """

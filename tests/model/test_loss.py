@@ -1,4 +1,4 @@
-"""The loss in chunks: torch's cross entropy in value and gradients, and never all logits at once."""
+"""The loss in chunks: value and gradients of torch's cross entropy, without all logits at once."""
 
 import itertools
 from typing import Any
@@ -33,9 +33,9 @@ def test_chunks_change_neither_value_nor_gradients(size: int, smoothing: float, 
     leaves = [rows, weight, *([bias] * biased)]
     found = chunked_cross_entropy(rows, weight, bias if biased else None, labels, smoothing, size)
     logits = F.linear(rows, weight, bias if biased else None)
-    wanted = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-    torch.testing.assert_close(found, wanted)
-    known = torch.autograd.grad(3 * wanted, leaves)
+    expected = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    torch.testing.assert_close(found, expected)
+    known = torch.autograd.grad(3 * expected, leaves)
     torch.testing.assert_close(torch.autograd.grad(3 * found, leaves), known)
 
 
@@ -44,17 +44,17 @@ def test_chunks_change_neither_value_nor_gradients(size: int, smoothing: float, 
 def test_logits_are_widened_some_rows_at_a_time(
     dtype: torch.dtype, biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the type and the block, value and gradients are those of the cross entropy of the same logits."""
+    """For each type and block, value and gradients are those of the cross entropy of the same logits."""
     rows, weight, bias, labels = inputs()
     leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in (rows, weight, bias)[: 3 if biased else 2]]
     logits = F.linear(*leaves).to(torch.promote_types(dtype, torch.float32))
-    wanted = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
-    known = torch.autograd.grad(wanted, leaves)
+    expected = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
+    known = torch.autograd.grad(expected, leaves)
     near = {torch.bfloat16: {"rtol": 0.02, "atol": 0.02}}.get(dtype, {})
     for block in (1, 2 * len(weight), 10**6):
         monkeypatch.setattr(loss, "BLOCK", block)
         found = chunked_cross_entropy(*leaves, *[None] * (3 - len(leaves)), labels, 0.1, 5)
-        torch.testing.assert_close(found, wanted, rtol=1e-4 if near else 1e-6, atol=0.01 if near else 1e-6)
+        torch.testing.assert_close(found, expected, rtol=1e-4 if near else 1e-6, atol=0.01 if near else 1e-6)
         for own, gradient in zip(torch.autograd.grad(found, leaves), known, strict=True):
             torch.testing.assert_close(own, gradient, **near)
 
@@ -65,7 +65,7 @@ def test_gradcheck() -> None:
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
-def test_a_gradient_that_is_not_wanted_is_not_made(frozen: int) -> None:
+def test_gradients_of_frozen_parameters_are_not_computed(frozen: int) -> None:
     *leaves, labels = inputs()
     known = torch.autograd.grad(chunked_cross_entropy(*leaves, labels, 0.1, 3), leaves)
     leaves[frozen].requires_grad_(False)
@@ -77,7 +77,7 @@ def test_a_gradient_that_is_not_wanted_is_not_made(frozen: int) -> None:
 
 
 def test_logits_become_their_gradient_on_a_cpu() -> None:
-    """In training: nothing of their size is kept for the backward pass, nor made by it."""
+    """In training no other tensor of their size is saved for the backward pass or created by it."""
     rows, weight, bias, labels = inputs()
     head = nn.Linear(4, 9).double()
     kept: list[int] = []
@@ -95,7 +95,7 @@ def test_a_second_backward_pass_gives_the_same() -> None:
     torch.testing.assert_close(list(torch.autograd.grad(total, [rows, weight, bias])), first)
 
 
-def test_without_labels_there_is_nothing_to_learn() -> None:
+def test_without_labels_the_loss_is_zero() -> None:
     rows, weight, bias, _ = inputs()
     total = chunked_cross_entropy(rows, weight, bias, torch.full((7,), -100), 0.1, 3)
     total.backward()
@@ -119,9 +119,9 @@ def test_autocast_gives_gradients_of_the_weights_own_type() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         total = chunked_cross_entropy(rows, weight, bias, labels, 0.1, 3)
     total.backward()
-    wanted = F.cross_entropy(F.linear(rows, weight, bias), labels, reduction="sum", label_smoothing=0.1)
+    expected = F.cross_entropy(F.linear(rows, weight, bias), labels, reduction="sum", label_smoothing=0.1)
     assert total.dtype == torch.float32 and weight.grad.dtype == torch.float32
-    torch.testing.assert_close(total, wanted, rtol=0.02, atol=0)
+    torch.testing.assert_close(total, expected, rtol=0.02, atol=0)
 
 
 class Launches(TorchDispatchMode):
@@ -134,8 +134,8 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_device_is_not_asked_for_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each operation there is a launch: their number is that of chunks, whatever fits a processor's caches."""
+def test_blocks_are_for_cpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each operation is a kernel launch there: their number depends on the chunks, not on the caches of a CPU."""
     leaves = [tensor.detach().to("meta").requires_grad_() for tensor in inputs()[:3]]
     counts = []
     for block in (1, 10**6):
@@ -159,7 +159,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_model_takes_chunks_where_the_budget_asks_for_them(smoothing: float) -> None:
+def test_a_model_computes_chunks_above_its_budget(smoothing: float) -> None:
     """40,000 words are 160 kB of logits a position: more than a mebibyte for eleven labels, six positions a chunk."""
     known = None
     for megabytes in (512, 1):
@@ -173,8 +173,8 @@ def test_a_model_takes_chunks_where_the_budget_asks_for_them(smoothing: float) -
         torch.testing.assert_close(found, known)
 
 
-def test_a_wrapped_output_layer_is_called_as_it_is() -> None:
-    """Adapters replace the layer, hooks watch it: its weight alone is not what it computes."""
+def test_a_wrapped_output_layer_is_called() -> None:
+    """With an adapter or a hook the layer computes more than the product with its weight."""
 
     class Doubled(nn.Linear):
         def forward(self, rows: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ def test_a_wrapped_output_layer_is_called_as_it_is() -> None:
 @pytest.mark.parametrize("options", [{}, {"attention_order": "before_cell", "attention_type": "additive"}])
 @pytest.mark.parametrize("megabytes", [1, 512])
 def test_a_training_step_reads_nothing_back_from_its_device(options: dict, megabytes: int) -> None:
-    """Meta tensors have no values: whatever would wait for one (item, nonzero, a test of a tensor) raises there."""
+    """Meta tensors have no values: an operation that waits for one (item, nonzero, a condition on a tensor) raises."""
     sizes = {"vocab_size": 40_000, "decoder_layers": 2, "dropout": 0.1, "label_smoothing": 0.1}
     model = tiny_model(**options, **sizes, logits_memory_mb=megabytes).float().train().to("meta")
     given = {name: tensor.to("meta") for name, tensor in batch().items()}

@@ -1,4 +1,4 @@
-"""Products by another library are the same products, with and without a graph, whatever the strides."""
+"""Products by oneDNN equal those of torch, with and without a graph, for all strides."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ needs_onednn = pytest.mark.skipif(
 
 @pytest.fixture(params=["chosen here", pytest.param("oneDNN", marks=needs_onednn)])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The library that this processor takes, and oneDNN, which every processor can, for products of every size."""
+    """The library that is chosen for this processor, and oneDNN for products of every size."""
     if request.param == "oneDNN":
         for name in ("SMALLEST", "FEWEST_TERMS", "FEWEST_ROWS", "SMALLEST_PACKED"):
             monkeypatch.setattr(products, name, 0)
@@ -33,19 +33,19 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_products_equal_torchs(library: str, dtype: torch.dtype) -> None:
+def test_products_equal_those_of_torch(library: str, dtype: torch.dtype) -> None:
     rows, whole, sums = draw(5, 7, dtype=dtype), draw(6, 9, dtype=dtype), draw(5, 6, dtype=dtype)
     near = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {}
     written = torch.empty(5, 20, dtype=dtype)
     for weight in (whole[:, :7], whole[:, 2:], whole[:, 2:].contiguous(), draw(7, 6, dtype=dtype).t()):
-        wanted = rows @ weight.t()
-        torch.testing.assert_close(products.affine(sums, rows, weight), sums + wanted, **near)
-        torch.testing.assert_close(products.affine(sums[0], rows, weight), sums[0] + wanted, **near)
-        torch.testing.assert_close(products.linear(rows, weight, sums[0]), sums[0] + wanted, **near)
-        torch.testing.assert_close(products.product(rows, weight.t()), wanted, **near)
+        expected = rows @ weight.t()
+        torch.testing.assert_close(products.affine(sums, rows, weight), sums + expected, **near)
+        torch.testing.assert_close(products.affine(sums[0], rows, weight), sums[0] + expected, **near)
+        torch.testing.assert_close(products.linear(rows, weight, sums[0]), sums[0] + expected, **near)
+        torch.testing.assert_close(products.product(rows, weight.t()), expected, **near)
         torch.testing.assert_close(products.product(sums, weight), sums @ weight, **near)
         products.product(rows, weight.t(), written[:, 3:9])
-        torch.testing.assert_close(written[:, 3:9], wanted, **near)
+        torch.testing.assert_close(written[:, 3:9], expected, **near)
     left, right = draw(3, 4, 5, dtype=dtype), draw(4, 3, 7, dtype=dtype).transpose(0, 1)
     total = torch.einsum("tbl,tbr->lr", left, right)
     torch.testing.assert_close(products.outer(left, right), total, **near)
@@ -67,7 +67,7 @@ def test_a_packed_weight_multiplies_rows_of_any_number(rows: int, biased: bool) 
     torch.testing.assert_close(found, F.linear(states, weight, bias), rtol=1e-4, atol=1e-5)
 
 
-def test_what_onednn_would_compute_by_loops_stays_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strided_weights_are_multiplied_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     rows, weight = draw(64, 512), draw(512, 1024)
     taken = {
@@ -87,12 +87,12 @@ def test_what_onednn_would_compute_by_loops_stays_with_torch(monkeypatch: pytest
 @pytest.mark.parametrize("biased", [True, False])
 def test_a_linear_layer_has_its_gradients(library: str, biased: bool) -> None:
     leaves = [draw(4, 3, 7).transpose(0, 1), draw(6, 7), draw(6)][: 2 + biased]
-    found, wanted = ([leaf.detach().requires_grad_() for leaf in leaves] for _ in range(2))
-    told, known = products.linear(*found), F.linear(*wanted)
-    torch.testing.assert_close(told, known)
-    (told * known.detach().cos()).sum().backward()
+    found, expected = ([leaf.detach().requires_grad_() for leaf in leaves] for _ in range(2))
+    actual, known = products.linear(*found), F.linear(*expected)
+    torch.testing.assert_close(actual, known)
+    (actual * known.detach().cos()).sum().backward()
     (known * known.detach().cos()).sum().backward()
-    for one, two in zip(found, wanted, strict=True):
+    for one, two in zip(found, expected, strict=True):
         torch.testing.assert_close(one.grad, two.grad)
 
 
@@ -110,7 +110,7 @@ def test_a_gradient_of_the_gradient_exists(library: str) -> None:
     [{}, {"attention_type": "additive"}, {"cell_type": "gru"}, {"cell_type": "gru", "gru_reset": "before"}],
     ids=str,
 )
-def test_a_model_trains_alike(library: str, options: dict[str, Any]) -> None:
+def test_a_training_step_is_the_same_with_either_library(library: str, options: dict[str, Any]) -> None:
     """In float32, with every product of the training step through the library, as in float64 through torch's own."""
     gradients = []
     for dtype in (torch.float32, torch.float64):
@@ -124,12 +124,12 @@ def test_a_model_trains_alike(library: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", [{}, {"cell_type": "gru"}, {"attention_type": "additive"}], ids=str)
 def test_autocast_leaves_the_search_as_it_is(library: str, options: dict[str, Any]) -> None:
     model = tiny_model(**options, deviation=0.5).float().eval()
-    asked = {"input_ids": batch()["input_ids"], "num_beams": 3, "max_new_tokens": 8, "return_dict_in_generate": True}
+    call = {"input_ids": batch()["input_ids"], "num_beams": 3, "max_new_tokens": 8, "return_dict_in_generate": True}
     with torch.autocast("cpu", torch.bfloat16):
-        found = model.search(**asked)
-    wanted = model.search(**asked)
-    assert torch.equal(found.sequences, wanted.sequences)
-    assert torch.equal(found.sequences_scores, wanted.sequences_scores)
+        found = model.search(**call)
+    expected = model.search(**call)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert torch.equal(found.sequences_scores, expected.sequences_scores)
 
 
 @pytest.mark.parametrize("options", [{}, {"cell_type": "gru"}, {"attention_type": "additive"}], ids=str)
@@ -137,7 +137,7 @@ def test_the_search_finds_what_generate_finds(library: str, options: dict[str, A
     model = tiny_model(**options, deviation=0.5).eval()
     inputs = {name: batch()[name] for name in ("input_ids", "attention_mask")}
     for beams in (1, 3):
-        asked = {**inputs, "num_beams": beams, "max_new_tokens": 12}
-        assert model.search(**asked).tolist() == model.generate(**asked).tolist()
+        call = {**inputs, "num_beams": beams, "max_new_tokens": 12}
+        assert model.search(**call).tolist() == model.generate(**call).tolist()
     if library == "oneDNN":
         assert isinstance(search_step.product(draw(6, 7), None, False), products.PackedProduct)

@@ -19,14 +19,14 @@ TARGETS = [[6, 4, 3, 9, 2], [9, 5, 5, 7, 2], [3, 3, 5, 10, 2]]
 
 
 def reference(model: RnnSeq2SeqForConditionalGeneration) -> list[reference_model.Sentence]:
-    """Every pair of the batch, read alone."""
+    """The sentences of the batch by the reference, one by one."""
     weights = model.state_dict(keep_vars=True)
     pairs = zip(SOURCES, decoder_inputs(TARGETS), strict=True)
     return [reference_model.translate(model.config, weights, source, target) for source, target in pairs]
 
 
 def objective(logits: list[Tensor], states: list[Tensor]) -> Tensor:
-    """A number that depends on every logit and every final state, each with its own share."""
+    """A number that depends on every logit and every final state, each with another factor."""
     flat = torch.cat([tensor.flatten() for tensor in [*logits, *states]])
     return (torch.sin(torch.arange(len(flat), dtype=flat.dtype)) * flat).sum()
 
@@ -49,20 +49,20 @@ def rows(tensor: Tensor, lengths: list[int]) -> list[Tensor]:
 @pytest.mark.parametrize("case", CASES)
 def test_model_equals_the_equations(case: str) -> None:
     model = tiny_model(**(TWO_LAYERS | CASES[case]))
-    wanted = reference(model)
-    wanted_logits = [torch.stack(sentence.logits) for sentence in wanted]
-    wanted_gradients = gradients(model, objective(wanted_logits, reference_ends(wanted)))
+    expected = reference(model)
+    wanted_logits = [torch.stack(sentence.logits) for sentence in expected]
+    wanted_gradients = gradients(model, objective(wanted_logits, reference_ends(expected)))
     inputs = {"input_ids": pad(SOURCES), "attention_mask": mask(SOURCES)}
     shown = {"output_attentions": True, "output_hidden_states": True, "use_cache": True}
     # The fused path where there is one, and the time loop that restates the equations.
     for path in ("auto", "loop"):
         model.config.decoder_recurrence = path
-        told = model(**inputs, decoder_input_ids=pad(decoder_inputs(TARGETS)), **shown)
-        torch.testing.assert_close(list(told.logits), wanted_logits)
-        torch.testing.assert_close(final_states(told), reference_ends(wanted))
-        check_hidden_states(told, wanted)
-        check_weights(told, wanted)
-        found = gradients(model, objective(list(told.logits), final_states(told)))
+        actual = model(**inputs, decoder_input_ids=pad(decoder_inputs(TARGETS)), **shown)
+        torch.testing.assert_close(list(actual.logits), wanted_logits)
+        torch.testing.assert_close(final_states(actual), reference_ends(expected))
+        check_hidden_states(actual, expected)
+        check_weights(actual, expected)
+        found = gradients(model, objective(list(actual.logits), final_states(actual)))
         torch.testing.assert_close(found, wanted_gradients)
         if model.get_decoder().recurrence_path == "at once":
             break
@@ -75,7 +75,7 @@ def final_states(told: Seq2SeqLMOutput) -> list[Tensor]:
 
 
 def reference_ends(wanted: list[reference_model.Sentence]) -> list[Tensor]:
-    """The same of the reference, its rows put side by side."""
+    """The same tensors of the reference, its rows stacked."""
     ends = [sentence.target.ends for sentence in wanted]
     states = [
         torch.stack([row[layer][part] for row in ends])
@@ -127,17 +127,17 @@ def nats(model: RnnSeq2SeqForConditionalGeneration, smoothing: float) -> Tensor:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_loss(smoothing: float) -> None:
-    """Mean over the words, or their sum over a given number; smoothed in training only; its gradient too."""
+    """The mean over the words, or their sum divided by a given number; smoothed in training only; with gradients."""
     model = tiny_model(label_smoothing=smoothing)
     words = sum(map(len, RAGGED))
     for training in (False, True):
         model.train(training)
-        wanted = nats(model, smoothing if training else 0.0)
-        torch.testing.assert_close(model(**batch()).loss.double(), wanted / words, rtol=1e-6, atol=0)
+        expected = nats(model, smoothing if training else 0.0)
+        torch.testing.assert_close(model(**batch()).loss.double(), expected / words, rtol=1e-6, atol=0)
         for items in (5, torch.tensor(5)):
             shared = model(**batch(), num_items_in_batch=items).loss
-            torch.testing.assert_close(shared.double(), wanted / 5, rtol=1e-6, atol=0)
-        found, known = gradients(model, model(**batch()).loss), gradients(model, wanted / words)
+            torch.testing.assert_close(shared.double(), expected / 5, rtol=1e-6, atol=0)
+        found, known = gradients(model, model(**batch()).loss), gradients(model, expected / words)
         torch.testing.assert_close(found, known, rtol=1e-4, atol=1e-6)
 
 
@@ -162,23 +162,23 @@ def test_outside_training_the_loss_is_a_function_of_the_logits(copying: bool, bu
     # Below a MiB, which the config refuses: the tiny logits must not fit.
     model.config.__dict__["logits_memory_mb"] = budget_mb
     given = batch()
-    told = model(**given)
-    (found,) = torch.autograd.grad(told.loss, told.logits)
+    actual = model(**given)
+    (found,) = torch.autograd.grad(actual.loss, actual.logits)
     real = given["labels"] != -100
-    target = torch.nn.functional.one_hot(given["labels"].clamp(min=0), told.logits.shape[-1])
-    wanted = (told.logits.detach().softmax(-1) - target) / real.sum() * real.unsqueeze(-1)
-    torch.testing.assert_close(found, wanted)
-    torch.testing.assert_close(told.loss, model(**given, skip_logits=True).loss)
+    target = torch.nn.functional.one_hot(given["labels"].clamp(min=0), actual.logits.shape[-1])
+    expected = (actual.logits.detach().softmax(-1) - target) / real.sum() * real.unsqueeze(-1)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual.loss, model(**given, skip_logits=True).loss)
 
 
-def test_a_batch_without_a_single_label_costs_nothing() -> None:
+def test_the_loss_of_a_batch_without_labels_is_zero() -> None:
     model = tiny_model().train()
-    told = model(**(batch() | {"labels": torch.full((3, 4), -100)}))
-    assert told.loss == 0
-    told.loss.backward()
+    actual = model(**(batch() | {"labels": torch.full((3, 4), -100)}))
+    assert actual.loss == 0
+    actual.loss.backward()
 
 
-def test_labels_are_moved_right_behind_the_start() -> None:
+def test_labels_are_shifted_right_after_the_start_token() -> None:
     model = tiny_model(decoder_start_token_id=9)
     labels = torch.tensor([[5, 6, 2], [7, 2, -100]])
     assert model.prepare_decoder_input_ids_from_labels(labels).tolist() == [[9, 5, 6], [9, 7, 2]]
@@ -190,18 +190,18 @@ def test_labels_are_moved_right_behind_the_start() -> None:
 
 def test_plain_tuples() -> None:
     model = tiny_model()
-    told = model(**batch(), output_attentions=True, output_hidden_states=True)
+    actual = model(**batch(), output_attentions=True, output_hidden_states=True)
     plain = model(**batch(), output_attentions=True, output_hidden_states=True, return_dict=False)
-    assert isinstance(plain, tuple) and len(plain) == len(told.to_tuple())
-    assert torch.equal(plain[0], told.loss) and torch.equal(plain[1], told.logits)
+    assert isinstance(plain, tuple) and len(plain) == len(actual.to_tuple())
+    assert torch.equal(plain[0], actual.loss) and torch.equal(plain[1], actual.logits)
     read = model.get_encoder()(pad(SOURCES), return_dict=False)
     # Fields that are None are in the tuple too, so that a position always means the same field.
     for parts in (read, model.get_encoder()(pad(SOURCES), output_hidden_states=True).to_tuple(), list(read)):
         again = model(encoder_outputs=parts, labels=batch()["labels"])
-        torch.testing.assert_close(again.loss, told.loss)
+        torch.testing.assert_close(again.loss, actual.loss)
 
 
-def test_inputs_are_left_as_they_were() -> None:
+def test_inputs_are_not_modified() -> None:
     model, given = tiny_model(dropout=0.5, word_dropout=0.5).train(), batch()
     model(**given).loss.backward()
     assert all(torch.equal(given[name], tensor) for name, tensor in batch().items())
@@ -232,7 +232,7 @@ def test_inputs_are_left_as_they_were() -> None:
     ],
     ids=str,
 )
-def test_inputs_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
+def test_invalid_inputs_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_model()(**(batch() | given))
 
@@ -242,8 +242,8 @@ def test_target_word_vectors_in_place_of_words() -> None:
     inputs = {"input_ids": pad(SOURCES), "attention_mask": mask(SOURCES)}
     words = pad(decoder_inputs())
     vectors = torch.relu(model.get_decoder().embed_tokens(words))
-    told = model(**inputs, decoder_inputs_embeds=vectors)
-    assert torch.equal(told.logits, model(**inputs, decoder_input_ids=words).logits)
+    actual = model(**inputs, decoder_inputs_embeds=vectors)
+    assert torch.equal(actual.logits, model(**inputs, decoder_input_ids=words).logits)
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:

@@ -62,12 +62,12 @@ def test_an_attention_and_a_model_load_where_nothing_is_installed(own: None, tmp
     assert set(codes) - {path.name for path in MODEL.glob("*.py")} == {"my_attention.py", "my_model.py"}
     assert all(code == (MODEL / name).read_bytes() for name, code in codes.items() if not name.startswith("my_"))
     maps = [json.loads((folder / "config.json").read_text())["auto_map"] for folder in (first, second)]
-    wanted = {
+    expected = {
         "AutoConfig": "my_attention.RnnSeq2SeqConfig",
         "AutoModel": "my_attention.RnnSeq2SeqModel",
         "AutoModelForSeq2SeqLM": "my_model.SharpModel",
     }
-    assert maps == [wanted, wanted]
+    assert maps == [expected, expected]
 
 
 def test_a_config_alone_carries_its_attention(own: None, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_travel_is_named(case: str, tmp_path: Path) -> None:
+def test_imports_that_a_checkpoint_does_not_carry_are_refused(case: str, tmp_path: Path) -> None:
     text, message = REFUSED[case]
     path = tmp_path / "mine.py"
     path.write_text("# mine\n" + text)
@@ -104,7 +104,7 @@ def test_what_cannot_travel_is_named(case: str, tmp_path: Path) -> None:
 
 
 class Homeless(Attention):
-    """As a class that is typed at the prompt."""
+    """Like a class that is defined at the prompt."""
 
     def score(self, query: Any, keys: Any, source_positions: Any) -> Any:
         return query @ keys.transpose(1, 2).unsqueeze(1)

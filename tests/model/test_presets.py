@@ -46,7 +46,7 @@ WINDOWS = {"luong2015 local_m": {"attention_window": "local_m"}, "luong2015 loca
 
 @pytest.mark.parametrize("case", [*NAMES, *WINDOWS])
 def test_preset_equals_its_paper(case: str) -> None:
-    """Scores and gradients of a ragged batch equal those of the paper's loops over each sentence by itself."""
+    """Scores and gradients of a ragged batch equal those of the paper's loops over each sentence."""
     name, options = case.split()[0], WINDOWS.get(case, {})
     equations = EQUATIONS[name]
     if options:
@@ -111,9 +111,9 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 )
 def test_sizes_are_the_papers(name: str, sizes: str) -> None:
     c = RnnSeq2SeqConfig.from_preset(name)
-    told = [c.encoder_layers, c.decoder_layers, c.encoder_hidden_size, c.hidden_size, c.embedding_size]
-    told += [c.source_vocab_size, c.vocab_size, float(c.dropout), c.initializer_range]
-    assert " ".join(map(str, told)) == sizes
+    actual = [c.encoder_layers, c.decoder_layers, c.encoder_hidden_size, c.hidden_size, c.embedding_size]
+    actual += [c.source_vocab_size, c.vocab_size, float(c.dropout), c.initializer_range]
+    assert " ".join(map(str, actual)) == sizes
 
 
 def test_every_docstring_says_where_it_departs_and_what_it_costs() -> None:
@@ -123,7 +123,7 @@ def test_every_docstring_says_where_it_departs_and_what_it_costs() -> None:
 
 
 @pytest.mark.parametrize("name", ["sutskever2014", "luong2015"])
-def test_weights_start_as_the_paper_says(name: str) -> None:
+def test_weights_are_initialized_as_in_the_paper(name: str) -> None:
     model = RnnSeq2SeqForConditionalGeneration(small_config(name))
     width = model.config.initializer_range
     values = torch.cat([parameter.flatten() for parameter in model.parameters()])
@@ -133,7 +133,7 @@ def test_weights_start_as_the_paper_says(name: str) -> None:
 # ------------------------------------------------------------------------------------------------ overrides, refusals
 
 
-def test_one_vocabulary_size_stands_for_both() -> None:
+def test_one_vocabulary_size_sets_both() -> None:
     config = RnnSeq2SeqConfig.from_preset("sutskever2014", vocab_size=99)
     assert (config.source_vocab_size, config.vocab_size) == (99, 99)
     config = RnnSeq2SeqConfig.from_preset("sutskever2014", vocab_size=99, source_vocab_size=55)
@@ -141,9 +141,9 @@ def test_one_vocabulary_size_stands_for_both() -> None:
 
 
 def test_help_names_each_preset_and_its_paper() -> None:
-    told = " ".join(RnnSeq2SeqConfig.from_preset.__doc__.split())
-    assert re.findall(r"\* `(\w+)`:", told) == list(PRESETS)
-    entries = dict(zip(PRESETS, re.split(r"\* `\w+`:", told)[1:], strict=True))
+    actual = " ".join(RnnSeq2SeqConfig.from_preset.__doc__.split())
+    assert re.findall(r"\* `(\w+)`:", actual) == list(PRESETS)
+    entries = dict(zip(PRESETS, re.split(r"\* `\w+`:", actual)[1:], strict=True))
     for name in NAMES[:7]:
         (paper,) = re.findall(r"\d{4}, [\w' -]+", " ".join(PRESETS[name].__doc__.split())[:150])[:1]
         assert paper in entries[name]
@@ -189,7 +189,7 @@ def test_help_names_each_preset_and_its_paper() -> None:
         ),
     ],
 )
-def test_refusals_say_why(name: str, options: dict[str, Any], message: str) -> None:
+def test_invalid_overrides_are_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         RnnSeq2SeqConfig.from_preset(name, **options)
 
@@ -199,7 +199,7 @@ def test_refusals_say_why(name: str, options: dict[str, Any], message: str) -> N
 
 @pytest.mark.parametrize("name", NAMES)
 def test_preset_learns_and_generates(name: str) -> None:
-    """The loss falls, and what greedy search writes is the best word at each position of its own output, read anew."""
+    """The loss decreases, and each greedy word is the most probable one after the words before it."""
     torch.manual_seed(0)
     options = {"dropout": 0.0, "label_smoothing": 0.0, "initializer_range": 0.4}
     model = RnnSeq2SeqForConditionalGeneration(small_config(name, **options)).train()
@@ -247,7 +247,7 @@ print(json.dumps(told))
 
 @pytest.mark.parametrize("names", [NAMES[:4], pytest.param(NAMES[4:], marks=pytest.mark.long)])
 def test_presets_save_load_and_load_with_remote_code(names: list[str], tmp_path: Path) -> None:
-    """A loaded checkpoint, with the package and in a process without it, gives the same numbers and words."""
+    """A loaded checkpoint computes the same numbers and words, with the package and in a process without it."""
     expected: dict[str, list[Any]] = {}
     ids, read = torch.tensor([[5, 7, 3, 2]]), torch.tensor([[1, 6, 4]])
     for name in names:
@@ -263,8 +263,8 @@ def test_presets_save_load_and_load_with_remote_code(names: list[str], tmp_path:
     words = [*warm.python(package=False), "-c", LOADER, *expected]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    actual = json.loads(done.stdout.splitlines()[-1])
     for folder, numbers in expected.items():
-        assert told[folder][0].startswith("transformers_modules.")
-        torch.testing.assert_close(torch.tensor(told[folder][1]), torch.tensor(numbers[0]))
-        assert told[folder][2] == numbers[1]
+        assert actual[folder][0].startswith("transformers_modules.")
+        torch.testing.assert_close(torch.tensor(actual[folder][1]), torch.tensor(numbers[0]))
+        assert actual[folder][2] == numbers[1]

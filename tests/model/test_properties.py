@@ -1,4 +1,4 @@
-"""Random valid configs: whatever goes together by the config's own rules works, everywhere."""
+"""Random valid configs: every model of a valid config works on every path."""
 
 import tempfile
 from typing import Any
@@ -23,7 +23,7 @@ quickly = settings(
 
 @st.composite
 def models(draw: st.DrawFn) -> Model:
-    """A model of any shape the config allows; dropout is set, and idle in eval mode."""
+    """A model of a random valid config; dropout is set and has no effect in evaluation."""
     options: dict[str, Any] = {
         "cell_type": draw(st.sampled_from(["lstm", "gru", "rnn_tanh", "rnn_relu"])),
         "encoder_layers": draw(st.integers(1, 3)),
@@ -76,7 +76,7 @@ def models(draw: st.DrawFn) -> Model:
 
 @st.composite
 def attention(draw: st.DrawFn, layers: int) -> dict[str, Any]:
-    """Everything that is only of interest with attention."""
+    """Options that need attention."""
     kinds = ["additive", "dot", "general", "location", "multi_head", "multi_head_additive", "normed_additive"]
     options = {
         "attention_type": draw(st.sampled_from([*kinds, "scaled_dot"])),
@@ -123,8 +123,8 @@ def test_forward_and_backward(model: Model, rows: Pairs) -> None:
     """Finite, and in training mode with dropout too."""
     given_ = inputs(rows)
     labels = given_["decoder_input_ids"].masked_fill(given_["decoder_input_ids"] == PAD, -100)
-    told = model(input_ids=given_["input_ids"], attention_mask=given_["attention_mask"], labels=labels)
-    assert told.loss.isfinite() and told.logits.isfinite().all()
+    actual = model(input_ids=given_["input_ids"], attention_mask=given_["attention_mask"], labels=labels)
+    assert actual.loss.isfinite() and actual.logits.isfinite().all()
     model.train()
     loss = model(input_ids=given_["input_ids"], attention_mask=given_["attention_mask"], labels=labels).loss
     loss.backward()
@@ -142,7 +142,7 @@ def test_the_fused_path_equals_the_loop(model: Model, rows: Pairs) -> None:
     for module in model.modules():
         if hasattr(module, "recurrent_dropout"):
             module.recurrent_dropout, module.weight_drop, module.zoneout = 0.0, 0.0, None
-    told = []
+    actual = []
     for path in ("auto", "loop"):
         model.config.decoder_recurrence = path
         model.train().zero_grad()
@@ -151,34 +151,34 @@ def test_the_fused_path_equals_the_loop(model: Model, rows: Pairs) -> None:
         gradients = {
             name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
         }
-        told.append((logits, gradients))
-    torch.testing.assert_close(told[0], told[1])
+        actual.append((logits, gradients))
+    torch.testing.assert_close(actual[0], actual[1])
 
 
 @quickly
 @given(models(), pairs, st.integers(0, 2))
 def test_frozen_weights_leave_the_other_gradients_alone(model: Model, rows: Pairs, third: int) -> None:
-    told = []
+    actual = []
     for patterns in ([], [name for number, (name, _) in enumerate(model.named_parameters()) if number % 3 == third]):
         freeze(model, patterns)
         model.zero_grad()
         logits = model(**inputs(rows)).logits
         (logits * torch.arange(logits.numel()).view_as(logits).sin()).sum().backward()
-        told.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    assert not told[1].keys() & set(patterns)
-    torch.testing.assert_close(told[1], {name: gradient for name, gradient in told[0].items() if name in told[1]})
-    assert told[0].keys() - set(patterns) == told[1].keys()
+        actual.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert not actual[1].keys() & set(patterns)
+    torch.testing.assert_close(actual[1], {name: gradient for name, gradient in actual[0].items() if name in actual[1]})
+    assert actual[0].keys() - set(patterns) == actual[1].keys()
 
 
 @quickly
 @given(models(), pairs)
-def test_old_words_keep_their_scores_when_the_vocabularies_grow(model: Model, rows: Pairs) -> None:
+def test_resizing_keeps_the_scores_of_old_words(model: Model, rows: Pairs) -> None:
     size = model.config.vocab_size
 
     def scores() -> tuple[Tensor, Any]:
         """What the softmax reads, and what a model that copies mixes with it."""
-        told = model.model(**inputs(rows))
-        return model.lm_head(told.last_hidden_state)[..., :size], told.copying
+        actual = model.model(**inputs(rows))
+        return model.lm_head(actual.last_hidden_state)[..., :size], actual.copying
 
     with torch.no_grad():
         before = scores()
@@ -189,7 +189,7 @@ def test_old_words_keep_their_scores_when_the_vocabularies_grow(model: Model, ro
 @quickly
 @given(models(), pairs)
 def test_word_by_word_equals_the_sentence(model: Model, rows: Pairs) -> None:
-    """One step at a time, the state handed on in a cache, as `generate()` does."""
+    """One step at a time with the state in a cache, as in `generate()`."""
     given_, cache, logits = inputs(rows), RnnSeq2SeqCache(), []
     whole = model(**given_, output_attentions=True)
     words = given_.pop("decoder_input_ids")
@@ -203,7 +203,7 @@ def test_word_by_word_equals_the_sentence(model: Model, rows: Pairs) -> None:
 @quickly
 @given(models(), pairs)
 def test_a_row_of_a_batch_equals_the_row_alone(model: Model, rows: Pairs) -> None:
-    """Wherever the padding of the source stands, and whatever follows the end of the target."""
+    """With padding of the source at any place, and any words after the end of the target."""
     if model.config.attention_type == "location" and max(len(source) for source, _ in rows) > 6:
         reject()
     right, left = model(**inputs(rows)).logits, model(**inputs(rows, left=True)).logits
@@ -216,29 +216,29 @@ def test_a_row_of_a_batch_equals_the_row_alone(model: Model, rows: Pairs) -> Non
 @quickly
 @given(models(), pairs)
 def test_draws_of_a_sentence_score_as_each_alone(model: Model, rows: Pairs) -> None:
-    """As sequence objectives have it: draws share the encoder's output, those that have ended leave the batch."""
+    """As in sequence objectives: samples share the encoder's output, and finished ones leave the batch."""
     given_ = inputs(rows)
     labels = given_["decoder_input_ids"].masked_fill(given_["decoder_input_ids"] == PAD, -100)
     source = Source.read(model, given_["input_ids"], given_["attention_mask"])
     candidates = Candidates.of(labels, draw_targets(model, source, 2, 4))
-    told = log_probabilities(model, source, candidates.labels, candidates.sentence)
+    actual = log_probabilities(model, source, candidates.labels, candidates.sentence)
     for number, sentence_ in enumerate(candidates.sentence.tolist()):
-        wanted = candidates.labels[number][candidates.labels[number] != -100].unsqueeze(0)
-        alone = model(input_ids=torch.tensor([rows[sentence_][0]]), labels=wanted).loss * wanted.shape[1]
-        torch.testing.assert_close(told[number].to(alone.dtype), -alone)
+        expected = candidates.labels[number][candidates.labels[number] != -100].unsqueeze(0)
+        alone = model(input_ids=torch.tensor([rows[sentence_][0]]), labels=expected).loss * expected.shape[1]
+        torch.testing.assert_close(actual[number].to(alone.dtype), -alone)
 
 
 @quickly
 @given(models(), pairs)
-def test_padding_of_the_target_holds_the_state(model: Model, rows: Pairs) -> None:
-    """On the left, as prompts have it: each row's words score as in the row alone, and it ends in the same state."""
+def test_padding_of_the_target_keeps_the_state(model: Model, rows: Pairs) -> None:
+    """On the left, as for prompts: scores and final state of each row are those of the row alone."""
     targets = [target for _, target in rows]
     given_ = inputs(rows) | {"decoder_input_ids": pad(targets, left=True)}
-    told = model(**given_, decoder_attention_mask=mask(targets, left=True))
+    actual = model(**given_, decoder_attention_mask=mask(targets, left=True))
     for number, row in enumerate(rows):
         alone = model(**inputs([row]))
-        torch.testing.assert_close(told.logits[number, -len(row[1]) :], alone.logits[0])
-        for here, there in zip(told.cache.state.tensors(), alone.cache.state.tensors(), strict=True):
+        torch.testing.assert_close(actual.logits[number, -len(row[1]) :], alone.logits[0])
+        for here, there in zip(actual.cache.state.tensors(), alone.cache.state.tensors(), strict=True):
             # Coverage has a place for each source word, padding included.
             real = tuple(slice(width) for width in there[0].shape)
             torch.testing.assert_close(here[number][real], there[0])
@@ -257,7 +257,7 @@ def test_generation_with_and_without_cache_and_beams(model: Model, rows: Pairs) 
 
 @quickly
 @given(models(), pairs)
-def test_saved_and_loaded_it_is_the_same(model: Model, rows: Pairs) -> None:
+def test_a_loaded_model_is_equal(model: Model, rows: Pairs) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = Model.from_pretrained(folder, dtype=torch.float64)
@@ -266,5 +266,5 @@ def test_saved_and_loaded_it_is_the_same(model: Model, rows: Pairs) -> None:
         name: getattr(model.config, name) for name in fields
     }
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
-    # Where a tensor lies in memory decides how the last digits are rounded.
+    # The address of a tensor decides how the last digits are rounded.
     torch.testing.assert_close(loaded(**inputs(rows)).logits, model(**inputs(rows)).logits)

@@ -1,4 +1,4 @@
-"""A recurrent layer alone: whatever path runs, it is the equation; what is dropped is dropped for a whole sentence."""
+"""A recurrent layer alone: each path computes the equation, and a dropout mask is the same for a whole sentence."""
 
 from typing import Any
 
@@ -92,7 +92,7 @@ def test_ragged_rows_equal_the_equation(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "relu", "lstm, deep", "gru, reset before"])
-def test_held_positions_are_passed_through(kind: str) -> None:
+def test_held_positions_keep_the_state(kind: str) -> None:
     """Positions that are padding, at the left end or in the middle, leave the state as it was."""
     layer, inputs, state = build(kind)
     hold = torch.zeros(BATCH, 8, dtype=torch.bool)
@@ -109,7 +109,7 @@ def test_held_positions_are_passed_through(kind: str) -> None:
     compare(layer, gathered, ends, alone(layer, kind, inputs, state), [inputs, *state])
 
 
-def test_without_a_state_it_starts_from_zero() -> None:
+def test_the_default_state_is_zero() -> None:
     layer, inputs, state = build("lstm")
     zeros = tuple(torch.zeros_like(part) for part in state)
     torch.testing.assert_close(layer(inputs), layer(inputs, zeros))
@@ -147,10 +147,10 @@ def test_the_kernel_and_the_loop_agree_in_float32_and_bfloat16(kind: str) -> Non
             torch.testing.assert_close(here, end, atol=tolerance, rtol=tolerance)
 
 
-def test_padding_may_hold_anything() -> None:
-    """What stands behind a row's end reaches neither its states nor any gradient."""
+def test_values_at_padding_have_no_effect() -> None:
+    """Values after a row's end affect neither its states nor any gradient."""
     layer, inputs, state = build("lstm")
-    told = []
+    actual = []
     for filler in (0.0, 1e4):
         given = inputs.detach().clone()
         for row, length in enumerate(LENGTHS):
@@ -158,8 +158,8 @@ def test_padding_may_hold_anything() -> None:
         given.requires_grad_()
         outputs, ends = layer(given, state, lengths=LENGTHS)
         value = sum(part.sum() for part in ends) + sum(outputs[row, :n].sum() for row, n in enumerate(LENGTHS))
-        told.append((ends, torch.autograd.grad(value, [*layer.parameters(), given])))
-    torch.testing.assert_close(*told)
+        actual.append((ends, torch.autograd.grad(value, [*layer.parameters(), given])))
+    torch.testing.assert_close(*actual)
 
 
 @pytest.mark.parametrize("grad", [True, False])

@@ -99,37 +99,37 @@ def test_identical_without_the_package(kind: str, tmp_path: Path) -> None:
     model = tiny_model(**KINDS[kind], dtype=torch.float32)
     given = {key: value for key, value in batch().items() if key != "labels"}
     given |= {"decoder_input_ids": pad(decoder_inputs()), "decoder_attention_mask": mask(decoder_inputs())}
-    told, printed = run_elsewhere(WHOLE, model, given, tmp_path)
+    actual, printed = run_elsewhere(WHOLE, model, given, tmp_path)
     with torch.no_grad():
-        assert torch.equal(told["logits"], model(**given).logits)
-        assert torch.equal(told["again"], told["logits"])
-        assert torch.equal(told["readout"], model.model(**given).last_hidden_state)
+        assert torch.equal(actual["logits"], model(**given).logits)
+        assert torch.equal(actual["again"], actual["logits"])
+        assert torch.equal(actual["readout"], model.model(**given).last_hidden_state)
     sources = {name: given[name] for name in ("input_ids", "attention_mask")}
-    assert torch.equal(told["words"], model.generate(**sources, num_beams=3, max_new_tokens=5))
+    assert torch.equal(actual["words"], model.generate(**sources, num_beams=3, max_new_tokens=5))
     assert printed == "'hidden_sise' is not a field of RnnSeq2SeqConfig; did you mean 'hidden_size'?\n"
 
 
 def test_the_base_model_by_itself(tmp_path: Path) -> None:
-    """A saved RnnSeq2SeqModel carries its own code, and writes it on."""
+    """A saved RnnSeq2SeqModel carries its code, also if it is saved again from that code."""
     model = tiny_model(share_encoder_decoder_embeddings=True, dtype=torch.float32).model
     given = {"input_ids": batch()["input_ids"], "decoder_input_ids": pad(decoder_inputs())}
-    told, _ = run_elsewhere(BASE, model, given, tmp_path)
+    actual, _ = run_elsewhere(BASE, model, given, tmp_path)
     with torch.no_grad():
-        assert torch.equal(told["readout"], model(**given).last_hidden_state)
+        assert torch.equal(actual["readout"], model(**given).last_hidden_state)
 
 
 @pytest.mark.parametrize("kind", ["AutoConfig", "AutoModel", "AutoModelForSeq2SeqLM"])
-def test_code_of_a_checkpoint_names_the_transformers_it_needs(kind: str, tmp_path: Path) -> None:
+def test_a_checkpoints_code_names_the_required_transformers(kind: str, tmp_path: Path) -> None:
     load = OLD.replace("LOAD", f"transformers.{kind}.from_pretrained(folder, trust_remote_code=True)")
     given = {"input_ids": batch()["input_ids"]}
     _, printed = run_elsewhere(load + "save_file(given, out + '/told.safetensors')", tiny_model(), given, tmp_path)
     assert printed == TOO_OLD
 
 
-def test_an_import_of_the_package_names_the_transformers_it_needs() -> None:
+def test_importing_the_package_names_the_required_transformers() -> None:
     program = OLD.replace("LOAD", "import hf_rnn_seq2seq")
-    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout == TOO_OLD
+    actual = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert actual.stdout == TOO_OLD
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (needed,) = [line for line in project["dependencies"] if line.startswith("transformers")]
     assert re.fullmatch(r"transformers>=([\d.]+),<\d+", needed)[1] == LOWEST_TRANSFORMERS

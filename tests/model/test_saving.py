@@ -1,7 +1,7 @@
-"""A checkpoint gives back what was saved: ties, types, devices, sizes; and new parameters start as they should.
+"""A loaded checkpoint has the saved ties, types and sizes, on any device; new parameters are initialized.
 
 `fixtures/checkpoint_0_1_0` was trained by scripts/train.py of version 0.1.0 with transformers 5.23; `expected.json` is
-what they said.
+its outputs then.
 """
 
 import json
@@ -40,7 +40,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def tables(model: RnnSeq2SeqForConditionalGeneration) -> set[int]:
-    """How many tables there are, told by where they lie."""
+    """The addresses of the embedding tables and of the output layer."""
     parts = model.model.encoder.embed_tokens, model.model.decoder.embed_tokens, model.lm_head
     return {part.weight.data_ptr() for part in parts}
 
@@ -78,10 +78,10 @@ def test_the_base_model_and_the_whole_read_each_others_checkpoints(ties: str, tm
     given = {key: value for key, value in batch().items() if key != "labels"}
     given["decoder_input_ids"] = pad(decoder_inputs())
     with torch.no_grad():
-        told = base(**given).last_hidden_state
-        assert torch.equal(told, model.model(**given).last_hidden_state)
+        actual = base(**given).last_hidden_state
+        assert torch.equal(actual, model.model(**given).last_hidden_state)
         base.save_pretrained(tmp_path / "base")
-        assert torch.equal(RnnSeq2SeqModel.from_pretrained(tmp_path / "base")(**given).last_hidden_state, told)
+        assert torch.equal(RnnSeq2SeqModel.from_pretrained(tmp_path / "base")(**given).last_hidden_state, actual)
     with safe_open(tmp_path / "base" / "model.safetensors", "pt") as file:
         both = {SOURCE.removeprefix("model."), TARGET.removeprefix("model.")}
         assert len(set(file.keys()) & both) == (1 if "share_encoder_decoder_embeddings" in TIES[ties][0] else 2)
@@ -107,15 +107,15 @@ def test_bfloat16(options: dict[str, Any], tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = RnnSeq2SeqForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
-    told = logits(loaded)
-    assert told.dtype == torch.bfloat16
-    torch.testing.assert_close(told.float(), logits(model), atol=0.15, rtol=0.05)
+    actual = logits(loaded)
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.float(), logits(model), atol=0.15, rtol=0.05)
     loaded.train()(**batch()).loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in loaded.parameters())
     assert loaded.eval().generate(**{k: v for k, v in batch().items() if k != "labels"}, max_new_tokens=4).shape[1] <= 5
     loaded.save_pretrained(tmp_path / "half")
     again = RnnSeq2SeqForConditionalGeneration.from_pretrained(tmp_path / "half", dtype="auto")
-    assert again.dtype == torch.bfloat16 and torch.equal(logits(again), told)
+    assert again.dtype == torch.bfloat16 and torch.equal(logits(again), actual)
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}], ids=str)
@@ -132,16 +132,16 @@ def test_device_map(device_map: str | dict[str, str], ties: str, tmp_path: Path)
 
 
 def test_a_model_dispatched_part_by_part_gives_the_same() -> None:
-    """Accelerate's hooks move what goes into a part; the cache must go through them as it is."""
+    """Accelerate's hooks move the inputs of a part; the cache must pass through them unchanged."""
     accelerate = pytest.importorskip("accelerate", reason="accelerate (of the extra `train`) is not installed")
     model = tiny_model(dtype=torch.float32, encoder_layers=2, decoder_layers=2).requires_grad_(False)
     inputs = {key: value for key, value in batch().items() if key != "labels"}
-    wanted, found = logits(model), model.generate(**inputs, max_new_tokens=6, num_beams=2)
+    expected, found = logits(model), model.generate(**inputs, max_new_tokens=6, num_beams=2)
     parts = {"model.encoder": "cpu", "model.bridge": "cpu", "model.decoder": "cpu", "lm_head": "cpu"}
     keys = model._skip_keys_device_placement
     model = accelerate.dispatch_model(model, parts, force_hooks=True, skip_keys=keys)
     # A part whose forward is replaced is called, where else its weights are read: the sums are rounded differently.
-    torch.testing.assert_close(logits(model), wanted)
+    torch.testing.assert_close(logits(model), expected)
     assert torch.equal(model.generate(**inputs, max_new_tokens=6, num_beams=2), found)
 
 
@@ -163,7 +163,7 @@ CELLS = {
 
 @pytest.mark.parametrize("kind", CELLS)
 def test_parameters_missing_in_a_checkpoint_are_initialized(kind: str, tmp_path: Path) -> None:
-    """Models are built without memory; what no file and no rule fills would hold whatever lay there."""
+    """Models are created without memory; a parameter that nothing fills would have random content."""
     config = tiny_config(**CELLS[kind])
     fresh = RnnSeq2SeqForConditionalGeneration(config)
     empty = tmp_path / "empty"
@@ -174,12 +174,12 @@ def test_parameters_missing_in_a_checkpoint_are_initialized(kind: str, tmp_path:
     loaded = RnnSeq2SeqForConditionalGeneration.from_pretrained(empty)
     logging.set_verbosity(verbosity)
     assert torch.equal(loaded.lm_head.bias, torch.full((11,), 7.0))
-    for (name, parameter), wanted in zip(loaded.named_parameters(), fresh.parameters(), strict=True):
+    for (name, parameter), expected in zip(loaded.named_parameters(), fresh.parameters(), strict=True):
         if name == "lm_head.bias":
             continue
         assert parameter.isfinite().all() and parameter.abs().max() < 6, name
         if name.endswith("gain") or "norm_" in name or re.search(r"transitions\.\d+\.bias$", name):
-            assert torch.equal(parameter, wanted), name
+            assert torch.equal(parameter, expected), name
         else:
             assert len(parameter.unique()) > 1, name
 
@@ -201,7 +201,7 @@ def test_initialization_is_bounded_by_the_fan_in() -> None:
 @pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("size", [20, 11, 8])
 def test_resize_token_embeddings(ties: str, size: int, tmp_path: Path) -> None:
-    """Of one vocabulary, in every tying; with two, `size` is the target's alone."""
+    """One vocabulary with each tying; with two vocabularies `size` is the target's."""
     model = tiny_model(**WIDE, **TIES[ties][0], dtype=torch.float32)
     before, shared = {name: value.clone() for name, value in model.state_dict().items()}, ties in ("embeddings", "all")
     source_size = model.config.source_vocab_size
@@ -220,12 +220,12 @@ def test_resize_token_embeddings(ties: str, size: int, tmp_path: Path) -> None:
         rows = before[name].shape[0] if name == SOURCE and not shared else kept
         assert torch.equal(model.state_dict()[name][:rows], before[name][:rows]), name
     words = {key: value.clamp(max=size - 1) for key, value in batch().items()}
-    told = model(**words)
-    assert told.logits.shape[-1] == size and told.loss.isfinite()
+    actual = model(**words)
+    assert actual.logits.shape[-1] == size and actual.loss.isfinite()
     assert model.generate(words["input_ids"], max_new_tokens=3).max() < size
     model.save_pretrained(tmp_path)
     again = RnnSeq2SeqForConditionalGeneration.from_pretrained(tmp_path)
-    assert torch.equal(again(**words).logits, told.logits)
+    assert torch.equal(again(**words).logits, actual.logits)
 
 
 @pytest.mark.parametrize("ties", TIES)
@@ -279,9 +279,9 @@ def test_the_base_model_resizes_both_tables(ties: str, tmp_path: Path) -> None:
     assert (base.config.source_vocab_size, base.config.vocab_size, base.vocab_size) == (source + 4, *[target + 4] * 2)
     words = {"input_ids": torch.tensor([[source + 3, 2]]), "decoder_input_ids": torch.tensor([[1, target + 3]])}
     with torch.no_grad():
-        told = base(**words).last_hidden_state
+        actual = base(**words).last_hidden_state
         base.save_pretrained(tmp_path)
-        assert torch.equal(RnnSeq2SeqModel.from_pretrained(tmp_path)(**words).last_hidden_state, told)
+        assert torch.equal(RnnSeq2SeqModel.from_pretrained(tmp_path)(**words).last_hidden_state, actual)
 
 
 def test_input_embeddings_can_be_replaced() -> None:

@@ -1,4 +1,4 @@
-"""The fused scan: equal to the time loop, differentiable, seen by hooks, checkpointing, autocast and two processes."""
+"""The fused scan: equal to the time loop; with hooks, checkpointing, autocast and two processes."""
 
 import itertools
 import subprocess
@@ -52,7 +52,7 @@ DROPOUTS: dict[str, dict[str, Any]] = {
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    """Every pair of values of two axes stands in some case: the axes are walked at different speeds."""
+    """Every pair of values of two axes is in some case, since the axes advance by different steps."""
     axes = [CELLS, SCORES, STACKS, ORDERS, DROPOUTS]
     found = {}
     for first, second in itertools.combinations(range(len(axes)), 2):
@@ -69,7 +69,7 @@ CASES = cases()
 
 
 def objective(told: Any) -> Tensor:
-    """A number that reads the logits, every layer's states, and the weights, each position in its own way."""
+    """A number that depends on logits, every layer's states and weights, at each position with another factor."""
     read = [told.logits, *told.decoder_hidden_states, *told.cross_attentions]
     return told.loss + sum((part * torch.arange(part.numel()).view_as(part).sin()).sum() for part in read)
 
@@ -77,18 +77,18 @@ def objective(told: Any) -> Tensor:
 def outputs_and_gradients(options: dict[str, Any], path: str) -> tuple[list[Tensor], dict[str, Tensor]]:
     model = tiny_model(**options, decoder_recurrence=path).train()
     torch.manual_seed(1)
-    told = model(**batch(), skip_logits=False, output_hidden_states=True, output_attentions=True)
-    objective(told).backward()
+    actual = model(**batch(), skip_logits=False, output_hidden_states=True, output_attentions=True)
+    objective(actual).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return [told.loss, told.logits, *told.decoder_hidden_states, *told.cross_attentions], gradients
+    return [actual.loss, actual.logits, *actual.decoder_hidden_states, *actual.cross_attentions], gradients
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_scan_is_the_loop(case: str) -> None:
+def test_the_scan_equals_the_loop(case: str) -> None:
     """Outputs, attention weights and the gradient of every parameter, with the same dropout masks."""
     found, gradients = outputs_and_gradients(CASES[case], "scan")
-    wanted, known = outputs_and_gradients(CASES[case], "loop")
-    torch.testing.assert_close(found, wanted)
+    expected, known = outputs_and_gradients(CASES[case], "loop")
+    torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients, known)
 
 
@@ -160,15 +160,15 @@ def test_gradcheck(cell: str, form: str, before: bool) -> None:
     assert torch.autograd.gradcheck(function, [tensors[place] for place in places], fast_mode=True)
 
 
-def test_a_row_that_allows_nothing_reads_nothing() -> None:
+def test_the_scan_reads_nothing_in_a_row_without_allowed_words() -> None:
     tensors, plan = scan_inputs("lstm", "dot", before=True, layers=1)
     mask = torch.tensor([[True, True, True], [False, False, False]])
     extra, weights, *_ = scan(plan._replace(mask=mask), tensors)
     assert not extra[:, 1].any() and not weights[:, 1].any() and weights[:, 0].all()
 
 
-def test_hooks_see_all_that_is_kept_for_the_backward_pass() -> None:
-    """What offloading and checkpointing rely on: nothing of the size of all positions hides from them."""
+def test_saved_tensor_hooks_see_every_saved_tensor() -> None:
+    """Offloading and checkpointing rely on it: no tensor of the size of all positions is hidden from them."""
     tensors, plan = scan_inputs("lstm", "additive", before=True, layers=2)
     packed: list[Tensor] = []
     with saved_tensors_hooks(lambda tensor: packed.append(tensor) or len(packed) - 1, packed.__getitem__):
@@ -221,7 +221,7 @@ def gradients_of_a_share(rank: int, folder: str) -> None:
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    """The node's weights come out of one backward pass, which is when DistributedDataParallel sends them."""
+    """The gradients of the node's weights come from one backward pass, when DistributedDataParallel sends them."""
     model = tiny_model(decoder_layers=2, decoder_recurrence="scan").train()
     model(**batch(), num_items_in_batch=11).loss.backward()
     program = (
@@ -240,13 +240,13 @@ def test_autocast_computes_in_sixteen_bits_and_stays_near(options: dict[str, Any
     model = tiny_model(**options, dtype=torch.float32, deviation=0.3, decoder_recurrence="scan").train()
     exact = model(**batch())
     exact.loss.backward()
-    wanted = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
-        told = model(**batch(), output_attentions=True)
-    told.loss.backward()
-    assert told.cross_attentions[0].dtype == torch.bfloat16
-    torch.testing.assert_close(told.loss, exact.loss, rtol=0.02, atol=0)
+        actual = model(**batch(), output_attentions=True)
+    actual.loss.backward()
+    assert actual.cross_attentions[0].dtype == torch.bfloat16
+    torch.testing.assert_close(actual.loss, exact.loss, rtol=0.02, atol=0)
     for name, parameter in model.named_parameters():
         assert parameter.grad.dtype == torch.float32
-        assert (parameter.grad - wanted[name]).norm() <= 0.06 * wanted[name].norm() + 1e-3, name
+        assert (parameter.grad - expected[name]).norm() <= 0.06 * expected[name].norm() + 1e-3, name

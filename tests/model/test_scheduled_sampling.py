@@ -93,7 +93,7 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
 # ------------------------------------------------------------------------------------------------ the coin
 
 
-def test_coin_of_each_token() -> None:
+def test_one_draw_per_token() -> None:
     torch.manual_seed(0)
     truth = draw_truth(torch.zeros(200, 50), 0.7, "token")
     assert truth[:, 0].all()
@@ -101,7 +101,7 @@ def test_coin_of_each_token() -> None:
     assert 0 < truth[0, 1:].sum() < 49
 
 
-def test_coin_of_each_sentence() -> None:
+def test_one_draw_per_sentence() -> None:
     torch.manual_seed(0)
     truth = draw_truth(torch.zeros(2000, 5), 0.3, "sentence")
     assert truth[:, 0].all()
@@ -113,7 +113,7 @@ def test_coin_of_each_sentence() -> None:
 
 
 def greedy_by_rows(model: RnnSeq2SeqForConditionalGeneration, source: list[int], words: list[int], truth: list[bool]):
-    """One sentence, position by position, each prefix read anew; its own word is the argmax after the one before."""
+    """One sentence; the model's word is the argmax after all words before it, read from the start."""
     read = [words[0]]
     for time in range(1, len(words)):
         logits = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([read])).logits[0, -1]
@@ -159,7 +159,7 @@ def test_step_equals_reading_the_mixture(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("options", SYSTEMS.values(), ids=SYSTEMS)
 def test_full_teacher_forcing_is_bit_identical(options: dict[str, Any]) -> None:
-    """At probability 1 nothing is drawn: dropout sees the same random numbers."""
+    """At probability 1 nothing is drawn, so dropout gets the same random numbers."""
     results = []
     for sampling in ({}, {"teacher_forcing_ratio": 1.0, "teacher_forcing_unit": "sentence"}):
         model = tiny_model(dropout=0.3, dtype=torch.float32, **options, **sampling).train()
@@ -185,7 +185,7 @@ def test_words_can_be_sampled() -> None:
 
 
 def test_progress_moves_the_schedule() -> None:
-    """With a linear schedule the ratio is 1 at first and 0 later."""
+    """With a linear schedule the ratio starts at 1 and falls to 0."""
     options = {"scheduled_sampling": "linear", "scheduled_sampling_decay": 0.1}
     scheduled, plain = tiny_model(**options).train(), tiny_model().train()
     own = tiny_model(teacher_forcing_ratio=0.0).train()
@@ -214,7 +214,7 @@ def test_gradients_under_autocast() -> None:
 
 
 def test_masked_target_positions() -> None:
-    """A target padded on the left by the decoder's mask: the mixture of its words is that of the row alone."""
+    """With a target that the decoder's mask pads on the left, the mixed words are those of the row alone."""
     model = tiny_model(teacher_forcing_ratio=0.0).train()
     words = decoder_inputs()
     alone = torch.tensor([words[1]])
@@ -233,7 +233,7 @@ def test_masked_target_positions() -> None:
 
 
 def test_seq2seq_trainer_drives_a_schedule(tmp_path) -> None:
-    """Four lines of a callback are all that Seq2SeqTrainer needs."""
+    """A callback of four lines is enough for Seq2SeqTrainer."""
     pytest.importorskip("accelerate", reason="accelerate (of the extra `train`) is not installed")
     seen: list[int] = []
 

@@ -1,4 +1,4 @@
-"""The search finds what `generate()` finds, for every configuration, and shares what it should."""
+"""The search finds what `generate()` finds, for every configuration, and its beams share one source."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -73,10 +73,10 @@ def test_step_equals_the_model(case: str) -> None:
     with torch.no_grad():
         logits, weights = walk(step, batch, targets, beams)
         wide = {name: tensor.repeat_interleave(beams, 0) for name, tensor in batch.items()}
-        wanted = model(**wide, decoder_input_ids=targets, output_attentions=True)
-    torch.testing.assert_close(logits, wanted.logits.float())
+        expected = model(**wide, decoder_input_ids=targets, output_attentions=True)
+    torch.testing.assert_close(logits, expected.logits.float())
     if weights is not None:
-        torch.testing.assert_close(weights, wanted.cross_attentions[0].mean(1))
+        torch.testing.assert_close(weights, expected.cross_attentions[0].mean(1))
 
 
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
@@ -87,10 +87,10 @@ def test_beam_search_equals_generate(options: dict, length_penalty: float, early
     for beams, returned in ((2, 1), (5, 5)):
         call = {"num_beams": beams, "num_return_sequences": returned, "max_new_tokens": 9}
         call |= {"early_stopping": early_stopping, "length_penalty": length_penalty}
-        wanted = model.generate(**inputs(model), **call, return_dict_in_generate=True, output_scores=True)
+        expected = model.generate(**inputs(model), **call, return_dict_in_generate=True, output_scores=True)
         found = model.search(**inputs(model), **call, return_dict_in_generate=True)
-        assert found.sequences.tolist() == wanted.sequences.tolist()
-        torch.testing.assert_close(found.sequences_scores, wanted.sequences_scores)
+        assert found.sequences.tolist() == expected.sequences.tolist()
+        torch.testing.assert_close(found.sequences_scores, expected.sequences_scores)
 
 
 def test_the_first_position_has_one_beam_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,5 +133,5 @@ def test_greedy_search_equals_generate(name: str) -> None:
     ends = [2, *(word for rows, word in sorted(counts) if rows <= 3)]
     for limit in (1, 3, 12):
         call = {"max_new_tokens": limit, "eos_token_id": ends}
-        wanted = model.generate(**inputs(model), **call)
-        assert model.search(**inputs(model), **call).tolist() == wanted.tolist()
+        expected = model.generate(**inputs(model), **call)
+        assert model.search(**inputs(model), **call).tolist() == expected.tolist()

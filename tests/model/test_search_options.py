@@ -1,4 +1,4 @@
-"""What the search has beside generate(): ensembles, alignments, prefixes, phrases, shortlists, weights; its errors."""
+"""The options that only the search has: ensembles, alignments, prefixes, phrases, shortlists, weights; its errors."""
 
 import dataclasses
 import gc
@@ -43,8 +43,8 @@ def detailed(model: Any, rows: list[list[int]], **options: Any) -> SearchOutput:
 
 def test_help_names_each_option_and_its_default() -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(SearchOptions)}
-    told = dict(re.findall(r"\* `(\w+)` \(default: (.*?)\):", RnnSeq2SeqForConditionalGeneration.search.__doc__))
-    assert told == {name: repr(defaults[name]) for name in OWN}
+    actual = dict(re.findall(r"\* `(\w+)` \(default: (.*?)\):", RnnSeq2SeqForConditionalGeneration.search.__doc__))
+    assert actual == {name: repr(defaults[name]) for name in OWN}
 
 
 # ---------------------------------------------------------------- scores, alignments, GNMT
@@ -56,11 +56,11 @@ def test_log_probabilities_and_alignments_are_those_of_a_forward_pass(options: d
     found = detailed(model, ROWS, max_new_tokens=12, return_alignments=True, **options)
     for position, length in enumerate(found.lengths.tolist()):
         source, ids = ROWS[position // copies], found.sequences[position, 1 : 1 + length]
-        told = model(input_ids=torch.tensor([source]), labels=ids[None], output_attentions=True)
-        chosen = told.logits[0].log_softmax(-1).gather(-1, ids[:, None]).sum()
+        actual = model(input_ids=torch.tensor([source]), labels=ids[None], output_attentions=True)
+        chosen = actual.logits[0].log_softmax(-1).gather(-1, ids[:, None]).sum()
         torch.testing.assert_close(found.log_probabilities[position], chosen, atol=1e-4, rtol=0)
         torch.testing.assert_close(
-            found.alignments[position, :length, : len(source)], told.cross_attentions[0][0, 0], atol=1e-5, rtol=0
+            found.alignments[position, :length, : len(source)], actual.cross_attentions[0][0, 0], atol=1e-5, rtol=0
         )
         assert not found.alignments[position, length:].any()
         torch.testing.assert_close(found.sequences_scores[position], chosen / length, atol=1e-4, rtol=0)
@@ -73,9 +73,9 @@ def test_scores_of_gnmt_follow_from_log_probability_and_attention() -> None:
     assert found.sequences.shape != plain.sequences.shape or not torch.equal(found.sequences, plain.sequences)
     for position, length in enumerate(found.lengths.tolist()):
         received = found.alignments[position, :, : len(ROWS[position // 4])].sum(0)
-        wanted = found.log_probabilities[position] / ((5 + length) / 6) ** 0.7
-        wanted = wanted + 0.3 * received.clamp(max=1).log().sum()
-        torch.testing.assert_close(found.sequences_scores[position], wanted, atol=1e-4, rtol=0)
+        expected = found.log_probabilities[position] / ((5 + length) / 6) ** 0.7
+        expected = expected + 0.3 * received.clamp(max=1).log().sum()
+        torch.testing.assert_close(found.sequences_scores[position], expected, atol=1e-4, rtol=0)
 
 
 # ---------------------------------------------------------------- batches
@@ -196,8 +196,8 @@ def test_hypotheses_begin_with_their_prefix(name: str) -> None:
     if name == "greedy":
         for row, prefix, source in zip(found, prefixes, ROWS, strict=True):
             prompt = torch.tensor([[1, *prefix]])
-            wanted = trained().generate(**inputs([source]), decoder_input_ids=prompt, max_new_tokens=12 - len(prefix))
-            assert row == [word for word in wanted[0, 1:].tolist() if word]
+            expected = trained().generate(**inputs([source]), decoder_input_ids=prompt, max_new_tokens=12 - len(prefix))
+            assert row == [word for word in expected[0, 1:].tolist() if word]
 
 
 def test_every_hypothesis_begins_with_a_prefix_that_is_as_long_as_it_may_be() -> None:
@@ -209,9 +209,9 @@ def test_a_prompt_is_continued_as_generate_does() -> None:
     prompt = torch.tensor([[1, 9, 5]]).expand(len(ROWS), -1)
     for options in ({"max_new_tokens": 6}, {"max_length": 8, "num_beams": 3}):
         for given_prompt in (prompt, prompt[:, 1:]):  # generate() puts the start token before it
-            wanted = trained().generate(**inputs(ROWS), decoder_input_ids=given_prompt, **options)
+            expected = trained().generate(**inputs(ROWS), decoder_input_ids=given_prompt, **options)
             found = trained().search(**inputs(ROWS), decoder_input_ids=given_prompt, **options)
-            assert found.tolist() == wanted.tolist()
+            assert found.tolist() == expected.tolist()
 
 
 def contains(row: list[int], phrase: list[int]) -> bool:
@@ -332,16 +332,16 @@ def test_8_bit_products_are_near_on_every_processor() -> None:
 def test_changed_weights_are_noticed() -> None:
     model = tiny_model(dtype=torch.float32, vocab_size=40).requires_grad_(False)
     rows = [row[:3] for row in ([3, 5, 2], [7, 4, 2])]
-    for change in ("in place", "behind .data", "another tensor"):
+    for change in ("in place", "through .data", "another tensor"):
         before = call(model, rows, max_new_tokens=6)
         if change == "in place":
             model.lm_head.weight.mul_(-1)
-        elif change == "behind .data":
+        elif change == "through .data":
             model.lm_head.weight.data.neg_()
         else:
             model.lm_head.weight = torch.nn.Parameter(-model.lm_head.weight, requires_grad=False)
-        wanted = model.generate(**inputs(rows), max_new_tokens=6)[:, 1:].tolist()
-        assert model.search(**inputs(rows), max_new_tokens=6)[:, 1:].tolist() == wanted
+        expected = model.generate(**inputs(rows), max_new_tokens=6)[:, 1:].tolist()
+        assert model.search(**inputs(rows), max_new_tokens=6)[:, 1:].tolist() == expected
         assert call(model, rows, max_new_tokens=6) != before
 
 
@@ -376,9 +376,9 @@ def test_what_it_does_not_cover_is_handed_to_generate_and_said(options: dict, ca
     search._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         found = model.search(**inputs(ROWS), max_new_tokens=9, **options)
-    wanted = model.generate(**inputs(ROWS), max_new_tokens=9, **options)
-    found, wanted = (getattr(told, "sequences", told) for told in (found, wanted))
-    assert found.tolist() == wanted.tolist()
+    expected = model.generate(**inputs(ROWS), max_new_tokens=9, **options)
+    found, expected = (getattr(actual, "sequences", actual) for actual in (found, expected))
+    assert found.tolist() == expected.tolist()
     assert (
         list(options)[-1 if "bad_words_ids" in options else 0] in caplog.text
         and "generate() decodes instead" in caplog.text
@@ -389,9 +389,9 @@ def test_what_it_does_not_cover_is_handed_to_generate_and_said(options: dict, ca
 def test_sampling_and_training_mode_are_left_to_generate() -> None:
     model = trained()
     torch.manual_seed(0)
-    wanted = model.generate(**inputs(ROWS), do_sample=True, max_new_tokens=9)
+    expected = model.generate(**inputs(ROWS), do_sample=True, max_new_tokens=9)
     torch.manual_seed(0)
-    assert model.search(**inputs(ROWS), do_sample=True, max_new_tokens=9).tolist() == wanted.tolist()
+    assert model.search(**inputs(ROWS), do_sample=True, max_new_tokens=9).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
@@ -460,9 +460,9 @@ def test_a_checkpoint_holds_one_limit_and_that_is_max_length(tmp_path: Path) -> 
     model.save_pretrained(tmp_path)
     assert model.generation_config.max_new_tokens == 9
     path = tmp_path / "generation_config.json"
-    held = json.loads(path.read_text())
-    assert held["max_length"] == 10 and "max_new_tokens" not in held
-    path.write_text(json.dumps({**held, "max_length": None, "max_new_tokens": 9, "eos_token_id": None}))
+    stored = json.loads(path.read_text())
+    assert stored["max_length"] == 10 and "max_new_tokens" not in stored
+    path.write_text(json.dumps({**stored, "max_length": None, "max_new_tokens": 9, "eos_token_id": None}))
     loaded = RnnSeq2SeqForConditionalGeneration.from_pretrained(tmp_path)
     ids = torch.tensor([[4, 5, 2]])
     for decode in (loaded.generate, loaded.search):

@@ -87,12 +87,15 @@ def test_real_sentences(
     texts = texts[:: COUNT // count]
     assert type(build_step(model)) is FusedStep and len(texts) == count
     sentences = read_sentences(model, tokenizer(shared_data), texts, 250)
-    wanted = decoded(model.generate, sentences.by_length, beams)
-    assert len(wanted) == count
-    assert len({len(row) for row in wanted.values()}) > 6 and len({tuple(row) for row in wanted.values()}) > count // 12
+    expected = decoded(model.generate, sentences.by_length, beams)
+    assert len(expected) == count
+    assert (
+        len({len(row) for row in expected.values()}) > 6
+        and len({tuple(row) for row in expected.values()}) > count // 12
+    )
     for batches in (sentences.by_length, sentences.plain):
         found = decoded(model.search, batches, beams)
-        different = [number for number in wanted if wanted[number] != found[number]]
+        different = [number for number in expected if expected[number] != found[number]]
         assert len(different) <= 1
         if different:
             wide = copy.deepcopy(model).double()
@@ -112,6 +115,6 @@ def test_models_that_magnify_rounding_agree_with_more_digits(
         call = {"max_new_tokens": 20, "eos_token_id": None, "return_dict_in_generate": True, "output_logits": True}
         logits = torch.stack(model.generate(input_ids=ids, attention_mask=mask, **call).logits, 1)
         model.lm_head.bias[END] += (logits.amax(-1) - logits[..., END]).quantile(0.1)
-    wanted = decoded(model.generate, sentences.by_length, 1)
-    assert len({tuple(row) for row in wanted.values()}) > 300
-    assert decoded(model.search, sentences.by_length, 1) == wanted
+    expected = decoded(model.generate, sentences.by_length, 1)
+    assert len({tuple(row) for row in expected.values()}) > 300
+    assert decoded(model.search, sentences.by_length, 1) == expected

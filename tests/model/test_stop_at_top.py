@@ -27,8 +27,8 @@ def slowly(model: Any, source: list[int], returned: int, power: float) -> list[t
         grown = []
         for total, target in running:
             words = torch.tensor([[START, *target]])
-            told = model(input_ids=torch.tensor([source]), decoder_input_ids=words, use_cache=False)
-            scores = told.logits[0, -1].log_softmax(-1).tolist()
+            actual = model(input_ids=torch.tensor([source]), decoder_input_ids=words, use_cache=False)
+            scores = actual.logits[0, -1].log_softmax(-1).tolist()
             grown += [(total + score, (*target, word)) for word, score in enumerate(scores)]
         grown = sorted(grown, reverse=True)
         ended = [one for one in grown[:BEAMS] if one[1][-1] == END or length == LIMIT]
@@ -44,9 +44,9 @@ def test_a_sentence_ends_when_its_likeliest_continuation_does(returned: int, pow
     own = model()
     options = {"num_beams": BEAMS, "num_return_sequences": returned, "length_penalty": power, "max_new_tokens": LIMIT}
     found = own.search(**inputs(SOURCES), **options, stop_at_top=True, return_dict_in_generate=True)
-    wanted = [one for source in SOURCES for one in slowly(own, source, returned, power)]
+    expected = [one for source in SOURCES for one in slowly(own, source, returned, power)]
     pairs = zip(found.sequences[:, 1:].tolist(), found.lengths.tolist(), strict=True)
-    assert [tuple(row[:length]) for row, length in pairs] == [words for _, words in wanted]
-    torch.testing.assert_close(found.sequences_scores.tolist(), [score for score, _ in wanted], atol=1e-5, rtol=0)
+    assert [tuple(row[:length]) for row, length in pairs] == [words for _, words in expected]
+    torch.testing.assert_close(found.sequences_scores.tolist(), [score for score, _ in expected], atol=1e-5, rtol=0)
     usual = own.search(**inputs(SOURCES), **options, return_dict_in_generate=True)
     assert power == 0 or not torch.equal(usual.sequences_scores, found.sequences_scores)  # the rules differ here

@@ -92,6 +92,10 @@ def expand_path(name: str, text: str) -> str:
 _FIELDS = {"import": "imports"}
 
 
+# Options of version 0.1.0 that are gone. Its recipes hold every option, so they have these with their defaults.
+_REMOVED = {"subword_sampling_alpha": None, "cuda_graphs": False}
+
+
 def import_code(names: str) -> None:
     """Imports files `mine.py` or modules, between commas, which register an attention or a model of the user's own.
 
@@ -329,7 +333,9 @@ def parse_arguments(
         print(format_help(groups, model_options or {}, description, positional))
         raise SystemExit(0)
     given, recipe = _read_words(argv, hints)
-    values = {**(read_recipe(recipe) if recipe else {}), **given}
+    options = read_recipe(recipe) if recipe else {}
+    options = {name: value for name, value in options.items() if name not in _REMOVED or value != _REMOVED[name]}
+    values = {**options, **given}
     values = {_FIELDS.get(name, name): value for name, value in values.items()}
     for name, value in values.items():
         check_known(name, hints)
@@ -347,6 +353,8 @@ def parse_arguments(
 
 def check_known(name: str, known: Mapping[str, Any]) -> None:
     """Raises ArgumentError, naming the nearest known option, when `name` is none of them."""
+    if name in _REMOVED:
+        raise ArgumentError(f"{name}: was removed in version 0.2.0; leave it out")
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"; the nearest is {nearest[0]}" if nearest else "; --help lists all"

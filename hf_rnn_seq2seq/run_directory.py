@@ -1,14 +1,19 @@
 """What a trained directory holds: the checkpoint, the options it was trained with, and the facts of its run."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.files import digest, write_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
@@ -38,7 +43,7 @@ def load_checkpoint(
     `attention` asks for an implementation that returns attention weights. `device` defaults to a GPU where there is
     one. Raises CheckpointError in one line for whatever keeps the checkpoint from loading.
     """
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoModelForSeq2SeqLM
 
     device = usable_device(device)
     path = Path(name)
@@ -51,7 +56,7 @@ def load_checkpoint(
     if attention:
         options["attn_implementation"] = "eager"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = read_tokenizer(name)
         model = AutoModelForSeq2SeqLM.from_pretrained(name, use_safetensors=True, **options)
     except Exception as error:  # safetensors, tokenizers and json each raise classes of their own
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -63,6 +68,18 @@ def load_checkpoint(
             f"{name}: the tokenizer has {known} target tokens, the model's vocab_size is {model.config.vocab_size}"
         )
     return model.eval().to(device), tokenizer
+
+
+def read_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory or a Hub repository. Its BPE dropout is off: texts are always split alike."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    for side in ("backend_tokenizer", "target_backend_tokenizer"):
+        model = getattr(getattr(tokenizer, side, None), "model", None)
+        if getattr(model, "dropout", None):
+            model.dropout = None
+    return tokenizer
 
 
 def require_finite(tensors: Iterable[tuple[str, Any]], where: str) -> None:
@@ -132,10 +149,8 @@ def require_vocabulary(name: str | os.PathLike[str], tokenizer: Any) -> None:
     Raises:
         CheckpointError: one has another id, so that its row in the checkpoint's tables is another token's.
     """
-    from transformers import AutoTokenizer
-
     try:
-        own = AutoTokenizer.from_pretrained(name)
+        own = read_tokenizer(name)
     except (OSError, ValueError):
         return  # weights without a tokenizer: nothing to compare
     for known, given in zip(_vocabularies(own), _vocabularies(tokenizer), strict=True):

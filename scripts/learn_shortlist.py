@@ -38,15 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not kept:
         raise InputError(f"pairs {arguments.pairs!r}: none of {len(rows)} lines is source, tab, target")
     command_line.quiet_libraries()
-    from transformers import AutoTokenizer
-
     import hf_rnn_seq2seq  # noqa: F401  (registers the tokenizer)
     from hf_rnn_seq2seq.generation.encoding import encode_targets
     from hf_rnn_seq2seq.generation.shortlist import Shortlist
-    from hf_rnn_seq2seq.run_directory import vocabulary_hash
+    from hf_rnn_seq2seq.run_directory import read_tokenizer, vocabulary_hash
 
     with reading(f"the tokenizer of {arguments.model!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        tokenizer = read_tokenizer(arguments.model)
     sources, targets = map(list, zip(*kept, strict=True))
     source_ids = tokenizer(sources, verbose=False)["input_ids"]
     target_ids = encode_targets(tokenizer, targets)

@@ -64,17 +64,8 @@ class TokenizerArguments(OptionGroup):
     lowercase: bool = option(False, "fold case: the model then neither sees nor writes capitals")
     bpe_dropout: float = option(
         0.0,
-        "bpe: probability that a merge is left out of a training sentence, drawn in each epoch",
+        "bpe: probability that a merge is left out of a training sentence, drawn in each epoch. The draws cannot be "
+        "seeded: a resumed run has the same rows but draws other pieces. train_batch_tokens counts the usual pieces",
         at_least=0,
         at_most=1,
     )
-    subword_sampling_alpha: float | None = option(
-        None, "unigram: draw the pieces of a training sentence by this power of their probability", above=0
-    )
-
-    def validate(self) -> None:
-        if self.bpe_dropout and self.subword_sampling_alpha is not None:
-            raise ArgumentError(
-                f"bpe_dropout={self.bpe_dropout}: is for byte-pair tokenizers, and subword_sampling_alpha="
-                f"{self.subword_sampling_alpha} for unigram ones; give one of them"
-            )

@@ -63,6 +63,8 @@ class UpdatePlan:
         batch_size: sentences of an update over all processes; ignored where `max_tokens` is given.
         max_tokens: padded tokens (source and target) of an update over all processes.
         seed: decides the order together with the epoch.
+        exact_lengths: whether rows have these lengths when they are read; if not, an update's tokens are not known
+            beforehand.
 
     Raises:
         ValueError: no row to train on.
@@ -76,7 +78,9 @@ class UpdatePlan:
         batch_size: int,
         max_tokens: int | None,
         seed: int,
+        exact_lengths: bool = True,
     ) -> None:
+        self.exact_lengths = exact_lengths
         self.source_lengths = np.asarray(source_lengths, dtype=np.int32)
         self.target_lengths = np.asarray(target_lengths, dtype=np.int32)
         if not len(self.source_lengths):
@@ -126,8 +130,8 @@ class UpdatePlan:
                     index=position,
                     updates_in_epoch=len(batches),
                     rows=tuple(rows),
-                    source_tokens=int(self.source_lengths[rows].sum()),
-                    target_tokens=int(self.target_lengths[rows].sum()),
+                    source_tokens=int(self.source_lengths[rows].sum()) if self.exact_lengths else None,
+                    target_tokens=int(self.target_lengths[rows].sum()) if self.exact_lengths else None,
                 )
             epoch, index = epoch + 1, 0
 

@@ -15,7 +15,9 @@ names neither an end token nor a separator.
 from collections.abc import Callable
 
 from tokenizers import processors
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from hf_rnn_seq2seq.run_directory import read_tokenizer
 
 INPUTS = ["input_ids", "attention_mask"]
 PADS = ("<pad>", "[PAD]")
@@ -29,7 +31,7 @@ def load_tokenizer(name: str, say: Callable[[str], None] = lambda _: None) -> Pr
     """
     option = f"tokenizer_name_or_path={name!r}"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = read_tokenizer(name)
     except Exception as error:  # tokenizers, json, a missing sentencepiece and the Hub each raise classes of their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(

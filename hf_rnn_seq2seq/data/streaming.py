@@ -19,8 +19,8 @@ import torch
 from datasets import IterableDataset
 
 from hf_rnn_seq2seq.data.batching import BatchPlan, plan_batches
+from hf_rnn_seq2seq.data.bpe_dropout import BpeDropout
 from hf_rnn_seq2seq.data.loader import BatchLoader, MicroBatch, Update
-from hf_rnn_seq2seq.data.subword_sampling import SubwordSampler
 from hf_rnn_seq2seq.data.token_columns import encode
 
 
@@ -31,7 +31,7 @@ class TextStream:
         rows: text columns `source`, `target`, and `id`.
         max_source_length, max_target_length: in tokens; longer rows are left out and counted.
         buffer: rows of a window, within which sentences of similar length find together and the order is random.
-        sampler: draws the segmentation of each row, anew in each epoch; None for the usual one.
+        redraw: splits the rows that are short enough anew each time; None keeps their usual pieces.
     """
 
     def __init__(
@@ -42,23 +42,24 @@ class TextStream:
         max_source_length: int,
         max_target_length: int,
         buffer: int,
-        sampler: SubwordSampler | None = None,
+        redraw: BpeDropout | None = None,
     ) -> None:
-        self.rows, self.buffer, self.sampler = rows, buffer, sampler
-        # Rows are tokenised in a thread while the validation split is translated in another, and a tokenizer of two
+        self.rows, self.buffer, self.redraw = rows, buffer, redraw
+        # Rows are tokenized in a thread while the validation split is translated in another, and a tokenizer of two
         # vocabularies belongs to one thread.
         self.tokenizer = copy.deepcopy(tokenizer)
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
 
-    def tokenise(self, rows: Sequence[Mapping[str, Any]], epoch: int = 0) -> dict[str, list[Any]]:
+    def tokenize(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         """The columns `id`, `input_ids`, `labels` and their lengths of the rows that are short enough."""
         texts = {name: [row[name] for row in rows] for name in ("id", "source", "target")}
         columns = encode(texts, self.tokenizer) if rows else {}
         lengths = zip(columns.get("source_length", []), columns.get("target_length", []), strict=True)
         kept = [n for n, (s, t) in enumerate(lengths) if s <= self.max_source_length and t <= self.max_target_length]
-        if self.sampler is not None and kept:
-            return self.sampler.columns({name: [values[n] for n in kept] for name, values in texts.items()}, epoch)
-        return {name: [values[n] for n in kept] for name, values in columns.items()}
+        columns = {name: [values[n] for n in kept] for name, values in {**texts, **columns}.items()}
+        if self.redraw is not None and kept:
+            return self.redraw(columns)
+        return {name: values for name, values in columns.items() if name not in ("source", "target")} if kept else {}
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class StreamLoader(BatchLoader):
     def columns(self, update: Update, rows: Sequence[int]) -> dict[str, list[Any]]:
         """The columns of those of an update's rows that are short enough."""
         assert isinstance(update, StreamUpdate)
-        return self.text.tokenise([update.texts[row] for row in rows], update.epoch)
+        return self.text.tokenize([update.texts[row] for row in rows])
 
     def load(self, update: Update) -> list[MicroBatch]:
         """This rank's micro-batches of an update, a filler where it has no rows or only too long ones."""

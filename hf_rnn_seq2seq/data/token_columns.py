@@ -25,6 +25,7 @@ _TOKENS = {
     "source_length": Value("int32"),
     "target_length": Value("int32"),
 }
+_TEXT = {"source": Value("string"), "target": Value("string")}
 
 
 # What a tokenizer's files say about its last call, its place and its code, not about the ids it gives.
@@ -47,6 +48,7 @@ def tokenize_corpus(
     num_proc: int | None = None,
     cache_dir: str | Path | None = None,
     alignment_unit: str = "word",
+    keep_text: bool = False,
 ) -> tuple[AnyDataset, dict[str, int]]:
     """Tokenises a split into memory-mapped int columns, cached by the content of split and tokenizer.
 
@@ -56,6 +58,7 @@ def tokenize_corpus(
         num_proc: worker processes; None for one.
         cache_dir: default: in the cache of `datasets`.
         alignment_unit: what a column `alignment` counts, see `token_alignments`.
+        keep_text: keep the columns `source` and `target` too.
 
     Returns:
         `id`, `input_ids`, `labels`, `source_length`, `target_length`; and the number of rows left out for each reason
@@ -72,15 +75,15 @@ def tokenize_corpus(
     options: dict[str, Any] = {
         "batched": True,
         "batch_size": 4_000,
-        "remove_columns": ["source", "target"],
-        "features": Features(_TOKENS | ({"alignment": FEATURE} if aligned else {})),
+        "remove_columns": [] if keep_text else ["source", "target"],
+        "features": Features(_TOKENS | ({"alignment": FEATURE} if aligned else {}) | (_TEXT if keep_text else {})),
         "fn_kwargs": {"tokenizer": tokenizer, "alignment_unit": alignment_unit},
     }
     if isinstance(split, IterableDataset):
         rows = split.map(encode, **options)
         limits = {"source": max_source_length, "target": max_target_length}
         return rows.filter(_short_enough, input_columns=["source_length", "target_length"], fn_kwargs=limits), {}
-    key = digest([split._fingerprint, tokenizer_hash(tokenizer), content_hash([Path(__file__)])])[:32]
+    key = digest([split._fingerprint, tokenizer_hash(tokenizer), content_hash([Path(__file__)]), keep_text])[:32]
     folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hf_rnn_seq2seq")
     folder.mkdir(parents=True, exist_ok=True)
     rows = split.map(

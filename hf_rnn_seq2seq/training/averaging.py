@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_rnn_seq2seq.errors import AveragingError
 from hf_rnn_seq2seq.model.pretrained import not_finite
-from hf_rnn_seq2seq.run_directory import vocabulary_hash
+from hf_rnn_seq2seq.run_directory import read_tokenizer, vocabulary_hash
 from hf_rnn_seq2seq.training.checkpoints import WEIGHTS
 
 
@@ -57,10 +57,8 @@ def average_weights(directories: Sequence[str | os.PathLike[str]]) -> dict[str, 
 
 def _require_one_vocabulary(directories: Sequence[str | os.PathLike[str]]) -> None:
     """Each row of the embeddings must belong to one token in all; checkpoints without a tokenizer are not compared."""
-    from transformers import AutoTokenizer
-
     named = [directory for directory in directories if (Path(directory) / "tokenizer_config.json").is_file()]
-    hashes = [vocabulary_hash(AutoTokenizer.from_pretrained(directory)) for directory in named]
+    hashes = [vocabulary_hash(read_tokenizer(directory)) for directory in named]
     for directory, vocabulary in zip(named, hashes, strict=True):
         if vocabulary != hashes[0]:
             raise AveragingError(

@@ -8,14 +8,13 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from hf_rnn_seq2seq.data.loader import BatchLoader, UpdatePlan, column
-from hf_rnn_seq2seq.data.sampled_table import SampledLoader, SampledPlan, SampledTable
 from hf_rnn_seq2seq.data.streaming import StreamLoader, StreamPlan, TextStream
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
 
 
 def plan_and_loader(
-    dataset: Dataset | SampledTable | TextStream,
+    dataset: Dataset | TextStream,
     options: TrainingOptions,
     accelerator: Accelerator,
     collate: Callable[[Any], dict[str, torch.Tensor]],
@@ -34,8 +33,8 @@ def plan_and_loader(
         stream = StreamPlan(dataset.rows, batch_size=batch_size, buffer=dataset.buffer, seed=options.seed)
         return stream, StreamLoader(dataset, collate, **place)
     limits: dict[str, Any] = {"batch_size": batch_size, "max_tokens": options.train_batch_tokens, "seed": options.seed}
-    if isinstance(dataset, SampledTable):
-        return SampledPlan(*dataset.planned_lengths(), **limits), SampledLoader(dataset, collate, **place)
+    # A transform tokenizes the rows anew when they are read.
+    limits["exact_lengths"] = dataset.format["type"] != "custom"
     lengths = [column(dataset, name) for name in ("source_length", "target_length")]
     return UpdatePlan(*lengths, **limits), BatchLoader(dataset, collate, **place)
 

@@ -64,7 +64,8 @@ class TrainingLoop:
         state: the model, whose forward takes `input_ids`, `attention_mask` and `labels` (-100 is ignored) and returns
             the mean loss over the label tokens; its optimizer and counters; the options and the processes.
         train_dataset: rows with `input_ids`, `labels`, `source_length`, `target_length`, and optionally `id`;
-            `dataset[list_of_rows]` gives a dict of lists. Or a TextStream, or a SampledTable.
+            `dataset[list_of_rows]` gives a dict of lists. A transform of it may give the ids anew
+            each time. Or a TextStream.
         collate: pads a dict of lists to tensors.
         validator: measures the model; None trains without evaluation.
         save_tokenizer: writes what a checkpoint holds in addition to the model into a folder.

@@ -13,17 +13,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from datasets import Dataset, IterableDataset
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.data.batching import Collator
+from hf_rnn_seq2seq.data.bpe_dropout import BpeDropout
 from hf_rnn_seq2seq.data.corpus import Corpus, load_corpus
 from hf_rnn_seq2seq.data.loader import BatchLoader
 from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer, start_token_id
-from hf_rnn_seq2seq.data.sampled_table import SampledTable, build_sampler
 from hf_rnn_seq2seq.data.streaming import TextStream
-from hf_rnn_seq2seq.data.subword_sampling import SubwordSampler
 from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
 from hf_rnn_seq2seq.data.word_alignment import with_alignments
@@ -31,7 +30,7 @@ from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
 from hf_rnn_seq2seq.evaluation.scores import score, why_blind
 from hf_rnn_seq2seq.generation.translate import translate
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
-from hf_rnn_seq2seq.run_directory import require_finite, require_vocabulary
+from hf_rnn_seq2seq.run_directory import read_tokenizer, require_finite, require_vocabulary
 from hf_rnn_seq2seq.training.adaptation import Adaptation, freeze, grow_tables
 from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions, TrainingOptions
 from hf_rnn_seq2seq.training.checkpoints import CheckpointStore, named_checkpoint
@@ -76,13 +75,22 @@ def build_training(
     objective = build_objective(options.training, model, partial(tokenizer.batch_decode, skip_special_tokens=True))
     # An objective replaces every other loss, that of the alignments included.
     weight = getattr(model.config, "guided_alignment_weight", 0) if objective is None else 0
+    redraw = make_redraw(options, tokenizer)
+    if redraw is not None and weight:
+        raise ArgumentError(
+            f"bpe_dropout={options.tokenizer.bpe_dropout}: guided_alignment_weight={weight} aligns the usual pieces; "
+            "set one of them to 0"
+        )
     train = add_alignments(options.data, rows["train"], weight, accelerator)
-    sampler = None if options.data.streaming else make_sampler(options, tokenizer)
+    if redraw is not None and checkpoint is not None:
+        log("bpe_dropout: the run continues with the same rows in the same order, but their pieces are drawn anew")
+    if redraw is not None and not options.data.streaming:
+        train = train.with_transform(redraw)
     adaptation.facts |= freeze(model, options.training.freeze, log)
     vocabulary = (source_vocabulary_size(tokenizer), target_vocabulary_size(tokenizer))
     loop = TrainingLoop(
         TrainingState(model, options.training, accelerator, objective),
-        train if sampler is None else SampledTable(train, corpus.splits["train"], sampler),
+        train,
         collate=Collator(tokenizer.pad_token_id),
         validator=validator,
         save_tokenizer=tokenizer.save_pretrained,
@@ -153,7 +161,7 @@ def make_tokenizer(
         elif checkpoint is not None or start is not None:
             saved = str(checkpoint or start)
             with reading(f"the tokenizer of {saved!r}", ArgumentError):
-                tokenizers = [AutoTokenizer.from_pretrained(saved)]
+                tokenizers = [read_tokenizer(saved)]
         else:
             tokenizers = [train_tokenizer(options.tokenizer, options.data, corpus)]
     if accelerator.num_processes > 1:
@@ -191,18 +199,20 @@ def tokenize(
     with accelerator.local_main_process_first():
         for split, texts in corpus.splits.items():
             if data.streaming and split == "train":
-                window = {"buffer": data.streaming_buffer, "sampler": make_sampler(options, tokenizer)}
+                window = {"buffer": data.streaming_buffer, "redraw": make_redraw(options, tokenizer)}
                 rows[split] = TextStream(texts, tokenizer, **_limits(data), **window)
                 continue
             workers = {"num_proc": data.preprocessing_num_workers, "alignment_unit": data.alignment_unit}
-            rows[split], counts = tokenize_corpus(texts, tokenizer, **_limits(data), **workers)
+            keep_text = split == "train" and options.tokenizer.bpe_dropout > 0
+            rows[split], counts = tokenize_corpus(texts, tokenizer, keep_text=keep_text, **_limits(data), **workers)
             skipped[split] = {**skipped.get(split, {}), **counts}
     return rows, skipped
 
 
-def make_sampler(options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> SubwordSampler | None:
-    """Draws the segmentation of training sentences, if the options ask for it."""
-    return build_sampler(tokenizer, options.tokenizer, seed=options.training.seed, **_limits(options.data))
+def make_redraw(options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> BpeDropout | None:
+    """Splits training sentences anew in each epoch, if the options ask for it."""
+    dropout = options.tokenizer.bpe_dropout
+    return BpeDropout(tokenizer, dropout, **_limits(options.data)) if dropout else None
 
 
 def _limits(data: DataArguments) -> dict[str, int]:

@@ -124,7 +124,7 @@ def test_a_stream_has_a_tokenizer_of_its_own():
     row = {"id": 0, "source": "c b a", "target": "a y"}
     stream = TextStream(None, tokenizer, max_source_length=9, max_target_length=9, buffer=1)
     tokenizer._target_backend, tokenizer._source_backend = tokenizer._source_backend, tokenizer._target_backend
-    told = stream.tokenise([row])
+    told = stream.tokenize([row])
     read = [stream.tokenizer.decode_source(told["input_ids"][0][:-1]), stream.tokenizer.decode(told["labels"][0][:-1])]
     assert read == ["c b a", "a y"]
 

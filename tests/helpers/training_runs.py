@@ -20,10 +20,9 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTok
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.data.batching import Collator
+from hf_rnn_seq2seq.data.bpe_dropout import BpeDropout
 from hf_rnn_seq2seq.data.loader import BatchLoader, MicroBatch, Update
-from hf_rnn_seq2seq.data.sampled_table import SampledTable
 from hf_rnn_seq2seq.data.streaming import TextStream
-from hf_rnn_seq2seq.data.subword_sampling import SubwordSampler
 from hf_rnn_seq2seq.data.token_columns import encode
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import TrainingError
@@ -35,6 +34,7 @@ from hf_rnn_seq2seq.training.sequence_objectives import build_objective
 from hf_rnn_seq2seq.training.state import TrainingState
 from hf_rnn_seq2seq.training.validation import Validator
 
+LIMITS = {"max_source_length": 128, "max_target_length": 128}
 VOCABULARY = 24
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 
@@ -85,23 +85,18 @@ def letter_rows(rows: int) -> tuple[datasets.Dataset, PreTrainedTokenizerFast]:
     return datasets.Dataset.from_list(table), PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
-def sampled_table(rows: int) -> SampledTable:
-    """`letter_rows` tokenised, with BPE-dropout."""
+def dropout_table(rows: int) -> datasets.Dataset:
+    """`letter_rows`, tokenized with BPE dropout when they are read."""
     texts, tokenizer = letter_rows(rows)
-    names = ["source", "target"]
-    table = texts.map(encode, batched=True, remove_columns=names, fn_kwargs={"tokenizer": tokenizer})
-    return SampledTable(table, texts, _sampler(tokenizer))
+    table = texts.map(encode, batched=True, fn_kwargs={"tokenizer": tokenizer})
+    return table.with_transform(BpeDropout(tokenizer, 0.4, **LIMITS))
 
 
-def sampled_stream(rows: int, buffer: int) -> TextStream:
+def dropout_stream(rows: int, buffer: int) -> TextStream:
     """The same as a stream."""
     texts, tokenizer = letter_rows(rows)
-    limits = {"max_source_length": 128, "max_target_length": 128}
-    return TextStream(texts.to_iterable_dataset(), tokenizer, **limits, buffer=buffer, sampler=_sampler(tokenizer))
-
-
-def _sampler(tokenizer: Any) -> SubwordSampler:
-    return SubwordSampler(tokenizer, bpe_dropout=0.4, seed=5, max_source_length=128, max_target_length=128)
+    redraw = BpeDropout(tokenizer, 0.4, **LIMITS)
+    return TextStream(texts.to_iterable_dataset(), tokenizer, **LIMITS, buffer=buffer, redraw=redraw)
 
 
 def _each(read: Callable[[Any], Iterator[Any]]) -> Callable[..., Iterator[Any]]:
@@ -216,7 +211,7 @@ def main() -> int:
         options = arguments(**run["options"])
         accelerator = accelerator or build_accelerator(options)
         train = text_stream(70, run["buffer"]) if "buffer" in run else None
-        train = sampled_table(70) if run.get("sampled") else train
+        train = dropout_table(70) if run.get("bpe_dropout") else train
         loop = build_loop(run["model"], options, accelerator, rows=run.get("rows", 70), train=train)
         seen = record(loop)
         try:

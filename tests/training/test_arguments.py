@@ -61,6 +61,7 @@ def test_a_name_of_a_group_is_not_a_model_option():
         (["--learning_rat", "1"], "learning_rat: no such option; the nearest is learning_rate"),
         (["--hiden_size", "3"], "hiden_size: no such option; the nearest is hidden_size"),
         (["--zzzzzz", "3"], "zzzzzz: no such option; --help lists all"),
+        (["--subword_sampling_alpha", "0.2"], "subword_sampling_alpha: was removed in version 0.2.0; leave it out"),
         (["--max_steps"], "max_steps: needs a value, a whole number"),
         (["--max_steps", "--seed", "1"], "max_steps: needs a value"),
         (["--max_steps", "many"], "max_steps='many': must be a whole number"),
@@ -92,9 +93,16 @@ def test_what_cannot_be_used_is_named(words, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_recipe_of_an_older_version_may_hold_a_removed_option_at_its_default(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("seed: 3\nsubword_sampling_alpha: null\ncuda_graphs: false\n")
+    assert parse_arguments([str(recipe)], GROUPS, MODEL)[3].seed == 3
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("subword_sampling_alpha: 0.2", "subword_sampling_alpha: was removed in version 0.2.0; leave it out"),
         ("max_step: 3", "max_step: no such option; the nearest is max_steps"),
         ("seed: 1\nseed: 2", "seed set twice"),
         ("- seed", "must be lines of `option: value`"),

@@ -235,6 +235,3 @@ def register() -> None:
         PIPELINE_REGISTRY.register_pipeline(
             TASK, pipeline_class=RnnTranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
         )
-
-
-__all__ = ["RnnTranslationPipeline", "register"]

@@ -139,6 +139,3 @@ def _forced_rows(
                 target, source = len(targets[index]), len(sources[index])
                 weights = None if attention is None else attention[row, :, :target, :source]
                 yield index, chosen[row, :target].double(), weights
-
-
-__all__ = ["Score", "forced_hypotheses", "forced_hypothesis", "score_ids", "score_texts", "summarize"]

@@ -109,6 +109,3 @@ class Shortlist:
             made = "for another tokenizer" if shortlist.vocabulary else "before shortlists named their tokenizer"
             raise ShortlistError(f"{path}: was made {made}; learn it again with learn_shortlist.py and this model")
         return shortlist
-
-
-__all__ = ["Shortlist"]

@@ -72,6 +72,3 @@ def read_dictionary(path: str) -> dict[str, str]:
             raise DataError(f"{path}: line {number} has no tab between source and target word")
         entries.setdefault(source, target)
     return entries
-
-
-__all__ = ["read_dictionary", "replace_unknown"]

@@ -339,17 +339,3 @@ def follow(finished: Finished, history: list[tuple[Tensor, Tensor]], count: int,
         chosen = pick(position_weights, beams[live, :, time])
         weights[live, :, time] = chosen * (lengths[live] > time).unsqueeze(-1)
     return weights.flatten(0, 1)
-
-
-__all__ = [
-    "NEVER",
-    "Finished",
-    "SearchResult",
-    "beam_search",
-    "done_sentences",
-    "follow",
-    "greedy_search",
-    "is_end",
-    "pick",
-    "top_words",
-]

@@ -37,7 +37,7 @@ def plain_errors(cls: C) -> C:
         try:
             checked_setattr(self, name, value)
         except StrictDataclassError:
-            raise ConfigError(f"{name}={value!r}: must be {_allowed(_field_type(cls, name))}") from None
+            raise ConfigError(f"{name}={value!r}: must be {_allowed(cls.__dataclass_fields__[name].type)}") from None
 
     cls.__setattr__ = __setattr__
     cls.validate = _unwrapped(checks)
@@ -55,10 +55,6 @@ def _unwrapped(checks: Callable[[object], None]) -> Callable[[object], None]:
             raise cause if isinstance(cause, ConfigError) else ConfigError(str(cause)) from None
 
     return validate
-
-
-def _field_type(cls: type, name: str) -> object:
-    return cls.__dataclass_fields__[name].type
 
 
 def _allowed(annotation: object) -> str:
@@ -324,15 +320,3 @@ class ConfigChecks:
                 f"tie_word_embeddings=True: the readout ({self.readout_width} wide) must be as wide as "
                 f"embedding_size={self.embedding_size}; set readout_size={self.embedding_size}"
             )
-
-
-__all__ = [
-    "ATTENTION_NAMES",
-    "C",
-    "ConfigChecks",
-    "ConfigError",
-    "LOWEST_TRANSFORMERS",
-    "MULTI_HEAD_NAMES",
-    "REGISTERED",
-    "plain_errors",
-]

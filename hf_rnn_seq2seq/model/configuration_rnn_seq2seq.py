@@ -354,6 +354,3 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     def readout_width(self) -> int:
         """Width of the vectors that the output layer reads."""
         return self.readout_input_width if self.readout_size is None else self.readout_size
-
-
-__all__ = ["RnnSeq2SeqConfig"]

@@ -71,7 +71,7 @@ def constrained_search(
         state = step.select(state, torch.tensor([h.row for h in running], device=tokens.device), None)
         tokens = torch.tensor([h.tokens[-1] for h in running], device=tokens.device)
     refuse_nan(torch.tensor(sum(hypothesis.total for hypothesis in (*finished, *running))))
-    # With a low limit there may be fewer hypotheses than asked for; the missing ones are empty.
+    # With a low limit there may be too few hypotheses; the missing ones are empty.
     empty = _Hypothesis((), -torch.inf, frozenset(), (), 0, ())
     chosen = finished + [empty] * options.num_return_sequences
     return _collect(chosen[: options.num_return_sequences], options, tokens.device)
@@ -146,6 +146,3 @@ def _collect(chosen: list[_Hypothesis], options: SearchOptions, device: torch.de
         lengths=torch.tensor([len(h.tokens) for h in chosen], device=device),
         weights=weights,
     )
-
-
-__all__ = ["constrained_search"]

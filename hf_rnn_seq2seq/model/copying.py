@@ -183,6 +183,3 @@ def _gain(generated: Tensor, log_copy: Tensor, copied: Tensor) -> Tensor:
     # Without the clamp the logarithm of zero would make the gradient NaN, even in the branch that is not taken.
     ratio = log_copy + copied.clamp(min=torch.finfo(copied.dtype).tiny).log() - generated
     return torch.where(copied > 0, torch.logaddexp(ratio, torch.zeros_like(ratio)), 0.0)
-
-
-__all__ = ["CopyGate", "Copying", "copy_loss", "missing_source", "mixture"]

@@ -71,6 +71,3 @@ class GruCoverage(SumCoverage):
 def build_coverage(config: RnnSeq2SeqConfig) -> SumCoverage | None:
     """The coverage that `config` names; None without coverage."""
     return {"none": lambda _: None, "sum": SumCoverage, "gru": GruCoverage}[config.coverage](config)
-
-
-__all__ = ["GruCoverage", "SumCoverage", "build_coverage"]

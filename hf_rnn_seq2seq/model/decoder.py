@@ -3,7 +3,7 @@
 Reading order: `Readout` in readout.py, then `RnnDecoder.step`, then `RnnDecoder.forward`. The decoder reads encoder
 states, a mask and a starting state, and does not depend on the encoder that made them.
 
-Its layers are split in two. The attended layers are those up to the layer that asks the attention: position t needs what
+Its layers are split in two. The attended layers are those up to the layer whose state is the query: position t needs what
 was read at t-1 or t, so they run in the time loop. The upper layers only read the layers below, so each runs over the
 whole target at once. With `attention_layer="bottom"` (GNMT) one layer is in the loop; with `after_cell` attention without
 input feeding, and without attention, no layer is.
@@ -423,6 +423,3 @@ class RnnDecoder(nn.Module):
             if self.training and getattr(config, name) > 0:
                 return f"{name}={getattr(config, name)} in training"
         return None
-
-
-__all__ = ["RnnDecoder"]

@@ -238,15 +238,3 @@ class RnnSeq2SeqCache(Cache):
         """Moves every tensor."""
         self._apply(lambda tensor: tensor.to(device))
         return self
-
-
-__all__ = [
-    "Attended",
-    "DecoderState",
-    "DecoderTrace",
-    "LoopConstants",
-    "Memory",
-    "RnnSeq2SeqCache",
-    "Step",
-    "hold_at_padding",
-]

@@ -80,6 +80,3 @@ def live_departure(part: nn.Module, known: tuple[type, ...], everywhere: bool = 
     if is_parametrized(part) and type(part).__mro__[1] in known:
         return hooked(part, everywhere)
     return departure(part, known, everywhere=everywhere)
-
-
-__all__ = ["departure", "hooked", "override", "live_departure"]

@@ -67,6 +67,3 @@ def zone_out(rates: tuple[float, ...], before: State, after: State, masks: tuple
         triples = zip(rates, before, after, strict=True)
         return tuple(rate * old + (1 - rate) * new if rate else new for rate, old, new in triples)
     return tuple(torch.where(mask, old, new) for mask, old, new in zip(masks, before, after, strict=True))
-
-
-__all__ = ["State", "drop", "drop_words", "dropout_mask", "zone_out", "zoneout_masks"]

@@ -23,7 +23,7 @@ class RnnEncoderOutput(ModelOutput):
 
     Args:
         last_hidden_state: (batch, source, directions x hidden), zero at padding.
-        hidden_states: word vectors and each layer's states, if asked for.
+        hidden_states: word vectors and each layer's states, with `output_hidden_states`.
         final_state: (batch, layers, directions, hidden), the state after each direction's last word; the second
             direction of a one-way layer is zero.
         final_cell: the same for the LSTM's cell, None for other cells.

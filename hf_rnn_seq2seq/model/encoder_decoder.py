@@ -290,6 +290,3 @@ def shift_right(ids: Tensor, pad_token_id: int | None, start_token_id: int | Non
         )
     shifted = torch.cat([torch.full_like(ids[:, :1], start_token_id), ids[:, :-1]], 1)
     return shifted.masked_fill(shifted == IGNORED_LABEL, pad_token_id)
-
-
-__all__ = ["Bridge", "RnnSeq2SeqModel", "shift_right"]

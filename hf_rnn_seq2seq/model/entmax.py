@@ -115,6 +115,3 @@ def _bisected_threshold(scaled: Tensor, power: Tensor) -> Tensor:
         middle = low + width
         low = torch.where(((scaled - middle).clamp(min=0) ** power).sum(-1, keepdim=True) >= 1, middle, low)
     return low
-
-
-__all__ = ["SparseWeights", "entmax"]

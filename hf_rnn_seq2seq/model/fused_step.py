@@ -281,6 +281,3 @@ _BUILD_LOCK = threading.Lock()
 
 # A step refers to parts of its model and not to the model, so that an entry is deleted with its model.
 _STEP_CACHE: "weakref.WeakKeyDictionary[nn.Module, dict[str, tuple]]" = weakref.WeakKeyDictionary()
-
-
-__all__ = ["FusedStep", "build_step", "fingerprints", "fused_refusal"]

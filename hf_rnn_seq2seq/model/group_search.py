@@ -126,6 +126,3 @@ def _best(groups: list[_Group], options: SearchOptions) -> SearchResult:
         lengths=lengths.flatten(),
         weights=weights,
     )
-
-
-__all__ = ["group_search"]

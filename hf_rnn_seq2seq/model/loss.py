@@ -254,15 +254,3 @@ def guided_alignment_loss(weights: Tensor, real: Tensor, alignments: Tensor, sma
     total = given.sum(-1, keepdim=True)
     given = given / total.masked_fill(total == 0, 1.0)
     return -(given * weights.clamp(min=smallest).log()).sum(), (total > 0).sum()
-
-
-__all__ = [
-    "IGNORED_LABEL",
-    "attention_terms",
-    "chunked_cross_entropy",
-    "coverage_loss",
-    "figure_names",
-    "guided_alignment_loss",
-    "logits_loss",
-    "output_loss",
-]

@@ -156,18 +156,3 @@ class PackedProduct:
 def packs(weight: Tensor) -> bool:
     """Whether `PackedProduct` is faster for a weight (out, in)."""
     return weight.numel() >= SMALLEST_PACKED and _is_float32_on_cpu(weight) and onednn_is_faster()
-
-
-__all__ = [
-    "LINEAR",
-    "Linear",
-    "PackedProduct",
-    "affine",
-    "compute_dtype",
-    "linear",
-    "onednn_is_faster",
-    "outer",
-    "packs",
-    "product",
-    "without_autocast",
-]

@@ -30,7 +30,7 @@ class RnnSeq2SeqLMOutput(Seq2SeqLMOutput):
     """As its base class, and numbers for the training log.
 
     Args:
-        figures: (figures, 2), the sum and the count of each of the model's `training_figures`, if asked for.
+        figures: (figures, 2), the sum and the count of each of the model's `training_figures`, with `output_figures`.
     """
 
     figures: Tensor | None = None
@@ -313,6 +313,3 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         if inputs.get("encoder_outputs") is not None:
             inputs.pop("inputs_embeds", None)
         return {"decoder_input_ids": input_ids[:, read:], "cache": cache, **inputs}
-
-
-__all__ = ["RnnSeq2SeqForConditionalGeneration", "RnnSeq2SeqModel", "RnnSeq2SeqPreTrainedModel"]

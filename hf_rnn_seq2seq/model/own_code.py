@@ -2,7 +2,7 @@
 
 The Hub's copier takes the file of a class and the files that it imports by `from .x import y`. A user's file imports this
 package by its name. Its copy in the checkpoint imports the files next to it, and also the classes that config.json looks
-for in it: whoever loads the checkpoint imports the user's file first.
+for in it, so that the user's file is imported when the checkpoint is loaded.
 """
 
 import ast
@@ -109,6 +109,3 @@ def _home(module: str, name: str) -> str | None:
         module = getattr(getattr(importlib.import_module(PACKAGE), name, None), "__module__", "")
     folder, _, stem = module.rpartition(".")
     return stem if folder == f"{PACKAGE}.model" else None
-
-
-__all__ = ["carry_own_code", "relative_imports"]

@@ -381,6 +381,3 @@ def multi_head() -> Fields:
         dropout=0.1,
         label_smoothing=0.1,
     )
-
-
-__all__ = ["PRESETS"]

@@ -195,6 +195,3 @@ def why_not_finite(models: Iterable[nn.Module]) -> str:
         if dtype == torch.float16:
             return "scores: not finite, although every weight is: float16 overflows here; load in bfloat16 or float32"
     return "scores: not finite, although every weight is; the weights are too large to compute with"
-
-
-__all__ = ["RnnSeq2SeqPreTrainedModel", "VocabularyMixin", "not_finite", "why_not_finite"]

@@ -83,6 +83,3 @@ class Readout(nn.Module):
         if self.kind == "maxout":
             return units.unflatten(-1, (-1, 2)).amax(-1)
         return units
-
-
-__all__ = ["ContextGate", "Readout", "gates_cell", "gates_readout"]

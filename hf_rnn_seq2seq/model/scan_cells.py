@@ -252,6 +252,3 @@ def total(gradients: Tensor) -> Tensor:
 
 def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-__all__ = ["CELLS", "GruCell", "LstmCell", "ScanCell", "ScanLayer", "activate_gru", "lstm_state", "total"]

@@ -128,7 +128,7 @@ def _attentional_vector(
     size, width = decoder.config.hidden_size, decoder.config.context_width
     weight = decoder.readout.project.weight
     parts = weight.split([size, width, weight.shape[1] - size - width], 1)
-    state, context, word = (part.contiguous() for part in parts)  # as `product` wants them
+    state, context, word = (part.contiguous() for part in parts)  # `product` is slow otherwise
     if mixer.read_weight is None:
         values = linear(values, context)
     else:
@@ -154,6 +154,3 @@ def _layer(number: int, words: Tensor, state: DecoderState, loop: LoopConstants,
         recurrent_mask=loop.recurrent_masks[number],
         input_mask=loop.input_masks[number],
     )
-
-
-__all__ = ["attended_scan", "attention_departure", "form_author", "readout_departure", "scan_refusal"]

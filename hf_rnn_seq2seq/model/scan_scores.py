@@ -107,7 +107,7 @@ class ScanScore:
         raise TypeError("a subclass must define score_backward")
 
     def finish(self, state: Tensor, d_read: Tensor) -> ScanSource:
-        """Gradients of the source's side, from the states that asked and the contexts' gradients, (target, batch, ...)."""
+        """Gradients of the source's side, from the queries' states and the contexts' gradients, (target, batch, ...)."""
         d_keys, d_query_weight, d_energy = self.score_gradients(state)
         d_values = torch.bmm(self.weights.permute(1, 2, 0), self._rows(d_read))
         return ScanSource(d_keys, d_values, d_query_weight, d_energy)
@@ -193,6 +193,3 @@ def score_class(source: ScanSource) -> type[ScanScore]:
     if source.energy is not None:
         return AdditiveScore
     return DotScore if source.query_weight is None else ProjectedDotScore
-
-
-__all__ = ["AdditiveScore", "DotScore", "ProjectedDotScore", "ScanScore", "ScanSource", "score_class"]

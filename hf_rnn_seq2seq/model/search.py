@@ -406,6 +406,3 @@ def _join(parts: Sequence[tuple[Tensor, SearchResult]], options: SearchOptions, 
         lengths=join([result.lengths for result in results]),
         weights=weights,
     )
-
-
-__all__ = ["CUSTOM_GENERATE", "SearchMixin", "SearchOutput", "generate_departure"]

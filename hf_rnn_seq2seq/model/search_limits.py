@@ -121,6 +121,3 @@ def check_phrases(options: SearchOptions, vocab_size: int, sentences: int) -> No
             raise SearchError(
                 f"must_contain: {len(words)} tokens and an end do not fit max_new_tokens={options.max_new_tokens}"
             )
-
-
-__all__ = ["NO_LIMITS", "Limits", "check_phrases", "make_limits"]

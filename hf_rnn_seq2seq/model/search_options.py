@@ -58,7 +58,7 @@ class SearchOptions:
         num_beams, num_return_sequences, early_stopping, num_beam_groups, return_dict_in_generate: as in `generate()`.
         length_penalty: a sum of log-probabilities is divided by length ** this.
         diversity_penalty: cost of a word for each beam of an earlier group that produces it at the same position.
-        left_to_generate: `name=value` of what was asked for and only `generate()` can do.
+        left_to_generate: `name=value` of the options that only `generate()` follows.
         gnmt_alpha, ...: the options that `generate()` does not have; `SearchMixin.search` describes them.
 
     Raises:
@@ -288,16 +288,3 @@ def longest_output(config: GenerationConfig) -> int | None:
     if config.max_new_tokens is not None:
         return config.max_new_tokens
     return None if config.max_length is None else config.max_length - 1
-
-
-__all__ = [
-    "INPUTS",
-    "OWN",
-    "WEIGHT_TYPES",
-    "SearchError",
-    "SearchOptions",
-    "end_tokens",
-    "generation_values",
-    "limit_length",
-    "longest_output",
-]

@@ -69,7 +69,7 @@ class StepOutput(NamedTuple):
     """The result of one position."""
 
     readout: Readout  # (rows, readout), what `scores` reads
-    weights: Tensor | None  # (rows, source), attention averaged over heads, if asked for
+    weights: Tensor | None  # (rows, source), attention averaged over heads, with `need_weights`
     state: SearchState
 
 
@@ -343,17 +343,3 @@ class EnsembleStep(GeneralStep):
         after = SearchState(tuple(one.state.rows for one in outputs), tuple(one.state.source for one in outputs))
         weights = torch.stack([one.weights for one in outputs]).mean(0) if need_weights else None
         return StepOutput([one.readout for one in outputs], weights, after)
-
-
-__all__ = [
-    "EnsembleStep",
-    "GeneralStep",
-    "NotFiniteError",
-    "SearchState",
-    "StepOutput",
-    "product",
-    "refuse_nan",
-    "repeat_rows",
-    "select",
-    "sharing_refusal",
-]

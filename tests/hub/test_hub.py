@@ -160,6 +160,50 @@ def test_remote_model_trains_and_is_pushed_again(child: Child, published: dict[s
     assert loaded["again"]["logits"] == again["logits"] != published["separate"]["logits"]
 
 
+def test_an_attention_and_a_model_of_ones_own_travel_and_train(child: Child) -> None:
+    """From the Hub, where nothing is installed, and pushed again from there with the same files."""
+    scores = """
+        given = {"input_ids": torch.tensor([[5, 6, 2]]), "decoder_input_ids": torch.tensor([[1, 4, 5]])}
+        def found(model, repo):
+            with torch.no_grad():
+                logits = model.eval()(**given).logits.flatten().tolist()
+            names = type(model).__name__, type(model.model.decoder.attention).__name__
+            return [*names, logits, sorted(HfApi().list_repo_files(repo))]
+    """
+    pushed = child.run(
+        f"""
+        from huggingface_hub import HfApi
+        from hf_rnn_seq2seq import RnnSeq2SeqConfig
+        from hf_rnn_seq2seq.options import import_code
+        {scores.strip()}
+        import_code(arguments["files"])
+        sizes = {{"vocab_size": 12, "embedding_size": 4, "hidden_size": 4}}
+        model = AutoModelForSeq2SeqLM.from_config(RnnSeq2SeqConfig(attention_type="sharp_cosine", **sizes))
+        model.push_to_hub("owner/mine")
+        print(json.dumps(found(model, "owner/mine")))
+        """,
+        token=OWNER_TOKEN,
+        files=",".join(str(ROOT / "tests" / "fixtures" / name) for name in ("my_attention.py", "my_model.py")),
+    )
+    assert pushed[:2] == ["SharpModel", "CosineAttention"] and {"my_attention.py", "my_model.py"} <= set(pushed[3])
+    loaded, again = child.run(
+        f"""
+        from huggingface_hub import HfApi
+        {scores.strip()}
+        model = AutoModelForSeq2SeqLM.from_pretrained("owner/mine", trust_remote_code=True)
+        result = [found(model, "owner/mine")]
+        model.train()(**given, labels=given["decoder_input_ids"]).loss.backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        model.push_to_hub("owner/mine-again")
+        again = AutoModelForSeq2SeqLM.from_pretrained("owner/mine-again", trust_remote_code=True)
+        print(json.dumps([*result, found(again, "owner/mine-again")]))
+        """,
+        package=False,
+        token=OWNER_TOKEN,
+    )
+    assert loaded == again == pushed
+
+
 def test_refusals_are_clear(child: Child, published: dict[str, Any]) -> None:
     """Damage is done through the client itself, on branches of the published repository."""
     complaints = child.run(

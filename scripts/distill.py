@@ -96,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from tqdm import tqdm
 
+    from hf_rnn_seq2seq.data.arguments import DataArguments
     from hf_rnn_seq2seq.data.corpus import load_corpus
     from hf_rnn_seq2seq.generation.encoding import source_problems
     from hf_rnn_seq2seq.generation.lines import LineWriter
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     command_line.quiet_libraries()
     chosen = corpus_options(command_line.data_options(arguments, training=True), arguments.teachers[0])
-    corpus = load_corpus(**chosen, splits=("train",))
+    corpus = load_corpus(DataArguments(**chosen), splits=("train",))
     if "train" not in corpus.splits:
         raise ValueError("the data has no train split")
     rows, header = corpus.splits["train"], column_names(chosen, corpus.description)

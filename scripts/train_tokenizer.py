@@ -6,7 +6,6 @@ Reads the data and tokenizer options, from a training recipe too, whose other op
 `AutoTokenizer.from_pretrained(DIR)` loads the result; `scripts/train.py --tokenizer_name_or_path DIR` trains with it.
 """
 
-import dataclasses
 import inspect
 import os
 import sys
@@ -37,9 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 
     command_line.quiet_libraries()
-    named = dataclasses.asdict(data)
-    named = {name: named[name] for name in inspect.signature(load_corpus).parameters if name in named}
-    corpus = load_corpus(**named, seed=data.data_seed, splits=("train",))
+    corpus = load_corpus(data, splits=("train",))
     train = corpus.splits["train"]
     tokenizer = build_tokenizer(
         train["source"],

@@ -1,7 +1,7 @@
 """Corpora (embedded, local files, saved data sets, the Hub) -> splits of two text columns.
 
-Rows are written once into the cache of `datasets` (`HF_HOME`, `HF_DATASETS_CACHE`) and memory-mapped from there; the
-cache key holds the content of the files, so a changed file is never served from an old cache.
+Rows are written once to the cache of `datasets` (`HF_HOME`, `HF_DATASETS_CACHE`) and memory-mapped from there. The
+cache key contains the content of the files, so a changed file is never served from an old cache.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ import datasets
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 from datasets.exceptions import DatasetGenerationError
 
-from hf_rnn_seq2seq.data.batching import Collator, plan_batches
-from hf_rnn_seq2seq.data.readers import SPANS, Columns, checked, listed, read_aligned, read_rows, split_paths
-from hf_rnn_seq2seq.data.token_columns import AnyDataset, tokenize_corpus
-from hf_rnn_seq2seq.errors import DataError, is_out_of_memory, listed_names, reading, reason
+from hf_rnn_seq2seq.data.arguments import DataArguments
+from hf_rnn_seq2seq.data.readers import SPANS, Columns, Row, listed, read_rows, split_paths
+from hf_rnn_seq2seq.data.token_columns import AnyDataset
+from hf_rnn_seq2seq.errors import DataError, is_out_of_memory, reading, reason
 from hf_rnn_seq2seq.files import content_hash, digest
-
-__all__ = ["Collator", "Corpus", "DataError", "load_corpus", "plan_batches", "tokenize_corpus"]
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {
@@ -36,25 +34,25 @@ EMPTY = ("empty_source", "empty_target")
 CLDR_ROWS = {"train": 20_000, "validation": 1_000, "test": 1_000}
 CLDR_SHARD = 50_000
 
-_CLOSE = "where that is not meant, a quote was opened and not closed"
-logger = logging.getLogger(__name__)
-
 _TEXT = {"source": Value("string"), "target": Value("string"), "id": Value("int64")}
 _ALIGNED = _TEXT | {"alignment": Value("string")}
+_UNCLOSED = "where that is not meant, a quote was opened and not closed"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Parallel text, ready to be tokenised.
+    """Parallel text, ready to be tokenized.
 
     Attributes:
         splits: those of train, validation and test that exist; text columns `source` and `target`, int64 column `id`
-            (row number within its split).
-        skipped: split -> reason -> number of rows that could not be used and were left out (empty_source, empty_target,
-            wrong_field_count, not_text). Not known beforehand, hence empty, when streaming.
-        description: name, config, source_lang, target_lang, licence, lines (of each split, as they were found), rows
-            (of each split, as they are used), fingerprint (content hash), streaming.
-        notes: split -> which of its rows span lines, empty where none does. When streaming, both are warnings instead.
+            (number of the row in its split), and perhaps `alignment`.
+        skipped: split -> reason -> number of rows that were left out because they cannot be used (empty_source,
+            empty_target, wrong_field_count, not_text). Empty when streaming, since nobody has counted.
+        description: name, config, source_lang, target_lang, licence, lines (of each split as found), rows (of each
+            split as used), fingerprint (content hash), streaming.
+        notes: split -> which of its rows span lines; empty if none does. When streaming, skipped rows and these are
+            warnings instead.
     """
 
     splits: DatasetDict | IterableDatasetDict
@@ -62,119 +60,74 @@ class Corpus:
     description: dict[str, Any]
     notes: dict[str, str] = field(default_factory=dict)
 
-    def left_out(self, split: str, more: Mapping[str, int] = {}) -> str:  # noqa: B006  never changed
-        """What was left out of a split, `more` being what happened later, and its note: for a line that reports it."""
-        counts = listed({**self.skipped.get(split, {}), **more}) or "none"
+    def left_out(self, split: str, more: Mapping[str, int] | None = None) -> str:
+        """One line on what was left out of a split, here or later (`more`), and the note on the split."""
+        counts = listed({**self.skipped.get(split, {}), **(more or {})}) or "none"
         return "; ".join(filter(None, (f"left out: {counts}", self.notes.get(split))))
 
 
 def load_corpus(
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
+    data: DataArguments,
     *,
-    train_file: str | Path | Sequence[str | Path] | None = None,
-    validation_file: str | Path | Sequence[str | Path] | None = None,
-    test_file: str | Path | Sequence[str | Path] | None = None,
-    source_lang: str | None = None,
-    target_lang: str | None = None,
-    source_column: str | None = None,
-    target_column: str | None = None,
-    alignment_file: str | Path | None = None,
-    alignment_column: str | None = None,
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
-    max_predict_samples: int | None = None,
-    seed: int = 0,
-    streaming: bool = False,
     splits: Sequence[str] = SPLITS,
     keep_empty: Sequence[str] = ("validation", "test"),
     aligned_splits: Sequence[str] = ("train",),
 ) -> Corpus:
-    """Loads a corpus by name or from files.
+    """Loads the corpus that the options describe.
 
     Args:
-        dataset_name: `cldr`, the folder of a data set saved by `save_to_disk`, or a name on the Hub.
-        dataset_config_name: for `cldr` two locales, as `en-fr` or `en-pt_BR`; on the Hub the configuration.
-        train_file, validation_file, test_file: a table (.tsv, .csv, .jsonl, .json, .parquet) or two parallel text
-            files, as a sequence or joined by a comma; each may be gzipped. Instead of dataset_name.
-        source_lang, target_lang: locales of `cldr`; keys of a `translation` column; names of the columns when
-            source_column and target_column are not given.
-        source_column, target_column: columns of a table (numbers: positions in a table without header).
-        alignment_file, alignment_column: word alignments in Pharaoh's format (`0-0 1-2`): a text file with a line for
-            each row of train_file, or a column (of `cldr`: `alignment`). They become the text column `alignment`.
-        max_train_samples, max_eval_samples, max_predict_samples: rows of train, validation, test. `cldr` generates that
-            many (default 20,000, 1,000, 1,000); elsewhere the first that many usable rows.
-        seed: draws the train rows of `cldr`; its validation and test rows are the same for every seed.
-        streaming: read rows as they are needed instead of writing the cache first.
         splits: which splits to load.
-        keep_empty: splits whose rows may have an empty side. What is scored counts every row; nothing is learnt from an
-            empty one.
-        aligned_splits: splits that get the column `alignment`, if alignments are given. Training asks for them.
+        keep_empty: splits whose rows may have an empty side: scores count every row, but an empty one teaches nothing.
+        aligned_splits: splits that get the text column `alignment` (Pharaoh format), if the options name alignments.
 
     Raises:
         DataError: an unknown name, file, column or locale; a file that is empty, damaged, not UTF-8 or not parallel; a
-            split of which no row has text on one side.
+            split in which no row has text on one side.
     """
-    limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_predict_samples}
-    for option, limit in zip(("max_train_samples", "max_eval_samples", "max_predict_samples"), limits.values()):  # noqa: B905
-        if limit is not None and limit < 1:
-            raise DataError(f"{option}={limit}: must be at least 1")
     if unknown := [split for split in splits if split not in SPLITS]:
         raise DataError(f"splits: {unknown[0]!r} is not a split; allowed are {', '.join(SPLITS)}")
-    named = {"train": train_file, "validation": validation_file, "test": test_file}
-    files = {split: split_paths(value) for split, value in named.items() if value and split in splits}
-    if (dataset_name is None) == (not any(named.values())):
+    named = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
+    if (data.dataset_name is None) == (not any(named.values())):
         raise DataError("give either dataset_name ('cldr', a saved folder, a Hub name) or train_file and its kind")
-
-    aligned = (str(alignment_file) if alignment_file else None, alignment_column)
-    if any(aligned) and (all(aligned) or (aligned[0] and (dataset_name or not train_file))):
+    if data.alignment_file and (data.alignment_column or data.dataset_name or not data.train_file):
         raise DataError(
-            f"alignment_file={aligned[0]!r}, alignment_column={aligned[1]!r}: give one of them, a file beside "
-            "train_file, or a column of train_file or of a data set"
+            f"alignment_file={data.alignment_file!r}, alignment_column={data.alignment_column!r}: give one of them, a "
+            "file beside train_file, or a column of train_file or of a data set"
         )
-    description: dict[str, Any] = {"name": dataset_name, "config": dataset_config_name, "licence": None}
-    description |= {"source_lang": source_lang, "target_lang": target_lang}
-    if dataset_name == "cldr":
-        if alignment_column not in (None, "alignment"):
-            raise DataError(f"alignment_column={alignment_column!r}: the column of cldr is 'alignment'")
-        found, facts = _load_cldr(dataset_config_name, source_lang, target_lang, limits, seed, streaming, splits)
-        unasked = [split for split in found if alignment_column is None or split not in aligned_splits]
-        found |= {split: found[split].remove_columns("alignment") for split in unasked}
-    elif dataset_name is None:
-        columns = (source_column, target_column, source_lang, target_lang)
-        found, facts = _load_files(files, columns, aligned, streaming, aligned_splits)
+    limits = dict(zip(SPLITS, (data.max_train_samples, data.max_eval_samples, data.max_predict_samples), strict=True))
+    if data.dataset_name == "cldr":
+        found, facts = _load_cldr(data, limits, splits, aligned_splits)
+    elif data.dataset_name is None:
+        files = {split: split_paths(value) for split, value in named.items() if value and split in splits}
+        found, facts = _load_files(data, files, aligned_splits)
     else:
-        columns = (source_column, target_column, source_lang, target_lang)
-        named = {split: alignment_column for split in aligned_splits}
-        found, facts = _load_named(dataset_name, dataset_config_name, columns, named, streaming, splits)
+        found, facts = _load_named(data, data.dataset_name, splits, aligned_splits)
     kept, skipped, notes = {}, {}, {}
     for split, rows in found.items():
         allowed = EMPTY if split in keep_empty else ()
         kept[split], skipped[split], notes[split] = _usable(rows, split, limits[split], allowed)
-    description |= facts
-    description["lines"] = None if streaming else {split: len(rows) for split, rows in found.items()}
-    description["rows"] = None if streaming else {split: len(rows) for split, rows in kept.items()}
-    description["streaming"] = streaming
-    return Corpus((IterableDatasetDict if streaming else DatasetDict)(kept), skipped, description, notes)
+    description: dict[str, Any] = {"name": data.dataset_name, "config": data.dataset_config_name, "licence": None}
+    description |= {"source_lang": data.source_lang, "target_lang": data.target_lang, **facts}
+    for name, each in (("lines", found), ("rows", kept)):
+        description[name] = None if data.streaming else {split: len(rows) for split, rows in each.items()}
+    description["streaming"] = data.streaming
+    return Corpus((IterableDatasetDict if data.streaming else DatasetDict)(kept), skipped, description, notes)
 
 
-Loaded = tuple[dict[str, AnyDataset], dict[str, Any]]
+Loaded = tuple[dict[str, AnyDataset], dict[str, Any]]  # the splits, and entries of the description
 
 
 def _load_cldr(
-    config: str | None,
-    source: str | None,
-    target: str | None,
-    limits: dict[str, int | None],
-    seed: int,
-    streaming: bool,
-    splits: Sequence[str],
+    data: DataArguments, limits: Mapping[str, int | None], splits: Sequence[str], aligned_splits: Sequence[str]
 ) -> Loaded:
     try:
         from hf_rnn_seq2seq.data import cldr
     except ModuleNotFoundError as error:
         raise DataError("dataset_name 'cldr' needs Babel: pip install 'hf_rnn_seq2seq[train]'") from error
 
+    if data.alignment_column not in (None, "alignment"):
+        raise DataError(f"alignment_column={data.alignment_column!r}: the column of cldr is 'alignment'")
+    config, source, target = data.dataset_config_name, data.source_lang, data.target_lang
     if config is not None:
         pair = cldr.parse_pair(config)
         for name, given, parsed in (("source_lang", source, pair[0]), ("target_lang", target, pair[1])):
@@ -183,73 +136,71 @@ def _load_cldr(
         source, target = pair
     if source is None or target is None:
         raise DataError("cldr needs dataset_config_name, as 'en-fr', or source_lang and target_lang")
-    book = cldr.phrase_book(source, target)
-    source, target = map(str, book.locales)
+    source, target = map(str, cldr.phrase_book(source, target).locales)
     version = cldr.generator_version()
     found: dict[str, AnyDataset] = {}
     for split in (split for split in SPLITS if split in splits):
         rows = limits[split] or CLDR_ROWS[split]
         step = CLDR_SHARD if split == "train" else rows  # only train rows can be drawn independently of each other
-        arguments: dict[str, Any] = {
-            "source": source,
-            "target": target,
-            "split": split,
-            "seed": seed if split == "train" else 0,
-            "ranges": [(start, min(start + step, rows)) for start in range(0, rows, step)],
-            "version": version,
-        }
-        found[split] = _generated(cldr.generate, arguments, _ALIGNED, split, streaming, len(arguments["ranges"]))
+        ranges = [(start, min(start + step, rows)) for start in range(0, rows, step)]
+        seed = data.data_seed if split == "train" else 0
+        arguments = {"source": source, "target": target, "split": split, "seed": seed, "ranges": ranges}
+        arguments["version"] = version
+        found[split] = _generated(cldr.generate, arguments, _ALIGNED, split, data.streaming, len(ranges))
+        if data.alignment_column is None or split not in aligned_splits:
+            found[split] = found[split].remove_columns("alignment")
     facts = {"config": f"{source}-{target}", "source_lang": source, "target_lang": target, "licence": cldr.LICENCE}
-    facts["fingerprint"] = digest([source, target, seed, version, {split: limits[split] for split in found}])
+    facts["fingerprint"] = digest([source, target, data.data_seed, version, {split: limits[split] for split in found}])
     return found, facts
 
 
-def _load_files(
-    files: dict[str, list[Path]],
-    columns: tuple[str | None, ...],
-    aligned: tuple[str | None, str | None],
-    streaming: bool,
-    aligned_splits: Sequence[str],
-) -> Loaded:
+def _column_options(data: DataArguments) -> list[str | None]:
+    return [data.source_column, data.target_column, data.source_lang, data.target_lang]
+
+
+def _columns(data: DataArguments, alignment: str | None) -> Columns:
+    source = data.source_column or data.source_lang or "source"
+    return Columns(source, data.target_column or data.target_lang or "target", alignment)
+
+
+def _load_files(data: DataArguments, files: dict[str, list[Path]], aligned_splits: Sequence[str]) -> Loaded:
     if not files:
         raise DataError("none of the files given belongs to the splits asked for")
+    if data.alignment_file and not Path(data.alignment_file).is_file():
+        raise DataError(f"alignment_file {data.alignment_file} does not exist")
     found: dict[str, AnyDataset] = {}
     hashes = {}
     for split, paths in files.items():
-        beside = (aligned[0] if split == "train" else None, aligned[1]) if split in aligned_splits else (None, None)
-        if beside[0] is not None and not Path(beside[0]).is_file():
-            raise DataError(f"alignment_file {beside[0]} does not exist")
-        hashes[split] = content_hash([*paths, *map(Path, filter(None, beside[:1]))])
-        # Wrapped in tuples because `datasets` takes every list for shards.
+        column = data.alignment_column if split in aligned_splits else None
+        file = data.alignment_file if split == "train" and split in aligned_splits else None
+        hashes[split] = content_hash([*paths, *([Path(file)] if file else [])])
         arguments = {
+            # A tuple, because `datasets` takes a list for shards.
             "paths": tuple(map(os.path.abspath, paths)),
-            "columns": columns,
-            "aligned": (beside[0] and os.path.abspath(beside[0]), beside[1]),
+            "columns": _columns(data, column),
+            "alignment_file": os.path.abspath(file) if file else None,
             "content": hashes[split],
             "version": content_hash([Path(__file__).with_name("readers.py")]),
         }
-        features = (_ALIGNED if any(beside) else _TEXT) | {"problem": Value("string")}
-        found[split] = _generated(_file_rows, arguments, features, split, streaming)
+        features = (_ALIGNED if column or file else _TEXT) | {"problem": Value("string")}
+        found[split] = _generated(_file_rows, arguments, features, split, data.streaming)
     names = {split: [path.name for path in paths] for split, paths in files.items()}
-    return found, {"files": names, "fingerprint": digest([hashes, columns, *filter(None, aligned[1:])])}
+    identity = [hashes, _column_options(data), *filter(None, [data.alignment_column])]
+    return found, {"files": names, "fingerprint": digest(identity)}
 
 
 def _file_rows(
-    paths: tuple[str, ...],
-    columns: tuple[str | None, ...],
-    aligned: tuple[str | None, str | None],
-    content: str,
-    version: str,
+    paths: tuple[str, ...], columns: Columns, alignment_file: str | None, content: str, version: str
 ) -> Iterator[dict[str, Any]]:
-    """Rows for `datasets`' generators; `content` and `version` only mark the cache."""
-    names = ("source_column", "target_column", "source_lang", "target_lang")
-    given, files = dict(zip(names, columns, strict=True)), list(map(Path, paths))
-    if any(aligned):
-        for number, (source, target, problem, alignment) in enumerate(read_aligned(files, *aligned, **given)):
-            yield {"source": source, "target": target, "problem": problem, "id": number, "alignment": alignment}
-        return
-    for number, (source, target, problem) in enumerate(read_rows(files, **given)):
-        yield {"source": source, "target": target, "problem": problem, "id": number}
+    """Rows for `datasets`; `content` and `version` are part of the cache key only."""
+    file = Path(alignment_file) if alignment_file else None
+    for number, row in enumerate(read_rows(list(map(Path, paths)), columns, file)):
+        yield _record(row, number, file is not None or columns.alignment is not None)
+
+
+def _record(row: Row, number: int, aligned: bool) -> dict[str, Any]:
+    record = {**row._asdict(), "id": number}
+    return record if aligned else {name: value for name, value in record.items() if name != "alignment"}
 
 
 def _generated(
@@ -276,102 +227,95 @@ def _generated(
         raise DataError(f"{split}: its rows cannot be written to the cache in {cache} ({reason(cause)})") from error
 
 
-def _load_named(
-    name: str,
-    config: str | None,
-    columns: tuple[str | None, ...],
-    alignments: dict[str, str | None],
-    streaming: bool,
-    splits: Sequence[str],
-) -> Loaded:
+def _load_named(data: DataArguments, name: str, splits: Sequence[str], aligned_splits: Sequence[str]) -> Loaded:
+    loaded = _open_named(data, name)
+    found: dict[str, AnyDataset] = {}
+    fingerprints = {}
+    for split in (split for split in SPLITS if split in splits):
+        alias = next((alias for alias in SPLIT_NAMES[split] if alias in loaded), None)
+        if alias is not None:
+            columns = _columns(data, data.alignment_column if split in aligned_splits else None)
+            found[split] = _two_columns(loaded[alias], columns, f"dataset {name!r}, split {alias!r}")
+            fingerprints[split] = getattr(loaded[alias], "_fingerprint", None)
+    if not found:
+        raise DataError(f"dataset {name!r} has none of the splits {', '.join(splits)}; it has {', '.join(loaded)}")
+    facts: dict[str, Any] = {"name": Path(name).name if Path(name).is_dir() else name}
+    facts["licence"] = next(iter(loaded.values())).info.license or None
+    if not data.streaming:
+        facts["fingerprint"] = digest([fingerprints, _column_options(data)])
+    return found, facts
+
+
+def _open_named(data: DataArguments, name: str) -> dict[str, AnyDataset]:
+    """The splits of a folder that `save_to_disk` wrote, or of a data set on the Hub."""
     path = Path(name)
+    if path.is_file():
+        raise DataError(f"dataset_name {name!r} is a file; give it as train_file, validation_file or test_file")
+    if path.is_dir() and not any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
+        raise DataError(
+            f"dataset_name {name!r} is a folder, but not one that datasets' save_to_disk wrote; "
+            "files are given as train_file, validation_file, test_file"
+        )
     try:
-        if path.is_dir():
-            if not any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
-                raise DataError(
-                    f"dataset_name {name!r} is a folder, but not one that datasets' save_to_disk wrote; "
-                    "files are given as train_file, validation_file, test_file"
-                )
-            loaded: Any = datasets.load_from_disk(str(path))
-        elif path.exists():
-            raise DataError(f"dataset_name {name!r} is a file; give it as train_file, validation_file or test_file")
+        if not path.exists():
+            loaded = datasets.load_dataset(name, data.dataset_config_name, streaming=data.streaming)
         else:
-            loaded = datasets.load_dataset(name, config, streaming=streaming)
-    except DataError:
-        raise
+            loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # of datasets, its file systems, Arrow and the Hub's client
         if is_out_of_memory(error):
             raise
         raise DataError(f"dataset_name {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
-    if isinstance(loaded, (Dataset, IterableDataset)):
-        loaded = {"train": loaded}
-    found: dict[str, AnyDataset] = {}
-    for split in (split for split in SPLITS if split in splits):
-        for alias in SPLIT_NAMES[split]:
-            if alias in loaded:
-                rows = loaded[alias].to_iterable_dataset() if streaming and path.is_dir() else loaded[alias]
-                where = f"dataset {name!r}, split {alias!r}"
-                found[split] = _two_columns(rows, Columns(*columns), alignments.get(split), where)
-                break
-    if not found:
-        raise DataError(f"dataset {name!r} has none of the splits {', '.join(splits)}; it has {', '.join(loaded)}")
-    facts: dict[str, Any] = {"name": path.name if path.is_dir() else name}
-    facts["licence"] = next(iter(loaded.values())).info.license or None
-    if not streaming:
-        facts["fingerprint"] = digest({split: rows._fingerprint for split, rows in found.items()})
-    return found, facts
+    splits = {"train": loaded} if isinstance(loaded, (Dataset, IterableDataset)) else dict(loaded)
+    if data.streaming:
+        return {
+            split: rows.to_iterable_dataset() if isinstance(rows, Dataset) else rows for split, rows in splits.items()
+        }
+    return splits
 
 
-def _two_columns(rows: AnyDataset, columns: Columns, alignment: str | None, where: str) -> AnyDataset:
+def _two_columns(rows: AnyDataset, columns: Columns, where: str) -> AnyDataset:
+    """The rows of a data set as those of a file: source, target, problem, id and perhaps alignment."""
     with reading(where, DataError):
         first = next(iter(rows), {}) if rows.column_names is None else {}
-        names = rows.column_names or list(first)
-        nested = (rows.features or {}).get("translation", first.get("translation"))
-    kept = columns.wanted(names, where)
+    nested = (rows.features or {}).get("translation", first.get("translation"))
     languages = getattr(nested, "languages", nested)
-    if kept == ["translation"] and isinstance(languages, (dict, list)):
-        columns.require(list(languages), f"{where}, column 'translation'")
-    if alignment is not None and alignment not in names:
-        raise DataError(f"{where}: no column {alignment!r} (alignment_column); it has {listed_names(names)}")
-    rows = rows.select_columns([*kept, *filter(None, [alignment])])
+    languages = list(languages) if isinstance(languages, (dict, list, tuple)) else None
+    rows = rows.select_columns(columns.of_table(rows.column_names or list(first), languages, where))
     if isinstance(rows, Dataset) and not len(rows):
         raise DataError(f"{where} holds no rows")
-    features = (_ALIGNED if alignment else _TEXT) | {"problem": Value("string")}
+    features = (_ALIGNED if columns.alignment else _TEXT) | {"problem": Value("string")}
     with reading(where, DataError):
         return rows.map(
             _pair,
             with_indices=True,
             remove_columns=rows.column_names,
             features=Features(features),
-            fn_kwargs={"columns": columns, "alignment": alignment, "where": where},
+            fn_kwargs={"columns": columns},
         )
 
 
-def _pair(row: dict[str, Any], number: int, columns: Columns, alignment: str | None, where: str) -> dict[str, Any]:
-    source, target, problem = checked(*columns.pick(row, where))
-    more = {"alignment": row[alignment]} if alignment else {}
-    if more and not isinstance(row[alignment], (str, type(None))):
-        raise DataError(f"{where}, row {number}, column {alignment!r}: a text such as '0-0 1-2' is expected")
-    return {"source": source, "target": target, "problem": problem, "id": number, **more}
+def _pair(row: dict[str, Any], number: int, columns: Columns) -> dict[str, Any]:
+    return _record(columns.pick(row), number, columns.alignment is not None)
 
 
 def _usable(
     rows: AnyDataset, split: str, limit: int | None, allowed: Sequence[str]
 ) -> tuple[AnyDataset, dict[str, int], str]:
-    """Leaves out the rows whose problem is not allowed and counts them; ids then number what is left.
+    """Leaves out the rows whose problem is not allowed and numbers the others anew.
 
-    The last value says which of the rows left span lines.
+    Returns:
+        the first `limit` rows left; the number of rows left out for each reason; which of the rows left span lines.
     """
-    skipped: dict[str, int] = {}
-    spanning = ""
     if isinstance(rows, IterableDataset):
         if "problem" in (rows.features or {}):
-            rows = rows.filter(_Sound(split, allowed), input_columns=["problem", "id"]).remove_columns("problem")
-        return rows.take(limit) if limit is not None else rows, skipped, spanning
+            rows = rows.filter(_SoundRows(split, allowed), input_columns=["problem", "id"]).remove_columns("problem")
+        return rows.take(limit) if limit is not None else rows, {}, ""
+    skipped: dict[str, int] = {}
+    spanning = ""
     if "problem" in rows.column_names:
-        problems = rows.with_format("arrow")["problem"]
-        counts = Counter(p for chunk in _arrow_batches(problems) for p in chunk if p is not None)
-        skipped = {p: count for p, count in sorted(counts.items()) if not _is_sound(p, allowed)}
+        batches = rows.select_columns("problem").iter(10_000)
+        counts = Counter(problem for batch in batches for problem in batch["problem"] if problem is not None)
+        skipped = {problem: count for problem, count in sorted(counts.items()) if not _is_sound(problem, allowed)}
         spanning = _spanning(counts)
         if sum(skipped.values()) == len(rows):
             raise DataError(f"{split}: no usable row among {len(rows)} ({listed(skipped)})")
@@ -385,27 +329,22 @@ def _usable(
 
 
 def _require_text(rows: Dataset, split: str) -> None:
-    """Raises DataError where no row has text on one of its sides: nothing could be translated, or scored."""
+    """Raises DataError if one side of all rows is empty: nothing could be translated or scored."""
     for side in ("source", "target"):
-        column = rows.with_format("arrow")[side]
-        if not any(text and text.strip() for chunk in _arrow_batches(column) for text in chunk):
+        batches = rows.select_columns(side).iter(10_000)
+        if not any(text and text.strip() for batch in batches for text in batch[side]):
             raise DataError(
                 f"{split}: the {side} of all {len(rows)} rows is empty; there is nothing to score. Name the right "
                 f"columns or files"
             )
 
 
-def _arrow_batches(column: Any, size: int = 10_000) -> Iterator[list[str | None]]:
-    for start in range(0, len(column), size):
-        yield column[start : start + size].to_pylist()
-
-
 def _is_sound(problem: str | None, allowed: Sequence[str]) -> bool:
     return problem is None or problem in allowed or problem.startswith(SPANS)
 
 
-class _Sound:
-    """Tells which rows of a stream are used; of each problem the first row is reported, since nobody counts them."""
+class _SoundRows:
+    """Selects the rows of a stream that are used, and warns of the first row with each problem."""
 
     def __init__(self, split: str, allowed: Sequence[str]) -> None:
         self.split, self.allowed, self.seen = split, tuple(allowed), set[str]()
@@ -415,19 +354,19 @@ class _Sound:
         kind = SPANS if sound else problem
         if problem is not None and problem not in self.allowed and kind not in self.seen:
             self.seen.add(str(kind))
-            told = f"spans {problem}; {_CLOSE}" if sound else f"is left out: {problem}"
-            logger.warning("%s: row %d %s (later rows of this kind are not reported)", self.split, number + 1, told)
+            event = f"spans {problem}; {_UNCLOSED}" if sound else f"is left out: {problem}"
+            logger.warning("%s: row %d %s (later rows of this kind are not reported)", self.split, number + 1, event)
         return sound
 
 
 def _spanning(problems: Counter[str]) -> str:
-    """What is said of rows that span lines: how many there are, and where the first one is."""
+    """How many rows span lines, and which lines the first one spans; empty if none does."""
     spans = [problem for problem in problems if problem.startswith(SPANS)]
     if not spans:
         return ""
     first = min(spans, key=lambda span: int(span.split()[1]))
     count = sum(problems[span] for span in spans)
-    return f"{count} {'row spans' if count == 1 else 'rows span'} lines, the first {first}; {_CLOSE}"
+    return f"{count} {'row spans' if count == 1 else 'rows span'} lines, the first {first}; {_UNCLOSED}"
 
 
 def _numbered(_: dict[str, Any], number: int) -> dict[str, int]:

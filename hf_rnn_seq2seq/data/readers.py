@@ -1,9 +1,8 @@
-"""Rows of parallel text out of local files, one at a time, so that memory stays flat whatever the size.
+"""Rows of parallel text from local files, one at a time, so that memory stays flat.
 
-Every reader yields `(source, target, problem)`: two strings and None, or a row that cannot be used and the name of the
-reason, which is counted and reported and never silently dropped. Own readers rather than `load_dataset("csv")` (pandas)
-or `load_dataset("json")` (Arrow), because those turn the sentences "null" and "NA" into missing values, shift the
-columns of a row with one field too many, read a sentence like "2026-03-12" as a time stamp, and cannot name the line.
+A row that cannot be used has a `problem`, which is counted and reported. `load_dataset` does not read text files here:
+its CSV and JSON readers turn the sentences "null" and "NA" into missing values, shift the columns of a row with one
+field too many, read the sentence "2026-03-12" as a time stamp, and cannot name the line of an error.
 """
 
 from __future__ import annotations
@@ -14,35 +13,119 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from hf_rnn_seq2seq.errors import DataError, is_undecodable, listed_names, one_line, quoted, reading
 
 TABLE_KINDS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
-Row = tuple[str, str, str | None]
-
 GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
-# The problem of a row that can be used, but that may be several: it begins so, and its lines follow.
+# Beginning of the `problem` of a row that is used although it spans several lines; the numbers of the lines follow.
 SPANS = "lines "
+# JSON objects within which each column must occur, so that a wrong name is found before the end of a large file.
+_PATIENCE = 10_000
 
 csv.field_size_limit(2**31 - 1)
 
 
-def split_paths(value: str | Path | Sequence[str | Path]) -> list[Path]:
-    """`"train.de,train.en"`, a single path or a sequence of two -> existing files.
+class Row(NamedTuple):
+    """A sentence pair, the reason why it cannot be used (or None), and its word alignment in Pharaoh format."""
+
+    source: str
+    target: str
+    problem: str | None = None
+    alignment: str = ""
+
+
+def checked(source: object, target: object, alignment: object = None) -> Row:
+    """The row of two values, with its problem if it has one."""
+    links = str(alignment or "")
+    if not isinstance(source, str | None) or not isinstance(target, str | None):
+        return Row("", "", "not_text", links)
+    if not source or not source.strip():
+        return Row("", target or "", "empty_source", links)
+    if not target or not target.strip():
+        return Row(source, "", "empty_target", links)
+    return Row(source, target, None, links)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of source, target and word alignment (None: no alignment is read).
+
+    A row without the first two may hold them in a column `translation`, by language. Names that are numbers are
+    positions (from 0) in a table without header.
+    """
+
+    source: str = "source"
+    target: str = "target"
+    alignment: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.source == self.target:
+            raise DataError(f"source and target column are both {self.source!r}; two different ones are needed")
+
+    @property
+    def names(self) -> list[str]:
+        return [self.source, self.target, *filter(None, [self.alignment])]
+
+    def require(self, names: Sequence[str], where: str, wanted: Sequence[str] | None = None) -> None:
+        """Raises DataError unless each of `wanted` (default: all columns) is among the distinct `names`."""
+        if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise DataError(
+                f"{where}: {listed_names(repeated)} names {names.count(repeated[0])} columns; rename all but one"
+            )
+        for name in self.names if wanted is None else wanted:
+            if name not in names:
+                raise DataError(
+                    f"{where}: no column {quoted(name)}; it has {listed_names(names) or 'none'} (choose with "
+                    "source_column and target_column)"
+                )
+
+    def of_table(self, names: Sequence[str], languages: Sequence[str] | None, where: str) -> list[str]:
+        """The columns to read of a table; `languages` are the keys of its column `translation`, if it has one.
+
+        Raises:
+            DataError: as `require`.
+        """
+        if languages is None or {self.source, self.target} <= {*names}:
+            self.require(names, where)
+            return self.names
+        self.require(languages, f"{where}, column 'translation'", [self.source, self.target])
+        self.require(names, where, self.names[2:])
+        return ["translation", *self.names[2:]]
+
+    def sides(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """What holds the two sides: the row itself or its `translation`; None if that is neither a table nor null."""
+        if "translation" not in row or (self.source in row and self.target in row):
+            return row
+        nested = row["translation"]
+        return {} if nested is None else nested if isinstance(nested, Mapping) else None
+
+    def pick(self, row: Mapping[str, Any]) -> Row:
+        """The row as text; a side that it lacks is empty."""
+        alignment = row.get(self.alignment) if self.alignment else None
+        sides = self.sides(row)
+        if sides is None:
+            return Row("", "", "not_text", str(alignment or ""))
+        return checked(sides.get(self.source), sides.get(self.target), alignment)
+
+
+def split_paths(value: str) -> list[Path]:
+    """`"train.tsv"` or `"train.de,train.en"` -> the path of one table, or those of two text files.
 
     Raises:
-        DataError: a file is missing, is a folder, or there are more than two.
+        DataError: a file is missing or unreadable, or there are more than two.
     """
-    if isinstance(value, str) and not os.path.exists(value):
-        value = [part.strip() for part in value.split(",") if part.strip()]
-    paths = [Path(value)] if isinstance(value, (str, Path)) else [Path(part) for part in value]
+    parts = [value] if os.path.exists(value) else [part.strip() for part in value.split(",") if part.strip()]
+    paths = list(map(Path, parts))
     if len(paths) not in (1, 2):
         raise DataError(f"expected one table or two parallel text files separated by a comma, got {len(paths)} files")
     for path in paths:
-        if not os.path.exists(path):
+        if not path.exists():
             raise DataError(f"file {path} does not exist")
         if path.is_dir():
             raise DataError(f"{path} is a folder; a file is expected (a saved data set is given as dataset_name)")
@@ -59,164 +142,49 @@ def split_paths(value: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that tells a file's kind, lower case, `.gz` left aside: `train.tsv.gz` -> `.tsv`."""
-    name = path.name.lower()
-    return Path(name[: -len(".gz")] if name.endswith(".gz") else name).suffix
+    """The suffix in lower case, without `.gz`: `train.tsv.gz` -> `.tsv`."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def listed(counts: dict[str, int]) -> str:
+def listed(counts: Mapping[str, int]) -> str:
     """`{"empty_source": 3}` -> `3 empty_source`."""
     return ", ".join(f"{count} {reason}" for reason, count in counts.items())
 
 
-def read_rows(
-    paths: Sequence[Path],
-    *,
-    source_column: str | None = None,
-    target_column: str | None = None,
-    source_lang: str | None = None,
-    target_lang: str | None = None,
-) -> Iterator[Row]:
+def read_rows(paths: Sequence[Path], columns: Columns, alignment_file: Path | None = None) -> Iterator[Row]:
     """The rows of one table or of two parallel text files.
 
     Args:
-        paths: one table or two text files.
-        source_column, target_column: names of the columns; numbers mean positions (from 0) in a table without header.
-        source_lang, target_lang: keys of a `translation` column; also the columns' names when those are not given.
+        alignment_file: a text file with the word alignment of each row.
 
     Raises:
-        DataError: nothing in the file, not UTF-8, a missing column, files of different length, a damaged archive.
-    """
-    if len(paths) == 2:
-        rows = _parallel(paths[0], paths[1])
-    else:
-        columns = Columns(source_column, target_column, source_lang, target_lang)
-        reader = {".tsv": _delimited, ".csv": _delimited, ".parquet": _parquet}.get(kind_of(paths[0]), _json)
-        rows = reader(paths[0], columns)
-    empty = True
-    for row in rows:
-        empty = False
-        yield row
-    if empty:
-        raise DataError(f"file {paths[0]} holds no rows")
-
-
-def read_aligned(
-    paths: Sequence[Path], file: str | None, column: str | None, **columns: str | None
-) -> Iterator[tuple[str, str, str | None, str]]:
-    """The rows of `read_rows`, each with its alignment: a line of `file`, or what stands in `column`.
-
-    Raises:
-        DataError: as `read_rows`; the file has more or fewer lines than there are rows.
+        DataError: nothing in the file, not UTF-8, a missing column, files of different length, a damaged archive or
+            alignment.
     """
     from hf_rnn_seq2seq.data.word_alignment import parse_pharaoh
 
-    # A column: the table once more, with the alignment in the place of the source.
-    again = {**columns, "source_column": column}
-    alignments = read_lines(Path(file)) if file else (row[0] for row in read_rows(paths, **again))
-    where = f"alignment_file {file}, line" if file else f"file {paths[0]}, column {column!r}, row"
+    reader = {".tsv": _delimited, ".csv": _delimited, ".parquet": _parquet}.get(kind_of(paths[0]), _json)
+    lines = read_lines(alignment_file) if alignment_file else None
+    where = f"alignment_file {alignment_file}, line" if lines else f"file {paths[0]}, column {columns.alignment!r}, row"
     count = 0
-    for count, row in enumerate(read_rows(paths, **columns), start=1):
-        alignment = next(alignments, None)
-        if alignment is None:
-            raise DataError(f"alignment_file {file} ends after {count - 1} lines; there are more training rows")
-        parse_pharaoh(alignment, f"{where} {count}")  # here the place in the file is known
-        yield *row, alignment
-    if next(alignments, None) is not None:
-        raise DataError(f"alignment_file {file} has more lines than there are training rows ({count})")
+    for count, row in enumerate(_parallel(*paths) if len(paths) == 2 else reader(paths[0], columns), start=1):
+        if lines is not None:
+            links = next(lines, None)
+            if links is None:
+                raise DataError(
+                    f"alignment_file {alignment_file} ends after {count - 1} lines; there are more training rows"
+                )
+            row = row._replace(alignment=links)
+        if row.alignment:
+            parse_pharaoh(row.alignment, f"{where} {count}")  # here, where the place in the file is known
+        yield row
+    if not count:
+        raise DataError(f"file {paths[0]} holds no rows")
+    if lines is not None and next(lines, None) is not None:
+        raise DataError(f"alignment_file {alignment_file} has more lines than there are training rows ({count})")
 
 
-def checked(source: Any, target: Any) -> Row:
-    """One pair, with the reason why it cannot be used, if any."""
-    if source is not None and not isinstance(source, str) or target is not None and not isinstance(target, str):
-        return "", "", "not_text"
-    if not source or not source.strip():
-        return "", target or "", "empty_source"
-    if not target or not target.strip():
-        return source, "", "empty_target"
-    return source, target, None
-
-
-# Rows within which a column must turn up: nobody waits for the end of a large file to learn of a wrong name.
-_PATIENCE = 10_000
-
-
-class Columns:
-    """Finds the two sides in a row, for names given as columns, as languages, or left to the default.
-
-    Of rows that each have names of their own (JSON) one may lack a side, which is then empty, but not all may.
-    """
-
-    def __init__(
-        self,
-        source_column: str | None = None,
-        target_column: str | None = None,
-        source_lang: str | None = None,
-        target_lang: str | None = None,
-    ) -> None:
-        self.source = source_column or source_lang or "source"
-        self.target = target_column or target_lang or "target"
-        self.named = source_column is not None or target_column is not None
-        self.source_lang = source_lang
-        self.target_lang = target_lang
-        self._unseen, self._rows, self._complaint = {self.source, self.target}, 0, ""
-        if self.source == self.target:
-            raise DataError(f"source and target column are both {self.source!r}; two different ones are needed")
-
-    @property
-    def positions(self) -> tuple[int, int] | None:
-        """Positions in a table without header, when both columns are numbers."""
-        if self.source.isdecimal() and self.target.isdecimal():
-            return int(self.source), int(self.target)
-        return None
-
-    def require(self, names: Sequence[str], where: str) -> None:
-        """Raises DataError unless both columns are among `names`."""
-        if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            raise DataError(
-                f"{where}: {listed_names(repeated)} names {names.count(repeated[0])} columns; rename all but one"
-            )
-        missing = [name for name in (self.source, self.target) if name not in names]
-        if missing:
-            raise DataError(self._lacking(missing[0], names, where))
-
-    def wanted(self, names: Sequence[str], where: str) -> list[str]:
-        """The columns to read of a table that has these names: both sides, or `translation`, which holds them."""
-        nested = not self.named and "translation" in names and not {self.source, self.target} <= {*names}
-        self.require([*names, *({self.source, self.target} - {*names} if nested else ())], where)
-        return ["translation"] if nested else [self.source, self.target]
-
-    def _lacking(self, name: str, names: Sequence[str], where: str) -> str:
-        has = listed_names(names) or "none"
-        return f"{where}: no column {quoted(name)}; it has {has} (choose with source_column and target_column)"
-
-    def pick(self, row: dict[str, Any], where: str) -> tuple[Any, Any]:
-        """The two sides of a row, None for one that is not there; a `translation` column is opened.
-
-        Raises:
-            DataError: a side has not been in any of the first rows.
-        """
-        flat, nested = self.source in row and self.target in row, row.get("translation")
-        if "translation" in row and not (flat and (self.named or not isinstance(nested, dict))):
-            if not isinstance(nested, dict):
-                return (None, None) if nested is None else ([nested], [nested])
-            where, row = f"{where}, column 'translation'", nested
-        self._rows += 1
-        if self._unseen:
-            self._unseen -= row.keys()
-            for name in self._unseen:
-                self._complaint = self._complaint or self._lacking(name, list(row), where)
-            if self._rows >= _PATIENCE:
-                self.finish()
-        return row.get(self.source), row.get(self.target)
-
-    def finish(self) -> None:
-        """Raises DataError where a side was in none of the rows; called behind the last one."""
-        if self._unseen and self._complaint:
-            raise DataError(self._complaint)
-
-
-# First bytes -> what such a file is, and how to make it readable.
+# The first bytes of a file that is not text: what it is, and how to make it readable.
 _FOREIGN = {
     b"\x1f\x8b": ("a gzip archive", "name it with .gz at the end"),
     b"BZh": ("a bzip2 archive", "unpack it"),
@@ -229,33 +197,33 @@ _FOREIGN = {
 }
 
 
-def _foreign(start: bytes) -> tuple[str, str]:
-    """What a file is by its first bytes, and the mend; both empty for what may be text."""
-    return next((told for magic, told in _FOREIGN.items() if start.startswith(magic)), ("", ""))
+def _foreign(start: bytes) -> tuple[str, str] | None:
+    return next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), None)
 
 
 def open_bytes(path: Path) -> IO[bytes]:
     """Opens a file, decompressing `.gz`.
 
     Raises:
-        BadGzipFile: there is no gzip in a `.gz`.
+        BadGzipFile: the content of a `.gz` file is not gzip.
     """
     if not path.name.lower().endswith(".gz"):
         return path.open("rb")
     with path.open("rb") as file:
         start = file.read(6)
     if start and not start.startswith(b"\x1f\x8b"):
-        kind = _foreign(start)[0] or "not packed"
+        kind, _ = _foreign(start) or ("not packed", "")
         raise gzip.BadGzipFile(f"it is {kind}; pack it with gzip, or rename it")
     return gzip.open(path, "rb")  # type: ignore[return-value]
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Lines without their end. Only the line feed ends one: a sentence may hold any other Unicode separator.
+    """Lines without their end. Only the line feed ends a line: a sentence may contain any other Unicode separator.
 
     Raises:
-        DataError: the file cannot be opened or unpacked, is not UTF-8, or is one line with other ends inside.
+        DataError: the file cannot be opened or unpacked, is not UTF-8, or its lines have other ends.
     """
+    offset = 0
     with reading(f"file {path}", DataError) as place:
         try:
             with open_bytes(path) as file:
@@ -274,20 +242,14 @@ def read_lines(path: Path) -> Iterator[str]:
                     offset += len(raw)
                     yield line.rstrip("\n").removesuffix("\r")
         except GZIP_ERRORS as error:
-            raise DataError(f"file {path}: {damage(error, place.line)}") from error
-
-
-def damage(error: Exception, line: int) -> str:
-    """What is said of one of the GZIP_ERRORS that came behind a line."""
-    behind = f" after line {line}" if line else ""
-    return f"damaged gzip archive{behind} ({one_line(error)})" + ("; fetch or pack it again" if line else "")
+            after, mend = (f" after line {place.line}", "; fetch or pack it again") if place.line else ("", "")
+            raise DataError(f"file {path}: damaged gzip archive{after} ({one_line(error)}){mend}") from error
 
 
 def _require_lines(path: Path, first: bytes) -> None:
-    """Raises DataError where the first line shows that the file is no text, or has no line feeds."""
-    kind, mend = _foreign(first)
-    if kind:
-        raise DataError(f"file {path}, line 1, byte 0: not UTF-8: it is {kind}; {mend}")
+    """Raises DataError if the first line shows that the file is not text or has no line feeds."""
+    if foreign := _foreign(first):
+        raise DataError(f"file {path}, line 1, byte 0: not UTF-8: it is {foreign[0]}; {foreign[1]}")
     inside = first.rstrip(b"\r\n").count(b"\r")
     if inside > 1 or (inside and not first.endswith(b"\n")):
         raise DataError(
@@ -297,51 +259,38 @@ def _require_lines(path: Path, first: bytes) -> None:
 
 
 def _parallel(source: Path, target: Path) -> Iterator[Row]:
-    left, right = read_lines(source), read_lines(target)
-    count = 0
-    while True:
-        pair = next(left, None), next(right, None)
-        if pair[0] is None or pair[1] is None:
-            break
-        count += 1
-        yield checked(*pair)
-    longer = [0 if line is None else 1 for line in pair]
-    if any(longer):
-        counts = [count + longer[0] + sum(1 for _ in left), count + longer[1] + sum(1 for _ in right)]
+    counts = [0, 0]
+    for pair in zip_longest(read_lines(source), read_lines(target)):
+        counts = [count + (line is not None) for count, line in zip(counts, pair, strict=True)]
+        if None not in pair:
+            yield checked(*pair)
+    if counts[0] != counts[1]:
         raise DataError(f"parallel files differ in length: {source} has {counts[0]} lines, {target} has {counts[1]}")
 
 
 def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
-    """TSV is read as it stands (quotes are text, as in Tatoeba); CSV by RFC 4180 (a quoted field may span lines)."""
-    tabs = kind_of(path) == ".tsv"
-    # Blank lines are dropped by the csv module but are rows of a TSV file, so TSV needs no module at all.
-    table: Iterator[list[str]] = (
-        (line.split("\t") for line in read_lines(path))
-        if tabs
-        else csv.reader((line + "\n" for line in read_lines(path)), strict=True)
-    )
-    positions = columns.positions
-    width: int | None = None
-    start = end = 0  # the lines before the record, and the last one of it
+    """TSV has no quotes (as in Tatoeba); a quoted field of CSV may span lines (RFC 4180)."""
+    tsv, lines = kind_of(path) == ".tsv", read_lines(path)
+    # Blank lines are rows of a TSV file, but not of a CSV file.
+    table: Any = csv.reader((line + "\n" for line in lines), strict=True)
+    table = (line.split("\t") for line in lines) if tsv else table
+    names: list[str] = []
+    start = end = 0  # the number of lines before the record, and its last line
     try:
         for fields in table:
-            start, end = end, end + 1 if tabs else table.line_num  # type: ignore[attr-defined]
-            if width is None:
-                width = len(fields)
-                if positions is None:
-                    columns.require(fields, f"file {path}")
-                    positions = fields.index(columns.source), fields.index(columns.target)
+            start, end = end, end + 1 if tsv else table.line_num
+            if not names:
+                names = _header(path, fields, columns)
+                if names is fields:
                     continue
-                if max(positions) >= width:
-                    raise DataError(f"file {path}: no column {max(positions)}; the first row has {width} fields")
-            if not tabs and not fields:
-                continue  # a blank line between the records of a CSV file is not a record
-            if len(fields) != width:
-                yield "", "", "wrong_field_count"
-            else:
-                source, target, problem = checked(fields[positions[0]], fields[positions[1]])  # type: ignore[index]
-                spans = f"{SPANS}{start + 1} to {end}" if end > start + 1 else None
-                yield source, target, problem or spans
+            if not fields:
+                continue
+            if len(fields) != len(names):
+                yield Row("", "", "wrong_field_count")
+                continue
+            row = columns.pick(dict(zip(names, fields, strict=True)))
+            spans = row.problem is None and end > start + 1
+            yield row._replace(problem=f"{SPANS}{start + 1} to {end}") if spans else row
     except csv.Error as error:
         raise DataError(
             f"file {path}: not a CSV table ({error}, in the record that begins in line {end + 1}); a quote inside a "
@@ -349,58 +298,72 @@ def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
         ) from error
 
 
+def _header(path: Path, first: list[str], columns: Columns) -> list[str]:
+    """The names of the columns: the first row, or numbers if the columns are chosen by position."""
+    if not (columns.source.isdecimal() and columns.target.isdecimal()):
+        columns.require(first, f"file {path}")
+        return first
+    names = list(map(str, range(len(first))))
+    if missing := [name for name in columns.names if name not in names]:
+        raise DataError(f"file {path}: no column {missing[0]}; the first row has {len(first)} fields")
+    return names
+
+
 def _json(path: Path, columns: Columns) -> Iterator[Row]:
-    """One object a line; a `.json` file may also be one array, or an object whose `data` is one (read whole)."""
-    if kind_of(path) == ".json" and (records := _json_array(path)) is not None:
-        for number, record in enumerate(records, start=1):
-            yield _json_row(record, f"file {path}, record {number}", columns)
-    else:
-        for number, line in enumerate(read_lines(path), start=1):
-            where = f"file {path}, line {number}"
-            if line.strip():
-                try:
-                    record = json.loads(line, object_pairs_hook=_object)
-                except (ValueError, RecursionError) as error:
-                    told = getattr(error, "msg", None) or one_line(error, 200)
-                    raise DataError(f"{where}: not JSON ({told}); mend or remove the line") from error
-                yield _json_row(record, where, columns)
-    columns.finish()
+    """An object may lack a side (which is then empty), but each column must occur in one of the first objects."""
+    seen: dict[str, None] = {}
+    where, count = f"file {path}", 0
+    for count, (place, record) in enumerate(_records(path), start=1):
+        if not isinstance(record, dict):
+            raise DataError(f"{place}: an object is expected, got {type(record).__name__}")
+        sides = columns.sides(record)
+        if count <= _PATIENCE:
+            seen |= dict.fromkeys([*(record if sides is None else sides), *({columns.alignment} & record.keys())])
+            where = where if sides is None or sides is record else f"file {path}, column 'translation'"
+        if count == _PATIENCE:
+            columns.require(list(seen), where)
+        row = columns.pick(record)
+        # A lone surrogate, which an escape of JSON can write, is not a character.
+        yield row._replace(source="", target="", problem="not_text") if any(map(is_undecodable, row[:2])) else row
+    if count:
+        columns.require(list(seen), where)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(quoted(name) for name in names if names.count(name) > 1)} stands twice")
-    return found
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place and value of each line of JSON. A `.json` file may also be one array, or an object whose `data` is one."""
+    if kind_of(path) == ".json":
+        try:
+            document = _parsed("\n".join(read_lines(path)), f"file {path}")
+        except DataError as error:
+            if not isinstance(error.__cause__, json.JSONDecodeError):
+                raise
+            document = None  # one object a line
+        document = document.get("data") if isinstance(document, dict) else document
+        if isinstance(document, list):
+            yield from ((f"file {path}, record {number}", record) for number, record in enumerate(document, start=1))
+            return
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            yield f"file {path}, line {number}", _parsed(line, f"file {path}, line {number}")
 
 
-def _json_row(record: Any, where: str, columns: Columns) -> Row:
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: an object is expected, got {type(record).__name__}")
-    sides = columns.pick(record, where)
-    # Half a character (a lone surrogate, which only an escape of JSON can write) is no text.
-    if any(isinstance(side, str) and is_undecodable(side) for side in sides):
-        return "", "", "not_text"
-    return checked(*sides)
-
-
-def _json_array(path: Path) -> list[Any] | None:
-    """The records of a file that is one JSON document, or None when it is one object a line."""
+def _parsed(text: str, where: str) -> Any:
     try:
-        document = json.loads("\n".join(read_lines(path)), object_pairs_hook=_object)
-    except json.JSONDecodeError:
-        return None
+        return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"file {path}: not JSON ({one_line(error, 200)})") from error
-    if isinstance(document, dict) and isinstance(document.get("data"), list):
-        document = document["data"]
-    return document if isinstance(document, list) else None
+        message = getattr(error, "msg", None) or one_line(error, 200)
+        raise DataError(f"{where}: not JSON ({message}); mend or remove the line") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len({*names}) < len(names):
+        raise ValueError(f"the name {quoted(next(name for name in names if names.count(name) > 1))} stands twice")
+    return dict(pairs)
 
 
 def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
+    """Batch by batch; `load_dataset` would copy the file to its cache first."""
     import pyarrow
     import pyarrow.parquet
 
@@ -409,8 +372,8 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
             table = pyarrow.parquet.ParquetFile(file)
         except (pyarrow.ArrowException, *GZIP_ERRORS) as error:
             raise DataError(f"file {path}: not a Parquet file ({one_line(str(error).splitlines()[0], 200)})") from error
-        wanted = columns.wanted(table.schema_arrow.names, f"file {path}")
-        for batch in table.iter_batches(batch_size=1000, columns=wanted):
-            for record in batch.to_pylist():
-                yield checked(*columns.pick(record, f"file {path}"))
-    columns.finish()
+        schema = table.schema_arrow
+        kinds = [field.type for field in schema if field.name == "translation"]
+        languages = [field.name for field in kinds[0]] if kinds and pyarrow.types.is_struct(kinds[0]) else None
+        for batch in table.iter_batches(1000, columns=columns.of_table(schema.names, languages, f"file {path}")):
+            yield from map(columns.pick, batch.to_pylist())

@@ -91,21 +91,21 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
 
 def _load_split(options: Mapping[str, Any], split: str, required: bool) -> Any:
     """The corpus with one split, and its alignments if it has them; without `required` ones it raises DataError."""
+    from hf_rnn_seq2seq.data.arguments import DataArguments
     from hf_rnn_seq2seq.data.corpus import load_corpus
 
-    options = {**options, "splits": (split,), "keep_empty": (split,)}
-    if "data_seed" in options:
-        options["seed"] = options.pop("data_seed")
+    options = dict(options)
     if "max_predict_samples" in options:
         options[ROW_LIMITS[split]] = options.pop("max_predict_samples")
     if options.get("dataset_name") == "cldr":
         options.setdefault("alignment_column", "alignment")
+    data, only = DataArguments(**options), {"splits": (split,), "keep_empty": (split,)}
     try:
-        return load_corpus(**options, aligned_splits=(split,))
+        return load_corpus(data, **only, aligned_splits=(split,))
     except DataError:
-        if required or "alignment_column" not in options:
+        if required or data.alignment_column is None:
             raise
-        return load_corpus(**options, aligned_splits=())
+        return load_corpus(data, **only, aligned_splits=())
 
 
 def default_metrics(test_set: TestSet) -> list[str]:

@@ -175,9 +175,11 @@ class DatasetReader:
         import datasets
 
         if name == "cldr":
+            from hf_rnn_seq2seq.data.arguments import DataArguments
             from hf_rnn_seq2seq.data.corpus import load_corpus
 
-            return load_corpus(name, config, splits=(split,)).splits[split]
+            data = DataArguments(dataset_name=name, dataset_config_name=config)
+            return load_corpus(data, splits=(split,)).splits[split]
         try:
             if not Path(name).is_dir():
                 return datasets.load_dataset(name, config, split=split)

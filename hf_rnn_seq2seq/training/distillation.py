@@ -66,7 +66,7 @@ def distilled(
 
 
 def corpus_options(given: Mapping[str, Any], teacher: str) -> dict[str, Any]:
-    """The arguments of `load_corpus` for the training split: of the `given` data options, else of the teacher's run.
+    """The options that load the training split: those of the `given` data options, else of the teacher's run.
 
     Raises:
         EvaluationError: no corpus is given, and the teacher has no recipe.
@@ -79,8 +79,6 @@ def corpus_options(given: Mapping[str, Any], teacher: str) -> dict[str, Any]:
                 f"{teacher}: has no recipe.yaml that says what it was trained on; give --dataset_name or --train_file"
             )
         chosen = {name: value for name, value in recorded.items() if name in given} | chosen
-    if "data_seed" in chosen:
-        chosen["seed"] = chosen.pop("data_seed")
     return chosen
 
 

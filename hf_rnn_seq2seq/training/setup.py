@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,14 +117,9 @@ def build_training(
 
 def load_data(data: DataArguments, accelerator: Accelerator) -> Corpus:
     """The training split and, if there is one, the validation split, which is held in memory even when streaming."""
-    named = asdict(data)
-    for name in ("max_source_length", "max_target_length", "preprocessing_num_workers", "streaming_buffer"):
-        del named[name]
-    del named["alignment_unit"]
-    named["seed"] = named.pop("data_seed")
     # One process of each machine writes the cache, the others read it.
     with accelerator.local_main_process_first():
-        corpus = load_corpus(**named, splits=("train", "validation"))
+        corpus = load_corpus(data, splits=("train", "validation"))
     if data.streaming and "validation" in corpus.splits:
         corpus.splits["validation"] = in_memory(corpus.splits["validation"])
     if "train" not in corpus.splits:

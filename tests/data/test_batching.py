@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_rnn_seq2seq.data.corpus import Collator, plan_batches
+from hf_rnn_seq2seq.data.batching import Collator, plan_batches
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=120)
 

@@ -80,9 +80,12 @@ def test_data_are_pushed_and_loaded_by_name(child: Child) -> None:
     )
     assert pushed[0] == pushed[1] > 1, "a second identical push made a commit"
     code = """
-        from hf_rnn_seq2seq.data.corpus import DataError, load_corpus
+        from hf_rnn_seq2seq.data.arguments import DataArguments
+        from hf_rnn_seq2seq.data.corpus import load_corpus
+        from hf_rnn_seq2seq.errors import DataError
         try:
-            corpus = load_corpus("owner/pairs", source_lang="en", target_lang="fr", splits=("train", "validation"))
+            data = DataArguments(dataset_name="owner/pairs", source_lang="en", target_lang="fr")
+            corpus = load_corpus(data, splits=("train", "validation"))
             rows = {split: [list(pair) for pair in zip(part["source"], part["target"])]
                     for split, part in corpus.splits.items()}
             print(json.dumps({"rows": rows, "name": corpus.description["name"]}))

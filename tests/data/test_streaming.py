@@ -7,6 +7,7 @@ import datasets
 import pytest
 import torch
 
+from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.data.streaming import StreamPlan, TextStream
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
@@ -33,12 +34,16 @@ def stream_of(kind, folder):
         return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
     if kind == "saved":
         datasets.Dataset.from_list(rows).save_to_disk(folder / "saved")
-        found = load_corpus(str(folder / "saved"), source_lang="source", target_lang="target", streaming=True)
+        found = load_corpus(
+            DataArguments(
+                dataset_name=str(folder / "saved"), source_lang="source", target_lang="target", streaming=True
+            )
+        )
     else:
         path = folder / f"rows.{kind}"
         table = datasets.Dataset.from_list([*rows[:20], {"source": " ", "target": "unusable"}, *rows[20:]])
         table.to_parquet(path) if kind == "parquet" else table.to_json(path)
-        found = load_corpus(train_file=path, source_lang="source", target_lang="target", streaming=True)
+        found = load_corpus(DataArguments(train_file=path, source_lang="source", target_lang="target", streaming=True))
     return found.splits["train"]
 
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from datasets import Dataset
 
+from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.batching import Collator
-from hf_rnn_seq2seq.data.corpus import DataError, load_corpus, tokenize_corpus
+from hf_rnn_seq2seq.data.corpus import load_corpus
+from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.data.word_alignment import (
     Aligner,
@@ -16,6 +18,7 @@ from hf_rnn_seq2seq.data.word_alignment import (
     with_alignments,
     words_of_tokens,
 )
+from hf_rnn_seq2seq.errors import DataError
 
 SOURCES = ["the house is small", "a small house", "", "日本 語"]
 TARGETS = ["das haus ist klein", "ein kleines haus", "leer", "日本語"]
@@ -78,18 +81,18 @@ def test_a_file_and_a_column(tmp_path) -> None:
     (tmp_path / "t.align").write_text("0-0 1-1\n0-0\n0-0\n")
     given = {"train_file": str(tmp_path / "t.tsv"), "source_lang": "de", "target_lang": "en"}
     for chosen in ({"alignment_file": str(tmp_path / "t.align")}, {"alignment_column": "a"}):
-        corpus = load_corpus(**given, **chosen)
+        corpus = load_corpus(DataArguments(**given, **chosen))
         assert corpus.splits["train"]["alignment"][:] == ["0-0 1-1", "0-0"] and corpus.skipped["train"] == {
             "empty_source": 1
         }
-        assert corpus.description["fingerprint"] != load_corpus(**given).description["fingerprint"]
+        assert corpus.description["fingerprint"] != load_corpus(DataArguments(**given)).description["fingerprint"]
         tokenizer = build_tokenizer(["ein haus"], ["a house"], algorithm="word", vocab_size=20, min_frequency=1)
         rows, _ = tokenize_corpus(corpus.splits["train"], tokenizer, max_source_length=9, max_target_length=9)
         assert rows["alignment"][:] == [[0, 0, 1, 1, 2, 2], [0, 0, 1, 1]]
         assert with_alignments(rows) is rows
-    assert "alignment" not in load_corpus(**given).splits["train"].column_names
+    assert "alignment" not in load_corpus(DataArguments(**given)).splits["train"].column_names
     corpus.splits.save_to_disk(tmp_path / "saved")
-    saved = load_corpus(str(tmp_path / "saved"), alignment_column="alignment")
+    saved = load_corpus(DataArguments(dataset_name=str(tmp_path / "saved"), alignment_column="alignment"))
     assert saved.splits["train"]["alignment"][:] == ["0-0 1-1", "0-0"]
 
 
@@ -99,26 +102,26 @@ def test_what_is_no_alignment_of_the_rows_is_refused(tmp_path) -> None:
     for lines, message in (("0-0\n", "ends after 1 lines; there are more"), ("\n" * 4, r"has more lines than .*\(3\)")):
         (tmp_path / "t.align").write_text(lines)
         with pytest.raises(DataError, match=message):
-            load_corpus(**given, alignment_file=str(tmp_path / "t.align"))
+            load_corpus(DataArguments(**given, alignment_file=str(tmp_path / "t.align")))
     with pytest.raises(DataError, match="no column 'b'"):
-        load_corpus(**given, alignment_column="b")
+        load_corpus(DataArguments(**given, alignment_column="b"))
     with pytest.raises(DataError, match="alignment_file .*none.align does not exist"):
-        load_corpus(**given, alignment_file=str(tmp_path / "none.align"))
+        load_corpus(DataArguments(**given, alignment_file=str(tmp_path / "none.align")))
     with pytest.raises(DataError, match="give one of them, a file beside train_file, or a column"):
-        load_corpus(**given, alignment_file="x", alignment_column="a")
+        load_corpus(DataArguments(**given, alignment_file="x", alignment_column="a"))
     with pytest.raises(DataError, match="give one of them"):
-        load_corpus("cldr", "en-fr", alignment_file="a")
+        load_corpus(DataArguments(dataset_name="cldr", dataset_config_name="en-fr", alignment_file="a"))
     with pytest.raises(DataError, match="alignment_column='a': the column of cldr is 'alignment'"):
-        load_corpus("cldr", "en-fr", alignment_column="a")
+        load_corpus(DataArguments(dataset_name="cldr", dataset_config_name="en-fr", alignment_column="a"))
 
 
 def test_the_embedded_corpus_offers_its_alignments_to_the_splits_that_ask() -> None:
     given = {"dataset_name": "cldr", "dataset_config_name": "en-fr", "max_train_samples": 40, "max_eval_samples": 40}
-    plain = load_corpus(**given, splits=("train", "validation")).splits
+    plain = load_corpus(DataArguments(**given), splits=("train", "validation")).splits
     assert all("alignment" not in rows.column_names for rows in plain.values())
     for chosen in (("train",), ("train", "validation")):
         found = load_corpus(
-            **given, splits=("train", "validation"), alignment_column="alignment", aligned_splits=chosen
+            DataArguments(**given, alignment_column="alignment"), splits=("train", "validation"), aligned_splits=chosen
         )
         assert {name for name, rows in found.splits.items() if "alignment" in rows.column_names} == {*chosen}
     tokenizer = build_tokenizer(plain["train"]["source"], plain["train"]["target"], algorithm="bpe", vocab_size=300)

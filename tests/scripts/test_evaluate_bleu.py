@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
+from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.evaluation.attention_agreement import attention_agreement
 from hf_rnn_seq2seq.evaluation.scores import score
@@ -60,8 +62,8 @@ def test_evaluate_bleu_says_where_the_attention_looks(runs: Path, tmp_path: Path
     (tmp_path / "t.tsv").write_text("\n".join(["en\tfr\ta", *rows]) + "\n")
     data = f"train_file: {tmp_path / 't.tsv'}\ntest_file: {tmp_path / 't.tsv'}\nsource_lang: en\ntarget_lang: fr\n"
     cldr = "dataset_name: cldr\ndataset_config_name: en-fr\nmax_predict_samples: 20\n"
-    lines = load_corpus("cldr", "en-fr", max_predict_samples=20, splits=("test",), alignment_column="alignment",
-                        aligned_splits=("test",)).splits["test"]["alignment"]  # fmt: skip
+    given = DataArguments(**yaml.safe_load(cldr), alignment_column="alignment")
+    lines = load_corpus(given, splits=("test",), aligned_splits=("test",)).splits["test"]["alignment"]
     aligned_words = sum(len({pair.split("-")[1] for pair in line.split()}) for line in lines)
     model, tokenizer = load_checkpoint(runs / "attention")
     told = attention_agreement(model, tokenizer, SOURCES[: len(TARGETS)], TARGETS, ["0-0"] * len(TARGETS))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.data.readers import read_rows
+from hf_rnn_seq2seq.data.readers import Columns, read_rows
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.generation import translate as evaluation
@@ -59,8 +59,8 @@ def test_the_teachers_training_split_in_its_order(teacher: Path, tmp_path: Path)
     assert [row[1] for row in rows] == translations(teacher, sources, num_beams=3)
     assert b"8 rows; left out: 1 empty_target" in result.stderr
     # What reads the corpus reads the table.
-    read = list(read_rows([output], source_lang="en", target_lang="fr"))
-    assert [source for source, _, problem in read if problem is None] == [row[0] for row in rows if row[1].strip()]
+    read = list(read_rows([output], Columns("en", "fr")))
+    assert [row.source for row in read if row.problem is None] == [row[0] for row in rows if row[1].strip()]
     again = run("distill.py", teacher, "--num_beams", 3, "--output_file", output)
     assert again.returncode == 2 and b"exists" in again.stderr
 
@@ -68,6 +68,7 @@ def test_the_teachers_training_split_in_its_order(teacher: Path, tmp_path: Path)
 def test_an_interrupted_table_is_continued(teacher: Path, tmp_path: Path) -> None:
     from distill import identity, parse
 
+    from hf_rnn_seq2seq.data.arguments import DataArguments
     from hf_rnn_seq2seq.data.corpus import load_corpus
 
     output = tmp_path / "distilled.tsv"
@@ -78,7 +79,7 @@ def test_an_interrupted_table_is_continued(teacher: Path, tmp_path: Path) -> Non
     arguments = parse(words)
     model, tokenizer = load_checkpoint(teacher)
     chosen = corpus_options(command_line.data_options(arguments, training=True), arguments.teachers[0])
-    fingerprint = load_corpus(**chosen, splits=("train",)).description["fingerprint"]
+    fingerprint = load_corpus(DataArguments(**chosen), splits=("train",)).description["fingerprint"]
     with (
         pytest.raises(KeyboardInterrupt),
         LineWriter(str(output), identity=identity(arguments, fingerprint, [model], tokenizer)) as writer,

@@ -293,7 +293,10 @@ def test_a_disk_that_fills_up_during_a_save(small_disk, tmp_path):
 
 MEMORY = """
 import itertools, sys
-from hf_rnn_seq2seq.data.corpus import Collator, load_corpus, tokenize_corpus
+from hf_rnn_seq2seq.data.arguments import DataArguments
+from hf_rnn_seq2seq.data.batching import Collator
+from hf_rnn_seq2seq.data.corpus import load_corpus
+from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.data.loader import BatchLoader, UpdatePlan, column
 
@@ -302,7 +305,8 @@ def resident():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) / 1024
 
-train = load_corpus("cldr", "en-fr", max_train_samples=int(sys.argv[1]), splits=("train",)).splits["train"]
+data = DataArguments(dataset_name="cldr", dataset_config_name="en-fr", max_train_samples=int(sys.argv[1]))
+train = load_corpus(data, splits=("train",)).splits["train"]
 first = train.select(range(2000))
 tokenizer = build_tokenizer(first["source"], first["target"], vocab_size=1000)
 before = resident()

@@ -262,12 +262,13 @@ def test_a_run_with_vectors(recipe: str, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def _running_share(run: Path, found: set[int]) -> float:
+    from hf_rnn_seq2seq.data.arguments import DataArguments
     from hf_rnn_seq2seq.data.corpus import load_corpus
     from hf_rnn_seq2seq.run_directory import data_options
 
     options = data_options(run)
     del options["data_seed"]  # which is the default
-    corpus = load_corpus(**options, splits=("train",))
+    corpus = load_corpus(DataArguments(**options), splits=("train",))
     tokenizer = AutoTokenizer.from_pretrained(run)
     ids = [i for row in corpus.splits["train"]["target"] for i in tokenizer(text_target=row)["input_ids"] if i > 3]
     return sum(i in found for i in ids) / len(ids)

@@ -64,7 +64,7 @@ demo: $(READY)
 	$(BIN)/python scripts/evaluate_bleu.py $(DEMO)
 	@echo; echo "English in, French out:"
 	printf '%s\n' '$(DEMO_SENTENCE)' '3 days ago' '12.5 kilometers per hour' | $(BIN)/python scripts/translate.py $(DEMO)
-	$(BIN)/python scripts/plot_attention.py $(DEMO) '$(DEMO_SENTENCE)' --words --output $(DEMO)/attention.png
+	$(BIN)/python scripts/plot_attention.py $(DEMO) '$(DEMO_SENTENCE)' --words --output_file $(DEMO)/attention.png
 
 lint: $(READY)
 	$(BIN)/ruff check .

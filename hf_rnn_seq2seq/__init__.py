@@ -3,19 +3,21 @@
 Importing the package registers the models, the configuration, the tokenizer and the pipeline with transformers.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from hf_rnn_seq2seq.model.attention import Attention, register_attention
-from hf_rnn_seq2seq.model.decoder_state import RnnSeq2SeqCache
-from hf_rnn_seq2seq.model.config_checks import ConfigError
-from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig
-from hf_rnn_seq2seq.model.encoder_decoder import RnnSeq2SeqModel
-from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
-from hf_rnn_seq2seq.model.pretrained import RnnSeq2SeqPreTrainedModel
-from hf_rnn_seq2seq.model.search import SearchOutput
-from hf_rnn_seq2seq.model.search_options import SearchError
-from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
-from hf_rnn_seq2seq.generation.pipeline import register as register_pipeline
+if TYPE_CHECKING:
+    from hf_rnn_seq2seq.model.attention import Attention, register_attention
+    from hf_rnn_seq2seq.model.config_checks import ConfigError
+    from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig
+    from hf_rnn_seq2seq.model.decoder_state import RnnSeq2SeqCache
+    from hf_rnn_seq2seq.model.encoder_decoder import RnnSeq2SeqModel
+    from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
+    from hf_rnn_seq2seq.model.pretrained import RnnSeq2SeqPreTrainedModel
+    from hf_rnn_seq2seq.model.search import SearchOutput
+    from hf_rnn_seq2seq.model.search_options import SearchError
 
 __version__ = "0.2.0"
 
@@ -33,17 +35,78 @@ __all__ = [
     "register_attention",
 ]
 
-AutoConfig.register(RnnSeq2SeqConfig.model_type, RnnSeq2SeqConfig, exist_ok=True)
-AutoModel.register(RnnSeq2SeqConfig, RnnSeq2SeqModel, exist_ok=True)
-AutoModelForSeq2SeqLM.register(RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration, exist_ok=True)
-# The files of a tokenizer name one of these classes; without this package a joint one loads as a plain fast tokenizer.
-AutoTokenizer.register(RnnSeq2SeqConfig, fast_tokenizer_class=RnnSeq2SeqJointTokenizer, exist_ok=True)
-AutoTokenizer.register(RnnSeq2SeqConfig, fast_tokenizer_class=RnnSeq2SeqTokenizer, exist_ok=True)
-register_pipeline()
+_MODULES = {
+    "Attention": "attention",
+    "ConfigError": "config_checks",
+    "RnnSeq2SeqCache": "decoder_state",
+    "RnnSeq2SeqConfig": "configuration_rnn_seq2seq",
+    "RnnSeq2SeqForConditionalGeneration": "modeling_rnn_seq2seq",
+    "RnnSeq2SeqModel": "encoder_decoder",
+    "RnnSeq2SeqPreTrainedModel": "pretrained",
+    "SearchError": "search_options",
+    "SearchOutput": "search",
+    "register_attention": "attention",
+}
 
-# The classes write themselves into the `auto_map` of what they save, so that a checkpoint loads with
-# `trust_remote_code=True` where this package is not installed.
-RnnSeq2SeqConfig.register_for_auto_class()
-RnnSeq2SeqModel.register_for_auto_class("AutoModel")
-RnnSeq2SeqForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
-RnnSeq2SeqTokenizer.register_for_auto_class("AutoTokenizer")
+
+_registered = False
+
+
+def register() -> None:
+    """Registers everything with transformers, which importing the package does; a second call changes nothing.
+
+    The classes also write themselves into the `auto_map` of what they save, so that a checkpoint loads with
+    `trust_remote_code=True` where this package is not installed.
+    """
+    global _registered
+    if _registered:  # what a user has registered since then stays
+        return
+    _registered = True
+    from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig  # checks the version of transformers
+    from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    from hf_rnn_seq2seq.generation.pipeline import register as register_pipeline
+    from hf_rnn_seq2seq.model.encoder_decoder import RnnSeq2SeqModel
+    from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
+    from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
+
+    AutoConfig.register(RnnSeq2SeqConfig.model_type, RnnSeq2SeqConfig, exist_ok=True)
+    AutoModel.register(RnnSeq2SeqConfig, RnnSeq2SeqModel, exist_ok=True)
+    AutoModelForSeq2SeqLM.register(RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration, exist_ok=True)
+    # The files of a tokenizer name one of these classes; elsewhere a joint one loads as a plain fast tokenizer.
+    AutoTokenizer.register(RnnSeq2SeqConfig, fast_tokenizer_class=RnnSeq2SeqJointTokenizer, exist_ok=True)
+    AutoTokenizer.register(RnnSeq2SeqConfig, fast_tokenizer_class=RnnSeq2SeqTokenizer, exist_ok=True)
+    register_pipeline()
+    RnnSeq2SeqConfig.register_for_auto_class()
+    RnnSeq2SeqModel.register_for_auto_class("AutoModel")
+    RnnSeq2SeqForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
+    RnnSeq2SeqTokenizer.register_for_auto_class("AutoTokenizer")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.model.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _runs_a_command() -> bool:
+    """Whether Python was started for a command of this package.
+
+    Commands register when they have read their options: `--help` and a misspelt option then need no torch, whose import
+    takes seconds.
+    """
+    program = Path(sys.argv[0]) if getattr(sys, "argv", None) else Path()
+    if program.name == "-m":  # so it is called until the module has been found
+        module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+        return module == __name__ or module.startswith(f"{__name__}.commands.")
+    scripts = Path(__file__).resolve().parent.parent / "scripts"
+    return program.stem == "hf-rnn" or (program.suffix == ".py" and program.resolve().parent == scripts)
+
+
+if not _runs_a_command():
+    register()

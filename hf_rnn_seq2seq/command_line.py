@@ -1,7 +1,6 @@
 """What the scripts share: one clear line for bad input, and the options that mean the same everywhere."""
 
 import argparse
-import difflib
 import importlib
 import io
 import logging
@@ -23,11 +22,22 @@ from hf_rnn_seq2seq.errors import (
     reason,
     undecodable,
 )
-from hf_rnn_seq2seq.options import expand_path, import_code
+from hf_rnn_seq2seq.options import expand_path, help_line, import_code, suggestion, version
 
 # Where an option or a positional word names files or folders.
 PATHS = {"model", "models", "directory", "directories", "teachers", "runs", "sources", "pairs", "targets", "input"}
-PATHS |= {"output", "output_file", "json", "translations", "plot_by_length", "shortlist", "ensemble", "replace_unknown"}
+PATHS |= {
+    "output",
+    "output_dir",
+    "output_file",
+    "input_file",
+    "json",
+    "translations",
+    "plot_by_length",
+    "shortlist",
+    "ensemble",
+    "replace_unknown",
+}
 PATHS |= {"imports", "train_file", "test_file", "references", "dataset", "dataset_name", "card", "space", "font"}
 
 
@@ -35,9 +45,11 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that takes no abbreviations and reports bad input in one line, exit code 2."""
 
     def __init__(self, description: str | None) -> None:
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        super().__init__(description=description, allow_abbrev=False, add_help=False)
+        self.renamed: dict[str, str] = {}  # old spelling of an option -> the new one
+        self.add_argument("-h", "--help", nargs="?", const="", choices=("", "all"), help=argparse.SUPPRESS)
+        self.add_argument("--version", action="version", version=f"hf_rnn_seq2seq {version()}", help=argparse.SUPPRESS)
+        self.add_argument("--model_name_or_path", help=argparse.SUPPRESS)
         self.add_argument(
             "--import",
             dest="imports",
@@ -48,6 +60,36 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
 
+    def rename(self, old: str, new: str) -> None:
+        """Reads the option `old` as `new`, and says so; both with their dashes."""
+        self.renamed[old] = new
+
+    def format_help(self) -> str:
+        """The first line on the command and its own options; those it shares with others are counted."""
+        return self.help_text(everything=False)
+
+    def help_text(self, everything: bool) -> str:
+        """The text of `--help`, or of `--help all` with the options that commands share and all of the description."""
+        text = (self.description or "").strip()
+        lines = [text if everything else text.partition("\n")[0], "", self.format_usage().strip()]
+        left_out = 0
+        for group in self._action_groups:
+            actions = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
+            shared = group not in self._action_groups[:2]
+            if shared and not everything:
+                left_out += len(actions)
+                continue
+            if actions:
+                lines += ["", f"{group.title}:", *map(_help_line, actions)]
+        if left_out:
+            lines += ["", f"{left_out} more options, of data, model and generation: --help all"]
+        return "\n".join(lines) + "\n"
+
+    def format_usage(self) -> str:
+        """The program and its positional words."""
+        words = [action.metavar or action.dest for action in self._actions if not action.option_strings]
+        return " ".join(["usage:", self.prog, *map(str, words), "[--option value ...]"]) + "\n"
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Reads a command as it is typed.
 
@@ -55,14 +97,15 @@ class Parser(argparse.ArgumentParser):
         words also where they take several, `~` and `$NAME` in a path are what a shell would make of them. A word that
         is not UTF-8 is refused, since nothing can be translated or written under it.
         """
-        words = self._hand_back(self._as_declared(sys.argv[1:] if args is None else list(args)))
+        words = self._as_declared(sys.argv[1:] if args is None else list(args))
+        for help_word in {"-h", "--help"} & set(words):
+            print(self.help_text("all" in words[words.index(help_word) :]), end="")
+            self.exit(0)
+        words = self._hand_back(self._model_in_front(words))
+        self._check_names(words)
         found, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            name = unknown[0].partition("=")[0]
-            nearest = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
-            self.error(
-                f"{name}: " + (f"no such option; the nearest is {nearest[0]}" if nearest else "nothing takes it")
-            )
+            self.error(f"{unknown[0]}: nothing takes it")
         for name, value in vars(found).items():
             for word in value if isinstance(value, list) else [value]:
                 if isinstance(word, str) and is_undecodable(word):
@@ -74,6 +117,24 @@ class Parser(argparse.ArgumentParser):
         if imports := vars(found).pop("imports"):
             import_code(imports)
         return found
+
+    def _check_names(self, words: list[str]) -> None:
+        """Refuses an unknown option before anything else: a missing word is often the consequence."""
+        for word in words:
+            name = word.partition("=")[0]
+            if name.startswith("--") and len(name) > 2 and name not in self._option_string_actions:
+                known = {option.lstrip("-") for option in self._option_string_actions}
+                self.error(f"{name}: no such option{suggestion(name[2:], known, '--')}")
+
+    def _model_in_front(self, words: list[str]) -> list[str]:
+        """The words with the value of --model_name_or_path as the first positional one."""
+        for number, word in enumerate(words):
+            name, equals, value = word.partition("=")
+            if name == "--model_name_or_path":
+                rest = words[number + 1 :] if equals else words[number + 2 :]
+                value = value if equals else next(iter(words[number + 1 : number + 2]), "")
+                return [value, *words[:number], *rest]
+        return words
 
     def _path(self, name: str, text: str) -> str:
         try:
@@ -89,6 +150,10 @@ class Parser(argparse.ArgumentParser):
             name = (
                 name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") and name not in known else name
             )
+            if name in self.renamed:
+                new = self.renamed[name]
+                print(f"warning: {name} is called {new} now; the old name ends with the next release", file=sys.stderr)
+                name = new
             action = known.get(name)
             if isinstance(action, argparse._StoreTrueAction):
                 if not equals and words and words[0].lower() in ("true", "false"):
@@ -128,6 +193,21 @@ class Parser(argparse.ArgumentParser):
         else:
             first = max(end - 1, start + (action.nargs == "+"))
         return [*words[first:end], *words[:first], *words[end:]]
+
+
+def _help_line(action: argparse.Action) -> str:
+    if action.choices is not None:
+        kind = "|".join(map(str, action.choices))
+    elif action.nargs == 0:
+        kind = ""
+    else:
+        kind = str(action.metavar or ("X" if action.option_strings else ""))
+    kind += " ..." if action.nargs in ("+", "*") else ""
+    meaning = " ".join((action.help or "").replace("%%", "%").split())
+    name = next((name for name in action.option_strings), "").removeprefix("--")
+    if not name:
+        return f"  {(action.metavar or action.dest):<37} {meaning}"
+    return help_line(name, kind, meaning, None if action.nargs == 0 else action.default)
 
 
 def at_least(smallest: int, largest: int | None = None) -> Callable[[str], int]:
@@ -211,7 +291,8 @@ def add_data_options(parser: Parser, *, training: bool = False) -> None:
     With `training` those that choose the training split, else those that choose a split to test.
     """
     group = parser.add_argument_group("data (default: what the run was trained on)")
-    group.add_argument("--dataset_name", "--dataset", help="`cldr`, a saved `datasets` folder, or a name on the Hub")
+    parser.rename("--dataset", "--dataset_name")
+    group.add_argument("--dataset_name", help="`cldr`, a saved `datasets` folder, or a name on the Hub")
     group.add_argument("--dataset_config_name", help="its configuration; for cldr a pair of locales such as en-fr")
     group.add_argument(
         f"--{'train' if training else 'test'}_file",
@@ -236,11 +317,13 @@ def data_options(arguments: argparse.Namespace, *, training: bool = False) -> di
 
 
 def sentence_parser(description: str | None, *, title: str) -> Parser:
-    """The parser of a script that draws one sentence of one model."""
+    """The parser of a command that draws one sentence of one model."""
     parser = Parser(description)
     parser.add_argument("model", metavar="DIR", help="directory that training wrote, or user/name on the Hub")
-    parser.add_argument("sentence", help="the source")
-    parser.add_argument("--output", required=True, help="picture to write: .png, .svg or .pdf")
+    parser.add_argument("sentence", nargs="?", help="the source; or --text")
+    parser.add_argument("--text", help="the source")
+    parser.rename("--output", "--output_file")
+    parser.add_argument("--output_file", required=True, help="picture to write: .png, .svg or .pdf")
     parser.add_argument("--title", help=title)
     add_generation_options(parser)
     add_model_options(parser)
@@ -250,6 +333,9 @@ def sentence_parser(description: str | None, *, title: str) -> Parser:
 def parse_sentence(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """What a `sentence_parser` reads; an empty sentence is refused."""
     arguments = parser.parse_args(argv)
+    if (arguments.sentence is None) == (arguments.text is None):
+        parser.error("sentence: give one, as a word after the model or as --text")
+    arguments.sentence = arguments.sentence if arguments.text is None else arguments.text
     if not arguments.sentence.strip():
         parser.error("sentence is empty; there is nothing to draw")
     return arguments
@@ -297,10 +383,16 @@ class _OneLine(logging.Handler):
 
 
 def quiet_libraries() -> None:
-    """Keep standard error for what the user needs: our progress, warnings of one line, errors."""
+    """Loads transformers with this package's models, and keeps standard error for what the user needs.
+
+    That is our progress, warnings of one line, errors. A command calls this when it has read its options.
+    """
     import huggingface_hub
     import transformers
 
+    import hf_rnn_seq2seq
+
+    hf_rnn_seq2seq.register()
     huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -15,7 +15,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,95 @@ def expand_path(name: str, text: str) -> str:
 
 # The names of options that are no names in Python, and their fields.
 _FIELDS = {"import": "imports"}
+# What other toolkits call an option, and its name here; a list where several are meant.
+_ELSEWHERE = {
+    "accum_count": ["gradient_accumulation_steps"],
+    "attention": ["attention_type"],
+    "batch": ["per_device_train_batch_size", "batch_size"],
+    "batch_size": ["per_device_train_batch_size"],
+    "beam": ["num_beams"],
+    "beam_size": ["num_beams"],
+    "beams": ["num_beams"],
+    "bf16": ["mixed_precision", "dtype"],
+    "bidir": ["bidirectional"],
+    "bptt": ["max_target_length"],
+    "checkpoint": ["model_name_or_path", "model"],
+    "clip": ["max_grad_norm"],
+    "clip_norm": ["max_grad_norm"],
+    "config": ["preset"],
+    "data": ["dataset_name"],
+    "dec_layers": ["decoder_layers"],
+    "do_eval": ["eval_steps"],
+    "do_train": [],
+    "dropout_rate": ["dropout"],
+    "emb_size": ["embedding_size"],
+    "embedding_dim": ["embedding_size"],
+    "enc_layers": ["encoder_layers"],
+    "epochs": ["num_train_epochs"],
+    "eval_batch_size": ["per_device_eval_batch_size"],
+    "eval_strategy": ["eval_steps"],
+    "evaluation_strategy": ["eval_steps"],
+    "fp16": ["mixed_precision", "dtype"],
+    "gpu": ["device"],
+    "gpus": ["num_processes", "device"],
+    "gradient_clipping": ["max_grad_norm"],
+    "hidden": ["hidden_size"],
+    "hidden_dim": ["hidden_size"],
+    "layers": ["encoder_layers", "decoder_layers"],
+    "load": ["model_name_or_path", "model"],
+    "log_steps": ["logging_steps"],
+    "lr": ["learning_rate"],
+    "max_length": ["max_new_tokens"],
+    "model": ["model_name_or_path"],
+    "model_type": ["preset"],
+    "n_epochs": ["num_train_epochs"],
+    "nbest": ["n_best"],
+    "num_layers": ["encoder_layers", "decoder_layers"],
+    "num_return_sequences": ["n_best"],
+    "optimizer": ["optim"],
+    "out": ["output_dir", "output_file"],
+    "patience": ["early_stopping_patience"],
+    "precision": ["mixed_precision", "dtype"],
+    "report": ["report_to"],
+    "resume": ["resume_from_checkpoint"],
+    "rnn_size": ["hidden_size"],
+    "rnn_type": ["cell_type"],
+    "save_dir": ["output_dir"],
+    "save_strategy": ["save_steps"],
+    "scheduler": ["lr_scheduler_type"],
+    "src": ["source_lang", "input_file"],
+    "src_lang": ["source_lang"],
+    "src_vocab_size": ["source_vocab_size"],
+    "steps": ["max_steps"],
+    "tgt": ["target_lang"],
+    "tgt_lang": ["target_lang"],
+    "tokenizer": ["tokenizer_name_or_path", "tokenizer_algorithm"],
+    "train_steps": ["max_steps"],
+    "units": ["hidden_size"],
+    "valid_file": ["validation_file"],
+    "valid_steps": ["eval_steps"],
+    "warmup": ["warmup_steps"],
+    "warmup_ratio": ["warmup_steps"],
+    "word_vec_size": ["embedding_size"],
+    "world_size": ["num_processes"],
+}
+
+
+def suggestion(name: str, known: Collection[str], dashes: str = "") -> str:
+    """What to write in place of an option that does not exist: `; here it is called ...`, or the nearest name.
+
+    Args:
+        name: without dashes.
+        known: the names of the command's options, without dashes.
+        dashes: what is put in front of a name.
+    """
+    meant = [option for option in _ELSEWHERE.get(name, ()) if option in known]
+    if meant:
+        return f"; here it is called {' or '.join(dashes + option for option in meant)}"
+    if name.startswith("do_"):
+        return "; the command itself says what is done: leave it out"
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; the nearest is {dashes}{nearest[0]}" if nearest else "; --help all lists the options"
 
 
 # Options of version 0.1.0 that are gone. Its recipes hold every option, so they have these with their defaults.
@@ -102,6 +191,7 @@ def import_code(names: str) -> None:
     Raises:
         ArgumentError: one cannot be imported, or a file has the name of a module that is loaded.
     """
+    sys.modules["hf_rnn_seq2seq"].register()  # before what the code registers
     for name in names.split(","):
         path = Path(name)
         try:
@@ -258,14 +348,30 @@ def _to_dict(value: Any) -> Any:
 _CONVERTERS: dict[Any, Any] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str, dict: _to_dict}
 
 
+def named_files() -> dict[str, Path]:
+    """The recipes and experiments of the project by name: of the checkout, or of the installed wheel."""
+    package = Path(__file__).resolve().parent
+    folders = [package, package.parent / "scripts"]
+    found = [
+        path for folder in folders for kind in ("experiments", "recipes") for path in (folder / kind).glob("*.yaml")
+    ]
+    return {path.stem: path for path in sorted(found)}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: the path itself, or one of `named_files`."""
+    path = Path(name).expanduser()
+    return path if path.suffix or path.exists() else named_files().get(str(name), path)
+
+
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The options of a YAML recipe, as written.
+    """The options of a YAML recipe, as written; a bare name is one of the project's own.
 
     Raises:
         ArgumentError: when the file is missing, is not YAML, is not one flat mapping, or sets an option twice.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = find_recipe(path).read_text(encoding="utf-8")
         options = yaml.load(text, Loader=_RecipeLoader)
     except OSError as error:
         raise ArgumentError(f"recipe={str(path)!r}: cannot be read ({error.strerror or error})") from None
@@ -316,8 +422,8 @@ def parse_arguments(
         argv: the words after the program's name. `--option=value`, `--option value` and a bare `--flag` for a
             true/false option are accepted; `-` and `_` are the same inside a name.
         groups: option dataclasses, whose field names together are the options.
-        model_options: further option names with their annotations (fields of a model config); a name that a group
-            already holds belongs to the group.
+        model_options: further option names with their annotations, or with objects that have a `hint`, a `default` and
+            a `help`; a name that a group already holds belongs to the group.
 
     Returns:
         One instance for each group, in order, then the dictionary of the model options that were given.
@@ -326,11 +432,15 @@ def parse_arguments(
         ArgumentError: unknown option (with the nearest name), value of the wrong type or out of range.
         SystemExit: after printing the options, for `--help`.
     """
-    hints = {name: hint for name, hint in (model_options or {}).items()}
+    hints = {name: getattr(field, "hint", field) for name, field in (model_options or {}).items()}
     for group in groups:
         hints.update(typing.get_type_hints(group))
-    if any(word in ("-h", "--help") for word in argv):
-        print(format_help(groups, model_options or {}, description, positional))
+    if "--version" in argv:
+        print(f"hf_rnn_seq2seq {version()}")
+        raise SystemExit(0)
+    if asked := {"-h", "--help"} & set(argv):
+        everything = "all" in argv[argv.index(asked.pop()) :]
+        print(format_help(groups, model_options or {}, description, positional, everything))
         raise SystemExit(0)
     given, recipe = _read_words(argv, hints)
     options = read_recipe(recipe) if recipe else {}
@@ -356,9 +466,7 @@ def check_known(name: str, known: Mapping[str, Any]) -> None:
     if name in _REMOVED:
         raise ArgumentError(f"{name}: was removed in version 0.2.0; leave it out")
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"; the nearest is {nearest[0]}" if nearest else "; --help lists all"
-        raise ArgumentError(f"{name}: no such option{hint}")
+        raise ArgumentError(f"{name}: no such option{suggestion(name, known)}")
 
 
 def _read_words(argv: Sequence[str], hints: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
@@ -388,21 +496,120 @@ def _read_words(argv: Sequence[str], hints: Mapping[str, Any]) -> tuple[dict[str
     return given, recipe
 
 
-def format_help(groups: Sequence[type], model_options: Mapping[str, Any], description: str, positional: str) -> str:
-    """The text of `--help`: every option with its allowed values, its default and its meaning."""
-    lines = [description.strip(), "", f"usage: [{positional}] [--option value ...]"]
+# The options that `--help` shows; `--help all` shows the others too.
+COMMON = frozenset(
+    [
+        "output_dir",
+        "resume_from_checkpoint",
+        "model_name_or_path",
+        "dry_run",
+        "dataset_name",
+        "dataset_config_name",
+        "train_file",
+        "validation_file",
+        "test_file",
+        "source_lang",
+        "target_lang",
+        "tokenizer_algorithm",
+        "vocab_size",
+        "num_beams",
+        "max_new_tokens",
+        "seed",
+        "per_device_train_batch_size",
+        "max_steps",
+        "num_train_epochs",
+        "max_train_seconds",
+        "learning_rate",
+        "mixed_precision",
+        "eval_steps",
+        "save_steps",
+        "metric_for_best_model",
+        "push_to_hub",
+        "preset",
+        "cell_type",
+        "attention_type",
+        "hidden_size",
+        "encoder_layers",
+        "decoder_layers",
+        "dropout",
+    ]
+)
+WIDTH = 120
+
+
+def version() -> str:
+    """This package's version."""
+    return sys.modules["hf_rnn_seq2seq"].__version__
+
+
+def help_line(name: str, kind: str, meaning: str, default: Any) -> str:
+    """One line of `--help`: the option, what it takes, what it means, and its default."""
+    default = "" if default is None or default == [] or "(default" in meaning else f" (default: {default})"
+    head, tail = f"  --{name} {kind}".rstrip(), f"{meaning}{default}"
+    return f"{head:<39} {tail}" if len(head) < 40 else f"{head}  {tail}"
+
+
+def format_help(
+    groups: Sequence[type],
+    model_options: Mapping[str, Any],
+    description: str,
+    positional: str,
+    everything: bool = False,
+) -> str:
+    """The text of `--help`: each option in one line with what it takes, its meaning and its default.
+
+    Args:
+        groups: option dataclasses.
+        model_options: annotations, or fields with `hint`, `default` and `help`.
+        description: of the command; its first line, or all of it with `everything`.
+        positional: the name of the first word.
+        everything: every option, and not the common ones alone.
+    """
+    text = description.strip()
+    program = Path(sys.argv[0]).name
+    lines = [text if everything else text.partition("\n")[0], ""]
+    lines += [f"usage: {program} [{positional}] [--option value ...]"]
     claimed: set[str] = set()
+    left_out = 0
+
+    def add(heading: str, rows: list[tuple[str, str]]) -> None:
+        nonlocal left_out
+        shown = [line for name, line in rows if everything or name in COMMON]
+        left_out += len(rows) - len(shown)
+        if shown:
+            lines.extend(["", heading, *shown] if everything else shown)
+
     for group in groups:
         hints = typing.get_type_hints(group)
-        lines += ["", (group.__doc__ or group.__name__).strip().splitlines()[0]]
+        rows = []
         for field in dataclasses.fields(group):
             claimed.add(field.name)
             default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-            choices = field.metadata.get("choices")
-            kind = "one of " + ", ".join(map(str, choices)) if choices else describe_type(hints[field.name])
             spelled = next((name for name, own in _FIELDS.items() if own == field.name), field.name)
-            lines.append(f"  --{spelled}  ({kind}; default {default})\n        {field.metadata.get('help', '')}")
-    if model_options:
-        lines += ["", "Fields of the model configuration:"]
-        lines += [f"  --{name}  ({describe_type(kind)})" for name, kind in model_options.items() if name not in claimed]
+            kind = short_type(hints[field.name], field.metadata.get("choices"))
+            rows.append((field.name, help_line(spelled, kind, field.metadata.get("help", ""), default)))
+        add((group.__doc__ or group.__name__).strip().splitlines()[0], rows)
+    rows = []
+    for name, field in model_options.items():
+        if name not in claimed:
+            kind = short_type(getattr(field, "hint", field))
+            rows.append((name, help_line(name, kind, getattr(field, "help", ""), getattr(field, "default", None))))
+    add("Fields of the model's configuration:", rows)
+    if left_out:
+        lines += ["", f"{left_out} more options: --help all"]
     return "\n".join(lines).strip()
+
+
+def short_type(annotation: Any, choices: Sequence[Any] | None = None) -> str:
+    """What an option takes, as `--help` names it: `N`, `TEXT`, `a|b|c`; nothing for a flag."""
+    if choices:
+        return "|".join(map(str, choices))
+    for member in _members(annotation):
+        if typing.get_origin(member) is typing.Literal:
+            return "|".join(map(str, typing.get_args(member)))
+    members = set(_members(annotation)) - {type(None)}
+    if bool in members:
+        return ""
+    if str in members:
+        return "TEXT"
+    return "X" if float in members else "N" if int in members else "LIST"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
 LOG_FILE = "train_log.jsonl"
+CHECKPOINTS = "checkpoints"
 DATA_OPTIONS = (
     "dataset_name",
     "dataset_config_name",

@@ -1,60 +1,7 @@
-"""Learns a shortlist: `python scripts/learn_shortlist.py runs/demo pairs.tsv --output words.json`.
-
-A shortlist has the target words that match each source word. The pairs, source<TAB>target on each line (best: the
-training text), are read with the checkpoint's tokenizer; `translate.py --shortlist words.json` then chooses among the
-listed words only. Words that are not listed cannot be generated; measure the cost with
-`benchmark.py decode --model runs/demo --input FILE --references FILE --shortlist words.json`.
-"""
-
-import argparse
-import sys
-from collections.abc import Sequence
+"""Learns a shortlist of target words: the same as `hf-rnn shortlist`."""
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.errors import InputError, reading
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_line.Parser(__doc__)
-    parser.add_argument("model", help="directory that training wrote, or user/name on the Hub; its tokenizer is used")
-    parser.add_argument("pairs", metavar="FILE", help="source<TAB>target lines; may be .gz")
-    parser.add_argument("--output", required=True, metavar="FILE", help="JSON to write")
-    parser.add_argument("--per_word", type=command_line.at_least(1), default=30, help="target words of a source word")
-    parser.add_argument(
-        "--frequent", type=command_line.at_least(0), default=200, help="commonest words, always allowed"
-    )
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parse(argv)
-    from hf_rnn_seq2seq.generation.lines import LineReader
-
-    reader = LineReader(arguments.pairs, pairs=True)
-    rows = [line.partition("\t") for line in reader]
-    for problem in reader.warnings():
-        print(f"warning: {problem}", file=sys.stderr)
-    kept = [(source, target) for source, tab, target in rows if tab and source.strip() and target.strip()]
-    if not kept:
-        raise InputError(f"pairs {arguments.pairs!r}: none of {len(rows)} lines is source, tab, target")
-    command_line.quiet_libraries()
-    import hf_rnn_seq2seq  # noqa: F401  (registers the tokenizer)
-    from hf_rnn_seq2seq.generation.encoding import encode_targets
-    from hf_rnn_seq2seq.generation.shortlist import Shortlist
-    from hf_rnn_seq2seq.run_directory import read_tokenizer, vocabulary_hash
-
-    with reading(f"the tokenizer of {arguments.model!r}"):
-        tokenizer = read_tokenizer(arguments.model)
-    sources, targets = map(list, zip(*kept, strict=True))
-    source_ids = tokenizer(sources, verbose=False)["input_ids"]
-    target_ids = encode_targets(tokenizer, targets)
-    limits = {"per_word": arguments.per_word, "frequent": arguments.frequent}
-    shortlist = Shortlist.learn(source_ids, target_ids, vocabulary=vocabulary_hash(tokenizer), **limits)
-    shortlist.save(arguments.output)
-    words = sum(len(shortlist.words(row)) for row in source_ids) / len(source_ids)
-    print(f"{arguments.output}: {len(kept)} pairs of {len(rows)} lines, {words:.0f} words a sentence on average")
-    return 0
-
+from hf_rnn_seq2seq.commands.learn_shortlist import main
 
 if __name__ == "__main__":
     command_line.run(main)

@@ -1,12 +1,11 @@
 """Command lines as people type them: what every script makes of the order, the spelling and the paths of its words."""
 
-import importlib
 from pathlib import Path
 
 import pytest
 
 from hf_rnn_seq2seq import command_line
-from tests.helpers.script_runs import run
+from tests.helpers.script_runs import command_of, run
 
 TYPED = {
     ("translate", "--ensemble A B MODEL"): {"model": "MODEL", "ensemble": ["A", "B"]},
@@ -32,7 +31,7 @@ TYPED = {
 def test_words_may_stand_in_any_order(script: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home-me")
     monkeypatch.setenv("FOLDER", "/data")
-    found = vars(importlib.import_module(script).parse(line.split()))
+    found = vars(command_of(script).parse(line.split()))
     assert {name: found[name] for name in TYPED[script, line]} == TYPED[script, line]
 
 
@@ -45,7 +44,7 @@ def test_words_may_stand_in_any_order(script: str, line: str, monkeypatch: pytes
         ("MODEL --length_penalty inf", "argument --length_penalty: 'inf' is not a finite number"),
         ("MODEL --coverage_penalty=-1", "argument --coverage_penalty: '-1' is not a finite number of at least 0"),
         ("MODEL --scores=maybe", "scores='maybe': must be true or false"),
-        ("MODEL --input $NOWHERE/x", "input='$NOWHERE/x': $NOWHERE is not set in the environment"),
+        ("MODEL --input_file $NOWHERE/x", "input_file='$NOWHERE/x': $NOWHERE is not set in the environment"),
     ],
 )
 def test_what_cannot_be_read_is_named_in_one_line(line: str, message: str) -> None:
@@ -55,7 +54,9 @@ def test_what_cannot_be_read_is_named_in_one_line(line: str, message: str) -> No
 
 def test_every_path_of_a_script_is_one_of_the_paths() -> None:
     """A FILE or DIR of which `command_line` does not know would keep its `~`."""
-    text = "".join(path.read_text() for path in (Path(__file__).parents[1] / "scripts").glob("*.py"))
+    root = Path(__file__).parents[1]
+    files = [*(root / "scripts").glob("*.py"), *(root / "hf_rnn_seq2seq" / "commands").glob("*.py")]
+    text = "".join(path.read_text() for path in files)
     for name in ("FILE", "DIR", "MODEL", "TEACHER", "RUN"):
         for line in text.splitlines():
             if "add_argument(" in line and f'metavar="{name}"' in line:

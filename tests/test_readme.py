@@ -112,7 +112,7 @@ def commands() -> list[Command]:
 
 def test_every_room_has_a_sign_and_the_readme_is_short() -> None:
     rooms = {path.parent for path in (ROOT / "hf_rnn_seq2seq").glob("*/__init__.py")}
-    assert len(rooms) == 8
+    assert len(rooms) == 9
     assert {room / "README.md" for room in (*rooms, ROOT / "scripts", ROOT / "model_cards")} <= set(DOCUMENTS)
     assert len(text(ROOT / "README.md").splitlines()) <= LONGEST_README
 
@@ -174,7 +174,7 @@ def test_demo_and_ci_run_what_the_readme_says() -> None:
         DEMO.removeprefix("accelerate launch "),
         "scripts/evaluate_bleu.py runs/demo",
         "scripts/translate.py runs/demo",
-        "--output runs/demo/attention.png",
+        "--output_file runs/demo/attention.png",
     ):
         assert part in planned
     assert "make test" in text(ROOT / ".ci" / "run")

@@ -52,7 +52,12 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts and path.name != "README.md"
     }
     described = {name for name in names if ".dist-info/" in name}
-    assert names - described == package | {TEMPLATE}
+    lists = {
+        f"hf_rnn_seq2seq/{kind}/{path.name}"
+        for kind in ("recipes", "experiments")
+        for path in (ROOT / "scripts" / kind).glob("*.yaml")
+    }
+    assert names - described == package | {TEMPLATE} | lists
     assert any(name.endswith("licenses/LICENSE") for name in described)
 
 

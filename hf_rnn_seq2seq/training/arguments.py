@@ -6,7 +6,6 @@ The class is called `TrainingOptions` because `transformers.TrainingArguments` h
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import yaml
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.options import OptionGroup, import_code, option, parse_arguments
+from hf_rnn_seq2seq.training.model_fields import model_fields
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -216,21 +216,9 @@ class TrainingOptions(OptionGroup):
 
 
 GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingOptions)
+
+
 # The tokenizer decides the sizes of the vocabularies and the special tokens, the loop turns the cache off.
-_NOT_OPTIONS = {"vocab_size", "source_vocab_size", "use_cache", "is_encoder_decoder", "transformers_version"}
-
-
-def model_fields() -> dict[str, Any]:
-    """The options that are fields of the model's configuration, and `preset`, with their types."""
-    from hf_rnn_seq2seq import RnnSeq2SeqConfig
-
-    fields = inspect.get_annotations(RnnSeq2SeqConfig)
-    options = {
-        name: kind for name, kind in fields.items() if name not in _NOT_OPTIONS and not name.endswith("_token_id")
-    }
-    return {"preset": str, **options}
-
-
 @dataclass(frozen=True)
 class RunOptions:
     """Every option of a run. `model` holds those of the model's configuration that were given, and `preset`."""

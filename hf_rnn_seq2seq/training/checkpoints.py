@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
+from hf_rnn_seq2seq.run_directory import CHECKPOINTS
 
-CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 WEIGHTS = "model.safetensors"

@@ -17,10 +17,9 @@ import yaml
 
 from hf_rnn_seq2seq.errors import ArgumentError, one_line
 from hf_rnn_seq2seq.files import content_hash
-from hf_rnn_seq2seq.options import read_recipe
-from hf_rnn_seq2seq.run_directory import SUMMARY
+from hf_rnn_seq2seq.options import named_files, read_recipe
+from hf_rnn_seq2seq.run_directory import CHECKPOINTS, SUMMARY
 from hf_rnn_seq2seq.training.arguments import RunOptions
-from hf_rnn_seq2seq.training.checkpoints import CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def read_systems(names: Sequence[str], presets: Sequence[str]) -> dict[str, dict
     for name in names:
         if name in presets:
             named = {name: {"preset": name}}
-        elif not name.endswith((".yaml", ".yml")):
+        elif not name.endswith((".yaml", ".yml")) and name not in named_files():
             raise ArgumentError(f"{name!r}: neither a preset ({', '.join(presets)}) nor a .yaml file")
         else:
             if "ladders" in Path(name).parts and not Path(name).exists():
@@ -169,13 +168,14 @@ def _require_same_run(directory: Path, run: Run, text: str, hashed: str) -> None
     )
 
 
-def train(run: Run, directory: Path, script: Path, common: Sequence[str]) -> bool:
-    """Trains or resumes a run with scripts/train.py in a process of its own; returns whether it is finished."""
+def train(run: Run, directory: Path, common: Sequence[str]) -> bool:
+    """Trains or resumes a run in a process of its own; returns whether it is finished."""
     folder, log = directory / run.folder, directory / "logs" / f"{run.folder}.log"
     if (folder / SUMMARY).is_file():
         report(f"{run.folder}: finished earlier")
         return True
-    command = [sys.executable, str(script), str(_recipe(run, directory)), *common, "--output_dir", str(folder)]
+    program = [sys.executable, "-m", "hf_rnn_seq2seq.commands.train"]
+    command = [*program, str(_recipe(run, directory)), *common, "--output_dir", str(folder)]
     if (folder / CHECKPOINTS).is_dir():
         command += ["--resume_from_checkpoint", "latest"]
     report(f"{run.folder}: training, output in {log}")

@@ -122,7 +122,7 @@ def test_script_prints_tables_and_writes_every_sentence(
     monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
     script = importlib.import_module("error_analysis")
     models = [str(runs / "attention"), str(runs / "plain")]
-    options = ["--worst", "2", "--no_progress", "--output", str(tmp_path / "all.jsonl")]
+    options = ["--worst", "2", "--no_progress", "--output_file", str(tmp_path / "all.jsonl")]
     assert script.main([*models, *data_of(runs), *options]) == 0
     printed = capsys.readouterr().out
     assert printed.count("the worst 2") == 2 and "coverage" in printed
@@ -131,7 +131,7 @@ def test_script_prints_tables_and_writes_every_sentence(
     assert all(0 <= row["coverage"] <= 1 for row in rows[: len(TARGETS)])
     assert all(row["entropy"] is None for row in rows[len(TARGETS) :])
     with pytest.raises(ValueError, match="its folder does not exist"):
-        script.main([*models, *data_of(runs), "--output", str(tmp_path / "no" / "x.jsonl")])
+        script.main([*models, *data_of(runs), "--output_file", str(tmp_path / "no" / "x.jsonl")])
 
 
 def test_every_line_is_analysed_and_what_was_cut_is_said(
@@ -141,9 +141,12 @@ def test_every_line_is_analysed_and_what_was_cut_is_said(
     (tmp_path / "t.tsv").write_text("en\tfr\n2 kg\t2 kg\n\tun\nin an hour\t\n" + "ago " * 90 + "\til y a\n")
     data = ["--test_file", str(tmp_path / "t.tsv"), "--source_lang", "en", "--target_lang", "fr", "--no_progress"]
     models = [str(runs / "attention"), str(runs / "plain")]
-    assert importlib.import_module("error_analysis").main([*models, *data, "--output", str(tmp_path / "a.jsonl")]) == 0
+    assert (
+        importlib.import_module("error_analysis").main([*models, *data, "--output_file", str(tmp_path / "a.jsonl")])
+        == 0
+    )
     printed = {"error_analysis": capsys.readouterr().out}
-    assert importlib.import_module("report").main([*models, *data, "--output", str(tmp_path / "r.html")]) == 0
+    assert importlib.import_module("report").main([*models, *data, "--output_file", str(tmp_path / "r.html")]) == 0
     printed |= {"report": capsys.readouterr().out, "page": (tmp_path / "r.html").read_text(encoding="utf-8")}
     for text in printed.values():
         assert "1 of 4 sources are empty and scored as they are" in text

@@ -247,7 +247,7 @@ def test_the_script_exports_and_translates(tmp_path: Path, capsys: pytest.Captur
     tokenizer = tiny_tokenizer()
     model = tiny_rnn(tokenizer)
     folder = save_checkpoint(tmp_path / "run", model, tokenizer)
-    command = [str(folder), "--output", str(tmp_path / "onnx"), "--text", "three days ago", "--num_beams", "3"]
+    command = [str(folder), "--output_dir", str(tmp_path / "onnx"), "--text", "three days ago", "--num_beams", "3"]
     assert script.main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     expected = model.generate(**tokenizer("three days ago", return_tensors="pt"), num_beams=3)

@@ -55,9 +55,9 @@ SCRIPTS = {
     "ensemble": "translate.py WHOLE --ensemble NAN",
     "n-best": "translate.py NAN --num_beams 4 --n_best 2 --scores --dtype bfloat16",
     "score": "score.py NAN IN/t.en --targets IN/t.fr",
-    "export": "export_onnx.py NAN --output IN/onnx",
-    "report": "report.py NAN --test_file IN/t.en,IN/t.fr --source_lang en --target_lang fr --output IN/r.html",
-    "average": "average_checkpoints.py WHOLE NAN --output IN/mean",
+    "export": "export_onnx.py NAN --output_dir IN/onnx",
+    "report": "report.py NAN --test_file IN/t.en,IN/t.fr --source_lang en --target_lang fr --output_file IN/r.html",
+    "average": "average_checkpoints.py WHOLE NAN --output_dir IN/mean",
 }
 
 

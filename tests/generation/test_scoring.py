@@ -158,7 +158,7 @@ def test_an_average_is_the_mean_and_loads(loaded: tuple[Any, Any], checkpoint: P
             for parameter in other.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
         others.append(save_checkpoint(tmp_path / f"other{number}", other, tokenizer))
-    code, out, err = run("average_checkpoints", checkpoint, *others, "--output", tmp_path / "mean")
+    code, out, err = run("average_checkpoints", checkpoint, *others, "--output_dir", tmp_path / "mean")
     assert code == 0 and "the mean of 3 checkpoints" in out, err
     weights = [load_file(folder / "model.safetensors") for folder in (checkpoint, *others)]
     mean = load_file(tmp_path / "mean" / "model.safetensors")

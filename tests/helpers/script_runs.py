@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,6 +16,11 @@ from tests.helpers import warm
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
+
+
+def command_of(script: str) -> ModuleType:
+    """The module whose `main` a script of scripts/ runs."""
+    return sys.modules[importlib.import_module(script).main.__module__]
 
 
 def run(script: str, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

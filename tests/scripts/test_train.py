@@ -41,7 +41,7 @@ TINY = {
 
 
 def load_script():
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "hf_rnn_seq2seq" / "commands" / "train.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

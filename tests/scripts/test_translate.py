@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def test_files_plain_gzip_and_jsonl_give_the_same_lines(checkpoint: Path, tmp_pa
     for name in ("in.txt", "in.txt.gz", "in.jsonl"):
         target = tmp_path / f"{name}.out"
         options = ("--source_column", "de", "--output_file", target)
-        result = run("translate.py", checkpoint, "--input", tmp_path / name, *options)
+        result = run("translate.py", checkpoint, "--input_file", tmp_path / name, *options)
         assert result.returncode == 0, result.stderr
         outputs.append(target.read_text().split("\n"))
     assert outputs[0] == outputs[1]
@@ -107,18 +108,18 @@ def test_a_data_set_is_read_row_by_row(checkpoint: Path, tmp_path: Path) -> None
     text = "".join(f"{source}\n" for source in (SOURCES[0], "", *SOURCES[1:3]))
     wanted = run("translate.py", checkpoint, stdin=text.encode()).stdout
     for options in (("--source_lang", "en"), ("--source_column", "text")):
-        found = run("translate.py", checkpoint, "--dataset", tmp_path / "data", *options)
+        found = run("translate.py", checkpoint, "--dataset_name", tmp_path / "data", *options)
         assert found.stdout == wanted, found.stderr
         assert b"1 line(s) could not be read whole (first: line 2)" in found.stderr
     for options, message in (
         (("--source_column", "nothing"), b"has no column 'nothing'; it has translation, text"),
         (("--source_lang", "de"), b"source_lang 'de': the data set"),
         (("--split", "dev"), b"split 'dev': the data set"),
-        (("--input", tmp_path / "x"), b"--dataset and --input: give one of them"),
+        (("--input_file", tmp_path / "x"), b"--text, --input_file and --dataset_name: give one of them"),
     ):
-        refused = run("translate.py", checkpoint, "--dataset", tmp_path / "data", *options)
+        refused = run("translate.py", checkpoint, "--dataset_name", tmp_path / "data", *options)
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
-    corpus = ("--dataset", "cldr", "--dataset_config_name", "en-fr", "--max_new_tokens", 1)
+    corpus = ("--dataset_name", "cldr", "--dataset_config_name", "en-fr", "--max_new_tokens", 1)
     assert run("translate.py", checkpoint, *corpus).stdout.count(b"\n") == 1000
 
 
@@ -143,7 +144,7 @@ def test_options_of_the_models_own_search(checkpoint: Path, tmp_path: Path) -> N
     rich = run("translate.py", checkpoint, "--num_beams", 3, "--scores", "--gnmt_alpha", 1.5, stdin=text)
     assert [line.split("\t")[0] for line in rich.stdout.decode().splitlines()] == wanted(gnmt_alpha=1.5).splitlines()
     (tmp_path / "pairs.tsv").write_text("".join(f"{s}\t{t}\n" for s, t in zip(SOURCES, TARGETS, strict=False)))
-    learnt = run("learn_shortlist.py", checkpoint, tmp_path / "pairs.tsv", "--output", tmp_path / "words.json")
+    learnt = run("learn_shortlist.py", checkpoint, tmp_path / "pairs.tsv", "--output_file", tmp_path / "words.json")
     assert b"6 pairs" in learnt.stdout, learnt.stderr
     for more in ((), ("--scores",)):
         short = run("translate.py", checkpoint, "--shortlist", tmp_path / "words.json", *more, stdin=text)
@@ -185,7 +186,7 @@ def test_memory_does_not_grow_with_the_input(checkpoint: Path, tmp_path: Path) -
     for count in (2_000, 20_000):
         (tmp_path / "in.txt").write_text("in an hour\n" * count)
         result = run_alone(
-            "translate.py", checkpoint, "--input", tmp_path / "in.txt", "--output_file", tmp_path / f"{count}.txt",
+            "translate.py", checkpoint, "--input_file", tmp_path / "in.txt", "--output_file", tmp_path / f"{count}.txt",
             "--max_new_tokens", 1, "--batch_size", 512, "--window", 1024,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
@@ -197,7 +198,7 @@ def test_memory_does_not_grow_with_the_input(checkpoint: Path, tmp_path: Path) -
 def test_an_interrupted_file_is_continued_and_never_mixed(checkpoint: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "in.txt", tmp_path / "out.txt"
     source.write_text("".join(f"{line}\n" for line in SOURCES * 2))
-    command = ("translate.py", checkpoint, "--input", source, "--output_file", target)
+    command = ("translate.py", checkpoint, "--input_file", source, "--output_file", target)
     assert run(*command).returncode == 0
     whole = target.read_text()
     again = run(*command)
@@ -236,7 +237,10 @@ def test_an_interrupted_file_is_continued_and_never_mixed(checkpoint: Path, tmp_
     changed = save_checkpoint(tmp_path / "changed", model, tokenizer)
     other = run("translate.py", changed, *command[2:], "--resume")
     assert other.returncode == 2 and b"was made with another model; give that again, or" in other.stderr
-    assert b"--resume: needs --input or --dataset" in run("translate.py", checkpoint, *command[4:], "--resume").stderr
+    assert (
+        b"--resume: needs --input_file or --dataset_name"
+        in run("translate.py", checkpoint, *command[4:], "--resume").stderr
+    )
     assert part.read_bytes().endswith(b"half a li")
     result = run(*command, "--resume")
     assert result.returncode == 0, result.stderr
@@ -245,9 +249,9 @@ def test_an_interrupted_file_is_continued_and_never_mixed(checkpoint: Path, tmp_
 
 
 def _identity(checkpoint: Path, source: Path) -> dict[str, object]:
-    from translate import parse
+    from hf_rnn_seq2seq.commands.translate import parse
 
-    options = vars(parse([str(checkpoint), "--input", str(source)]))
+    options = vars(parse([str(checkpoint), "--input_file", str(source)]))
     return identity(options, LineReader(str(source)), *load_checkpoint(checkpoint))
 
 
@@ -255,7 +259,7 @@ def test_half_characters_in_json_are_replaced_and_counted(checkpoint: Path, tmp_
     rows = [b'{"source": "3 days ago"}', b'{"source": "3 days \\ud83d ago"}', b'{"source": "\\ud83d\\ude00 three"}']
     (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join([*rows, b"[" * 100_000]))
     for options in ((), ("--output_format", "jsonl"), ("--alignments",)):
-        result = run("translate.py", checkpoint, "--input", tmp_path / "in.jsonl", *options)
+        result = run("translate.py", checkpoint, "--input_file", tmp_path / "in.jsonl", *options)
         assert result.returncode == 0 and result.stdout.count(b"\n") == 4, result.stderr
         assert b"warning: 2 line(s) could not be read whole (first: line 2, 4)" in result.stderr
         result.stdout.decode()
@@ -266,14 +270,14 @@ def test_a_damaged_archive_names_its_line_after_the_lines_before_it(checkpoint: 
     whole = gzip.compress(text.encode(), mtime=0)
     for content, first in ((whole[:300], 1), (whole[:-8], 1), (text.encode(), 0), (whole[:200] + bytes(50), 0)):
         (tmp_path / "in.txt.gz").write_bytes(content)
-        result = run("translate.py", checkpoint, "--input", tmp_path / "in.txt.gz", "--max_new_tokens", 1)
+        result = run("translate.py", checkpoint, "--input_file", tmp_path / "in.txt.gz", "--max_new_tokens", 1)
         lines = result.stdout.count(b"\n")
         assert result.returncode == 2 and (lines > 0) == bool(first), result.stderr
         message = result.stderr.decode().splitlines()[-1]
         assert message.startswith("error: input ") and f"in.txt.gz', line {lines + 1}: not a whole gzip file" in message
         assert message.endswith(f". {lines} lines were written")
     target = tmp_path / "out.txt"
-    result = run("translate.py", checkpoint, "--input", tmp_path / "in.txt.gz", "--output_file", target)
+    result = run("translate.py", checkpoint, "--input_file", tmp_path / "in.txt.gz", "--output_file", target)
     assert result.returncode == 2 and not target.exists()
 
 
@@ -284,18 +288,27 @@ def test_what_cannot_be_written_to_is_named(checkpoint: Path, tmp_path: Path) ->
         ("/dev/full", "is not a regular file; name one"),
         (tmp_path / "no" / "out", "no' does not exist"),
     ):
-        result = run("translate.py", checkpoint, "--input", tmp_path / "in.txt", "--output_file", place)
+        result = run("translate.py", checkpoint, "--input_file", tmp_path / "in.txt", "--output_file", place)
         assert result.returncode == 2 and message in result.stderr.decode().splitlines()[-1], result.stderr
 
 
 def test_an_output_that_cannot_be_written_is_one_line(checkpoint: Path) -> None:
-    command = [*warm.python(), str(ROOT / "scripts" / "translate.py"), str(checkpoint), "--no_progress"]
+    command = [str(ROOT / "scripts" / "translate.py"), str(checkpoint), "--no_progress"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    for place, message in (
-        ("> /dev/full", "error: standard output: cannot be written (No space left on device). 0 lines were written"),
-        (">&-", "error: standard output is closed; give --output_file, or let something read the output"),
+    for python, place, message in (
+        (
+            warm.python(),
+            "> /dev/full",
+            "error: standard output: cannot be written (No space left on device). 0 lines were written",
+        ),
+        # A closed stream cannot be handed to a waiting process.
+        (
+            [sys.executable],
+            ">&-",
+            "error: standard output is closed; give --output_file, or let something read the output",
+        ),
     ):
-        shell = f"{shlex.join(command)} {place}"
+        shell = f"{shlex.join([*python, *command])} {place}"
         done = subprocess.run(shell, shell=True, input=b"2 kg\n", capture_output=True, env=environment)
         assert (done.returncode, done.stderr.decode().splitlines()) == (2, [message])
 

@@ -66,8 +66,7 @@ def test_the_teachers_training_split_in_its_order(teacher: Path, tmp_path: Path)
 
 
 def test_an_interrupted_table_is_continued(teacher: Path, tmp_path: Path) -> None:
-    from distill import identity, parse
-
+    from hf_rnn_seq2seq.commands.distill import identity, parse
     from hf_rnn_seq2seq.data.arguments import DataArguments
     from hf_rnn_seq2seq.data.corpus import load_corpus
 

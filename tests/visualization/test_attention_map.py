@@ -260,7 +260,7 @@ def test_the_picture_holds_the_models_cross_attentions(
     """Each hypothesis's map is what one forward pass over that hypothesis attends to."""
     directory, output = checkpoints[kind], tmp_path / "a.png"
     options = ("--num_beams", beams, "--n_best", beams, "--heads")
-    figure = plot_attention(monkeypatch, directory, SOURCES[1], "--output", output, *options)
+    figure = plot_attention(monkeypatch, directory, SOURCES[1], "--output_file", output, *options)
     tokenizer = tiny_tokenizer()
     model = tiny_bart(tokenizer) if kind == "bart" else tiny_rnn(tokenizer, **(HEADS if kind == "heads" else {}))
     inputs = tokenizer([SOURCES[1]], return_tensors="pt")
@@ -285,7 +285,7 @@ def test_a_given_translation_and_words(
 ) -> None:
     output = tmp_path / "a.svg"
     given = ("--translation", "jeudi 12 mars 2026", "--words", "--title", "given")
-    ax = maps(plot_attention(monkeypatch, checkpoints["rnn"], SOURCES[1], "--output", output, *given))[0]
+    ax = maps(plot_attention(monkeypatch, checkpoints["rnn"], SOURCES[1], "--output_file", output, *given))[0]
     assert labels(ax) == (["Thursday,", "March", "12,", "2026", "</s>"], ["jeudi", "12", "mars", "2026", "</s>"])
     numpy.testing.assert_allclose(ax.images[0].get_array().sum(1), 1, atol=1e-5)
 
@@ -293,11 +293,15 @@ def test_a_given_translation_and_words(
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        ("plain", ("a", "--output", "OUT/a.png"), "the model returned no cross_attentions"),
-        ("rnn", ("a", "--output", "OUT/a.bmp"), "the suffix must be one of"),
-        ("rnn", (" ", "--output", "OUT/a.png"), "sentence is empty"),
-        ("rnn", ("a", "--output", "OUT/a.png", "--layer", "3"), "layer is 3"),
-        ("rnn", ("a", "--output", "OUT/a.png", "--translation", "b", "--n_best", "2"), "--translation is drawn alone"),
+        ("plain", ("a", "--output_file", "OUT/a.png"), "the model returned no cross_attentions"),
+        ("rnn", ("a", "--output_file", "OUT/a.bmp"), "the suffix must be one of"),
+        ("rnn", (" ", "--output_file", "OUT/a.png"), "sentence is empty"),
+        ("rnn", ("a", "--output_file", "OUT/a.png", "--layer", "3"), "layer is 3"),
+        (
+            "rnn",
+            ("a", "--output_file", "OUT/a.png", "--translation", "b", "--n_best", "2"),
+            "--translation is drawn alone",
+        ),
     ],
 )
 def test_plot_attention_refuses_in_one_line(

@@ -53,10 +53,10 @@ def test_beam_tree_script_and_refusals(
     monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
     script = importlib.import_module("plot_beam_tree")
     model = str(runs / "attention")
-    output = ["--output", str(tmp_path / "tree.svg")]
+    output = ["--output_file", str(tmp_path / "tree.svg")]
     assert script.main([model, "3 days", *output, "--num_beams", "2", "--max_new_tokens", "5"]) == 0
     assert capsys.readouterr().out.count("\n") == 2 and (tmp_path / "tree.svg").stat().st_size > 5000
     with pytest.raises(EvaluationError, match="num_beams=1: a beam tree needs at least 2"):
         script.main([model, "3 days", *output, "--num_beams", "1"])
     with pytest.raises(PlotError, match="suffix"):
-        script.main([model, "3 days", "--output", "tree.gif"])
+        script.main([model, "3 days", "--output_file", "tree.gif"])

@@ -89,9 +89,9 @@ def test_gradient_pictures(
     with pytest.raises(PlotError, match="first value must be above 0"):
         plot_gradients({"a": [0.0, 1.0]})
     monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
-    script = importlib.import_module("plot_gradients")
+    script = importlib.import_module("hf_rnn_seq2seq.commands.plot_gradients")
     data = ["--test_file", str(runs / "pairs.tsv"), "--source_lang", "en", "--target_lang", "fr"]
-    assert script.main(["--output", str(tmp_path / "f.png"), "--steps", "12", "--hidden_size", "8"]) == 0
+    assert script.main(["--output_file", str(tmp_path / "f.png"), "--steps", "12", "--hidden_size", "8"]) == 0
     assert capsys.readouterr().out.count("after 11 positions") == len(script.CELLS)
-    assert script.main([str(runs / "plain"), "--output", str(tmp_path / "m.png"), *data]) == 0
+    assert script.main([str(runs / "plain"), "--output_file", str(tmp_path / "m.png"), *data]) == 0
     assert (tmp_path / "f.png").stat().st_size > 5000 and (tmp_path / "m.png").stat().st_size > 5000

@@ -99,7 +99,7 @@ def test_script_writes_the_translations_of_several_models(
     models = [str(runs / "attention"), str(runs / "plain")]
     data = ["--test_file", str(runs / "pairs.tsv"), "--source_lang", "en", "--target_lang", "fr"]
     output = tmp_path / "report.html"
-    assert script.main([*models, *data, "--output", str(output), "--no_progress", "--num_beams", "2"]) == 0
+    assert script.main([*models, *data, "--output_file", str(output), "--no_progress", "--num_beams", "2"]) == 0
     assert "6 sentences" in capsys.readouterr().out
     shown = json.loads(re.search(r'id="data">(.*?)</script>', output.read_text("utf-8"), re.DOTALL)[1])
     chosen = {"test_file": str(runs / "pairs.tsv"), "source_lang": "en", "target_lang": "fr"}
@@ -113,10 +113,10 @@ def test_script_writes_the_translations_of_several_models(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("MODEL", "--output", "a.txt"), "the suffix must be .html"),
-        (("MODEL", "--output", "no/such/a.html"), "its folder does not exist"),
-        (("missing", "--output", "a.html"), "no recipe.yaml that says what it was trained on"),
-        (("MODEL", "--output", "a.html"), "no recipe.yaml that says what it was trained on"),
+        (("MODEL", "--output_file", "a.txt"), "the suffix must be .html"),
+        (("MODEL", "--output_file", "no/such/a.html"), "its folder does not exist"),
+        (("missing", "--output_file", "a.html"), "no recipe.yaml that says what it was trained on"),
+        (("MODEL", "--output_file", "a.html"), "no recipe.yaml that says what it was trained on"),
     ],
 )
 def test_script_refuses_in_one_line(

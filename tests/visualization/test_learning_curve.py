@@ -45,7 +45,7 @@ def test_runs_are_overlaid_under_their_names(tmp_path: Path) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first", "second"]
     assert figure.axes[0].lines[2].get_ydata()[0] == pytest.approx(1.9)
     script = importlib.import_module("plot_learning_curve")
-    assert script.main([str(first), str(second), "--output", str(tmp_path / "b.pdf")]) == 0
+    assert script.main([str(first), str(second), "--output_file", str(tmp_path / "b.pdf")]) == 0
     assert (tmp_path / "b.pdf").read_bytes() == (tmp_path / "a.pdf").read_bytes()
     with pytest.raises(errors.PlotError, match="no such log"):
         plot_learning_curve([first, tmp_path / "missing"])

@@ -1,0 +1,124 @@
+"""Translate a training corpus by a teacher: `python scripts/distill.py TEACHER --output_file FILE.tsv`.
+
+    python scripts/distill.py runs/teacher --num_beams 5 --output_file distilled.tsv
+    accelerate launch scripts/train.py RECIPE.yaml --train_file distilled.tsv --output_dir runs/student
+
+Knowledge distillation at sequence level (Kim and Rush 2016): the student learns the output of the teacher's beam
+search, which is more regular than human translations. TEACHER is a directory that training wrote, or any
+sequence-to-sequence model of the Hub; several directories are an ensemble of models with one vocabulary. Without data
+options the corpus is the teacher's training split. --interpolate N takes, of the N best hypotheses, the one closest to
+the reference.
+
+The table keeps the order, the sources and the column names of the corpus, so that the same options read it. The output
+file appears when it is complete; --resume continues an interrupted one. The languages of a multilingual teacher are
+those that its saved tokenizer and generation config name.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from hf_rnn_seq2seq import command_line
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("teachers", nargs="+", metavar="TEACHER", help="directory, or user/name on the Hub")
+    parser.add_argument("--output_file", required=True, metavar="FILE.tsv", help="it appears when it is complete")
+    parser.add_argument("--resume", action="store_true", help="continue the interrupted OUTPUT_FILE.part")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT_FILE if it exists")
+    parser.add_argument(
+        "--interpolate", type=command_line.at_least(2), metavar="N", help="of the N best, the closest to the reference"
+    )
+    parser.add_argument("--source_prefix", default="", help="text before every source, such as a task of T5")
+    parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
+    parser.add_argument("--max_tokens", type=command_line.at_least(1), default=16384, help="padded tokens of a batch")
+    parser.add_argument("--max_source_length", type=command_line.at_least(2), help="longer sources are truncated")
+    parser.add_argument("--window", type=command_line.at_least(1), default=2048, help="rows that are sorted together")
+    parser.add_argument("--no_progress", action="store_true", help="no progress bar on standard error")
+    command_line.add_generation_options(parser)
+    command_line.add_data_options(parser, training=True)
+    command_line.add_model_options(parser)
+    arguments = parser.parse_args(argv)
+    if not arguments.output_file.endswith(".tsv"):
+        parser.error(f"--output_file {arguments.output_file!r}: must end in .tsv, so that train.py reads it as a table")
+    return arguments
+
+
+def identity(
+    arguments: argparse.Namespace, fingerprint: Any, teachers: Sequence[Any], tokenizer: Any
+) -> dict[str, Any]:
+    """Everything that the rows depend on; an interrupted output made with other values is not continued."""
+    from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
+    from hf_rnn_seq2seq.run_directory import model_hash
+
+    ignored = (
+        "resume",
+        "overwrite",
+        "no_progress",
+        "window",
+        "batch_size",
+        "max_tokens",
+        "output_file",
+        "device",
+    )
+    given = {name: value for name, value in vars(arguments).items() if name not in ignored}
+    given |= {"corpus": fingerprint, "tokenizer": tokenizer_hash(tokenizer)}
+    return given | {"teachers": [model_hash(teacher) for teacher in teachers]}
+
+
+def load_teacher(arguments: argparse.Namespace, counts: Counter[str]) -> tuple[Any, list[Any], Any]:
+    """(sources, references) -> targets, by the teacher or the ensemble; the models; their tokenizer.
+
+    `counts` counts the sources that were truncated or had unknown tokens.
+    """
+    import torch
+
+    from hf_rnn_seq2seq.run_directory import load_checkpoint, load_ensemble
+    from hf_rnn_seq2seq.training.distillation import distilled
+
+    where = {"device": arguments.device, "dtype": arguments.dtype}
+    first, *others = arguments.teachers
+    model, tokenizer = load_checkpoint(first, **where)
+    options = command_line.generation_options(arguments)
+    options |= {name: getattr(arguments, name) for name in ("batch_size", "max_tokens", "max_source_length")}
+    options["workers"] = torch.get_num_threads()
+    members = load_ensemble(others, first, model, tokenizer, **where) if others else []
+    options |= {"ensemble": members} if members else {}
+    options |= {"interpolate": arguments.interpolate or 0, "source_prefix": arguments.source_prefix, "counts": counts}
+    return partial(distilled, model, tokenizer, **options), [model, *members], tokenizer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    from tqdm import tqdm
+
+    from hf_rnn_seq2seq.data.arguments import DataArguments
+    from hf_rnn_seq2seq.data.corpus import load_corpus
+    from hf_rnn_seq2seq.generation.encoding import source_problems
+    from hf_rnn_seq2seq.generation.lines import LineWriter
+    from hf_rnn_seq2seq.training.distillation import column_names, corpus_options, write_distilled
+
+    command_line.quiet_libraries()
+    chosen = corpus_options(command_line.data_options(arguments, training=True), arguments.teachers[0])
+    corpus = load_corpus(DataArguments(**chosen), splits=("train",))
+    if "train" not in corpus.splits:
+        raise ValueError("the data has no train split")
+    rows, header = corpus.splits["train"], column_names(chosen, corpus.description)
+    counts: Counter[str] = Counter()
+    teach, teachers, tokenizer = load_teacher(arguments, counts)
+    writing = {"resume": arguments.resume, "overwrite": arguments.overwrite}
+    writing["identity"] = identity(arguments, corpus.description.get("fingerprint"), teachers, tokenizer)
+    with (
+        LineWriter(arguments.output_file, **writing) as writer,
+        tqdm(total=len(rows), unit=" rows", desc="distilling", disable=arguments.no_progress) as bar,
+    ):
+        for done in write_distilled(writer, header, rows, teach, arguments.window):
+            bar.update(done - bar.n)
+    for problem in source_problems(counts):
+        print(f"warning: {problem}", file=sys.stderr)
+    print(f"{arguments.output_file}: {len(rows)} rows; {corpus.left_out('train')}", file=sys.stderr)
+    return 0

@@ -1,0 +1,156 @@
+"""Translates a test set and scores it: `python scripts/evaluate_bleu.py runs/demo [runs/other ...]`.
+
+Without data options the test set is the run's own, by the options in its recipe.yaml; its scores, signatures and sample
+translations are then merged into DIR/summary.json. Scores on other data are only printed (and written by --json). A
+directory that is not a run needs data options: --dataset_name or --test_file.
+
+If the data has word alignments (cldr, or --alignment_column), the share of aligned words that attend most to the word
+they come from is printed too.
+
+--scores chooses metrics that need no network; --metric NAME_OR_PATH adds any metric that `evaluate.load` can load.
+Several directories are compared on one test set; --paired bs tests their differences to the first (paired bootstrap;
+ar: approximate randomization).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hf_rnn_seq2seq import command_line
+from hf_rnn_seq2seq.evaluation.scores import METRICS
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("models", nargs="+", metavar="DIR", help="directories that training wrote")
+    parser.add_argument(
+        "--scores", nargs="+", metavar="NAME", choices=tuple(METRICS), help=f"any of {', '.join(METRICS)}"
+    )
+    parser.add_argument("--metric", action="append", default=[], help="name or path for evaluate.load; may be repeated")
+    parser.add_argument("--bootstrap", type=command_line.at_least(2), metavar="N", help="95 %% intervals, N resamples")
+    parser.add_argument("--paired", choices=("bs", "ar"), help="significance of the differences to the first system")
+    parser.add_argument("--paired_samples", type=command_line.at_least(1), default=0, help="(default: sacrebleu's)")
+    parser.add_argument("--json", metavar="FILE", help="write all results")
+    parser.add_argument("--translations", metavar="FILE", help="write source, reference and translations as JSON lines")
+    parser.add_argument("--plot_by_length", metavar="FILE", help="draw BLEU by source length (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--summary", action=argparse.BooleanOptionalAction, help="describe the run (default: with one DIR)"
+    )
+    parser.add_argument("--alignment_column", metavar="NAME", help="column with word alignments, for the attention")
+    parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
+    parser.add_argument("--max_source_length", type=command_line.at_least(2), help="tokens a source is cut at")
+    command_line.add_search_option(parser)
+    command_line.add_generation_options(parser)
+    command_line.add_data_options(parser)
+    command_line.add_model_options(parser)
+    arguments = command_line.parse_systems(parser, argv)
+    if arguments.paired and len(arguments.models) < 2:
+        parser.error("--paired compares systems; give at least 2 directories")
+    return arguments
+
+
+def check_before_work(arguments: argparse.Namespace) -> None:
+    """Finds wrong options before minutes of translation."""
+    from hf_rnn_seq2seq.evaluation.scores import external_metric
+    from hf_rnn_seq2seq.evaluation.significance import PAIRED_METRICS
+    from hf_rnn_seq2seq.run_directory import read_summary
+    from hf_rnn_seq2seq.visualization.figure import check_output
+
+    for directory in arguments.models:
+        read_summary(directory)
+    if arguments.paired and (wrong := sorted(set(arguments.scores or ()) - set(PAIRED_METRICS))):
+        raise ValueError(f"--paired: no paired test of {', '.join(wrong)}; choose from {', '.join(PAIRED_METRICS)}")
+    if arguments.plot_by_length:
+        check_output(arguments.plot_by_length)
+    for path in filter(None, (arguments.json, arguments.translations)):
+        if not Path(path).resolve().parent.is_dir():
+            raise ValueError(f"{path!r}: its folder does not exist")
+    for name in arguments.metric:
+        external_metric(name)
+
+
+def print_details(arguments: argparse.Namespace, systems: list[Any]) -> dict[str, Any]:
+    """Prints tables and signatures; returns what --json writes in addition to the systems."""
+    from hf_rnn_seq2seq.evaluation.results import format_table, score_table
+    from hf_rnn_seq2seq.evaluation.scores import external_score
+    from hf_rnn_seq2seq.evaluation.significance import paired_table, paired_test
+
+    print(score_table(systems))
+    for key, value in systems[0].scores.items():
+        if key.endswith("_signature"):
+            print(f"{key.removesuffix('_signature')}: {value}")
+    details: dict[str, Any] = {}
+    references = systems[0].test_set.references
+    for name in arguments.metric:
+        scores = {system.name: external_score(name, system.hypotheses, references) for system in systems}
+        details.setdefault("metric", {})[name] = scores
+        for system_name, numbers in scores.items():
+            print(f"{name}: {system_name}: " + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
+    if arguments.paired:
+        hypotheses = {system.name: system.hypotheses for system in systems}
+        names, samples = arguments.scores or ("bleu", "chrf"), arguments.paired_samples
+        rows = paired_test(hypotheses, references, names, test=arguments.paired, n_samples=samples)
+        details["paired"] = [vars(row) for row in rows]
+        print("\n" + format_table(paired_table(rows)) + f"\n{rows[0].metric}: {rows[0].signature}")
+    return details
+
+
+def write_results(arguments: argparse.Namespace, systems: list[Any], details: dict[str, Any]) -> None:
+    from hf_rnn_seq2seq.evaluation.length_bins import score_by_length
+    from hf_rnn_seq2seq.evaluation.results import summary_facts, translation_rows
+    from hf_rnn_seq2seq.files import write_atomically
+    from hf_rnn_seq2seq.run_directory import update_summary
+    from hf_rnn_seq2seq.visualization.learning_curve import plot_score_by_length
+
+    for system in systems:
+        if system.test_set.own:
+            update_summary(system.directory, summary_facts(system))
+    if arguments.json:
+        facts = [{"system": system.name} | summary_facts(system) for system in systems]
+        write_atomically(arguments.json, json.dumps({"systems": facts} | details, indent=2, ensure_ascii=False) + "\n")
+    if arguments.translations:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in translation_rows(systems)]
+        write_atomically(arguments.translations, "".join(lines))
+    if arguments.plot_by_length:
+        sources, references = systems[0].test_set.sources, systems[0].test_set.references
+        bins = {system.name: score_by_length(sources, system.hypotheses, references) for system in systems}
+        plot_score_by_length(bins, arguments.plot_by_length)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    command_line.quiet_libraries()
+    import torch
+
+    from hf_rnn_seq2seq.evaluation.results import evaluate_systems, run_summary, summary_facts
+    from hf_rnn_seq2seq.evaluation.scores import why_blind
+    from hf_rnn_seq2seq.evaluation.test_set import default_metrics
+    from hf_rnn_seq2seq.run_directory import read_summary
+
+    check_before_work(arguments)
+    names = ("split", "device", "dtype", "batch_size", "max_source_length")
+    systems = evaluate_systems(
+        arguments.models,
+        command_line.data_options(arguments) | {"alignment_column": arguments.alignment_column},
+        metrics=arguments.scores or (),
+        n_bootstrap=arguments.bootstrap or 0,
+        find_search=partial(command_line.find_search, arguments.search),
+        workers=torch.get_num_threads(),
+        **{name: getattr(arguments, name) for name in names},
+        **command_line.generation_options(arguments),
+    )
+    test_set = systems[0].test_set
+    for metric in arguments.scores or default_metrics(test_set):
+        if reason := why_blind(metric, test_set.references):
+            print(f"warning: {reason}", file=sys.stderr)
+    write_results(arguments, systems, print_details(arguments, systems))
+    if arguments.summary or (arguments.summary is None and len(systems) == 1):
+        for system in systems:
+            summary = read_summary(system.directory) | summary_facts(system)
+            config = json.loads((Path(system.directory) / "config.json").read_text(encoding="utf-8"))
+            print("\n" + run_summary(system.directory, summary, config))
+    return 0

@@ -1,0 +1,63 @@
+"""Train a tokenizer alone: `python scripts/train_tokenizer.py [RECIPE.yaml] [--option value ...] --output_dir DIR`.
+
+    python scripts/train_tokenizer.py --dataset_name cldr --dataset_config_name en-fr --output_dir runs/tokenizer
+
+Reads the data and tokenizer options, from a training recipe too, whose other options it leaves alone.
+`AutoTokenizer.from_pretrained(DIR)` loads the result; `scripts/train.py --tokenizer_name_or_path DIR` trains with it.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_rnn_seq2seq import command_line
+from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
+from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.options import parse_arguments
+from hf_rnn_seq2seq.training.arguments import GenerationArguments, TrainingOptions
+from hf_rnn_seq2seq.training.model_fields import model_fields
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    groups = (DataArguments, TokenizerArguments, TrainingOptions, GenerationArguments)
+    data, options, training, *_ = parse_arguments(words, groups, model_fields(), description=__doc__ or "")
+    if training.output_dir is None:
+        raise ArgumentError("output_dir=None: name the folder for the tokenizer")
+    folder = Path(training.output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArgumentError(f"output_dir={training.output_dir!r}: exists and is not an empty folder")
+
+    from hf_rnn_seq2seq.data.corpus import load_corpus
+    from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
+    from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
+
+    command_line.quiet_libraries()
+    corpus = load_corpus(data, splits=("train",))
+    train = corpus.splits["train"]
+    tokenizer = build_tokenizer(
+        train["source"],
+        train["target"],
+        algorithm=options.tokenizer_algorithm,
+        vocab_size=options.vocab_size,
+        source_vocab_size=options.source_vocab_size,
+        joint=options.joint_vocabulary,
+        min_frequency=options.min_frequency,
+        lowercase=options.lowercase,
+        model_max_length=data.max_source_length,
+        separate_class=RnnSeq2SeqTokenizer,
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside its place and moved, so that a folder of this name is always complete.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as unfinished:
+        complete = os.path.join(unfinished, "tokenizer")
+        tokenizer.save_pretrained(complete)
+        os.replace(complete, folder)
+    print(
+        f"{folder}: {options.tokenizer_algorithm}, {source_vocabulary_size(tokenizer)} source and "
+        f"{target_vocabulary_size(tokenizer)} target entries, {'joint' if options.joint_vocabulary else 'separate'}; "
+        f"trained on {len(train)} rows; {corpus.left_out('train')}"
+    )
+    return 0

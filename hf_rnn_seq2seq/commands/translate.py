@@ -1,0 +1,164 @@
+"""Translates line by line: `python scripts/translate.py runs/demo < in.txt > out.txt`.
+
+There is one output line for each input line. Without options a line is what `model.generate()` gives under the
+checkpoint's generation config.
+
+  An empty line, or one of white space only, gives an empty line.
+  A line of more than --max_source_length tokens (default: the tokenizer's limit) is cut; a warning counts such lines.
+  A line that is not UTF-8 is translated with U+FFFD in place of the bytes that cannot be read; a warning counts them.
+  A damaged .gz file ends with an error after the lines before the damage; the error counts the lines written.
+  In JSON lines a row without the text field gives an empty line; a warning counts them.
+  With --dataset_name NAME --split SPLIT each row of a data set is a line; a row without text gives an empty line.
+
+Columns are separated by tabs: translation, then the log-probability with --scores, then the word alignment with
+--alignments (`source-target` pairs counted from 0); --n_best N repeats them for N hypotheses, best first.
+--output_format jsonl writes one JSON object per line.
+
+--window lines are read and sorted by length at a time, so memory does not grow with the input:
+`python scripts/translate.py runs/demo --input_file in.txt.gz --output_file out.txt`
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hf_rnn_seq2seq import command_line
+
+# Options of the model's own search.
+VALUES = ("gnmt_alpha", "coverage_penalty", "stop_at_top", "weight_type")
+SEARCH_OPTIONS = (*VALUES, "shortlist", "ensemble", "replace_unknown")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("model", help="directory that training wrote, or user/name on the Hub")
+    parser.rename("--input", "--input_file")
+    parser.rename("--dataset", "--dataset_name")
+    parser.add_argument("--text", help="one line in place of standard input")
+    parser.add_argument("--input_file", metavar="FILE", help="file in place of it: text or .jsonl, also .gz")
+    parser.add_argument("--dataset_name", metavar="NAME", help="data set in place of lines, as in training")
+    parser.add_argument("--dataset_config_name", help="its configuration; for cldr a pair of locales such as en-fr")
+    parser.add_argument("--split", default="test", help="of --dataset_name (default: test)")
+    parser.add_argument("--source_lang", help="key of the `translation` column of --dataset_name")
+    parser.add_argument("--source_column", help="field of .jsonl input, column of --dataset_name (default: source)")
+    parser.add_argument("--output_file", help="file in place of standard output; it appears when it is complete")
+    parser.add_argument("--resume", action="store_true", help="continue the interrupted OUTPUT_FILE.part")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT_FILE if it exists")
+    parser.add_argument("--output_format", choices=("text", "jsonl"), default="text")
+    parser.add_argument("--n_best", type=command_line.at_least(1), default=1, help="hypotheses a line")
+    parser.add_argument("--scores", action="store_true", help="add the log-probability of each sentence")
+    parser.add_argument("--alignments", action="store_true", help="add the word each word attends to most")
+    command_line.add_search_option(parser)
+    add_search_options(parser)
+    parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
+    parser.add_argument("--max_tokens", type=command_line.at_least(1), default=16384, help="padded tokens of a batch")
+    parser.add_argument("--max_source_length", type=command_line.at_least(2), help="tokens a line is cut at")
+    parser.add_argument("--window", type=command_line.at_least(1), default=2048, help="lines sorted and held at a time")
+    parser.add_argument("--no_progress", action="store_true", help="no progress bar on standard error")
+    command_line.add_generation_options(parser)
+    command_line.add_model_options(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.search and (arguments.n_best > 1 or arguments.scores or arguments.alignments):
+        parser.error("--search returns sequences alone; it does not go with --n_best, --scores or --alignments")
+    if arguments.search and (chosen := [name for name in SEARCH_OPTIONS if getattr(arguments, name) is not None]):
+        parser.error(f"--search: does not go with --{chosen[0]}, an option of the model's own search")
+    if sum(value is not None for value in (arguments.text, arguments.input_file, arguments.dataset_name)) > 1:
+        parser.error("--text, --input_file and --dataset_name: give one of them")
+    if (arguments.resume or arguments.overwrite) and not arguments.output_file:
+        parser.error("--resume and --overwrite need --output_file")
+    if arguments.resume and not (arguments.input_file or arguments.dataset_name):
+        parser.error(
+            "--resume: needs --input_file or --dataset_name; standard input cannot be compared with what it was"
+        )
+    return arguments
+
+
+def add_search_options(parser: command_line.Parser) -> None:
+    group = parser.add_argument_group("what the model's own search adds to generation")
+    group.add_argument("--gnmt_alpha", type=command_line.finite(0), metavar="A", help="length normalisation of GNMT")
+    group.add_argument(
+        "--coverage_penalty", type=command_line.finite(0), metavar="B", help="GNMT's reward for covering the source"
+    )
+    group.add_argument(
+        "--stop_at_top", action="store_true", default=None, help="end a sentence when its likeliest continuation does"
+    )
+    group.add_argument("--weight_type", choices=("float32", "bfloat16", "int8"), help="weights while decoding")
+    group.add_argument("--shortlist", metavar="FILE", help="target words by source words, from learn_shortlist.py")
+    group.add_argument("--ensemble", nargs="+", metavar="DIR", help="models that decode together with the first")
+    group.add_argument(
+        "--replace_unknown",
+        nargs="?",
+        const="",
+        metavar="DICTIONARY",
+        help="put the aligned source word, or its entry in the file, in place of unknown words",
+    )
+
+
+def search_options(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The options of the model's own search that were given, with the ensemble and the shortlist loaded.
+
+    Raises:
+        ValueError: the model has no search of its own, or an ensemble member has another vocabulary.
+    """
+    from hf_rnn_seq2seq.generation.shortlist import Shortlist
+    from hf_rnn_seq2seq.run_directory import load_ensemble
+
+    options = {name: getattr(arguments, name) for name in VALUES if getattr(arguments, name) is not None}
+    given = [name for name in SEARCH_OPTIONS if getattr(arguments, name) is not None and name != "replace_unknown"]
+    if given and not hasattr(model, "search"):
+        raise ValueError(f"--{given[0]}: a {type(model).__name__} has no search of its own")
+    if arguments.search:
+        options["search"] = command_line.find_search(arguments.search, model)
+    if arguments.ensemble:
+        where = {"device": arguments.device, "dtype": arguments.dtype}
+        options["ensemble"] = load_ensemble(arguments.ensemble, arguments.model, model, tokenizer, **where)
+    if arguments.shortlist:
+        options["search"] = Shortlist.load(arguments.shortlist, tokenizer).search(model)
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    import torch
+
+    from hf_rnn_seq2seq.generation.encoding import source_problems
+    from hf_rnn_seq2seq.generation.lines import DatasetReader, LineReader, LineWriter
+    from hf_rnn_seq2seq.generation.translate_lines import Request, identity, translate_lines
+    from hf_rnn_seq2seq.generation.unknown_words import read_dictionary
+    from hf_rnn_seq2seq.run_directory import load_checkpoint
+    from hf_rnn_seq2seq.training.environment import peak_memory_mb
+
+    command_line.quiet_libraries()
+    if arguments.text is not None:
+        sys.stdin = io.TextIOWrapper(io.BytesIO(arguments.text.encode()))
+    if arguments.dataset_name is None:
+        reader = LineReader(arguments.input_file, arguments.source_column or "source")
+    else:
+        place = (arguments.dataset_config_name, arguments.split, arguments.source_column, arguments.source_lang)
+        reader = DatasetReader(arguments.dataset_name, *place)
+    replaces = arguments.replace_unknown is not None
+    where = {"device": arguments.device, "dtype": arguments.dtype}
+    model, tokenizer = load_checkpoint(arguments.model, attention=arguments.alignments or replaces, **where)
+    options = command_line.generation_options(arguments) | search_options(arguments, model, tokenizer)
+    limits = {"batch_size": arguments.batch_size, "max_tokens": arguments.max_tokens}
+    request = Request(
+        options | limits | {"workers": torch.get_num_threads(), "progress": False},
+        replace_unknown=replaces,
+        dictionary=read_dictionary(arguments.replace_unknown) if arguments.replace_unknown else None,
+        **{name: getattr(arguments, name) for name in ("n_best", "scores", "alignments", "output_format")},
+        max_source_length=arguments.max_source_length,
+    )
+    resuming: dict[str, Any] = {}
+    if arguments.output_file:
+        facts = identity(vars(arguments), reader, model, tokenizer, options.get("ensemble", ()))
+        resuming = {"resume": arguments.resume, "overwrite": arguments.overwrite, "identity": facts}
+    progress = not arguments.no_progress
+    with LineWriter(arguments.output_file, **resuming) as writer:
+        counts = translate_lines(model, tokenizer, reader, writer, request, window=arguments.window, progress=progress)
+    for problem in (*source_problems(counts), *reader.warnings()):
+        print(f"warning: {problem}", file=sys.stderr)
+    if progress:
+        print(f"memory: {peak_memory_mb(torch.device('cpu')):.0f} MB at most", file=sys.stderr)
+    return 0

@@ -1,0 +1,106 @@
+"""One run in this process: from its options to the finished directory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.files import only_writer
+from hf_rnn_seq2seq.run_directory import SUMMARY, load_checkpoint
+from hf_rnn_seq2seq.training.arguments import RunOptions
+from hf_rnn_seq2seq.training.dry_run import dry_run
+from hf_rnn_seq2seq.training.launch import build_accelerator, check_before_work, check_output_dir, use_all_cores
+from hf_rnn_seq2seq.training.loop import EndReason, TrainingLoop
+from hf_rnn_seq2seq.training.setup import build_training
+
+
+class Upload(Protocol):
+    """What sends a run's checkpoints away while it trains."""
+
+    def finish(self, directory: str, step: int, interrupted: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that has ended: where it is, why it ended, and the facts of its summary."""
+
+    directory: Path
+    reason: str
+    summary: dict[str, Any]
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Model and tokenizer, with the best weights of the run."""
+        return load_checkpoint(self.directory)
+
+
+def run(
+    options: RunOptions,
+    command: str,
+    after_run: Callable[[Path], str] | None = None,
+    begin_upload: Callable[[TrainingLoop], Upload] | None = None,
+) -> EndReason | None:
+    """The run, from the corpus to the last checkpoint; None after a dry run, which prints the plan.
+
+    Args:
+        options: of the run.
+        command: how it was started, for its summary.
+        after_run: draws what belongs to the directory, and returns a line to print.
+        begin_upload: called by the main process if the options ask for uploads.
+    """
+    training = options.training
+    check_before_work(training)
+    if not training.model_name_or_path:  # else this is checked when the checkpoint is read
+        options.generation.set(GenerationConfig())
+    if not training.dry_run:
+        check_output_dir(training)
+    # The main process locks the directory for all; if it cannot, the launcher stops the others.
+    locks = os.environ.get("RANK", "0") == "0" and not training.dry_run
+    with only_writer(str(training.output_dir)) if locks else contextlib.nullcontext():
+        use_all_cores(training.cpu_threads)
+        accelerator = build_accelerator(training, lambda message: print(message, file=sys.stderr))
+        try:
+            built = build_training(options, accelerator, command=command, after_run=after_run)
+            if training.dry_run:
+                plan = dry_run(built.loop, built.vocabulary)
+                if accelerator.is_main_process:
+                    print(plan)
+                return None
+            upload = begin_upload(built.loop) if begin_upload and accelerator.is_main_process else None
+            reason = built.loop.run()
+            if upload is not None:
+                step = built.loop.state.progress.step
+                upload.finish(str(training.output_dir), step, interrupted=reason.signal_number > 0)
+            return reason
+        finally:
+            accelerator.end_training()
+
+
+def train_here(recipe: str | None, options: Mapping[str, Any]) -> TrainedRun:
+    """See `hf_rnn_seq2seq.training.train`."""
+    words = [] if recipe is None else [str(recipe)]
+    words += [f"--{name}={_text(value)}" for name, value in options.items()]
+    parsed = RunOptions.parse(words)
+    if parsed.training.push_to_hub:
+        raise ArgumentError("push_to_hub=True: is for the command hf-rnn train; push the directory when it is trained")
+    call = ", ".join([repr(recipe)] * (recipe is not None) + [f"{name}={value!r}" for name, value in options.items()])
+    reason = run(parsed, f"train({call})")
+    directory = Path(str(parsed.training.output_dir))
+    summary = directory / SUMMARY
+    facts = json.loads(summary.read_text(encoding="utf-8")) if reason and summary.is_file() else {}
+    return TrainedRun(directory, str(reason), facts)
+
+
+def _text(value: Any) -> str:
+    """A value as the command line has it."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

@@ -229,6 +229,8 @@ HOOKS = [
         by(PARSER, "_parse_optional"),
     ),
     Hook(PARSER, "_actions", "the positional words that a command needs", by(PARSER, "parse_known_args")),
+    Hook(PARSER, "_action_groups", "help shows an option in one line, group by group", by(PARSER, "format_help")),
+    Hook(PARSER, "_group_actions", "the options of a group", by(PARSER, "format_help")),
 ]
 
 
@@ -274,7 +276,7 @@ def foreign_names() -> dict[str, str]:
     """Private names of libraries that the package reads or overrides, and where."""
     root = Path(hf_rnn_seq2seq.__path__[0])
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in root.rglob("*.py")}
-    own = {name for tree in trees.values() for name in names(tree, stored=True)} | {"_fields", "_replace", "_exit"}
+    own = {name for tree in trees.values() for name in names(tree, stored=True)} | {"_asdict", "_fields", "_replace", "_exit"}
     found = {
         name: path.name
         for path, tree in trees.items()

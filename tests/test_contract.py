@@ -230,7 +230,7 @@ HOOKS = [
     ),
     Hook(PARSER, "_actions", "the positional words that a command needs", by(PARSER, "parse_known_args")),
     Hook(PARSER, "_action_groups", "help shows an option in one line, group by group", by(PARSER, "format_help")),
-    Hook(PARSER, "_group_actions", "the options of a group", by(PARSER, "format_help")),
+    Hook("argparse._ArgumentGroup", "_group_actions", "the options of a group", by(PARSER, "format_help")),
 ]
 
 
@@ -272,11 +272,15 @@ def names(tree: ast.AST, *, stored: bool) -> Iterator[str]:
             yield from (one.value for one in node.args[1:2] if isinstance(one, ast.Constant))
 
 
+# Of named tuples, and of os.
+PUBLIC_ALL_THE_SAME = {"_asdict", "_exit", "_fields", "_replace"}
+
+
 def foreign_names() -> dict[str, str]:
     """Private names of libraries that the package reads or overrides, and where."""
     root = Path(hf_rnn_seq2seq.__path__[0])
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in root.rglob("*.py")}
-    own = {name for tree in trees.values() for name in names(tree, stored=True)} | {"_asdict", "_fields", "_replace", "_exit"}
+    own = {name for tree in trees.values() for name in names(tree, stored=True)} | PUBLIC_ALL_THE_SAME
     found = {
         name: path.name
         for path, tree in trees.items()

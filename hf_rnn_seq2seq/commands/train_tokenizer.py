@@ -32,7 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from hf_rnn_seq2seq.data.corpus import load_corpus
     from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
-    from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 
     command_line.quiet_libraries()
     corpus = load_corpus(data, splits=("train",))
@@ -47,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         min_frequency=options.min_frequency,
         lowercase=options.lowercase,
         model_max_length=data.max_source_length,
-        separate_class=RnnSeq2SeqTokenizer,
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Written beside its place and moved, so that a folder of this name is always complete.

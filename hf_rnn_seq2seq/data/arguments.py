@@ -23,24 +23,24 @@ class DataArguments(OptionGroup):
     target_column: str | None = option(None, "column of a table that holds the target (default: target_lang)")
     alignment_file: str | None = option(
         None,
-        "word alignments of the training rows (`0-0 1-2` a line), for guided_alignment_weight; default: computed",
+        "word alignments of the training rows (a line `0-0 1-2` each), for guided_alignment_weight; default: computed",
         path=True,
     )
     alignment_column: str | None = option(
-        None, "column of train_file or of the data set that holds them instead; cldr has `alignment`"
+        None, "column of train_file or of the data set with the alignments; cldr has `alignment`"
     )
-    alignment_unit: str = option("word", "what they count: words between spaces, or tokens", choices=("word", "token"))
-    max_train_samples: int | None = option(None, "use only so many training rows, the first", at_least=1)
-    max_eval_samples: int | None = option(None, "use only so many validation rows, the first", at_least=1)
-    max_predict_samples: int | None = option(None, "use only so many test rows, the first", at_least=1)
-    max_source_length: int = option(128, "longest source in tokens, end token included", at_least=1)
-    max_target_length: int = option(128, "longest target in tokens, end token included", at_least=1)
+    alignment_unit: str = option("word", "alignments count words between spaces, or tokens", choices=("word", "token"))
+    max_train_samples: int | None = option(None, "use only this number of training rows, the first", at_least=1)
+    max_eval_samples: int | None = option(None, "use only this number of validation rows, the first", at_least=1)
+    max_predict_samples: int | None = option(None, "use only this number of test rows, the first", at_least=1)
+    max_source_length: int = option(128, "longest source in tokens, with the end token", at_least=1)
+    max_target_length: int = option(128, "longest target in tokens, with the end token", at_least=1)
     data_seed: int = option(0, "seed of the phrases that cldr draws", at_least=0)
-    preprocessing_num_workers: int | None = option(
-        None, "processes that tokenise (default: decided by size)", at_least=1
+    preprocessing_num_workers: int | None = option(None, "processes that tokenize (default: one)", at_least=1)
+    streaming: bool = option(False, "read the training split while training instead of writing it to the cache first")
+    streaming_buffer: int = option(
+        10_000, "streaming: rows that are shuffled and put into batches together", at_least=1
     )
-    streaming: bool = option(False, "read the training split as it comes instead of writing it to the cache first")
-    streaming_buffer: int = option(10_000, "streaming: rows held at a time, shuffled and put in batches", at_least=1)
 
     def validate(self) -> None:
         if self.dataset_name and self.train_file:
@@ -60,8 +60,8 @@ class TokenizerArguments(OptionGroup):
     vocab_size: int = option(8000, "largest vocabulary (of the target, where there are two)", at_least=5)
     source_vocab_size: int | None = option(None, "largest source vocabulary, with joint_vocabulary off", at_least=5)
     joint_vocabulary: bool = option(True, "one vocabulary for both sides")
-    min_frequency: int = option(2, "a token rarer than this gets no entry", at_least=1)
-    lowercase: bool = option(False, "fold case: the model then neither sees nor writes capitals")
+    min_frequency: int = option(2, "rarer tokens get no entry", at_least=1)
+    lowercase: bool = option(False, "change text to lower case: the model neither reads nor writes capitals")
     bpe_dropout: float = option(
         0.0,
         "bpe: probability that a merge is left out of a training sentence, drawn in each epoch. The draws cannot be "

@@ -1,9 +1,9 @@
-"""One phrase in one locale: CLDR's patterns and names as Babel gives them, what it lacks, and which words tell what.
+"""One phrase in one locale, from the patterns and names of CLDR, and which of its words express which value.
 
-While a phrase is put together, each value that has a place in a pattern is enclosed in marks that name it. The marks
-are taken out at the end, and tell which words hold the day, month, weekday, year, number, unit or currency. Not marked
-are times of day (the hour of "15:30" is told by two English words, "3:30" and "PM"), the units of relative times (CLDR
-has "{0} days ago" as a whole) and the names of countries and languages.
+Each value that fills a place in a pattern is enclosed in marks with its name. They show which words express the day,
+month, weekday, year, number, unit or currency, and are removed when the phrase is complete. Not marked are times of day
+(two English words, "3:30" and "PM", express the hour of "15:30"), the units of relative times (CLDR has "{0} days ago"
+as a whole), and the names of countries and languages.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ _PLAIN = _SPACES | dict.fromkeys([0x200E, 0x200F, 0x061C])
 SECONDS = dict(TIMEDELTA_UNITS)
 
 
-# Characters of Unicode's private use: no locale's text has them.
+# Characters for private use in Unicode, which no text of a locale contains.
 _OPEN, _NAMED, _CLOSE = "\ue000", "\ue001", "\ue002"
 _MARKS = re.compile(f"({_OPEN}[^{_NAMED}]*{_NAMED}|{_CLOSE})")
 _FIELDS = {"E": "weekday", "c": "weekday", "d": "day", "M": "month", "L": "month", "y": "year"}
 
 
 class Phrase(NamedTuple):
-    """A text, and for each value that it tells, named by a path, the numbers of its words (between white space)."""
+    """A text and, for each value in it (named by a path), the numbers of its words (between white space)."""
 
     text: str
     words: dict[tuple[str, ...], list[int]]
@@ -84,7 +84,7 @@ def render(fact: Fact, locale: Locale) -> str:
 def phrase(fact: Fact, locale: Locale) -> Phrase:
     """A fact as text of a locale, with the words of its values.
 
-    A word that holds two values (the number and the unit of "5公里") is told of neither.
+    A word with two values (the number and the unit of "5公里") counts for neither.
     """
     text, names, owners = "", [], []
     for piece in _MARKS.split(_marked(fact, locale)):
@@ -97,7 +97,7 @@ def phrase(fact: Fact, locale: Locale) -> Phrase:
             owners += [tuple(names)] * len(piece)
     words: dict[tuple[str, ...], list[int]] = {}
     for number, word in enumerate(re.finditer(r"\S+", text)):
-        # A path that ends in a number is a place in a list; only what is in that place is a value.
+        # A path that ends in a number is a position in a list, which is not a value itself.
         values = {owner for owner in owners[word.start() : word.end()] if owner and not owner[-1].isdigit()}
         if len(values) == 1:
             words.setdefault(values.pop(), []).append(number)
@@ -105,7 +105,7 @@ def phrase(fact: Fact, locale: Locale) -> Phrase:
 
 
 def alignment(source: Phrase, target: Phrase) -> str:
-    """Which words tell the same value, in Pharaoh's format: `1-2`, source word and target word, counted from 0."""
+    """The words for the same values in Pharaoh format: `1-2`, source word and target word, counted from 0."""
     shared = source.words.keys() & target.words.keys()
     pairs = sorted((s, t) for value in shared for s in source.words[value] for t in target.words[value])
     return " ".join(f"{s}-{t}" for s, t in pairs)
@@ -121,7 +121,7 @@ def _marked(fact: Fact, locale: Locale) -> str:
 
 
 class _Fields(DateTimeFormat):
-    """The fields of a date, marked. Where `other`, the other end of an interval, differs, the mark holds the date."""
+    """The marked fields of a date. A field that differs from the other end of an interval has the date in its mark."""
 
     def __init__(self, day: datetime.date, locale: Locale, other: datetime.date | None = None) -> None:
         super().__init__(day, locale)
@@ -136,11 +136,11 @@ class _Fields(DateTimeFormat):
 
 
 def _interval(first: datetime.date, last: datetime.date, locale: Locale) -> str:
-    """What Babel's `format_interval` gives for yMMMd, whose fields cannot be marked."""
+    """As Babel's `format_interval` with yMMMd, but with marked fields."""
     ends = _Fields(first, locale, last), _Fields(last, locale, first)
     formats = locale.interval_formats
     skeleton = "yMMMd" if "yMMMd" in formats else match_skeleton("yMMMd", formats)
-    for field in "yMd":  # the largest that differs decides
+    for field in "yMd":  # the largest field that differs determines the pattern
         if skeleton and field in formats[skeleton] and ends[0].extract(field) != ends[1].extract(field):
             patterns = zip(formats[skeleton][field], ends, strict=False)
             return "".join(parse_pattern(pattern) % end for pattern, end in patterns)
@@ -166,7 +166,7 @@ def _render(fact: Fact, locale: Locale) -> str:
             return parse_pattern(skeletons[known or skeleton]) % _Fields(day, locale)
         case ("relative", number, unit, direction):
             delta = datetime.timedelta(seconds=direction * number * SECONDS[unit])
-            # An endless threshold keeps the unit: "60 seconds", not "1 minute".
+            # An infinite threshold keeps the unit: "60 seconds", not "1 minute".
             text = format_timedelta(delta, unit, threshold=float("inf"), add_direction=True, locale=locale)
             return text.replace(str(number), _mark(str(number), "number"))  # CLDR's patterns have no digits
         case ("quantity", number, unit):
@@ -187,7 +187,7 @@ def _render(fact: Fact, locale: Locale) -> str:
             return locale.languages[code]
         case ("month", number):
             return _mark(_month_name(number, locale), "month")
-    raise ValueError(f"fact {fact!r} is of no known kind")
+    raise ValueError(f"fact={fact!r}: unknown kind")
 
 
 def currency_name(code: str, locale: Locale) -> str | None:
@@ -195,13 +195,13 @@ def currency_name(code: str, locale: Locale) -> str | None:
 
 
 def _unit_text(number: int | Decimal, code: str, locale: Locale, form: str | None = None) -> str:
-    """A quantity in the long form, which in CLDR is the short one where a locale (Chinese, Persian) has no other."""
+    """A quantity in the long form, or in the short one if a locale (Chinese, Persian) has no other in CLDR."""
     text = format_unit(number, code, "long", form, locale)
     return format_unit(number, code, "short", form, locale) if code in text else text
 
 
 def unit_name(code: str, locale: Locale) -> str | None:
-    """What the locale calls a unit, or None where it has no pattern of its own for it."""
+    """The locale's name of a unit, or None if it has no pattern for it."""
     try:
         text, root = (_unit_text(5, code, one) for one in (locale, Locale.parse("root")))
     except UnknownUnitError:
@@ -210,13 +210,13 @@ def unit_name(code: str, locale: Locale) -> str | None:
 
 
 def _month_name(number: int, locale: Locale) -> str:
-    """The name of a month standing alone; most locales have one form only, and Babel then gives the root's "M03"."""
+    """The stand-alone name of a month. Most locales have one form only; Babel then returns the root's "M03"."""
     name = locale.months["stand-alone"]["wide"][number]
     return locale.months["format"]["wide"][number] if name == f"M{number:02}" else name
 
 
 def require_data(locale: Locale) -> None:
-    """Raises DataError, naming the locale, unless it has names and patterns of its own for every kind of phrase."""
+    """Raises DataError unless the locale has its own names and patterns for every kind of phrase."""
     root = Locale.parse("root")
     ago = "relative", 3, "week", -1
     lacking = [
@@ -228,10 +228,7 @@ def require_data(locale: Locale) -> None:
             ("language names", sum(code in locale.languages for code in LANGUAGES) >= 30),
             ("currency names", sum(code in locale.currencies for code in CURRENCIES) >= 12),
             ("units", sum(unit_name(code, locale) is not None for code in UNITS) >= 18),
-            (
-                "relative times",
-                render(ago, locale) != render(ago, root),
-            ),
+            ("relative times", render(ago, locale) != render(ago, root)),
             ("list patterns", "standard" in locale.list_patterns),
         )
         if not there

@@ -49,7 +49,7 @@ class Corpus:
             (number of the row in its split), and perhaps `alignment`.
         skipped: split -> reason -> number of rows that were left out because they cannot be used (empty_source,
             empty_target, wrong_field_count, not_text). Empty when streaming, since nobody has counted.
-        description: name, config, source_lang, target_lang, licence, lines (of each split as found), rows (of each
+        description: name, config, source_lang, target_lang, license, lines (of each split as found), rows (of each
             split as used), fingerprint (content hash), streaming.
         notes: split -> which of its rows span lines; empty if none does. When streaming, skipped rows and these are
             warnings instead.
@@ -106,7 +106,7 @@ def load_corpus(
     for split, rows in found.items():
         allowed = EMPTY if split in keep_empty else ()
         kept[split], skipped[split], notes[split] = _usable(rows, split, limits[split], allowed)
-    description: dict[str, Any] = {"name": data.dataset_name, "config": data.dataset_config_name, "licence": None}
+    description: dict[str, Any] = {"name": data.dataset_name, "config": data.dataset_config_name, "license": None}
     description |= {"source_lang": data.source_lang, "target_lang": data.target_lang, **facts}
     for name, each in (("lines", found), ("rows", kept)):
         description[name] = None if data.streaming else {split: len(rows) for split, rows in each.items()}
@@ -149,7 +149,7 @@ def _load_cldr(
         found[split] = _generated(cldr.generate, arguments, _ALIGNED, split, data.streaming, len(ranges))
         if data.alignment_column is None or split not in aligned_splits:
             found[split] = found[split].remove_columns("alignment")
-    facts = {"config": f"{source}-{target}", "source_lang": source, "target_lang": target, "licence": cldr.LICENCE}
+    facts = {"config": f"{source}-{target}", "source_lang": source, "target_lang": target, "license": cldr.LICENSE}
     facts["fingerprint"] = digest([source, target, data.data_seed, version, {split: limits[split] for split in found}])
     return found, facts
 
@@ -240,7 +240,7 @@ def _load_named(data: DataArguments, name: str, splits: Sequence[str], aligned_s
     if not found:
         raise DataError(f"dataset {name!r} has none of the splits {', '.join(splits)}; it has {', '.join(loaded)}")
     facts: dict[str, Any] = {"name": Path(name).name if Path(name).is_dir() else name}
-    facts["licence"] = next(iter(loaded.values())).info.license or None
+    facts["license"] = next(iter(loaded.values())).info.license or None
     if not data.streaming:
         facts["fingerprint"] = digest([fingerprints, _column_options(data)])
     return found, facts

@@ -1,37 +1,40 @@
-"""What each update trains on: the same global batch of rows, however many processes share it.
+"""The rows of each update, which do not depend on the number of processes, and the loader of their batches.
 
 A global batch is planned for all processes together and split into `processes x gradient_accumulation_steps` parts.
-The plan depends only on the row lengths, the seed and the epoch, so a position in it is two numbers, and a resumed run
-computes it again.
+The plan depends only on the lengths of the rows, the seed and the epoch. So two numbers are a position in it, and a
+resumed run computes it again.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from hf_rnn_seq2seq.data.batching import BatchPlan, plan_batches, row_numbers
 
+Collate = Callable[[Mapping[str, Sequence[Any]]], dict[str, torch.Tensor]]
 
-def column(dataset: Any, name: str) -> np.ndarray:
-    """A column of small whole numbers of a `datasets` table, (rows,)."""
+
+def column(dataset: Dataset, name: str) -> np.ndarray:
+    """A column of integers below 2^31, (rows,)."""
     values = row_numbers(len(dataset))
-    read = 0
+    start = 0
     for batch in dataset.select_columns(name).with_format("numpy").iter(batch_size=1 << 16):
-        values[read : read + len(batch[name])] = batch[name]
-        read += len(batch[name])
+        values[start : start + len(batch[name])] = batch[name]
+        start += len(batch[name])
     return values
 
 
 @dataclass(frozen=True)
 class Update:
-    """The rows of one optimizer step, over all processes; their tokens are None where nobody has counted them yet."""
+    """The rows of one optimizer step, over all processes; the numbers of tokens are None if not known beforehand."""
 
     epoch: int
     index: int  # within the epoch
@@ -39,13 +42,13 @@ class Update:
     rows: tuple[int, ...]
     source_tokens: int | None
     target_tokens: int | None
-    after: dict[str, Any] | None = None  # where a stream stands behind it
+    after: dict[str, Any] | None = None  # the position of a stream after this update
 
     def parts(self, rank: int, processes: int, accumulation: int) -> list[tuple[int, ...]]:
-        """This rank's micro-batches, as many on every rank; () where the rank is short of rows.
+        """This rank's micro-batches; () where it has no rows left, so that every rank has the same number.
 
-        Rows stand from short to long in the global batch and parts are cut in that order, so that the parts that run
-        at the same moment on different ranks have rows of similar length.
+        The rows of a global batch are ordered from short to long, and so are its parts: those that run at the same
+        time on different ranks have rows of similar length.
         """
         count = min(processes * accumulation, len(self.rows))
         cuts = [number * len(self.rows) // count for number in range(count + 1)]
@@ -97,16 +100,16 @@ class UpdatePlan:
 
     @property
     def updates_per_epoch(self) -> float:
-        """Of the first epoch; with a token budget the number may differ a little from epoch to epoch."""
+        """The number in the first epoch; with a token budget it differs a little from epoch to epoch."""
         return len(self.epoch(0))
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a plan of the run says about it."""
+        """What a dry run prints about the plan."""
         return {"training rows": f"{len(self.source_lengths):,}", "updates per epoch": f"{self.updates_per_epoch:,}"}
 
     def epoch(self, epoch: int) -> BatchPlan:
-        """The global batches of an epoch: every row exactly once."""
+        """The global batches of an epoch, which have every row exactly once."""
         if self._planned is None or self._planned[0] != epoch:
             batches = plan_batches(
                 self.source_lengths,
@@ -119,15 +122,15 @@ class UpdatePlan:
             self._planned = (epoch, batches)
         return self._planned[1]
 
-    def updates(self, epoch: int = 0, index: int = 0, position: Any = None) -> Iterator[Update]:
-        """Updates from a place on, without end; `position` is for streams."""
+    def updates(self, epoch: int = 0, index: int = 0, position: Mapping[str, Any] | None = None) -> Iterator[Update]:
+        """Endless updates from an index of an epoch on; `position` is for streams."""
         while True:
             batches = self.epoch(epoch)
-            for position in range(index, len(batches)):
-                rows = batches[position]
+            for number in range(index, len(batches)):
+                rows = batches[number]
                 yield Update(
                     epoch=epoch,
-                    index=position,
+                    index=number,
                     updates_in_epoch=len(batches),
                     rows=tuple(rows),
                     source_tokens=int(self.source_lengths[rows].sum()) if self.exact_lengths else None,
@@ -143,12 +146,12 @@ class UpdatePlan:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Padded tensors of one forward pass; `target_tokens` is 0 for a filler, whose loss counts for nothing."""
+    """Padded tensors of one forward pass; a filler has 0 `target_tokens`, and its loss has no weight."""
 
     inputs: dict[str, torch.Tensor]
     target_tokens: int
     source_tokens: int = 0
-    left_out: int = 0  # rows that turned out too long when they were read
+    left_out: int = 0  # rows that were found too long when they were read
 
 
 class BatchLoader:
@@ -158,13 +161,13 @@ class BatchLoader:
         dataset: rows with `input_ids` and `labels`; `dataset[list_of_rows]` gives a dict of lists.
         collate: pads such a dict.
         rank, processes, accumulation: how an update is split.
-        device: where the tensors go.
+        device: of the tensors.
     """
 
     def __init__(
         self,
-        dataset: Any,
-        collate: Callable[[Any], dict[str, torch.Tensor]],
+        dataset: Dataset,
+        collate: Collate,
         *,
         rank: int = 0,
         processes: int = 1,
@@ -180,7 +183,7 @@ class BatchLoader:
         """This rank's micro-batches of an update, a filler where it has no rows."""
         micro_batches = []
         for part in update.parts(self.rank, self.processes, self.accumulation):
-            # Every rank runs every pass, since gradients are exchanged in it: the filler is one real row, weighing 0.
+            # Every rank runs every pass, because gradients are exchanged in it. The filler is a real row of weight 0.
             columns = self.columns(update, part or update.rows[:1])
             inputs = self.collate(columns)
             tokens = int((inputs["labels"] != -100).sum()) if part else 0
@@ -197,13 +200,13 @@ class BatchLoader:
         return self.collate(self.dataset[list(rows)])
 
     def to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors on the model's device; the copy to a GPU runs beside its computation."""
+        """The tensors on the model's device; copying to a GPU overlaps with its computation."""
         if self.device.type == "cuda":
             inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
 
     def stream(self, updates: Iterator[Update], depth: int = 2) -> Generator[tuple[Update, list[MicroBatch]]]:
-        """Updates with their micro-batches, read ahead by `depth`; an error of the thread is raised here."""
+        """Updates with their micro-batches, loaded `depth` updates ahead; an error in the thread is raised here."""
         ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
         stopped = threading.Event()
 
@@ -222,7 +225,7 @@ class BatchLoader:
                     if not put((update, self.load(update))):
                         return
                 put(None)
-            except BaseException as error:  # handed to the reader
+            except BaseException as error:  # raised again by the reader
                 put(error)
 
         thread = threading.Thread(target=produce, name="batch-loader", daemon=True)

@@ -1,15 +1,14 @@
-"""A tokenizer of somebody else's, of a folder or of the Hub, made ready to train a translator with.
+"""An existing tokenizer, of a folder or of the Hub, completed for the training of a translation model.
 
-| what is missing | what is done |
+| the tokenizer has | `load_tokenizer` |
 | --- | --- |
-| no end token, but a separator (BERT) | the separator is the end |
-| texts do not end with the end token (GPT-2) | it is appended, in training and ever after: the rule is saved |
-| no pad token, or it is also the end (GPT-2) | `<pad>` or `[PAD]`, a new entry where the vocabulary has neither |
-| no start token (T5, BERT) | decoding starts with the class token, or else with the pad token: see `start_token_id` |
-| fields that translators do not read (`token_type_ids`) | left out |
+| no end token, but a separator (BERT) | uses the separator as end token |
+| texts that do not end with the end token (GPT-2) | appends it; the rule is saved with the tokenizer |
+| no pad token, or one that is also the end (GPT-2) | takes `<pad>` or `[PAD]`, or adds it to the vocabulary |
+| no start token (T5, BERT) | leaves it: decoding starts with the class token or the pad token (`start_token_id`) |
+| fields that these models do not read (`token_type_ids`) | removes them |
 
-Two things are refused, as nobody but the user can supply them: a tokenizer without a fast implementation, and one that
-names neither an end token nor a separator.
+It refuses a tokenizer without a fast implementation, and one with neither an end token nor a separator.
 """
 
 from collections.abc import Callable
@@ -23,11 +22,11 @@ INPUTS = ["input_ids", "attention_mask"]
 PADS = ("<pad>", "[PAD]")
 
 
-def load_tokenizer(name: str, say: Callable[[str], None] = lambda _: None) -> PreTrainedTokenizerBase:
-    """The tokenizer of that name, completed; `say` is told what was done.
+def load_tokenizer(name: str, log: Callable[[str], None] = lambda _: None) -> PreTrainedTokenizerBase:
+    """The completed tokenizer of that name; `log` receives a message for each change.
 
     Raises:
-        ValueError: it cannot be loaded, or cannot be completed; the message says how to mend it.
+        ValueError: it cannot be loaded or completed; the message says how to mend it.
     """
     option = f"tokenizer_name_or_path={name!r}"
     try:
@@ -40,31 +39,31 @@ def load_tokenizer(name: str, say: Callable[[str], None] = lambda _: None) -> Pr
         ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(
-            f"{option}: {type(tokenizer).__name__} is not a fast tokenizer, which aligning and drawing need; "
+            f"{option}: {type(tokenizer).__name__} is not a fast tokenizer, which alignments and pictures need; "
             "name one that has a tokenizer.json"
         )
     end = tokenizer.eos_token or tokenizer.sep_token
     if end is None:
         raise ValueError(
-            f"{option}: has no end token, so no translation could end; add one with "
+            f"{option}: has no end token, so that translations could not end; add one with "
             "tokenizer.add_special_tokens({'eos_token': '</s>'}) and tokenizer.save_pretrained(FOLDER), and name FOLDER"
         )
     done = _complete(tokenizer, end)
     if not done:
         return tokenizer
     for one in done:
-        say(f"{option}: {one}")
+        log(f"{option}: {one}")
     return _as_plain(tokenizer)
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """What the decoder reads before the first word: the start token, else the class token, else the pad token."""
+    """The first input of the decoder: the start token, else the class token, else the pad token."""
     ids = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id)
     return next((token for token in ids if token is not None), None)
 
 
 def _complete(tokenizer: PreTrainedTokenizerFast, end: str) -> list[str]:
-    """Adds what is missing; returns what was done, a clause each."""
+    """Adds what is missing; returns a clause for each change."""
     done = []
     if tokenizer.eos_token is None:
         tokenizer.eos_token = end
@@ -83,23 +82,23 @@ def _complete(tokenizer: PreTrainedTokenizerFast, end: str) -> list[str]:
 
 
 def _append(tokenizer: PreTrainedTokenizerFast, end: str) -> None:
-    """Puts the end token behind what a text is written as already."""
+    """Appends the end token after the special tokens that the tokenizer already adds."""
     whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
     start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    before, behind = whole[:start], whole[start + len(bare) :]
-    names = {token: tokenizer.convert_ids_to_tokens(token) for token in (*before, *behind, tokenizer.eos_token_id)}
-    own = [[names[token] for token in tokens] for tokens in (before, behind)]
+    before, after = whole[:start], whole[start + len(bare) :]
+    names = {token: tokenizer.convert_ids_to_tokens(token) for token in (*before, *after, tokenizer.eos_token_id)}
+    added = [[names[token] for token in tokens] for tokens in (before, after)]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*own[0], "$A", *own[1], end],
-        pair=[*own[0], "$A", *own[1], end, "$B", end],
+        single=[*added[0], "$A", *added[1], end],
+        pair=[*added[0], "$A", *added[1], end, "$B", end],
         special_tokens=[(name, token) for token, name in names.items()],
     )
 
 
 def _as_plain(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The same as a plain fast tokenizer: a class of one model's would make its own rules again when it is loaded."""
+    """The same as a plain fast tokenizer, because a model's own class would restore its rules when it is loaded."""
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    # To GPT-2's the end stands for unknown pieces as well, of which it has none.
+    # GPT-2 names its end token as the token of unknown pieces too, which do not occur.
     if special.get("unk_token") in (special["eos_token"], special["pad_token"], special.get("bos_token")):
         del special["unk_token"]
     return PreTrainedTokenizerFast(
@@ -111,6 +110,3 @@ def _as_plain(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=tokenizer.clean_up_tokenization_spaces,
         split_special_tokens=tokenizer.split_special_tokens,
     )
-
-
-__all__ = ["load_tokenizer", "start_token_id"]

@@ -3,16 +3,16 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
+from transformers import PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.pieces import is_unspaced_script
 from hf_rnn_seq2seq.errors import ArgumentError
 
 
 def read_tokens(files: str) -> list[list[str]]:
-    """The tokens of one file, or of two separated by a comma: one a line, blank lines and repetitions left out.
+    """The tokens of one file or of two, separated by a comma: one a line, without blank lines and repetitions.
 
     Raises:
         ArgumentError: a file that is missing or not UTF-8, no token at all, a token with white space inside.
@@ -33,23 +33,23 @@ def read_tokens(files: str) -> list[list[str]]:
     return lists
 
 
-def extend_tokenizer(tokenizer: Any, lists: Sequence[Sequence[str]]) -> list[int]:
-    """Adds tokens to a vocabulary, behind its entries, so that text without them is split as before.
+def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, lists: Sequence[Sequence[str]]) -> list[int]:
+    """Appends tokens to a vocabulary, so that text without them is split as before.
 
-    What the tokenizer writes as one token already is left alone. A new token stands for a whole word, except in
-    scripts that put no spaces between words.
+    A word that already is one token is not added. A new token matches whole words only, except in scripts without
+    spaces between words.
 
     Args:
         tokenizer: any fast tokenizer; changed in place.
-        lists: one list; or two, for a tokenizer with a vocabulary for the source and one for the target, which each
-            receive their own (one list goes to both).
+        lists: one list, or two for a tokenizer with separate vocabularies of source and target (one list is added to
+            both).
 
     Returns:
-        how many entries each vocabulary received.
+        the number of entries that each vocabulary received.
 
     Raises:
-        ArgumentError: two lists for one vocabulary, a token that the vocabulary uses as the name of something else, or
-            that it could not write back.
+        ArgumentError: two lists for one vocabulary, or a token that the vocabulary uses as the name of another entry or
+            cannot decode.
     """
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ArgumentError(f"extend_vocabulary: a {type(tokenizer).__name__} cannot be extended, it is not a fast one")
@@ -70,7 +70,7 @@ def _add(backend: Tokenizer, words: Sequence[str], unknown: str | None) -> int:
         if any(len(tokens) == 1 and tokens != [unknown] for tokens in pieces):
             continue
         if backend.token_to_id(word) is not None:
-            raise ArgumentError(f"extend_vocabulary: {word!r} is the vocabulary's own name of something else")
+            raise ArgumentError(f"extend_vocabulary: {word!r} already names an entry of the vocabulary")
         single = not any(map(is_unspaced_script, word))
         added.append(word)
         backend.add_tokens([AddedToken(word, single_word=single, normalized=True)])
@@ -79,7 +79,7 @@ def _add(backend: Tokenizer, words: Sequence[str], unknown: str | None) -> int:
 
 
 def _make_writable(backend: Tokenizer, words: Sequence[str]) -> None:
-    """A byte-level decoder takes some letters (é) of an added token for bytes: it is given the token's own bytes."""
+    """Adds steps to a byte-level decoder, which would read some letters (é) of an added token as bytes."""
 
     def misread() -> list[str]:
         return [word for word in words if backend.decode([backend.token_to_id(word)]).strip() != word]

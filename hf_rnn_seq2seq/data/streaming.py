@@ -1,9 +1,9 @@
-"""Training on a corpus that is read as it comes: nothing is written first, and memory holds two windows of it.
+"""Training on a corpus that is read while training: nothing is written first, and memory holds two windows of it.
 
-The stream is cut into windows of as many rows as the buffer holds. Every process reads the text of all rows and plans
-the same batches of a window, by numbers of characters; it tokenises the rows of its own micro-batches only. So the
-number of processes changes neither the order of the rows nor the end of an epoch, and a position is three things: the
-state of the stream before the window, the number of the window, and the number of the batch in it.
+The stream is cut into windows of `buffer` rows. Every process reads the text of all rows and plans the same batches of
+a window, by numbers of characters, but tokenizes only the rows of its own micro-batches. So the number of processes
+changes neither the order of the rows nor the end of an epoch. A position consists of the state of the stream before the
+window, the number of the window, and the number of the batch in it.
 """
 
 from __future__ import annotations
@@ -11,33 +11,35 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from datasets import IterableDataset
+from transformers import PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.batching import BatchPlan, plan_batches
 from hf_rnn_seq2seq.data.bpe_dropout import BpeDropout
-from hf_rnn_seq2seq.data.loader import BatchLoader, MicroBatch, Update
+from hf_rnn_seq2seq.data.loader import BatchLoader, Collate, MicroBatch, Update
 from hf_rnn_seq2seq.data.token_columns import encode
+
+State = dict[str, Any]  # of an IterableDataset
 
 
 class TextStream:
-    """A streamed training split with what turns its text into ids.
+    """A streamed training split and the tokenizer of its rows.
 
     Args:
         rows: text columns `source`, `target`, and `id`.
         max_source_length, max_target_length: in tokens; longer rows are left out and counted.
-        buffer: rows of a window, within which sentences of similar length find together and the order is random.
+        buffer: rows of a window; its rows are shuffled and grouped by length.
         redraw: splits the rows that are short enough anew each time; None keeps their usual pieces.
     """
 
     def __init__(
         self,
         rows: IterableDataset,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         max_source_length: int,
         max_target_length: int,
@@ -45,13 +47,13 @@ class TextStream:
         redraw: BpeDropout | None = None,
     ) -> None:
         self.rows, self.buffer, self.redraw = rows, buffer, redraw
-        # Rows are tokenized in a thread while the validation split is translated in another, and a tokenizer of two
-        # vocabularies belongs to one thread.
+        # A copy, because a tokenizer of two vocabularies belongs to one thread, and the validation split is translated
+        # in another.
         self.tokenizer = copy.deepcopy(tokenizer)
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
 
     def tokenize(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-        """The columns `id`, `input_ids`, `labels` and their lengths of the rows that are short enough."""
+        """The token columns of the rows that are short enough; empty if none is."""
         texts = {name: [row[name] for row in rows] for name in ("id", "source", "target")}
         columns = encode(texts, self.tokenizer) if rows else {}
         lengths = zip(columns.get("source_length", []), columns.get("target_length", []), strict=True)
@@ -64,7 +66,7 @@ class TextStream:
 
 @dataclass(frozen=True)
 class StreamUpdate(Update):
-    """An update of a stream; its rows are positions in `texts`, and its tokens are counted when they are read."""
+    """An update of a stream. Its rows are positions in `texts`; its tokens are counted when they are read."""
 
     texts: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
@@ -73,7 +75,7 @@ class StreamPlan:
     """The updates of a run over a stream, epoch after epoch.
 
     Args:
-        rows: the stream; its `state_dict` is what a checkpoint keeps.
+        rows: the stream; checkpoints contain its `state_dict`.
         batch_size: sentences of an update over all processes.
         buffer: rows of a window.
         seed: decides the order in a window, together with the epoch and the number of the window.
@@ -89,25 +91,27 @@ class StreamPlan:
     def updates(
         self, epoch: int = 0, index: int = 0, position: Mapping[str, Any] | None = None
     ) -> Iterator[StreamUpdate]:
-        """Updates without end, from the first of an epoch on, or from the `after` of the update before.
+        """Endless updates from the first of an epoch on, or from the `after` of the previous update.
 
         Raises:
-            ValueError: the stream has no row.
+            ValueError: the stream is empty.
         """
         while True:
             place = position or {"state": None, "window": 0, "batch": 0}
             number, start = place["window"], place["batch"]
-            for before, window, behind in self._windows(place["state"]):
+            for before, window, following in self._windows(place["state"]):
                 batches = self._batches(window, epoch, number)
                 for batch in range(start, len(batches)):
                     after: dict[str, Any] | None = {"state": before, "window": number, "batch": batch + 1}
                     if batch + 1 == len(batches):
-                        after = {"state": behind, "window": number + 1, "batch": 0} if behind is not None else None
+                        after = (
+                            {"state": following, "window": number + 1, "batch": 0} if following is not None else None
+                        )
                     texts = tuple(window[row] for row in batches[batch])
                     yield StreamUpdate(
                         epoch=epoch,
                         index=index,
-                        # The length of an epoch is known at its end only.
+                        # The length of an epoch is not known before its end.
                         updates_in_epoch=index + 1 if after is None else 0,
                         rows=tuple(range(len(texts))),
                         source_tokens=None,
@@ -119,18 +123,18 @@ class StreamPlan:
                 number, start = number + 1, 0
             epoch, index, position = epoch + 1, 0, None
 
-    def _windows(self, state: Any) -> Iterator[tuple[Any, list[Mapping[str, Any]], Any]]:
-        """(state before, rows, state behind) of each window; None stands behind the last one."""
+    def _windows(self, state: State | None) -> Iterator[tuple[State | None, list[Mapping[str, Any]], State | None]]:
+        """(state before, rows, state after) of each window; the last state is None."""
         self.rows.load_state_dict(state)
         stream = iter(self.rows)
         window = list(itertools.islice(stream, self.buffer))
         if not window:
             raise ValueError("the training split has no usable row")
         while window:
-            behind = self.rows.state_dict()
+            after = self.rows.state_dict()
             following = list(itertools.islice(stream, self.buffer))
-            yield state, window, behind if following else None
-            state, window = behind, following
+            yield state, window, after if following else None
+            state, window = after, following
 
     def _batches(self, window: Sequence[Mapping[str, Any]], epoch: int, number: int) -> BatchPlan:
         lengths = ([len(row[name]) for row in window] for name in ("source", "target"))
@@ -143,10 +147,10 @@ class StreamPlan:
 
 
 class StreamLoader(BatchLoader):
-    """Tokenises and pads a rank's micro-batches of a stream, ahead of the model."""
+    """Tokenizes and pads a rank's micro-batches of a stream, ahead of the model."""
 
-    def __init__(self, stream: TextStream, collate: Callable[[Any], dict[str, torch.Tensor]], **placement: Any) -> None:
-        super().__init__(None, collate, **placement)
+    def __init__(self, stream: TextStream, collate: Collate, **placement: Any) -> None:
+        super().__init__(stream.rows, collate, **placement)
         self.text = stream
 
     def columns(self, update: Update, rows: Sequence[int]) -> dict[str, list[Any]]:
@@ -155,7 +159,7 @@ class StreamLoader(BatchLoader):
         return self.text.tokenize([update.texts[row] for row in rows])
 
     def load(self, update: Update) -> list[MicroBatch]:
-        """This rank's micro-batches of an update, a filler where it has no rows or only too long ones."""
+        """This rank's micro-batches of an update; a filler where it has no row that is short enough."""
         micro_batches = []
         for part in update.parts(self.rank, self.processes, self.accumulation):
             columns = self.columns(update, part)

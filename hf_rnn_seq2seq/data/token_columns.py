@@ -1,4 +1,4 @@
-"""Text columns -> token columns, memory-mapped, cached by the content of the split and of the tokenizer."""
+"""Text columns -> token columns, memory-mapped and cached by the content of the split and of the tokenizer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import datasets
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value
+from transformers import PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.readers import listed
 from hf_rnn_seq2seq.data.word_alignment import FEATURE, token_alignments
@@ -28,20 +29,20 @@ _TOKENS = {
 _TEXT = {"source": Value("string"), "target": Value("string")}
 
 
-# What a tokenizer's files say about its last call, its place and its code, not about the ids it gives.
+# Entries of a tokenizer's files on its last call, its location and its code, which do not affect the ids.
 _NOT_CONTENT = ("padding", "truncation", "name_or_path", "is_local", "local_files_only", "auto_map", "model_max_length")
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
 def _rounded(number: str) -> str:
-    """`tokenizers` may read the last digit of a piece's score back otherwise than it wrote it."""
+    """The last digit of a piece's score may change when `tokenizers` writes and reads it."""
     return f"{float(number):.9g}"
 
 
 def tokenize_corpus(
     split: AnyDataset,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     max_source_length: int,
     max_target_length: int,
@@ -50,19 +51,19 @@ def tokenize_corpus(
     alignment_unit: str = "word",
     keep_text: bool = False,
 ) -> tuple[AnyDataset, dict[str, int]]:
-    """Tokenises a split into memory-mapped int columns, cached by the content of split and tokenizer.
+    """Tokenizes a split into memory-mapped int columns, cached by the content of split and tokenizer.
 
     Args:
         split: text columns `source`, `target`, and `id`.
-        max_source_length, max_target_length: in tokens, the end token included; longer rows are left out and counted.
+        max_source_length, max_target_length: in tokens with the end token; longer rows are left out and counted.
         num_proc: worker processes; None for one.
-        cache_dir: default: in the cache of `datasets`.
-        alignment_unit: what a column `alignment` counts, see `token_alignments`.
+        cache_dir: by default in the cache of `datasets`.
+        alignment_unit: what positions in a column `alignment` count, see `token_alignments`.
         keep_text: keep the columns `source` and `target` too.
 
     Returns:
-        `id`, `input_ids`, `labels`, `source_length`, `target_length`; and the number of rows left out for each reason
-        (too_long_source, too_long_target; a row that is both counts as source). Counts are empty when streaming.
+        `id`, `input_ids`, `labels`, `source_length`, `target_length`; and the number of rows left out by reason
+        (too_long_source, too_long_target; a row with both counts as source), empty when streaming.
 
     Raises:
         DataError: a limit below 2, or no row short enough.
@@ -70,7 +71,7 @@ def tokenize_corpus(
     for name, limit in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
         if limit < 2:
             raise DataError(f"{name}={limit}: must be at least 2 (one token and the end token)")
-    # Of a stream the names may not be known; nothing is trained on its alignments.
+    # The names of a stream's columns may be unknown; no training uses its alignments.
     aligned = "alignment" in (split.column_names or [])
     options: dict[str, Any] = {
         "batched": True,
@@ -91,7 +92,7 @@ def tokenize_corpus(
         num_proc=num_proc if num_proc and num_proc > 1 and len(split) >= 2 * num_proc else None,
         new_fingerprint=key,
         cache_file_name=str(folder / f"tokens-{key}.arrow"),
-        writer_batch_size=4_000,  # Arrow keeps 10 KB of notes of every batch that was written
+        writer_batch_size=4_000,  # Arrow keeps 10 KB in memory for each batch that was written
         desc="Tokenizing",
         **options,
     )
@@ -108,22 +109,23 @@ def tokenize_corpus(
                 f"{split.split or 'corpus'}: none of its {len(rows)} rows is within {max_source_length=}, "
                 f"{max_target_length=} ({listed(counts)}); raise them, or name another file"
             )
-        # On the disk, like the rows: their numbers would take 8 bytes each of memory.
+        # On disk, like the rows: their numbers would take 8 bytes each in memory.
         file = folder / f"kept-{digest([key, max_source_length, max_target_length])[:32]}.arrow"
         rows = rows.select(kept, indices_cache_file_name=str(file))
     return rows, counts
 
 
 def _too_long(rows: Dataset, source: int, target: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Which rows are above each limit, some thousand rows at a time."""
+    """Which rows exceed each limit, batch by batch."""
     lengths = rows.select_columns(["source_length", "target_length"]).with_format("numpy")
     for batch in lengths.iter(batch_size=1 << 16):
         yield batch["source_length"] > source, batch["target_length"] > target
 
 
-def encode(batch: Mapping[str, list[Any]], tokenizer: Any, alignment_unit: str = "word") -> dict[str, list[Any]]:
-    """The token columns of text columns `id`, `source`, `target` and maybe `alignment`; no row is cut or left out."""
-    # Without a limit here: a sentence is left out rather than cut, so its whole length must be known.
+def encode(
+    batch: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, alignment_unit: str = "word"
+) -> dict[str, list[Any]]:
+    """The token columns of text columns `id`, `source`, `target` and perhaps `alignment`, without a limit of length."""
     tokens = tokenizer(batch["source"], text_target=batch["target"], return_attention_mask=False, verbose=False)
     lengths = {"source_length": list(map(len, tokens["input_ids"])), "target_length": list(map(len, tokens["labels"]))}
     aligned = {"alignment": token_alignments(batch, tokenizer, alignment_unit)} if "alignment" in batch else {}
@@ -134,8 +136,8 @@ def _short_enough(source_length: int, target_length: int, source: int, target: i
     return source_length <= source and target_length <= target
 
 
-def tokenizer_hash(tokenizer: Any) -> str:
-    """Hash of what a tokenizer does: of the files it saves, without the padding and truncation of its last call."""
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of the files that a tokenizer saves, without the padding and truncation of its last call."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         total = hashlib.sha256()

@@ -2,28 +2,28 @@
 
 | algorithm | pieces | round trip `decode(encode(text))` |
 | --- | --- | --- |
-| `bpe` | merged bytes (Sennrich 2016, over bytes as in GPT-2) | any Unicode text, exactly |
-| `unigram` | likeliest pieces (Kudo 2018), over bytes | any Unicode text, exactly |
-| `char` | characters; those not seen in training as bytes | any Unicode text, exactly |
-| `wordpiece` | pieces of words and punctuation marks (BERT) | spacing is normalised, unseen characters become `<unk>` |
-| `word` | words between white space | spacing is normalised, unseen words become `<unk>` |
+| `bpe` | merged bytes (Sennrich 2016, over bytes as in GPT-2) | exact for any Unicode text |
+| `unigram` | most probable pieces (Kudo 2018), over bytes | exact for any Unicode text |
+| `char` | characters; those not seen in training as bytes | exact for any Unicode text |
+| `wordpiece` | pieces of words and punctuation marks (BERT) | spacing is normalized, unseen characters become `<unk>` |
+| `word` | words between white space | spacing is normalized, unseen words become `<unk>` |
 
-With `word`, text that is already tokenised comes back word for word. With `lowercase=True` the case is lost in every
-one. A special token written out in a text (`"</s>"`) is text (to `word`, an unknown word).
+`word` keeps the words of text that is already tokenized. `lowercase=True` loses the case with each algorithm. A special
+token that is written in a text (`"</s>"`) is text (for `word`, an unknown word).
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer
+from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
 
 ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char")
 LOSSLESS = ("bpe", "unigram", "char")
@@ -44,10 +44,10 @@ def train_tokenizer(
     Args:
         texts: read once, one at a time.
         algorithm: one of ALGORITHMS.
-        vocab_size: most entries, special tokens (4) and, where the algorithm has them, bytes (256) included.
+        vocab_size: most entries, including special tokens (4) and, if the algorithm has them, bytes (256).
         min_frequency: rarer words (`word`), characters (`char`) and merges (`bpe`, `wordpiece`) get no entry; `unigram`
             weighs pieces by likelihood and does not use it.
-        lowercase: fold the text to lower case first.
+        lowercase: change the text to lower case first.
 
     Raises:
         ValueError: unknown algorithm, a vocabulary too small for its fixed entries, no text.
@@ -71,9 +71,9 @@ def train_tokenizer(
         tokenizer, trainer = _untrained(algorithm, vocab_size, min_frequency)
         steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
         if algorithm == "word":
-            # Here alone a special token written out in a text is a word like any other, found in the vocabulary.
+            # Only this algorithm would find a special token that is written in a text in the vocabulary.
             steps.append(normalizers.Replace(Regex(r"(?<!\S)<(pad|s|/s)>(?!\S)"), SPECIAL_TOKENS["unk_token"]))
-            # Counted as a word, one would get a second entry, and the special token that entry's id.
+            # If such a word were counted, it would get a second entry, and the special token that entry's id.
             written_out = re.compile(r"(?<!\S)<(pad|s|/s|unk)>(?!\S)", re.IGNORECASE if lowercase else 0)
             texts = (written_out.sub(" ", text) for text in texts)
         if steps:
@@ -115,7 +115,7 @@ def _untrained(algorithm: str, vocab_size: int, min_frequency: int) -> tuple[Tok
 
 
 def _characters(texts: Iterable[str], vocab_size: int, min_frequency: int, lowercase: bool) -> Tokenizer:
-    """One entry a character: byte-pair encoding without merges, whose byte fallback covers every other character."""
+    """One entry for each character: byte-pair encoding without merges; byte fallback covers all other characters."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text.lower() if lowercase else text)
@@ -148,20 +148,18 @@ def build_tokenizer(
     min_frequency: int = 2,
     lowercase: bool = False,
     model_max_length: int = 512,
-    separate_class: type[PreTrainedTokenizerBase] | None = None,
-) -> PreTrainedTokenizerBase:
-    """A tokenizer for both sides, trained on them, that `AutoTokenizer` loads again.
+) -> RnnSeq2SeqJointTokenizer:
+    """A tokenizer for both sides, trained on them; `AutoTokenizer` loads it after saving.
 
     Args:
         source_texts, target_texts: the training split, each read once.
         vocab_size: entries of the joint vocabulary, or of the target's.
         source_vocab_size: entries of the source's vocabulary when not joint; default `vocab_size`.
-        joint: one vocabulary for both sides: its files load without any code of ours.
-        model_max_length: tokens of the longest source the model takes; saved with the tokenizer.
-        separate_class: `RnnSeq2SeqTokenizer`, needed when not joint (this module knows no model class).
+        joint: one vocabulary for both sides, whose files load without this package.
+        model_max_length: tokens of the longest source; saved with the tokenizer.
 
     Raises:
-        ValueError: see train_tokenizer; `source_vocab_size` with a joint vocabulary; no `separate_class`.
+        ValueError: as train_tokenizer; `source_vocab_size` with a joint vocabulary.
     """
     options: dict[str, Any] = {"algorithm": algorithm, "min_frequency": min_frequency, "lowercase": lowercase}
     if model_max_length < 1:
@@ -178,36 +176,36 @@ def build_tokenizer(
             raise ValueError(f"source_vocab_size={source_vocab_size}: a joint vocabulary has one size, vocab_size")
         backend = train_tokenizer(chain(source_texts, target_texts), vocab_size=vocab_size, **options)
         return RnnSeq2SeqJointTokenizer(tokenizer_object=backend, **wrapping)
-    if separate_class is None:
-        raise ValueError("separate_class: separate vocabularies need the tokenizer class, RnnSeq2SeqTokenizer")
     source = train_tokenizer(source_texts, vocab_size=source_vocab_size or vocab_size, **options)
     target = train_tokenizer(target_texts, vocab_size=vocab_size, **options)
-    return separate_class(tokenizer_object=source, target_tokenizer_object=target, **wrapping)
+    return RnnSeq2SeqTokenizer(tokenizer_object=source, target_tokenizer_object=target, **wrapping)
 
 
 def source_vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Entries a source embedding needs, added tokens included."""
+    """Entries of the source embedding, including added tokens."""
     return len(tokenizer)
 
 
 def target_vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Entries a target embedding and the output layer need, added tokens included."""
+    """Entries of the target embedding and the output layer, including added tokens."""
     return int(getattr(tokenizer, "target_vocab_size", len(tokenizer)))
 
 
 def source_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The pieces of a source, readable (a byte-level piece is shown as the text it stands for)."""
+    """The pieces of a source as readable text, also those that are bytes in the vocabulary."""
     return _readable(getattr(tokenizer, "decode_source", tokenizer.decode), tokenizer.convert_ids_to_tokens, ids)
 
 
 def target_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The pieces of a target, readable."""
+    """The pieces of a target as readable text."""
     convert = getattr(tokenizer, "convert_target_ids_to_tokens", tokenizer.convert_ids_to_tokens)
     return _readable(tokenizer.decode, convert, ids)
 
 
-def _readable(decode: Any, convert: Any, ids: Sequence[int]) -> list[str]:
-    """One string a token. Part of a multi-byte character has no text of its own and keeps the vocabulary's name."""
+def _readable(
+    decode: Callable[[list[int]], str], convert: Callable[[list[int]], list[str]], ids: Sequence[int]
+) -> list[str]:
+    """One string for each token. A token that is part of a character has no text and keeps its vocabulary name."""
     names = convert(list(ids))
     texts = [decode([i]) for i in ids]
     return [name if "\ufffd" in text or not text else text for name, text in zip(names, texts, strict=True)]

@@ -1,13 +1,11 @@
 """The plan of a run's updates and the loader of their batches, for each kind of training split."""
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from hf_rnn_seq2seq.data.loader import BatchLoader, UpdatePlan, column
+from hf_rnn_seq2seq.data.loader import BatchLoader, Collate, UpdatePlan, column
 from hf_rnn_seq2seq.data.streaming import StreamLoader, StreamPlan, TextStream
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
@@ -17,7 +15,7 @@ def plan_and_loader(
     dataset: Dataset | TextStream,
     options: TrainingOptions,
     accelerator: Accelerator,
-    collate: Callable[[Any], dict[str, torch.Tensor]],
+    collate: Collate,
 ) -> tuple[UpdatePlan | StreamPlan, BatchLoader]:
     """The order of the updates over a training split, and the loader of this process's share of them.
 

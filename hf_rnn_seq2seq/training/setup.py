@@ -29,7 +29,6 @@ from hf_rnn_seq2seq.data.word_alignment import with_alignments
 from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
 from hf_rnn_seq2seq.evaluation.scores import score, why_blind
 from hf_rnn_seq2seq.generation.translate import translate
-from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 from hf_rnn_seq2seq.run_directory import read_tokenizer, require_finite, require_vocabulary
 from hf_rnn_seq2seq.training.adaptation import Adaptation, freeze, grow_tables
 from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions, TrainingOptions
@@ -181,7 +180,6 @@ def train_tokenizer(options: TokenizerArguments, data: DataArguments, corpus: Co
         min_frequency=options.min_frequency,
         lowercase=options.lowercase,
         model_max_length=data.max_source_length,
-        separate_class=RnnSeq2SeqTokenizer,
     )
 
 

@@ -125,7 +125,7 @@ def _hash(text: str) -> str:
 
 def _about(test_set: TestSet, systems: Sequence[AnalyzedSystem]) -> str:
     facts = [f"{len(test_set.sources):,} sentences of the {test_set.split} split"]
-    for key in ("name", "config", "licence"):
+    for key in ("name", "config", "license"):
         if test_set.description.get(key):
             facts.append(f"{test_set.description[key]}")
     beams = sorted({system.num_beams for system in systems})

@@ -15,7 +15,6 @@ from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer
 from hf_rnn_seq2seq.data.token_columns import encode
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 from hf_rnn_seq2seq.training.arguments import RunOptions
 from hf_rnn_seq2seq.training.launch import build_accelerator
 from hf_rnn_seq2seq.training.setup import build_training
@@ -32,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 def tokenizer_of(algorithm: str, joint: bool = True) -> PreTrainedTokenizerBase:
     sizes = {"vocab_size": 320, "min_frequency": 1, "model_max_length": 99}
     texts = (SOURCES * 2, TARGETS * 2)
-    return build_tokenizer(*texts, algorithm=algorithm, joint=joint, separate_class=RnnSeq2SeqTokenizer, **sizes)
+    return build_tokenizer(*texts, algorithm=algorithm, joint=joint, **sizes)
 
 
 def rows_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:

@@ -229,7 +229,7 @@ def test_held_out_splits_repeat_no_sentence_and_say_when_there_are_no_more():
         def pair(self, split, key):
             return {"source": key[-1], "target": "x"}
 
-    with pytest.raises(DataError, match="test holds about 10 different sentences, 11 were asked for"):
+    with pytest.raises(DataError, match="test has about 10 different sentences, 11 were requested"):
         list(cldr._distinct(Poor("en", "fr"), "test", 0, 11))
 
 

@@ -388,7 +388,7 @@ def test_cldr_is_a_corpus_like_any_other():
         )
     )
     assert corpus.description["rows"] == {"train": 300, "validation": 40, "test": 20}
-    assert corpus.description["licence"] == "Unicode-3.0"
+    assert corpus.description["license"] == "Unicode-3.0"
     other = load_corpus(
         DataArguments(dataset_name="cldr", source_lang="en", target_lang="fr", max_predict_samples=20, data_seed=7),
         splits=("test",),

@@ -12,7 +12,6 @@ from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.data.streaming import StreamPlan, TextStream
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 from hf_rnn_seq2seq.training.dry_run import dry_run
 from hf_rnn_seq2seq.training.setup import in_memory
 from tests.helpers.training_checks import assert_identical_states, assert_same_weights, copy_until, weights
@@ -124,7 +123,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path):
 
 def test_a_stream_has_a_tokenizer_of_its_own():
     """Its thread must not meet the one that translates: in the middle of a target the vocabularies are swapped."""
-    words = {"algorithm": "word", "joint": False, "min_frequency": 1, "separate_class": RnnSeq2SeqTokenizer}
+    words = {"algorithm": "word", "joint": False, "min_frequency": 1}
     tokenizer = build_tokenizer(["a b c"], ["z y a"], vocab_size=9, **words)
     row = {"id": 0, "source": "c b a", "target": "a y"}
     stream = TextStream(None, tokenizer, max_source_length=9, max_target_length=9, buffer=1)

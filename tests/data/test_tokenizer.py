@@ -38,8 +38,7 @@ EVERY = list(product(ALGORITHMS, (True, False)))
 
 
 def build(algorithm="bpe", joint=True, **options):
-    options = {"vocab_size": 400, "separate_class": RnnSeq2SeqTokenizer, **options}
-    return build_tokenizer(SOURCES, TARGETS, algorithm=algorithm, joint=joint, **options)
+    return build_tokenizer(SOURCES, TARGETS, algorithm=algorithm, joint=joint, **{"vocab_size": 400, **options})
 
 
 BUILT = {(algorithm, joint): build(algorithm, joint) for algorithm, joint in EVERY}
@@ -268,7 +267,6 @@ def test_lower_case_and_frequency():
         ({"min_frequency": 0}, "min_frequency=0: must be at least 1"),
         ({"model_max_length": 0}, "model_max_length=0: must be at least 1"),
         ({"source_vocab_size": 300}, "source_vocab_size=300: a joint vocabulary has one size"),
-        ({"joint": False, "separate_class": None}, "separate_class: separate vocabularies need the tokenizer class"),
     ],
 )
 def test_a_bad_setting_is_named(options, message):

@@ -8,7 +8,6 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedMod
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
-from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 
 SOURCES = [
     "three days ago",
@@ -32,7 +31,6 @@ def tiny_tokenizer(algorithm: str = "bpe", *, joint: bool = True) -> PreTrainedT
         joint=joint,
         min_frequency=1,
         model_max_length=64,
-        **({} if joint else {"separate_class": RnnSeq2SeqTokenizer}),
     )
 
 

@@ -21,7 +21,6 @@ def published(child: Child) -> dict[str, Any]:
         import os
         import hf_rnn_seq2seq
         from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
-        from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
         from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
         from huggingface_hub import HfApi
 
@@ -29,8 +28,7 @@ def published(child: Child) -> dict[str, Any]:
         target = ["good morning", "good evening", "see you tomorrow", "best wishes"] * 3
         result, api = {}, HfApi()
         for name, joint in (("joint", True), ("separate", False), ("private", True)):
-            extra = {} if joint else {"separate_class": RnnSeq2SeqTokenizer}
-            tokenizer = build_tokenizer(source, target, vocab_size=270, min_frequency=1, joint=joint, **extra)
+            tokenizer = build_tokenizer(source, target, vocab_size=270, min_frequency=1, joint=joint)
             torch.manual_seed(len(name))
             config = RnnSeq2SeqConfig(
                 vocab_size=target_vocabulary_size(tokenizer), source_vocab_size=source_vocabulary_size(tokenizer),

@@ -11,7 +11,6 @@ from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.generation import translate as evaluation
 from hf_rnn_seq2seq.generation.lines import LineWriter
-from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 from hf_rnn_seq2seq.run_directory import load_checkpoint
 from hf_rnn_seq2seq.training.distillation import closest, column_names, corpus_options
 from tests.helpers.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_bart, tiny_rnn, tiny_tokenizer
@@ -153,9 +152,7 @@ def test_an_ensemble_has_one_vocabulary(teacher: Path, tmp_path: Path) -> None:
     """On either side: here the targets differ in one word."""
     saved = []
     for words in (["eins zwei"], ["eins drei"]):
-        tokenizer = build_tokenizer(
-            ["one two"], words, algorithm="word", min_frequency=1, joint=False, separate_class=RnnSeq2SeqTokenizer
-        )
+        tokenizer = build_tokenizer(["one two"], words, algorithm="word", min_frequency=1, joint=False)
         saved.append(save_checkpoint(tmp_path / words[0], tiny_rnn(tokenizer), tokenizer))
     data = ("--train_file", teacher.parent / "train.jsonl", "--source_lang", "en", "--target_lang", "fr")
     refused = run("distill.py", *saved, *data, "--output_file", tmp_path / "x.tsv")

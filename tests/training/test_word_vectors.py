@@ -14,7 +14,6 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import ArgumentError, VectorError
-from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 from hf_rnn_seq2seq.training.word_vectors import (
     KINDS,
     embedding_table,
@@ -166,7 +165,6 @@ def test_each_side_of_two_vocabularies_gets_its_own(tmp_path: Path) -> None:
         algorithm="word",
         min_frequency=1,
         joint=False,
-        separate_class=RnnSeq2SeqTokenizer,
     )
     model = tiny_rnn(tokenizer, embedding_size=2)
     before = {side: embedding_table(model, side).weight.detach().clone() for side in ("source", "target")}

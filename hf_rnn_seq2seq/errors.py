@@ -132,60 +132,24 @@ def _raised_here(trace: TracebackType) -> bool:
 
 
 class ArgumentError(InputError):
-    """An option that cannot be used: the message names the option, its value and what is allowed."""
-
-
-class InUseError(InputError):
-    """A file or directory that another process is writing; the message names it."""
-
-
-class CheckpointError(InputError):
-    """A directory that holds no usable checkpoint; the message names the directory and what is missing."""
+    """An option or argument cannot be used: the message has its name, its value and what is allowed."""
 
 
 class DataError(InputError):
-    """A corpus, or an option that picks one, cannot be used; the message is one line that names the place."""
+    """A corpus, a file or a stream cannot be read or written; the message names it."""
 
 
-class VectorError(InputError):
-    """A file of word vectors that cannot be used; the message names the file, the line and what is wrong."""
-
-
-class PlotError(InputError):
-    """A picture that cannot be drawn as asked; the message names what is wrong and what is allowed."""
-
-
-class StreamError(InputError):
-    """Input or output that cannot be used; the message names the file and what is allowed."""
-
-
-class AveragingError(InputError):
-    """Checkpoints that cannot be averaged, or a place that cannot be written; the message names which."""
-
-
-class ExportError(InputError):
-    """A model that cannot be exported; the message names the setting and why."""
+class CheckpointError(InputError):
+    """A directory contains no usable checkpoint; the message names it and what is missing."""
 
 
 class AttentionError(InputError):
-    """The model gives no attention weights that could be shown."""
+    """The model returns no attention weights."""
 
 
-class ShortlistError(InputError):
-    """A shortlist that cannot be learnt or read; the message says why."""
-
-
-class PublishError(InputError):
-    """A directory or repository name that cannot be published; the message names the file and the reason."""
-
-
-class CardError(InputError):
-    """Facts from which no card can be made; the message names the file or fact that is missing."""
+class InUseError(InputError):
+    """Another process is writing the file or directory; the message names it."""
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on; the message says what happened and what to try."""
-
-
-class EvaluationError(InputError):
-    """An evaluation that cannot be made as asked; the message names what is wrong and what is allowed."""
+    """Training cannot continue; the message says what happened and what to try."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_rnn_seq2seq.errors import InUseError, StreamError
+from hf_rnn_seq2seq.errors import DataError, InUseError
 from hf_rnn_seq2seq.files import FileLock, only_writer
 from hf_rnn_seq2seq.generation.lines import LineWriter
 
@@ -39,7 +39,7 @@ def test_the_second_process_is_refused_while_the_first_lives(tmp_path):
         refusal = rf"output_dir='{folder}': another process \(process {holder.pid} on "
         with pytest.raises(InUseError, match=refusal), only_writer(folder):
             pass
-        with pytest.raises(StreamError, match=r"out.txt.part': another process is writing it"):
+        with pytest.raises(DataError, match=r"out.txt.part': another process is writing it"):
             LineWriter(str(output), resume=True)
         assert (tmp_path / "out.txt.part").read_text() == "one\ntwo\n", "what the first wrote is whole"
         holder.send_signal(signal.SIGKILL)

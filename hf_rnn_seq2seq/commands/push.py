@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line.quiet_libraries()
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    from hf_rnn_seq2seq.errors import PublishError
+    from hf_rnn_seq2seq.errors import InputError
     from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.hub.model_card import read_facts, render_again, template_path
     from hf_rnn_seq2seq.hub.upload import plan_upload, push
@@ -74,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             upload, repo_id, private=arguments.private, revision=arguments.revision, message=arguments.message
         )
     except OfflineModeIsEnabled:
-        raise PublishError(f"{repo_id}: HF_HUB_OFFLINE is set; unset it to reach the Hub") from None
+        raise InputError(f"{repo_id}: HF_HUB_OFFLINE is set; unset it to reach the Hub") from None
     except HfHubHTTPError as error:
-        raise PublishError(f"{repo_id}: {refusal(error)}") from None
+        raise InputError(f"{repo_id}: {refusal(error)}") from None
     print(f"published: {address}")
     return 0
 

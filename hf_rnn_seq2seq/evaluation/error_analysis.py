@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.pieces import SPECIAL, is_unspaced_script, source_pieces, word_groups
-from hf_rnn_seq2seq.errors import AttentionError, EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError, AttentionError
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, read_test_set
 from hf_rnn_seq2seq.generation.encoding import Encoded, encode_sources, source_problems
@@ -118,10 +118,10 @@ def analyze(
     `hypotheses` may have attention (heads are averaged) and log-probabilities; measures without them are None.
 
     Raises:
-        EvaluationError: the three lists differ in length.
+        ArgumentError: the three lists differ in length.
     """
     if not len(sources) == len(references) == len(hypotheses):
-        raise EvaluationError(f"{len(sources)} sources, {len(references)} references, {len(hypotheses)} hypotheses")
+        raise ArgumentError(f"{len(sources)} sources, {len(references)} references, {len(hypotheses)} hypotheses")
     bleu, chrf = sentence_metric("bleu"), sentence_metric("chrf")
     reports = []
     for source, reference, hypothesis in zip(sources, references, hypotheses, strict=True):
@@ -215,14 +215,14 @@ def analyze_systems(
     """The test set (see `read_test_set`), and each directory's translations of it with their measures.
 
     Raises:
-        EvaluationError: the directories have different test sets.
+        ArgumentError: the directories have different test sets.
     """
     test_set: TestSet | None = None
     systems: list[AnalyzedSystem] = []
     for directory, name in zip(directories, short_names(directories), strict=True):
         first, test_set = test_set, read_test_set(directory, chosen, split)
         if first is not None and (first.sources, first.references) != (test_set.sources, test_set.references):
-            raise EvaluationError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
+            raise ArgumentError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
         model, tokenizer = load_checkpoint(directory, device=device, dtype=dtype, attention=True)
         encoded = encode_sources(tokenizer, test_set.sources)
         hypotheses = translate_with_attention(model, tokenizer, encoded, **options)
@@ -231,7 +231,7 @@ def analyze_systems(
         beams = options.get("num_beams") or model.generation_config.num_beams or 1
         systems.append(AnalyzedSystem(name, directory, hypotheses, reports, tokenizer, beams, encoded))
     if test_set is None:
-        raise EvaluationError("no model was named")
+        raise ArgumentError("no model was named")
     return test_set, systems
 
 

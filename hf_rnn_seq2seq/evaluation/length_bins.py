@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_rnn_seq2seq.data.pieces import is_unspaced_script
-from hf_rnn_seq2seq.errors import EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ def score_by_length(
     from sacrebleu.metrics import BLEU
 
     if not len(sources) == len(hypotheses) == len(references) or not sources:
-        raise EvaluationError(f"{len(sources)} sources, {len(hypotheses)} hypotheses, {len(references)} references")
+        raise ArgumentError(f"{len(sources)} sources, {len(hypotheses)} hypotheses, {len(references)} references")
     if width < 1 or last < width:
-        raise EvaluationError(f"width is {width}, last is {last}; need 1 <= width <= last")
+        raise ArgumentError(f"width is {width}, last is {last}; need 1 <= width <= last")
     groups: dict[int, list[int]] = {}
     for index, source in enumerate(sources):
         length = max(_units(source), 1)

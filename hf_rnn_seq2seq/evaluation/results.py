@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.errors import AttentionError, EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError, AttentionError
 from hf_rnn_seq2seq.evaluation.attention_agreement import attention_agreement
 from hf_rnn_seq2seq.evaluation.describe import architecture
 from hf_rnn_seq2seq.evaluation.scores import LOWER_IS_BETTER, score
@@ -92,14 +92,14 @@ def evaluate_systems(
     `translate`.
 
     Raises:
-        EvaluationError: the directories have different test sets.
+        ArgumentError: the directories have different test sets.
     """
     systems: list[System] = []
     for directory in directories:
         model, tokenizer = load_checkpoint(directory, device=device, dtype=dtype)
         test_set = read_test_set(directory, chosen, split)
         if systems and test_set.references != systems[0].test_set.references:
-            raise EvaluationError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
+            raise ArgumentError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
         name = directory.rstrip("/")
         name += " (again)" if name in [system.name for system in systems] else ""
         search = find_search(model)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_rnn_seq2seq.errors import EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError
 
 if TYPE_CHECKING:
     import evaluate
@@ -36,10 +36,10 @@ def score(
     are passed to BLEU (`lowercase`, `tokenize`, ...).
 
     Raises:
-        EvaluationError: the sides differ in number, or are empty.
+        ArgumentError: the sides differ in number, or are empty.
     """
     if not hypotheses or len(hypotheses) != len(references):
-        raise EvaluationError(
+        raise ArgumentError(
             f"{len(hypotheses)} hypotheses for {len(references)} references; both must have the same length, at least 1"
         )
     result: dict[str, Any] = {}
@@ -82,7 +82,7 @@ def external_metric(name: str) -> "evaluate.EvaluationModule":
     """The metric that `evaluate.load(name)` returns: a path of a metric script, or a name on the Hub (needs network).
 
     Raises:
-        EvaluationError: it cannot be loaded.
+        ArgumentError: it cannot be loaded.
     """
     import evaluate
 
@@ -92,7 +92,7 @@ def external_metric(name: str) -> "evaluate.EvaluationModule":
         reason = " ".join(str(error).split()) or type(error).__name__
         by_name = not name.endswith(".py") and "/" not in name
         hint = "; a name needs network, our own BLEU (the default) does not" if by_name else ""
-        raise EvaluationError(f"metric {name!r}: evaluate.load could not load it{hint} ({reason[:300]})") from None
+        raise ArgumentError(f"metric {name!r}: evaluate.load could not load it{hint} ({reason[:300]})") from None
 
 
 def external_score(name: str, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:

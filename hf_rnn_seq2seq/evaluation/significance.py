@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hf_rnn_seq2seq.errors import EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError
 
 PAIRED_METRICS = ("bleu", "char_bleu", "chrf", "chrf++", "ter")
 
@@ -39,24 +39,24 @@ def paired_test(
         n_samples: resamples; 0 for sacrebleu's default (1,000 and 10,000).
 
     Raises:
-        EvaluationError: an option is unknown, there are fewer than two systems, or the sides differ in number.
+        ArgumentError: an option is unknown, there are fewer than two systems, or the sides differ in number.
     """
     from sacrebleu.significance import PairedTest
 
     from hf_rnn_seq2seq.evaluation.metrics import SACREBLEU
 
     if test not in ("bs", "ar"):
-        raise EvaluationError(f"test is {test!r}; allowed: bs (paired bootstrap), ar (approximate randomization)")
+        raise ArgumentError(f"test is {test!r}; allowed: bs (paired bootstrap), ar (approximate randomization)")
     if len(systems) < 2:
-        raise EvaluationError(f"a paired test compares at least 2 systems, got {len(systems)}")
+        raise ArgumentError(f"a paired test compares at least 2 systems, got {len(systems)}")
     for name, hypotheses in systems.items():
         if len(hypotheses) != len(references) or not references:
-            raise EvaluationError(f"{name}: {len(hypotheses)} hypotheses for {len(references)} references")
+            raise ArgumentError(f"{name}: {len(hypotheses)} hypotheses for {len(references)} references")
     named = [(name, list(hypotheses)) for name, hypotheses in systems.items()]
     rows = []
     for metric in metrics:  # one at a time: sacrebleu's results have one key for both kinds of BLEU
         if metric not in SACREBLEU:
-            raise EvaluationError(f"metric {metric!r} has no paired test; choose from {', '.join(PAIRED_METRICS)}")
+            raise ArgumentError(f"metric {metric!r} has no paired test; choose from {', '.join(PAIRED_METRICS)}")
         make, options = SACREBLEU[metric]
         scorer = make(references=[list(references)], **options)
         signatures, scores = PairedTest(named, {metric: scorer}, None, test_type=test, n_samples=n_samples)()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_rnn_seq2seq.errors import DataError, EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.run_directory import data_options
 
 logger = logging.getLogger(__name__)
@@ -58,26 +58,24 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
     A data set or file in `chosen` replaces the run's; other options alone override the run's one by one.
 
     Raises:
-        EvaluationError: no option names the data, the split does not exist, or it has no usable row.
+        ArgumentError: no option names the data, the split does not exist, or it has no usable row.
         DataError: the data cannot be read.
     """
     given = {key: value for key, value in chosen.items() if value is not None}
     options = given if "dataset_name" in given or "test_file" in given else data_options(directory) | given
     if not any(key in options for key in ("dataset_name", "train_file", "test_file")):
-        raise EvaluationError(
+        raise ArgumentError(
             f"{directory}: has no recipe.yaml that says what it was trained on; name the data, "
             "with --dataset_name or --test_file"
         )
     corpus = _load_split(options, split, required="alignment_column" in given)
     if split not in corpus.splits:
-        raise EvaluationError(
-            f"{directory}: the data has no {split} split; it has: {', '.join(corpus.splits) or 'none'}"
-        )
+        raise ArgumentError(f"{directory}: the data has no {split} split; it has: {', '.join(corpus.splits) or 'none'}")
     rows = corpus.splits[split]
     if corpus.notes.get(split):
         logger.warning("%s: %s", split, corpus.notes[split])
     if not len(rows):
-        raise EvaluationError(f"{directory}: the {split} split has no usable row")
+        raise ArgumentError(f"{directory}: the {split} split has no usable row")
     return TestSet(
         sources=[str(text) for text in rows["source"]],
         references=[str(text) for text in rows["target"]],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_rnn_seq2seq.errors import ExportError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.decoder_state import DecoderState, Memory
 from hf_rnn_seq2seq.model.dropout import State
 from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
@@ -130,9 +130,9 @@ def present(memory: Memory) -> list[Tensor]:
 
 
 def check(model: nn.Module) -> None:
-    """Raises ExportError for a model of another class, or with encoder layers that are not one operation."""
+    """Raises ArgumentError for a model of another class, or with encoder layers that are not one operation."""
     if not isinstance(model, RnnSeq2SeqForConditionalGeneration):
-        raise ExportError(f"{type(model).__name__}: only RnnSeq2SeqForConditionalGeneration can be exported")
+        raise ArgumentError(f"{type(model).__name__}: only RnnSeq2SeqForConditionalGeneration can be exported")
     for name, layer in model.get_encoder().named_modules():
         if not isinstance(layer, RecurrentLayer):
             continue
@@ -144,7 +144,7 @@ def check(model: nn.Module) -> None:
         }
         reasons = [option for option, is_set in options.items() if is_set]
         if reasons:
-            raise ExportError(
+            raise ArgumentError(
                 f"{reasons[0]}: encoder layer {name} has no kernel of dynamic length; train without this option"
             )
 
@@ -153,7 +153,7 @@ def export_programs(model: RnnSeq2SeqForConditionalGeneration) -> Programs:
     """Exports a model, which must be in float32 on the CPU, in evaluation mode; the model itself is not changed.
 
     Raises:
-        ExportError: the model has an option that cannot be exported.
+        ArgumentError: the model has an option that cannot be exported.
     """
     check(model)
     model = _exportable(model)
@@ -179,7 +179,7 @@ def export_programs(model: RnnSeq2SeqForConditionalGeneration) -> Programs:
             has_weights = decoder(words, *tensors)[1].dim() == 3
         except Exception as error:  # torch raises many classes
             reason = " ".join(str(error).split())[:300]
-            raise ExportError(
+            raise ArgumentError(
                 f"attention_type={model.config.attention_type!r}: torch.export failed: {reason}"
             ) from error
     names = [name for name, tensor in zip(memory._fields, memory, strict=True) if tensor is not None]

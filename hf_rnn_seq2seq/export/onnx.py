@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hf_rnn_seq2seq.errors import ExportError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.export.graphs import Programs, export_programs, recurrence
 from hf_rnn_seq2seq.export.onnx_runtime import DECODER, ENCODER, SETTINGS, OnnxTranslator
 from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
@@ -38,7 +38,7 @@ def export_onnx(
         The largest difference between the logits of torch and ONNX, on sentences of other lengths than the traced ones.
 
     Raises:
-        ExportError: torch is older than 2.9, the model has an option that cannot be exported, or the logits differ.
+        ArgumentError: torch is older than 2.9, the model has an option that cannot be exported, or the logits differ.
         FileExistsError: the folder is not empty.
     """
     output = Path(output)
@@ -46,10 +46,10 @@ def export_onnx(
         raise FileExistsError(f"output={str(output)!r}: must be a new or an empty folder")
     settings = decoding_settings(model)
     if {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
-        raise ExportError("the model is not in float32; load it with dtype=torch.float32")
+        raise ArgumentError("the model is not in float32; load it with dtype=torch.float32")
     # Older releases make sizes constant that must be dynamic.
     if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 9):
-        raise ExportError(f"torch {torch.__version__}: the export to ONNX needs torch 2.9 or newer")
+        raise ArgumentError(f"torch {torch.__version__}: the export to ONNX needs torch 2.9 or newer")
     programs = programs or export_programs(model)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
@@ -59,7 +59,7 @@ def export_onnx(
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         difference = compare(model, OnnxTranslator(folder))
         if not difference <= TOLERANCE:
-            raise ExportError(f"ONNX and torch differ by {difference:.2g} in logits; nothing was written")
+            raise ArgumentError(f"ONNX and torch differ by {difference:.2g} in logits; nothing was written")
         if output.exists():
             output.rmdir()
         os.replace(folder, output)
@@ -70,7 +70,7 @@ def decoding_settings(model: RnnSeq2SeqForConditionalGeneration) -> dict[str, An
     """The settings of the decoding loop, from the generation config of the model.
 
     Raises:
-        ExportError: the generation config has an option that the loop does not support.
+        ArgumentError: the generation config has an option that the loop does not support.
     """
     config = model.generation_config
     # Options that the loop does not support, with the value that turns each off.
@@ -89,7 +89,7 @@ def decoding_settings(model: RnnSeq2SeqForConditionalGeneration) -> dict[str, An
     for name, value in neutral.items():
         setting = getattr(config, name, None)
         if setting not in (None, value):
-            raise ExportError(
+            raise ArgumentError(
                 f"{name}={setting!r} in the generation config: the ONNX decoding loop has greedy and beam search only"
             )
     ends = config.eos_token_id
@@ -152,7 +152,7 @@ def _convert(program: torch.export.ExportedProgram, inputs: list[str], outputs: 
             )
         converted.save(str(path), external_data=False)
     except Exception as error:  # the classes of the exporter differ between releases
-        raise ExportError(f"{path.name}: torch.onnx failed: {' '.join(str(error).split())[:300]}") from error
+        raise ArgumentError(f"{path.name}: torch.onnx failed: {' '.join(str(error).split())[:300]}") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

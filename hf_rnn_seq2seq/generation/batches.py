@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_rnn_seq2seq.errors import EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError
 
 MAX_TOKENS = 16384  # positions of a padded batch, beams included
 
@@ -19,7 +19,7 @@ def length_batches(lengths: Sequence[int], batch_size: int, max_tokens: int, bea
     longer row is a batch of its own. The longest batch comes first, so that a lack of memory shows at once.
     """
     if batch_size < 1 or max_tokens < 1:
-        raise EvaluationError(f"batch_size is {batch_size}, max_tokens is {max_tokens}; both must be at least 1")
+        raise ArgumentError(f"batch_size is {batch_size}, max_tokens is {max_tokens}; both must be at least 1")
     batches: list[list[int]] = []
     order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: (-lengths[i], i))
     for index in order:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.errors import EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def encode_sources(
     and its final special token. A source of white space only gives an empty list.
     """
     if max_source_length is not None and max_source_length < 2:
-        raise EvaluationError(f"max_source_length is {max_source_length}; allowed: at least 2 tokens")
+        raise ArgumentError(f"max_source_length is {max_source_length}; allowed: at least 2 tokens")
     tokenizer_limit = tokenizer.model_max_length
     limit = max_source_length or (tokenizer_limit if tokenizer_limit and tokenizer_limit < NO_LIMIT else None)
     filled = [index for index, source in enumerate(sources) if source.strip()]

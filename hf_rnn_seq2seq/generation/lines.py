@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from hf_rnn_seq2seq.errors import InUseError, StreamError
+from hf_rnn_seq2seq.errors import DataError, InUseError
 from hf_rnn_seq2seq.files import FileLock, content_hash, write_atomically
 
 _HASH = re.compile("[0-9a-f]{16,64}")
@@ -33,17 +33,17 @@ class LineReader:
         self.damaged: list[int] = []
         self.damaged_count = 0
         if path is not None and not Path(path).is_file():
-            raise StreamError(f"input {path!r}: no such file")
+            raise DataError(f"input {path!r}: no such file")
         self.name = Path(path).name.removesuffix(".gz") if path else ""
         self.is_json = self.name.endswith(".jsonl")
         tables = (".parquet", ".csv", ".json", ".arrow") + (() if pairs else (".tsv",))
         if path and not self.is_json and Path(self.name).suffix in tables:
-            raise StreamError(f"input {path!r}: tables are not read; allowed: plain text or .jsonl, also .gz")
+            raise DataError(f"input {path!r}: tables are not read; allowed: plain text or .jsonl, also .gz")
 
     def _open(self) -> BinaryIO:
         if self.path is None:
             if sys.stdin is None:
-                raise StreamError("standard input is closed; name a file, or let something be read")
+                raise DataError("standard input is closed; name a file, or let something be read")
             return sys.stdin.buffer
         return gzip.open(self.path, "rb") if self.path.endswith(".gz") else open(self.path, "rb")  # type: ignore[return-value]
 
@@ -72,7 +72,7 @@ class LineReader:
                 for number, line in enumerate(file, start=1):
                     yield self._text(line.removesuffix(b"\n").removesuffix(b"\r"), number)
         except _GZIP_ERRORS as error:
-            raise StreamError(
+            raise DataError(
                 f"input {self.path!r}, line {number + 1}: not a whole gzip file ({error}); unpack or fetch it again"
             ) from None
 
@@ -101,7 +101,7 @@ class LineReader:
                 self._report(number)
             return _HALF_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", value)
         if number == 1:
-            raise StreamError(f"input {self.path!r}: line 1 is not a JSON object with a text field {self.column!r}")
+            raise DataError(f"input {self.path!r}: line 1 is not a JSON object with a text field {self.column!r}")
         self._report(number)
         return ""
 
@@ -126,7 +126,7 @@ def windows(lines: Iterable[Any], size: int) -> Iterator[list[Any]]:
             if len(window) == size:
                 yield window
                 window = []
-    except StreamError:
+    except DataError:
         if window:
             yield window
         raise
@@ -147,7 +147,7 @@ class DatasetReader:
         language: key of the `translation` column.
 
     Raises:
-        StreamError: the data set, split, column or language does not exist.
+        DataError: the data set, split, column or language does not exist.
     """
 
     def __init__(
@@ -166,9 +166,9 @@ class DatasetReader:
         names = self._rows.column_names
         self.column = column or next((known for known in ("source", "translation") if known in names), "source")
         if self.column not in names:
-            raise StreamError(f"data set {name!r} has no column {self.column!r}; it has {', '.join(names)}")
+            raise DataError(f"data set {name!r} has no column {self.column!r}; it has {', '.join(names)}")
         if self.column == "translation" and column is None and language not in (keys := self._languages()):
-            raise StreamError(f"source_lang {language!r}: the data set {name!r} has {', '.join(keys)}")
+            raise DataError(f"source_lang {language!r}: the data set {name!r} has {', '.join(keys)}")
 
     @staticmethod
     def _load(name: str, config: str | None, split: str) -> Any:
@@ -186,9 +186,9 @@ class DatasetReader:
             loaded = datasets.load_from_disk(name)
             return loaded if isinstance(loaded, datasets.Dataset) else loaded[split]
         except KeyError:
-            raise StreamError(f"split {split!r}: the data set {name!r} has {', '.join(loaded)}") from None
+            raise DataError(f"split {split!r}: the data set {name!r} has {', '.join(loaded)}") from None
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise StreamError(f"data set {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+            raise DataError(f"data set {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
     def fingerprint(self) -> str:
         """The fingerprint that `datasets` computes from the rows."""
@@ -237,24 +237,24 @@ class LineWriter:
         self.written = 0  # lines that this run wrote
         if self.path is None:
             if sys.stdout is None:
-                raise StreamError("standard output is closed; give --output_file, or let something read the output")
+                raise DataError("standard output is closed; give --output_file, or let something read the output")
             self._file: BinaryIO = sys.stdout.buffer
             return
         if self.path.exists() and not self.path.is_file():
-            raise StreamError(f"output_file {str(path)!r}: is not a regular file; name one")
+            raise DataError(f"output_file {str(path)!r}: is not a regular file; name one")
         if not self.path.parent.is_dir():
-            raise StreamError(f"output_file {str(path)!r}: folder {str(self.path.parent)!r} does not exist")
+            raise DataError(f"output_file {str(path)!r}: folder {str(self.path.parent)!r} does not exist")
         if not os.access(self.path.parent, os.W_OK):
-            raise StreamError(f"output_file {str(path)!r}: folder {str(self.path.parent)!r} cannot be written to")
+            raise DataError(f"output_file {str(path)!r}: folder {str(self.path.parent)!r} cannot be written to")
         if self.path.exists() and not overwrite:
-            raise StreamError(f"output_file {str(path)!r} exists; remove it, or allow --overwrite")
+            raise DataError(f"output_file {str(path)!r} exists; remove it, or allow --overwrite")
         self.part = self.path.with_name(self.path.name + ".part")
         self.identity_file = self.path.with_name(self.path.name + ".part.json")
         begun = self.part.exists()
         try:
             self._lock = FileLock(self.part)
         except InUseError:
-            raise StreamError(f"{str(self.part)!r}: another process is writing it; wait until it has ended") from None
+            raise DataError(f"{str(self.part)!r}: another process is writing it; wait until it has ended") from None
         try:
             self._open(begun, resume, overwrite, identity or {})
         except BaseException:
@@ -263,9 +263,7 @@ class LineWriter:
 
     def _open(self, begun: bool, resume: bool, overwrite: bool, identity: Mapping[str, Any]) -> None:
         if begun and not resume and not overwrite:
-            raise StreamError(
-                f"{str(self.part)!r} is left from an interrupted run; --resume continues it, or remove it"
-            )
+            raise DataError(f"{str(self.part)!r} is left from an interrupted run; --resume continues it, or remove it")
         if begun and resume:
             self._check_identity(identity)
             self.done = _cut_to_whole_lines(self.part)
@@ -278,13 +276,13 @@ class LineWriter:
         try:
             earlier = json.loads(self.identity_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise StreamError(
+            raise DataError(
                 f"{str(self.identity_file)!r} is missing or damaged; start again with --overwrite"
             ) from None
         now = json.loads(json.dumps(dict(identity)))
         if not isinstance(earlier, Mapping) or (missing := sorted(now.keys() - earlier.keys())):
             name = missing[0] if isinstance(earlier, Mapping) else "input"
-            raise StreamError(
+            raise DataError(
                 f"{str(self.part)!r}: does not say with which {name} it was made; start again with --overwrite"
             )
         changed = sorted(key for key in {*earlier, *now} if earlier.get(key) != now.get(key))
@@ -292,7 +290,7 @@ class LineWriter:
             value = earlier.get(changed[0])
             hashes = value if isinstance(value, list) else [value]
             shown = "" if any(_HASH.fullmatch(str(each)) for each in hashes) else f" ({value!r:.80})"
-            raise StreamError(
+            raise DataError(
                 f"{str(self.part)!r} was made with another {changed[0]}{shown}; give that again, or start again with "
                 "--overwrite"
             )
@@ -307,7 +305,7 @@ class LineWriter:
             raise
         except OSError as error:
             name = "standard output" if self.path is None else f"output_file {str(self.path)!r}"
-            raise StreamError(f"{name}: cannot be written ({error.strerror or error})") from None
+            raise DataError(f"{name}: cannot be written ({error.strerror or error})") from None
         self.written += len(cleaned)
 
     def __enter__(self) -> "LineWriter":

@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.errors import StreamError
+from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.generation.encoding import encode_sources, source_problems
 from hf_rnn_seq2seq.generation.lines import LineReader, LineWriter, windows
 from hf_rnn_seq2seq.generation.scoring import Score, score_texts
@@ -22,7 +22,7 @@ class PairReader:
         targets: file of translations.
 
     Raises:
-        StreamError: a file does not exist, the files differ in length, or the first line has no tab.
+        DataError: a file does not exist, the files differ in length, or the first line has no tab.
     """
 
     def __init__(self, sources: str | None, targets: str | None = None) -> None:
@@ -39,7 +39,7 @@ class PairReader:
             for number, line in enumerate(self.readers[0], start=1):
                 source, tab, target = line.partition("\t")
                 if number == 1 and source.strip() and not tab:
-                    raise StreamError(f"{self._name(0)}: line 1 has no tab between source and translation")
+                    raise DataError(f"{self._name(0)}: line 1 has no tab between source and translation")
                 yield source, target
             return
         for number, pair in enumerate(zip_longest(*self.readers), start=1):
@@ -55,7 +55,7 @@ class PairReader:
         return self.readers[side].path or "-"
 
     def _refuse(self, side: int, number: int) -> None:
-        raise StreamError(f"{self._name(side)}: ends before line {number}, where the other file goes on")
+        raise DataError(f"{self._name(side)}: ends before line {number}, where the other file goes on")
 
 
 @dataclass
@@ -104,7 +104,7 @@ def score_lines(
     """Reads, scores and writes `window` pairs at a time, so that memory does not grow.
 
     Raises:
-        StreamError: the input is damaged, or the output cannot be written; the message counts the lines written.
+        DataError: the input is damaged, or the output cannot be written; the message counts the lines written.
     """
     totals = Totals()
     try:
@@ -121,8 +121,8 @@ def score_lines(
             totals.lines += len(rows)
             totals.counts += encoded.counts()
             totals.scores.append(_sum(kept_scores))
-    except StreamError as error:
-        raise StreamError(f"{error}. {writer.written} lines were written") from None
+    except DataError as error:
+        raise DataError(f"{error}. {writer.written} lines were written") from None
     return totals
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.errors import EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.generation.attention import stack_layer
 from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, evaluation_mode, length_batches, model_inputs, pad
 from hf_rnn_seq2seq.generation.encoding import Encoded, encode_targets, encoded_sources
@@ -43,13 +43,13 @@ def score_ids(
     The sum over all pairs, divided by the number of tokens, is the model's loss on them without label smoothing.
 
     Raises:
-        EvaluationError: the sides differ in number, a side is empty, or the scores are not finite.
+        ArgumentError: the sides differ in number, a side is empty, or the scores are not finite.
     """
     if len(sources) != len(targets):
-        raise EvaluationError(f"{len(sources)} sources for {len(targets)} targets; both must have the same length")
+        raise ArgumentError(f"{len(sources)} sources for {len(targets)} targets; both must have the same length")
     for number, pair in enumerate(zip(sources, targets, strict=True), start=1):
         if not all(pair):
-            raise EvaluationError(f"pair {number}: source and target must both hold text")
+            raise ArgumentError(f"pair {number}: source and target must both hold text")
     scores: dict[int, Score] = {}
     for index, log_probabilities, _ in _forced_rows(model, sources, targets, batch_size, max_tokens):
         scores[index] = Score(float(log_probabilities.sum()), len(log_probabilities), tuple(log_probabilities.tolist()))
@@ -66,12 +66,12 @@ def score_texts(
     """Same as `score_ids`, for texts. Sources that are too long are cut and counted in a warning, as by `translate`.
 
     Raises:
-        EvaluationError: the sides differ in number, or a side has no text.
+        ArgumentError: the sides differ in number, or a side has no text.
     """
     ids = encoded_sources(tokenizer, sources).ids
     for number, (row, target) in enumerate(zip(ids, targets, strict=False), start=1):
         if not row or not target.strip():
-            raise EvaluationError(f"pair {number}: source and target must both hold text")
+            raise ArgumentError(f"pair {number}: source and target must both hold text")
     return score_ids(model, ids, encode_targets(tokenizer, targets), **options)
 
 
@@ -88,7 +88,7 @@ def forced_hypothesis(
     """A given translation as a `Hypothesis`: its tokens, log-probability and attention, by one forward pass.
 
     Raises:
-        EvaluationError: a side has no text.
+        ArgumentError: a side has no text.
     """
     return forced_hypotheses(model, tokenizer, [source], [translation], layer=layer)[0]
 
@@ -105,7 +105,7 @@ def forced_hypotheses(
     """Same as `forced_hypothesis`, for many pairs."""
     source_ids = encoded_sources(tokenizer, sources).ids
     if not all(source_ids) or not all(text.strip() for text in translations):
-        raise EvaluationError("source and translation must both hold text")
+        raise ArgumentError("source and translation must both hold text")
     target_ids = encode_targets(tokenizer, translations)
     hypotheses: dict[int, Hypothesis] = {}
     for index, log_probabilities, attention in _forced_rows(
@@ -133,7 +133,7 @@ def _forced_rows(
             output = model(**inputs, labels=labels, output_attentions=layer is not None)
             chosen = output.logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
             if bool(chosen.isnan().any()):
-                raise EvaluationError(why_not_finite([model]))
+                raise ArgumentError(why_not_finite([model]))
             attention = None if layer is None else stack_layer(output.cross_attentions, layer).float().cpu()
             for row, index in enumerate(batch):
                 target, source = len(targets[index]), len(sources[index])

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_rnn_seq2seq.errors import ShortlistError
+from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.files import write_atomically
 from hf_rnn_seq2seq.run_directory import vocabulary_hash
 
@@ -48,10 +48,10 @@ class Shortlist:
         A match is the Dice coefficient over sentences: 2 * sentences with both / (with the source + with the target).
 
         Raises:
-            ShortlistError: there are no pairs, or the sides differ in number.
+            DataError: there are no pairs, or the sides differ in number.
         """
         if not sources or len(sources) != len(targets):
-            raise ShortlistError(
+            raise DataError(
                 f"{len(sources)} sources for {len(targets)} targets; both must have the same length, at least 1"
             )
         in_source, in_target, total = Counter(), Counter(), Counter()
@@ -94,7 +94,7 @@ class Shortlist:
         """Reads a file that `save` wrote, for use with `tokenizer`.
 
         Raises:
-            ShortlistError: the file is not a shortlist, or its ids are not those of the tokenizer.
+            DataError: the file is not a shortlist, or its ids are not those of the tokenizer.
         """
         try:
             with open(path, encoding="utf-8") as file:
@@ -102,10 +102,10 @@ class Shortlist:
             by_source = {int(word): words for word, words in content["by_source"].items()}
             shortlist = cls(content["always"], by_source, content.get("vocabulary"))
         except OSError as error:
-            raise ShortlistError(f"{path}: cannot be read ({error.strerror or error})") from None
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ShortlistError(f"{path}: not a shortlist: {error}") from None
+            raise DataError(f"{path}: not a shortlist: {error}") from None
         if shortlist.vocabulary != vocabulary_hash(tokenizer):
             made = "for another tokenizer" if shortlist.vocabulary else "before shortlists named their tokenizer"
-            raise ShortlistError(f"{path}: was made {made}; learn it again with learn_shortlist.py and this model")
+            raise DataError(f"{path}: was made {made}; learn it again with learn_shortlist.py and this model")
         return shortlist

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from hf_rnn_seq2seq.errors import EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.generation.attention import hypothesis_attention
 from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, evaluation_mode, length_batches, model_inputs, until_end
 from hf_rnn_seq2seq.generation.encoding import Encoded, encoded_sources
@@ -119,12 +119,12 @@ def translate_n_best(
     options are those of `translate`.
 
     Raises:
-        EvaluationError: `n_best` exceeds the number of beams and the search does not sample, or a score is not finite.
+        ArgumentError: `n_best` exceeds the number of beams and the search does not sample, or a score is not finite.
     """
     beams = generation.get("num_beams") or model.generation_config.num_beams or 1
     samples = generation.get("do_sample", model.generation_config.do_sample)
     if n_best < 1 or (n_best > beams and not samples):
-        raise EvaluationError(f"n_best is {n_best}; allowed: 1 to the number of beams ({beams})")
+        raise ArgumentError(f"n_best is {n_best}; allowed: 1 to the number of beams ({beams})")
     encoded = encoded_sources(tokenizer, sources, max_source_length).ids
     generation |= {"num_return_sequences": n_best, "return_dict_in_generate": True}
     if search is not None or _search_covers(model, generation) and (not attention or _search_attends(model, layer)):
@@ -139,7 +139,7 @@ def translate_n_best(
         for batch, output in outputs:
             rows = read_rows(model, output, [len(encoded[index]) for index in batch], layer)
             if any(math.isnan(log_probability) for _, log_probability, _ in rows):
-                raise EvaluationError(why_not_finite([model]))
+                raise ArgumentError(why_not_finite([model]))
             for row, index in enumerate(batch):
                 results[index] = [
                     Hypothesis(
@@ -165,7 +165,7 @@ def _decode_batches(
     from tqdm import tqdm
 
     if workers < 1:
-        raise EvaluationError(f"workers is {workers}; must be at least 1")
+        raise ArgumentError(f"workers is {workers}; must be at least 1")
     beams = generation.get("num_beams") or model.generation_config.num_beams or 1
     batches = length_batches([len(row) for row in sources], batch_size, max_tokens, beams)
     own_search = getattr(model, "search", None)

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
-from hf_rnn_seq2seq.errors import StreamError
+from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.files import content_hash
 from hf_rnn_seq2seq.generation.attention import word_pairs
 from hf_rnn_seq2seq.generation.encoding import Encoded, encode_sources
@@ -108,14 +108,14 @@ def translate_lines(
     Lines that `writer.done` counts are skipped. From a terminal, each line is translated at once.
 
     Raises:
-        StreamError: the input is damaged, or the output cannot be written; the message counts the lines written.
+        DataError: the input is damaged, or the output cannot be written; the message counts the lines written.
     """
     from tqdm import tqdm
 
     format_line = FORMATS[request.output_format]
     total, counts = reader.count(), Counter()
     if total is not None and writer.done > total:
-        raise StreamError(f"{writer.path}.part has {writer.done} lines, the input {total}: not its output")
+        raise DataError(f"{writer.path}.part has {writer.done} lines, the input {total}: not its output")
     if reader.path is None and sys.stdin.isatty():
         window = 1
     with tqdm(total=total, initial=writer.done, unit=" lines", desc="translating", disable=not progress) as bar:
@@ -129,8 +129,8 @@ def translate_lines(
                     lines.append(format_line(source, fields))
                 writer.write(lines)
                 bar.update(len(sources))
-        except StreamError as error:
-            raise StreamError(f"{error}. {writer.done + writer.written} lines were written") from None
+        except DataError as error:
+            raise DataError(f"{error}. {writer.done + writer.written} lines were written") from None
     return counts
 
 

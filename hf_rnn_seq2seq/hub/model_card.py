@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_rnn_seq2seq.errors import CardError
+from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.evaluation.describe import architecture
 from hf_rnn_seq2seq.hub import card_text
 
@@ -88,12 +88,12 @@ def read_facts(
         license: of the weights, by its name on the Hub; only their owner can choose it.
 
     Raises:
-        CardError: a file is missing or not readable.
+        CheckpointError: a file is missing or not readable.
     """
     path = Path(directory)
     config = _read(path / "config.json", json.loads)
     if config is None:
-        raise CardError(f"{path}: has no config.json; name a directory that training or save_pretrained wrote")
+        raise CheckpointError(f"{path}: has no config.json; name a directory that training or save_pretrained wrote")
     facts = {
         "repo_id": repo_id or f"user/{path.resolve().name}",
         "config": config,
@@ -114,12 +114,12 @@ def render(facts: Mapping[str, Any]) -> str:
         Markdown. Its front matter has language, license, library, tags and the measured results (`model-index`).
 
     Raises:
-        CardError: `config` is missing.
+        CheckpointError: `config` is missing.
     """
     from huggingface_hub import ModelCard
 
     if not facts.get("config"):
-        raise CardError("facts: 'config' is missing; `read_facts` collects it")
+        raise CheckpointError("facts: 'config' is missing; `read_facts` collects it")
     config, summary, recipe = facts["config"], facts.get("summary") or {}, facts.get("recipe") or {}
     corpus = _corpus(summary, recipe)
     results = list(_results(summary))
@@ -173,7 +173,7 @@ def template_path() -> Path:
     for path in (here.parents[2] / "model_cards" / "template.md", here.with_name(TEMPLATE)):
         if path.is_file():
             return path
-    raise CardError(f"{here.with_name(TEMPLATE)}: the card template is missing; install the package again")
+    raise CheckpointError(f"{here.with_name(TEMPLATE)}: the card template is missing; install the package again")
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
@@ -182,9 +182,9 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CardError(f"{path}: not readable: {' '.join(str(error).split())}") from None
+        raise CheckpointError(f"{path}: not readable: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise CardError(f"{path}: expected fields by name, found {type(content).__name__}")
+        raise CheckpointError(f"{path}: expected fields by name, found {type(content).__name__}")
     return content
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from hf_rnn_seq2seq.errors import CardError, PublishError
+from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError, InputError
 from hf_rnn_seq2seq.hub.model_card import read_facts, render, strip_local_paths
 
 UPLOADED = (
@@ -83,14 +83,14 @@ def plan_upload(directory: str | os.PathLike[str], repo_id: str, *, license: str
     `license` (by its name on the Hub) if it is given. Local paths in the recipe, the summary and the log are removed.
 
     Raises:
-        PublishError: the name is not `user/name`, the checkpoint is incomplete or damaged, a file contains a secret, or
-            `license` is given and the directory has a card.
+        ArgumentError: the name is not `user/name`, or `license` is given and the directory has a card.
+        CheckpointError: the checkpoint is incomplete or damaged, or a file contains a secret.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise PublishError(f"repo_id={repo_id!r}: must be user/name")
+        raise ArgumentError(f"repo_id={repo_id!r}: must be user/name")
     root = Path(directory)
     if not root.is_dir():
-        raise PublishError(f"{directory}: no such directory; name one that training or save_pretrained wrote")
+        raise CheckpointError(f"{directory}: no such directory; name one that training or save_pretrained wrote")
     files: dict[str, bytes | Path] = {}
     kept_here, left_out = [], []
     for path in sorted(each for each in root.rglob("*") if each.is_file()):
@@ -106,14 +106,11 @@ def plan_upload(directory: str | os.PathLike[str], repo_id: str, *, license: str
         if name in files:
             files[name] = _public(root / name)
     if "README.md" in files and license is not None:
-        raise PublishError(
+        raise ArgumentError(
             f"license={license!r}: {root / 'README.md'} is the card; write `license: {license}` between its --- lines"
         )
     if "README.md" not in files:
-        try:
-            files["README.md"] = render(read_facts(root, repo_id=repo_id, license=license)).encode("utf-8")
-        except CardError as error:
-            raise PublishError(str(error)) from None
+        files["README.md"] = render(read_facts(root, repo_id=repo_id, license=license)).encode("utf-8")
     _refuse_secrets(root, files)
     return Upload(files, kept_here, left_out)
 
@@ -135,7 +132,7 @@ def push(
         The URL of the commit. Unchanged content makes no new commit.
 
     Raises:
-        PublishError: the Hub cannot be reached, or rejects the metadata of the card.
+        InputError: the Hub cannot be reached, or rejects the metadata of the card.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses the request; the subclass is the reason.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
@@ -157,12 +154,12 @@ def push(
     except (HfHubHTTPError, OfflineModeIsEnabled):
         raise
     except ValueError as error:
-        raise PublishError(f"README.md: {' '.join(str(error).split())}") from None
+        raise InputError(f"README.md: {' '.join(str(error).split())}") from None
     except Exception as error:  # the client's transport raises classes of its own
         if not type(error).__module__.startswith(("httpx", "requests", "urllib3", "builtins", "socket")):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise PublishError(f"{repo_id}: the Hub cannot be reached at {api.endpoint}: {reason[:200]}") from None
+        raise InputError(f"{repo_id}: the Hub cannot be reached at {api.endpoint}: {reason[:200]}") from None
     return commit.commit_url
 
 
@@ -170,10 +167,10 @@ def _check_checkpoint(root: Path, files: dict[str, bytes | Path]) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         if name not in files:
             method = "tokenizer.save_pretrained" if name.startswith("tokenizer") else "model.save_pretrained"
-            raise PublishError(f"{root}: has no {name}; a published checkpoint needs it, {method} writes it")
+            raise CheckpointError(f"{root}: has no {name}; a published checkpoint needs it, {method} writes it")
     weights = [name for name in files if name.endswith(".safetensors")]
     if not weights:
-        raise PublishError(f"{root}: has no model.safetensors; weights are uploaded as safetensors only")
+        raise CheckpointError(f"{root}: has no model.safetensors; weights are uploaded as safetensors only")
     from safetensors import SafetensorError, safe_open
 
     from hf_rnn_seq2seq.model.pretrained import not_finite
@@ -183,14 +180,14 @@ def _check_checkpoint(root: Path, files: dict[str, bytes | Path]) -> None:
             with safe_open(root / name, framework="pt") as tensors:
                 found = not_finite((key, tensors.get_tensor(key)) for key in tensors.keys())  # noqa: SIM118  no dictionary
         except (SafetensorError, OSError) as error:
-            raise PublishError(f"{root / name}: not a whole safetensors file: {error}") from None
+            raise CheckpointError(f"{root / name}: not a whole safetensors file: {error}") from None
         if found:
-            raise PublishError(f"{root / name}: {found}; publish an earlier checkpoint")
+            raise CheckpointError(f"{root / name}: {found}; publish an earlier checkpoint")
     for name in (each for each in files if each.endswith(".json")):
         try:
             json.loads((root / name).read_bytes())
         except ValueError as error:
-            raise PublishError(f"{root / name}: not readable as JSON: {error}") from None
+            raise CheckpointError(f"{root / name}: not readable as JSON: {error}") from None
 
 
 def _public(path: Path) -> bytes:
@@ -207,7 +204,7 @@ def _public(path: Path) -> bytes:
             rows = [strip_local_paths(json.loads(line)) for line in text.splitlines()]
             public = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     except (yaml.YAMLError, ValueError) as error:
-        raise PublishError(f"{path}: not readable: {' '.join(str(error).split())}") from None
+        raise CheckpointError(f"{path}: not readable: {' '.join(str(error).split())}") from None
     return public.encode("utf-8")
 
 
@@ -218,4 +215,4 @@ def _refuse_secrets(root: Path, files: dict[str, bytes | Path]) -> None:
         text = content if isinstance(content, bytes) else content.read_bytes()
         for what, pattern in SECRETS.items():
             if pattern.search(text):
-                raise PublishError(f"{root / name}: contains {what}; remove it before publishing")
+                raise CheckpointError(f"{root / name}: contains {what}; remove it before publishing")

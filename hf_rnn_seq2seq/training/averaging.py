@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_rnn_seq2seq.errors import AveragingError
+from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.model.pretrained import not_finite
 from hf_rnn_seq2seq.run_directory import read_tokenizer, vocabulary_hash
 from hf_rnn_seq2seq.training.checkpoints import WEIGHTS
@@ -20,7 +20,7 @@ def average_weights(directories: Sequence[str | os.PathLike[str]]) -> dict[str, 
     One checkpoint is read at a time, so memory holds the sums and one of them. Other tensors must be equal.
 
     Raises:
-        AveragingError: a checkpoint is missing, is not finite, or has other names or shapes than the first.
+        CheckpointError: a checkpoint is missing, is not finite, or has other names or shapes than the first.
     """
     from safetensors.torch import load_file
 
@@ -29,26 +29,26 @@ def average_weights(directories: Sequence[str | os.PathLike[str]]) -> dict[str, 
     for number, directory in enumerate(directories):
         path = Path(directory) / WEIGHTS
         if not path.is_file():
-            raise AveragingError(f"{directory}: has no {WEIGHTS}")
+            raise CheckpointError(f"{directory}: has no {WEIGHTS}")
         weights = load_file(path)
         if problem := not_finite(weights.items()):
-            raise AveragingError(f"{directory}: {problem}; leave it out")
+            raise CheckpointError(f"{directory}: {problem}; leave it out")
         if number == 0:
             types = {name: tensor.dtype for name, tensor in weights.items()}
             sums = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
             continue
         if different := sorted(sums.keys() ^ weights.keys()):
-            raise AveragingError(f"{directory}: differs from {directories[0]} in which weights it has: {different[0]}")
+            raise CheckpointError(f"{directory}: differs from {directories[0]} in which weights it has: {different[0]}")
         for name, tensor in weights.items():
             if tensor.shape != sums[name].shape:
-                raise AveragingError(
+                raise CheckpointError(
                     f"{directory}: {name} has the shape {tuple(tensor.shape)}, in {directories[0]} "
                     f"{tuple(sums[name].shape)}"
                 )
             if tensor.is_floating_point():
                 sums[name] += tensor
             elif not torch.equal(tensor, sums[name]):
-                raise AveragingError(f"{directory}: {name} differs and is not averaged")
+                raise CheckpointError(f"{directory}: {name} differs and is not averaged")
     count = len(directories)
     return {
         name: (total / count).to(types[name]) if total.is_floating_point() else total for name, total in sums.items()
@@ -61,7 +61,7 @@ def _require_one_vocabulary(directories: Sequence[str | os.PathLike[str]]) -> No
     hashes = [vocabulary_hash(read_tokenizer(directory)) for directory in named]
     for directory, vocabulary in zip(named, hashes, strict=True):
         if vocabulary != hashes[0]:
-            raise AveragingError(
+            raise CheckpointError(
                 f"{directory}: its vocabulary is not that of {named[0]}; average runs of one tokenizer"
             )
 
@@ -72,17 +72,17 @@ def average_checkpoints(directories: Sequence[str | os.PathLike[str]], output: s
     `output` appears whole or not at all.
 
     Raises:
-        AveragingError: fewer than two checkpoints, `output` exists, or the weights or vocabularies differ in kind.
+        CheckpointError: fewer than two checkpoints, `output` exists, or the weights or vocabularies differ in kind.
     """
     from safetensors.torch import save_file
 
     output = Path(output)
     if len(directories) < 2:
-        raise AveragingError(f"{len(directories)} checkpoint(s) given; averaging needs at least 2")
+        raise CheckpointError(f"{len(directories)} checkpoint(s) given; averaging needs at least 2")
     if output.exists():
-        raise AveragingError(f"{output} exists; name a directory that does not")
+        raise CheckpointError(f"{output} exists; name a directory that does not")
     if not output.absolute().parent.is_dir():
-        raise AveragingError(f"{output}: its folder does not exist")
+        raise CheckpointError(f"{output}: its folder does not exist")
     _require_one_vocabulary(directories)
     weights = average_weights(directories)
     part = output.with_name(f".{output.name}.{os.getpid()}")

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.errors import EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.generation.lines import LineWriter
@@ -50,7 +50,7 @@ def distilled(
         options: of `generation.translate.translate`.
 
     Raises:
-        EvaluationError: `interpolate` is more than the number of beams.
+        ArgumentError: `interpolate` is more than the number of beams.
     """
     encoded = encode_sources(tokenizer, [source_prefix + source for source in sources], max_source_length)
     if counts is not None:
@@ -69,13 +69,13 @@ def corpus_options(given: Mapping[str, Any], teacher: str) -> dict[str, Any]:
     """The options that load the training split: those of the `given` data options, else of the teacher's run.
 
     Raises:
-        EvaluationError: no corpus is given, and the teacher has no recipe.
+        ArgumentError: no corpus is given, and the teacher has no recipe.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     if not given["dataset_name"] and not given["train_file"]:
         recorded = data_options(teacher)
         if not recorded:
-            raise EvaluationError(
+            raise ArgumentError(
                 f"{teacher}: has no recipe.yaml that says what it was trained on; give --dataset_name or --train_file"
             )
         chosen = {name: value for name, value in recorded.items() if name in given} | chosen

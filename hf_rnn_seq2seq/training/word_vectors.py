@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.readers import GZIP_ERRORS, open_bytes
 from hf_rnn_seq2seq.data.tokenizer import source_tokens, target_tokens
-from hf_rnn_seq2seq.errors import VectorError, quoted, reading
+from hf_rnn_seq2seq.errors import DataError, quoted, reading
 
 KINDS = ("exact", "stripped", "lowercased")  # how a token may match a word, best first
 _NONE = len(KINDS)
@@ -91,25 +91,25 @@ def read_vectors(path: str | Path, wanted: Mapping[bytes, Any], width: int) -> I
     The numbers of other words are counted, not parsed.
 
     Raises:
-        VectorError: no such file, a binary one, vectors of another width, a line that is no word and vector, numbers
+        DataError: no such file, a binary one, vectors of another width, a line that is no word and vector, numbers
             that are not finite, another number of lines than the header says, a damaged archive.
     """
     path = Path(path)
     if not path.is_file():
-        raise VectorError(f"word vectors {str(path)!r}: no such file")
+        raise DataError(f"word vectors {str(path)!r}: no such file")
     where = f"word vectors {str(path)!r}"
-    with reading(where, VectorError):
+    with reading(where, DataError):
         try:
             with open_bytes(path) as file:
                 if _BINARY & set(file.read(1 << 16)):
-                    raise VectorError(
+                    raise DataError(
                         f"{where}: the binary format is not supported (it names neither the type of its numbers nor "
                         "their byte order); convert it to text, plain or .gz"
                     )
             with open_bytes(path) as file:
                 yield from _rows(file, wanted, width, where)
         except GZIP_ERRORS as error:
-            raise VectorError(f"{where}: damaged gzip archive ({error}); fetch or pack it again") from None
+            raise DataError(f"{where}: damaged gzip archive ({error}); fetch or pack it again") from None
 
 
 def _rows(file: Any, wanted: Mapping[bytes, Any], width: int, where: str) -> Iterator[tuple[bytes, list[float]]]:
@@ -117,7 +117,7 @@ def _rows(file: Any, wanted: Mapping[bytes, Any], width: int, where: str) -> Ite
     count = 0
     for number, raw in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):
         if len(raw) == _LONGEST_LINE:
-            raise VectorError(f"{where}: line {number} is longer than {_LONGEST_LINE >> 20} MiB: no word and vector")
+            raise DataError(f"{where}: line {number} is longer than {_LONGEST_LINE >> 20} MiB: no word and vector")
         line = raw.rstrip(b" \r\n")
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
@@ -125,7 +125,7 @@ def _rows(file: Any, wanted: Mapping[bytes, Any], width: int, where: str) -> Ite
             is_header = len(fields) == 2 and all(field.isdigit() for field in fields)
             found = int(fields[1]) if is_header else len(fields) - 1
             if found != width:
-                raise VectorError(f"{where}: vectors of {found} numbers; embedding_size is {width}, they must agree")
+                raise DataError(f"{where}: vectors of {found} numbers; embedding_size is {width}, they must agree")
             if is_header:
                 announced = int(fields[0])
                 continue
@@ -135,18 +135,18 @@ def _rows(file: Any, wanted: Mapping[bytes, Any], width: int, where: str) -> Ite
         word, _, _ = line.partition(b" ")
         spaces = line.count(b" ")
         if spaces < width:
-            raise VectorError(f"{where}: line {number} has {spaces} numbers instead of {width}")
+            raise DataError(f"{where}: line {number} has {spaces} numbers instead of {width}")
         if spaces > width:
             # A word may hold spaces (". . ." of GloVe), but ends with none that looks like one number more.
             word = line.rsplit(b" ", width)[0]
             if _is_number(word.rsplit(b" ", 1)[1]):
-                raise VectorError(f"{where}: line {number} has {spaces} numbers instead of {width}")
+                raise DataError(f"{where}: line {number} has {spaces} numbers instead of {width}")
         if word in wanted:
             yield word, _numbers(line.rsplit(b" ", width)[1:], f"{where}: line {number}")
     if not count:
-        raise VectorError(f"{where}: holds no vectors")
+        raise DataError(f"{where}: holds no vectors")
     if announced not in (None, count):
-        raise VectorError(f"{where}: its header says {announced} vectors, there are {count}")
+        raise DataError(f"{where}: its header says {announced} vectors, there are {count}")
 
 
 def _is_number(field: bytes) -> bool:
@@ -160,7 +160,7 @@ def _is_number(field: bytes) -> bool:
 def _numbers(fields: Sequence[bytes], where: str) -> list[float]:
     for field in fields:
         if not _is_number(field) or not math.isfinite(float(field)):
-            raise VectorError(f"{where}: {quoted(field.decode(errors='replace'))} is not a finite number")
+            raise DataError(f"{where}: {quoted(field.decode(errors='replace'))} is not a finite number")
     return [float(field) for field in fields]
 
 
@@ -177,7 +177,7 @@ def fill_table(
         kinds: (rows,), the kind of match of every row so far, `len(KINDS)` for none; updated in place.
 
     Raises:
-        VectorError: see `read_vectors`; the table is then half filled.
+        DataError: see `read_vectors`; the table is then half filled.
     """
     before = kinds.copy()
     for word, numbers in read_vectors(path, wanted, table.embedding_dim):
@@ -212,7 +212,7 @@ def load_word_vectors(
         the coverage of each side that has a file.
 
     Raises:
-        VectorError: see `read_vectors`; the model has no such table.
+        DataError: see `read_vectors`; the model has no such table.
     """
     reports: dict[str, Coverage] = {}
     kinds_of: dict[int, np.ndarray] = {}
@@ -234,12 +234,12 @@ def embedding_table(model: PreTrainedModel, side: str) -> nn.Embedding:
     """The embeddings of the `source` or the `target`.
 
     Raises:
-        VectorError: the model has none under the usual name.
+        DataError: the model has none under the usual name.
     """
     stack = model.get_encoder() if side == "source" else model.get_decoder()
     table = getattr(stack, "embed_tokens", None)
     if not isinstance(table, nn.Embedding):
-        raise VectorError(f"{side}_vectors: the {type(stack).__name__} of this model has no table embed_tokens")
+        raise DataError(f"{side}_vectors: the {type(stack).__name__} of this model has no table embed_tokens")
     return table
 
 

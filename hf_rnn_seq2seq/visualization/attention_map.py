@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from unicodedata import east_asian_width
 
-from hf_rnn_seq2seq.errors import PlotError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.visualization.figure import INK, QUIET, check_output, new_figure, save_figure
 from hf_rnn_seq2seq.visualization.fonts import choose_fonts
 from hf_rnn_seq2seq.visualization.labels import is_right_to_left, printable_label, printable_labels
@@ -58,15 +58,15 @@ def attention_heatmap(
     Returns:
         The Matplotlib figure. The image of each map holds exactly `weights`.
 
-    Raises PlotError if shapes and labels disagree or a weight is negative or not finite; warns with MissingGlyphWarning
-    about characters that no installed font has.
+    Raises ArgumentError if shapes and labels disagree or a weight is negative or not finite; warns with
+    MissingGlyphWarning about characters that no installed font has.
     """
     if ax is None:
         panel = Panel(weights, target_tokens, title)
         return attention_panels([panel], source_tokens, output=output, font_file=font_file)
     array = _as_array(weights, source_tokens, target_tokens)
     if len(array) != 1:
-        raise PlotError(f"ax takes the weights of one head, (target, source); got {len(array)} heads")
+        raise ArgumentError(f"ax takes the weights of one head, (target, source); got {len(array)} heads")
     families = choose_fonts([*source_tokens, *target_tokens, title], font_file)
     labels = printable_labels(source_tokens), printable_labels(target_tokens)
     _draw(ax, array[0], *labels, families=families, title=_title(title), limit=_upper_limit([array]))
@@ -84,13 +84,13 @@ def attention_panels(
 ) -> "Figure":
     """Draws several translations of one source: a row for each, a column for each head, one color scale for all."""
     if not panels:
-        raise PlotError("nothing to draw: no translation was given")
+        raise ArgumentError("nothing to draw: no translation was given")
     if output is not None:
         check_output(output)
     arrays = [_as_array(panel.weights, source_tokens, panel.target_tokens) for panel in panels]
     heads = len(arrays[0])
     if any(len(array) != heads for array in arrays):
-        raise PlotError(f"panels have different numbers of heads: {[len(array) for array in arrays]}")
+        raise ArgumentError(f"panels have different numbers of heads: {[len(array) for array in arrays]}")
     texts = [token for panel in panels for token in [*panel.target_tokens, panel.title]]
     families = choose_fonts([*source_tokens, *texts, "␣…·"], font_file)
     cell = cell_size(max(len(source_tokens), *(array.shape[1] for array in arrays)))
@@ -166,9 +166,9 @@ def _as_array(weights: "Tensor | ndarray", source_tokens: Sequence[str], target_
         array = array[None]
     expected = (len(target_tokens), len(source_tokens))
     if array.ndim != 3 or array.shape[1:] != expected or 0 in array.shape:
-        raise PlotError(f"weights have shape {array.shape}; {expected[0]} target and {expected[1]} source tokens")
+        raise ArgumentError(f"weights have shape {array.shape}; {expected[0]} target and {expected[1]} source tokens")
     if not numpy.isfinite(array).all() or (array < 0).any():
-        raise PlotError("weights: must be finite and at least 0; some are negative, infinite or not a number")
+        raise ArgumentError("weights: must be finite and at least 0; some are negative, infinite or not a number")
     return array
 
 

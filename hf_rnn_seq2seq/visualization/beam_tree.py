@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.pieces import target_pieces
-from hf_rnn_seq2seq.errors import EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.generation.batches import until_end
 from hf_rnn_seq2seq.generation.encoding import encoded_sources
 from hf_rnn_seq2seq.visualization.figure import INK, QUIET, SERIES, check_output, new_figure, save_figure
@@ -61,13 +61,13 @@ def beam_tree(
     The `num_beams` finished hypotheses have a rank. Siblings are sorted, the most probable first.
 
     Raises:
-        EvaluationError: the source has no text, or `num_beams` is below 2.
+        ArgumentError: the source has no text, or `num_beams` is below 2.
     """
     if num_beams < 2:
-        raise EvaluationError(f"num_beams={num_beams}: a beam tree needs at least 2")
+        raise ArgumentError(f"num_beams={num_beams}: a beam tree needs at least 2")
     (ids,) = encoded_sources(tokenizer, [source]).ids
     if not ids:
-        raise EvaluationError("source: must contain text")
+        raise ArgumentError("source: must contain text")
     recorder = BeamRecorder()
     inputs = torch.tensor([ids], device=model.device)
     output = model.generate(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.pieces import SPECIAL, source_pieces, target_pieces
-from hf_rnn_seq2seq.errors import CheckpointError, EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
 from hf_rnn_seq2seq.evaluation.error_analysis import short_names
 from hf_rnn_seq2seq.generation.attention import merge_words
 from hf_rnn_seq2seq.generation.encoding import encode_sources
@@ -156,10 +156,10 @@ def build_app(systems: Sequence[LoadedSystem], *, examples: Sequence[str] = (), 
     """Builds the Gradio app; `launch` starts it.
 
     Raises:
-        EvaluationError: no system is given.
+        ArgumentError: no system is given.
     """
     if not systems:
-        raise EvaluationError("systems: must contain at least one model")
+        raise ArgumentError("systems: must contain at least one model")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_rnn_seq2seq.errors import PlotError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.files import write_atomically
 from hf_rnn_seq2seq.visualization.fonts import choose_fonts
 from hf_rnn_seq2seq.visualization.labels import printable_label
@@ -25,12 +25,12 @@ SERIES = ("#0f4a8f", "#d1600a", "#15806b", "#9c3f86", "#b8860b", "#4aa3d8", "#55
 
 
 def check_output(output: str | os.PathLike[str]) -> Path:
-    """Returns the path of a picture; raises PlotError for an unknown suffix or a missing folder."""
+    """Returns the path of a picture; raises ArgumentError for an unknown suffix or a missing folder."""
     path = Path(output)
     if path.suffix.lower() not in SUFFIXES:
-        raise PlotError(f"output {str(output)!r}: the suffix must be one of {', '.join(SUFFIXES)}")
+        raise ArgumentError(f"output {str(output)!r}: the suffix must be one of {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
-        raise PlotError(f"output {str(output)!r}: folder {str(path.parent)!r} does not exist")
+        raise ArgumentError(f"output {str(output)!r}: folder {str(path.parent)!r} does not exist")
     return path
 
 

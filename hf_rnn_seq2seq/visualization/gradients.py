@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.errors import EvaluationError, PlotError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.generation.encoding import encoded_sources
 from hf_rnn_seq2seq.visualization.figure import (
     QUIET,
@@ -33,12 +33,12 @@ def recurrent_kernel(module: nn.Module) -> nn.RNNBase:
     """The first recurrent layer of torch inside `module`, such as the encoder of a model.
 
     Raises:
-        EvaluationError: there is none.
+        ArgumentError: there is none.
     """
     for part in module.modules():
         if isinstance(part, nn.RNNBase):
             return part
-    raise EvaluationError(f"{type(module).__name__}: contains no recurrent layer of torch")
+    raise ArgumentError(f"{type(module).__name__}: contains no recurrent layer of torch")
 
 
 @torch.no_grad()
@@ -49,10 +49,10 @@ def open_gates(kernel: nn.RNNBase, bias: float) -> None:
     (Gers, Schmidhuber and Cummins 2000; Jozefowicz, Zaremba and Sutskever 2015).
 
     Raises:
-        EvaluationError: the layer has no gates.
+        ArgumentError: the layer has no gates.
     """
     if not isinstance(kernel, nn.LSTM | nn.GRU):
-        raise EvaluationError(f"{type(kernel).__name__}: has no gates; use an LSTM or a GRU")
+        raise ArgumentError(f"{type(kernel).__name__}: has no gates; use an LSTM or a GRU")
     kernel.bias_ih_l0[kernel.hidden_size : 2 * kernel.hidden_size] += bias
 
 
@@ -96,7 +96,7 @@ def word_gradients(
     source at its first step.
 
     Raises:
-        EvaluationError: no pair has text on both sides.
+        ArgumentError: no pair has text on both sides.
     """
     sums, counts = [0.0] * longest, [0] * longest
     was_training = model.training
@@ -119,7 +119,7 @@ def word_gradients(
     finally:
         model.train(was_training)
     if not counts[0]:
-        raise EvaluationError("no sentence pair has text on both sides")
+        raise ArgumentError("no sentence pair has text on both sides")
     return [total / count for total, count in zip(sums, counts, strict=True) if count]
 
 
@@ -137,10 +137,10 @@ def plot_gradients(
         output: file to write, .png, .svg or .pdf.
         backwards: label of the distance axis.
 
-    Returns the Matplotlib figure. Raises PlotError if a curve is empty or its first value is 0.
+    Returns the Matplotlib figure. Raises ArgumentError if a curve is empty or its first value is 0.
     """
     if not curves or not all(len(curve) and curve[0] > 0 for curve in curves.values()):
-        raise PlotError("curves: each needs at least one value, and its first value must be above 0")
+        raise ArgumentError("curves: each needs at least one value, and its first value must be above 0")
     if output is not None:
         check_output(output)
     figure = new_figure(figsize=(6.2, 3.4), layout="constrained")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hf_rnn_seq2seq.data.pieces import SPECIAL, source_pieces, target_pieces
-from hf_rnn_seq2seq.errors import EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.evaluation.error_analysis import ERRORS, AnalyzedSystem, summary_table
 from hf_rnn_seq2seq.evaluation.length_bins import score_by_length
 from hf_rnn_seq2seq.evaluation.results import notes
@@ -80,17 +80,17 @@ def render_report(test_set: TestSet, systems: Sequence[AnalyzedSystem], *, title
     """Renders the page; the same translations give the same text.
 
     Raises:
-        EvaluationError: there is no system or no sentence, or a number is not finite.
+        ArgumentError: there is no system or no sentence, or a number is not finite.
     """
     if not systems or not test_set.sources:
-        raise EvaluationError(f"nothing to show: {len(systems)} systems, {len(test_set.sources)} sentences")
+        raise ArgumentError(f"nothing to show: {len(systems)} systems, {len(test_set.sources)} sentences")
     languages = [str(test_set.description.get(key) or "") for key in ("source_lang", "target_lang")]
     title = title or "Translations, " + (" to ".join(languages) if all(languages) else f"{test_set.split} split")
     content = report_data(test_set, systems, words=words)
     try:
         data = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except ValueError:
-        raise EvaluationError(
+        raise ArgumentError(
             "a score or an attention weight is not finite (nan or inf), and JSON cannot hold it"
         ) from None
     scores, signature = _score_rows(test_set, systems)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_rnn_seq2seq.errors import PlotError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.visualization.figure import (
     INK,
     QUIET,
@@ -44,11 +44,11 @@ def read_log(path: PathLike) -> Rows:
     """Rows of a `train_log.jsonl`, named by its path or its run directory, in the order of steps.
 
     A resumed run repeats steps: the values of a later row replace those of an earlier row with the same step. An
-    unfinished last line of an interrupted run is ignored. Raises PlotError for other content.
+    unfinished last line of an interrupted run is ignored. Raises ArgumentError for other content.
     """
     file = Path(path) / LOG_FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise PlotError(f"{file}: no such log; expected a run directory or its {LOG_FILE}")
+        raise ArgumentError(f"{file}: no such log; expected a run directory or its {LOG_FILE}")
     rows: dict[int, dict[str, Any]] = {}
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
@@ -59,11 +59,11 @@ def read_log(path: PathLike) -> Rows:
         except ValueError:
             if number == len(lines):
                 break
-            raise PlotError(f"{file}: line {number} is not a JSON object") from None
+            raise ArgumentError(f"{file}: line {number} is not a JSON object") from None
         if isinstance(row, dict) and isinstance(row.get("step"), int):  # other rows are events
             rows.setdefault(row["step"], {}).update(row)
     if not rows:
-        raise PlotError(f"{file}: the log contains no step")
+        raise ArgumentError(f"{file}: the log contains no step")
     return [rows[step] for step in sorted(rows)]
 
 
@@ -98,7 +98,7 @@ def plot_learning_curve(
         logs: run directories or `train_log.jsonl` files, one or several, or name -> path.
         output: file to write, .png, .svg or .pdf.
 
-    Returns the Matplotlib figure. Raises PlotError if a log is missing or unreadable or contains nothing to draw.
+    Returns the Matplotlib figure. Raises ArgumentError if a log is missing or unreadable or contains nothing to draw.
     """
     if output is not None:
         check_output(output)
@@ -107,7 +107,7 @@ def plot_learning_curve(
         chart for chart in CHARTS if any(_series(rows, key)[0] for rows in runs.values() for key in chart[1:3] if key)
     ]
     if not charts:
-        raise PlotError(f"the logs of {', '.join(runs)} contain no quantity to draw, such as loss or eval_bleu")
+        raise ArgumentError(f"the logs of {', '.join(runs)} contain no quantity to draw, such as loss or eval_bleu")
     columns = 1 if len(charts) == 1 else 2 if len(charts) <= 4 else 3
     height = -(-len(charts) // columns)
     figure = new_figure(figsize=(3.7 * columns, 2.6 * height + 0.3), layout="constrained")
@@ -174,7 +174,7 @@ def plot_score_by_length(
     Returns the Matplotlib figure. Bars, and the numbers above them, show the number of sentences in each bin.
     """
     if not systems or not all(systems.values()):
-        raise PlotError("systems: each needs at least one length bin")
+        raise ArgumentError("systems: each needs at least one length bin")
     if output is not None:
         check_output(output)
     figure = new_figure(figsize=(7.4, 3.4), layout="constrained")

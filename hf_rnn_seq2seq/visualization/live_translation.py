@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.errors import AttentionError, EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError, AttentionError
 from hf_rnn_seq2seq.generation.attention import stack_layer
 from hf_rnn_seq2seq.generation.encoding import encoded_sources
 from hf_rnn_seq2seq.generation.translate import Hypothesis, translate_n_best
@@ -32,17 +32,17 @@ def stream_translation(
     temperature 0) yields its result only.
 
     Raises:
-        EvaluationError: the source has no text, or an option is out of range.
+        ArgumentError: the source has no text, or an option is out of range.
     """
     limit = max_new_tokens or longest_output(model.generation_config) or 128
     if temperature < 0 or num_beams < 1 or limit < 1:
-        raise EvaluationError(
+        raise ArgumentError(
             f"temperature={temperature}, num_beams={num_beams}, max_new_tokens={limit}: "
             "temperature must be at least 0, the others at least 1"
         )
     (ids,) = encoded_sources(tokenizer, [source]).ids
     if not ids:
-        raise EvaluationError("source: must contain text")
+        raise ArgumentError("source: must contain text")
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     model.eval()
     if num_beams > 1 and temperature == 0:

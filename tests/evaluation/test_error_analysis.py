@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.errors import EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.evaluation import error_analysis as analysis
 from hf_rnn_seq2seq.generation.translate import Hypothesis
 from tests.helpers.checkpoints import SOURCES, TARGETS, tiny_tokenizer
@@ -102,7 +102,7 @@ def test_analysis_counts_and_orders() -> None:
     assert facts["entropy"] is None
     header, row = analysis.summary_table({"s": reports})
     assert dict(zip(header, row, strict=True))["untranslated"] == "1 (25.0 %)"
-    with pytest.raises(EvaluationError, match="1 sources, 0 references, 0 hypotheses"):
+    with pytest.raises(ArgumentError, match="1 sources, 0 references, 0 hypotheses"):
         analysis.analyze(["a"], [], [], tokenizer)
 
 

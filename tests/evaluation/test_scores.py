@@ -47,9 +47,9 @@ def test_score_is_sacrebleus_and_needs_equal_sides() -> None:
     assert found["signature"] == found["bleu_signature"]
     assert "tok:char" in found["char_bleu_signature"]
     assert score(TARGETS, TARGETS, n_bootstrap=5)["bleu_interval"] == 0
-    with pytest.raises(errors.EvaluationError, match=r"6 hypotheses for 5 references"):
+    with pytest.raises(errors.ArgumentError, match=r"6 hypotheses for 5 references"):
         score(TARGETS, TARGETS[:5])
-    with pytest.raises(errors.EvaluationError, match=r"0 hypotheses for 0 references"):
+    with pytest.raises(errors.ArgumentError, match=r"0 hypotheses for 0 references"):
         score([], [])
 
 
@@ -68,9 +68,9 @@ def test_paired_test_is_sacrebleus() -> None:
         ({"a": worse}, "at least 2 systems"),
         ({"a": worse, "b": better[1:]}, "b: 29 hypotheses for 30"),
     ):
-        with pytest.raises(errors.EvaluationError, match=message):
+        with pytest.raises(errors.ArgumentError, match=message):
             paired_test(bad, references)
-    with pytest.raises(errors.EvaluationError, match="metric 'wer' has no paired test"):
+    with pytest.raises(errors.ArgumentError, match="metric 'wer' has no paired test"):
         paired_test({"a": worse, "b": better}, references, ("wer",))
 
 
@@ -88,7 +88,7 @@ def test_score_by_length_groups_by_words() -> None:
 def test_a_metric_of_the_users_own_loads_by_path(tmp_path: Path) -> None:
     found = external_score(str(Path(__file__).parents[1] / "helpers" / "exact_metric.py"), ["a", "b"], ["a", "c"])
     assert found == {"exact": 0.5}
-    with pytest.raises(errors.EvaluationError, match=r"metric .*missing.py.*could not load it"):
+    with pytest.raises(errors.ArgumentError, match=r"metric .*missing.py.*could not load it"):
         external_metric(str(tmp_path / "missing.py"))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_rnn_seq2seq.errors import ExportError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.export.graphs import DecoderGraph, EncoderGraph, Programs, export_programs, present
 from tests.helpers.models import batch, tiny_model
 
@@ -179,10 +179,10 @@ def test_models_that_cannot_be_exported_are_refused() -> None:
         ({"encoder_transition_depth": 2}, "encoder_transition_depth above 1"),
         ({"zoneout_cell": 0.1}, "zoneout"),
     ):
-        with pytest.raises(ExportError, match=reason):
+        with pytest.raises(ArgumentError, match=reason):
             export_programs(tiny_model(dtype=torch.float32, **options))
     sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 1)
-    with pytest.raises(ExportError, match="BartForConditionalGeneration: only RnnSeq2SeqForConditionalGeneration"):
+    with pytest.raises(ArgumentError, match="BartForConditionalGeneration: only RnnSeq2SeqForConditionalGeneration"):
         export_programs(BartForConditionalGeneration(BartConfig(vocab_size=9, d_model=4, **sizes)))
 
 
@@ -193,13 +193,13 @@ def test_settings_that_the_loop_does_not_know_are_refused(tmp_path: Path) -> Non
 
     model = tiny_model(dtype=torch.float32)
     model.generation_config.no_repeat_ngram_size = 3
-    with pytest.raises(ExportError, match="no_repeat_ngram_size=3 in the generation config"):
+    with pytest.raises(ArgumentError, match="no_repeat_ngram_size=3 in the generation config"):
         decoding_settings(model)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
     with pytest.raises(FileExistsError, match="must be a new or an empty folder"):
         export_onnx(tiny_model(dtype=torch.float32), tmp_path / "mine")
-    with pytest.raises(ExportError, match="not in float32"):
+    with pytest.raises(ArgumentError, match="not in float32"):
         export_onnx(tiny_model(), tmp_path / "new")
     with pytest.raises(FileNotFoundError, match=r"has no encoder\.onnx"):
         OnnxTranslator(tmp_path / "mine")
@@ -221,7 +221,7 @@ def test_an_old_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     from hf_rnn_seq2seq.export.onnx import export_onnx
 
     monkeypatch.setattr(torch, "__version__", "2.8.1+cpu")
-    with pytest.raises(ExportError, match=r"torch 2\.8\.1\+cpu: the export to ONNX needs torch 2\.9 or newer"):
+    with pytest.raises(ArgumentError, match=r"torch 2\.8\.1\+cpu: the export to ONNX needs torch 2\.9 or newer"):
         export_onnx(tiny_model(dtype=torch.float32), tmp_path / "out")
 
 
@@ -231,7 +231,7 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path: Path, mon
     from hf_rnn_seq2seq.export import onnx as onnx_export
 
     monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
-    with pytest.raises(ExportError, match="ONNX and torch differ by .* in logits; nothing was written"):
+    with pytest.raises(ArgumentError, match="ONNX and torch differ by .* in logits; nothing was written"):
         onnx_export.export_onnx(tiny_model(dtype=torch.float32, attention_type="dot"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

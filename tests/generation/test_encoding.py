@@ -20,7 +20,7 @@ def test_batches_hold_similar_lengths_within_the_token_budget() -> None:
     batches = length_batches(lengths, batch_size=3, max_tokens=160, beams=2)
     assert batches == [[7], [1, 5], [3, 4, 0], [6]]
     assert length_batches([0, 0], 4, 10) == []
-    with pytest.raises(errors.EvaluationError, match=r"batch_size is 0, max_tokens is 5; both must be at least 1"):
+    with pytest.raises(errors.ArgumentError, match=r"batch_size is 0, max_tokens is 5; both must be at least 1"):
         length_batches(lengths, 0, 5)
 
 

@@ -23,7 +23,7 @@ def test_forced_hypothesis_equals_the_models_loss(pair) -> None:
     assert found.log_probability == pytest.approx(-float(loss) * labels.numel(), rel=1e-4)
     assert target_pieces(tokenizer, found.token_ids)[-1] == "</s>"
     assert "".join(target_pieces(tokenizer, found.token_ids)[:-1]) == TARGETS[0]
-    with pytest.raises(errors.EvaluationError, match="must both hold text"):
+    with pytest.raises(errors.ArgumentError, match="must both hold text"):
         forced_hypothesis(model, tokenizer, SOURCES[0], " ")
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_rnn_seq2seq.errors import StreamError
+from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.generation.lines import LineReader, LineWriter
 
 
@@ -30,13 +30,13 @@ def test_streams_refuse_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x")
     (tmp_path / "a.jsonl").write_text('{"other": "x"}\n')
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc\n" * 1000)[:-20])
-    with pytest.raises(StreamError, match="no such file"):
+    with pytest.raises(DataError, match="no such file"):
         LineReader(str(tmp_path / "missing"))
-    with pytest.raises(StreamError, match="tables are not read"):
+    with pytest.raises(DataError, match="tables are not read"):
         LineReader(str(tmp_path / "a.csv"))
-    with pytest.raises(StreamError, match="line 1 is not a JSON object with a text field 'source'"):
+    with pytest.raises(DataError, match="line 1 is not a JSON object with a text field 'source'"):
         list(LineReader(str(tmp_path / "a.jsonl")))
-    with pytest.raises(StreamError, match=r"a\.txt\.gz.*, line \d+: not a whole gzip file"):
+    with pytest.raises(DataError, match=r"a\.txt\.gz.*, line \d+: not a whole gzip file"):
         list(LineReader(str(tmp_path / "a.txt.gz")))
-    with pytest.raises(StreamError, match=r"folder .*/no' does not exist"):
+    with pytest.raises(DataError, match=r"folder .*/no' does not exist"):
         LineWriter(str(tmp_path / "no" / "out"))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, pipeline
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.errors import AveragingError, EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
 from hf_rnn_seq2seq.generation.pipeline import RnnTranslationPipeline
 from hf_rnn_seq2seq.generation.scoring import score_ids, score_texts, summarize
 from hf_rnn_seq2seq.generation.unknown_words import read_dictionary, replace_unknown
@@ -71,9 +71,9 @@ def test_what_the_search_says_of_its_hypotheses_is_their_score(loaded: tuple[Any
 
 def test_pairs_that_cannot_be_scored(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
-    with pytest.raises(EvaluationError, match="2 sources for 1 targets; both must have the same length"):
+    with pytest.raises(ArgumentError, match="2 sources for 1 targets; both must have the same length"):
         score_ids(model, [[3, 2], [3, 2]], [[3, 2]])
-    with pytest.raises(EvaluationError, match="pair 2: source and target must both hold text"):
+    with pytest.raises(ArgumentError, match="pair 2: source and target must both hold text"):
         score_texts(model, tokenizer, ["a", "b"], ["x", " "])
 
 
@@ -187,7 +187,7 @@ def test_what_cannot_be_averaged(loaded: tuple[Any, Any], checkpoint: Path, tmp_
         ([checkpoint, checkpoint], "wide", "wide exists"),
         ([checkpoint, checkpoint], "no/out", "its folder does not exist"),
     ):
-        with pytest.raises(AveragingError, match=message):
+        with pytest.raises(CheckpointError, match=message):
             average_checkpoints(folders, tmp_path / output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "empty", "other", "wide"], (
         "nothing half-written"

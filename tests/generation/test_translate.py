@@ -86,7 +86,7 @@ def test_batches_of_several_workers_are_those_of_one(rnn, threads, monkeypatch: 
     model.eval()
     translated(model, do_sample=True, workers=3)
     assert names == {"MainThread"}  # samples are drawn in the order of the batches
-    with pytest.raises(errors.EvaluationError, match="workers is 0; must be at least 1"):
+    with pytest.raises(errors.ArgumentError, match="workers is 0; must be at least 1"):
         translated(model, workers=0)
 
 
@@ -189,7 +189,7 @@ def test_n_best_starts_with_the_translation_and_is_bounded(rnn) -> None:
     model, tokenizer = rnn
     best = [row[0].text for row in translate_n_best(model, tokenizer, SOURCES, num_beams=3, progress=False)]
     assert best == translate(model, tokenizer, SOURCES, num_beams=3, progress=False)
-    with pytest.raises(errors.EvaluationError, match=r"n_best is 4; allowed: 1 to the number of beams \(3\)"):
+    with pytest.raises(errors.ArgumentError, match=r"n_best is 4; allowed: 1 to the number of beams \(3\)"):
         translate_n_best(model, tokenizer, SOURCES, n_best=4, num_beams=3)
 
 

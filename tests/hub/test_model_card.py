@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard, constants
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
-from hf_rnn_seq2seq.errors import CardError
+from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.hub.model_card import read_facts, render, render_again
 from tests.helpers.hub import Hub
 
@@ -117,7 +117,7 @@ def test_hub_accepts_the_card(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_read_facts(tmp_path: Path) -> None:
-    with pytest.raises(CardError, match=r"has no config\.json"):
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
         read_facts(tmp_path)
     RnnSeq2SeqConfig().save_pretrained(tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
@@ -130,9 +130,9 @@ def test_read_facts(tmp_path: Path) -> None:
     assert read["recipe"] == {"train_file": "train.fr,train.fr.gz", "seed": 1}
     assert "private" not in json.dumps(read) and "private" not in render(read)
     (tmp_path / "summary.json").write_text("[1")
-    with pytest.raises(CardError, match=r"summary\.json: not readable"):
+    with pytest.raises(CheckpointError, match=r"summary\.json: not readable"):
         read_facts(tmp_path)
-    with pytest.raises(CardError, match="'config' is missing"):
+    with pytest.raises(CheckpointError, match="'config' is missing"):
         render({})
 
 
@@ -152,5 +152,5 @@ def test_cards_are_rendered_again_from_their_facts(tmp_path: Path) -> None:
     assert render_again(tmp_path) == [tmp_path / "clock.md"]
     assert (tmp_path / "clock.md").read_text(encoding="utf-8") == render(facts())
     (tmp_path / "clock.json").write_text("{")
-    with pytest.raises(CardError, match=r"clock\.json: not readable"):
+    with pytest.raises(CheckpointError, match=r"clock\.json: not readable"):
         render_again(tmp_path)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
 from hf_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration, SearchError, SearchOutput
-from hf_rnn_seq2seq.errors import ShortlistError
+from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.generation.shortlist import Shortlist
 from hf_rnn_seq2seq.model import search_step
 from hf_rnn_seq2seq.model.fused_step import build_step
@@ -280,13 +280,13 @@ def test_a_shortlist_is_learned_from_pairs(tmp_path: Any) -> None:
     same = sum(map(torch.equal, search(**inputs(rows), max_new_tokens=12)[:, :4], plain[:, :4]))
     assert same > len(rows) // 2
     (tmp_path / "bad.json").write_text("[]")
-    with pytest.raises(ShortlistError, match="not a shortlist"):
+    with pytest.raises(DataError, match="not a shortlist"):
         Shortlist.load(tmp_path / "bad.json", tokenizer)
-    with pytest.raises(ShortlistError, match="was made for another tokenizer; learn it again with learn_shortlist"):
+    with pytest.raises(DataError, match="was made for another tokenizer; learn it again with learn_shortlist"):
         Shortlist.load(tmp_path / "list.json", tiny_tokenizer("word", joint=False))
     old = json.loads((tmp_path / "list.json").read_text())
     (tmp_path / "old.json").write_text(json.dumps({name: old[name] for name in ("always", "by_source")}))
-    with pytest.raises(ShortlistError, match="was made before shortlists named their tokenizer; learn it again"):
+    with pytest.raises(DataError, match="was made before shortlists named their tokenizer; learn it again"):
         Shortlist.load(tmp_path / "old.json", tokenizer)
 
 

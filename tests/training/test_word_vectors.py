@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
-from hf_rnn_seq2seq.errors import ArgumentError, VectorError
+from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.training.word_vectors import (
     KINDS,
     embedding_table,
@@ -79,17 +79,17 @@ REFUSED = {
 def test_a_file_that_cannot_be_used_is_named_with_its_line(case: str, tmp_path: Path) -> None:
     content, message = REFUSED[case]
     path = write(tmp_path / "vectors.txt", content)
-    with pytest.raises(VectorError) as caught:
+    with pytest.raises(DataError) as caught:
         read(path, "the", "house")
     assert message in str(caught.value) and repr(str(path)) in str(caught.value)
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
-    with pytest.raises(VectorError, match="none.txt': no such file"):
+    with pytest.raises(DataError, match="none.txt': no such file"):
         read(tmp_path / "none.txt", "the")
     path = write(tmp_path / "v.gz", "".join(f"w{n} 1 2 3\n" for n in range(40_000)))
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(VectorError, match="damaged gzip archive"):
+    with pytest.raises(DataError, match="damaged gzip archive"):
         read(path, "the")
 
 
@@ -208,7 +208,7 @@ def test_models_of_other_families(tmp_path: Path) -> None:
     load_word_vectors(model, tokenizer, {"target": str(path)}, sizes=(len(tokenizer), len(tokenizer)))
     assert model.get_decoder().embed_tokens.weight[tokenizer.get_vocab()["Haus"]].tolist() == [1] * 16
     model.get_decoder().embed_tokens = None
-    with pytest.raises(VectorError, match="target_vectors: the BartDecoder of this model has no table embed_tokens"):
+    with pytest.raises(DataError, match="target_vectors: the BartDecoder of this model has no table embed_tokens"):
         load_word_vectors(model, tokenizer, {"target": str(path)}, sizes=(len(tokenizer), len(tokenizer)))
 
 
@@ -284,6 +284,6 @@ def _running_share(run: Path, found: set[int]) -> float:
     ],
 )
 def test_options_are_checked(words: list[str], message: str, recipe: str, tmp_path: Path) -> None:
-    with pytest.raises((ArgumentError, VectorError), match=message):
+    with pytest.raises((ArgumentError, DataError), match=message):
         train(recipe, "--output_dir", tmp_path / "run", *words)
     assert not (tmp_path / "run").exists()

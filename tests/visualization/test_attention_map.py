@@ -120,7 +120,7 @@ def test_axes_of_the_callers_own() -> None:
 
     ax = Figure().subplots()
     assert plotting.attention_heatmap(weights_of(2, 2), "ab", "cd", ax=ax) is ax.figure
-    with pytest.raises(errors.PlotError, match="weights of one head"):
+    with pytest.raises(errors.ArgumentError, match="weights of one head"):
         plotting.attention_heatmap(weights_of(2, 2, 2), "ab", "cd", ax=ax)
 
 

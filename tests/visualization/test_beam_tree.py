@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.errors import EvaluationError, PlotError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.visualization.beam_tree import beam_tree, plot_beam_tree
 from tests.helpers.checkpoints import SOURCES, tiny_bart, tiny_rnn, tiny_tokenizer
 
@@ -56,7 +56,7 @@ def test_beam_tree_script_and_refusals(
     output = ["--output_file", str(tmp_path / "tree.svg")]
     assert script.main([model, "3 days", *output, "--num_beams", "2", "--max_new_tokens", "5"]) == 0
     assert capsys.readouterr().out.count("\n") == 2 and (tmp_path / "tree.svg").stat().st_size > 5000
-    with pytest.raises(EvaluationError, match="num_beams=1: a beam tree needs at least 2"):
+    with pytest.raises(ArgumentError, match="num_beams=1: a beam tree needs at least 2"):
         script.main([model, "3 days", *output, "--num_beams", "1"])
-    with pytest.raises(PlotError, match="suffix"):
+    with pytest.raises(ArgumentError, match="suffix"):
         script.main([model, "3 days", "--output_file", "tree.gif"])

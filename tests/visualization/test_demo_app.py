@@ -15,7 +15,7 @@ import torch
 
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.data.pieces import SPECIAL
-from hf_rnn_seq2seq.errors import CheckpointError, EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
 from hf_rnn_seq2seq.generation.scoring import forced_hypothesis
 from hf_rnn_seq2seq.generation.translate import translate_n_best
 from hf_rnn_seq2seq.visualization.demo_app import (
@@ -77,7 +77,7 @@ def test_stream_draws_at_a_temperature_and_repeats_with_a_seed() -> None:
 )
 def test_stream_refuses(options: dict[str, Any], message: str) -> None:
     tokenizer = tiny_tokenizer()
-    with pytest.raises(EvaluationError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         list(stream_translation(tiny_rnn(tokenizer), tokenizer, **{"source": "a", **options}))
 
 

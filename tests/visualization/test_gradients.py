@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.errors import EvaluationError, PlotError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.visualization.gradients import (
     open_gates,
     plot_gradients,
@@ -65,9 +65,9 @@ def test_open_gates_keep_the_gradient_and_tanh_loses_it() -> None:
         left[name] = float(norms[0] / norms[-1])
     assert left["tanh"] < 1e-6 and left["closed"] < 1e-4
     assert left["lstm"] > 0.1 and left["gru"] > 0.1
-    with pytest.raises(EvaluationError, match="RNN: has no gates"):
+    with pytest.raises(ArgumentError, match="RNN: has no gates"):
         open_gates(nn.RNN(2, 2), 1.0)
-    with pytest.raises(EvaluationError, match="Linear: contains no recurrent layer"):
+    with pytest.raises(ArgumentError, match="Linear: contains no recurrent layer"):
         recurrent_kernel(nn.Linear(2, 2))
 
 
@@ -77,7 +77,7 @@ def test_word_gradients_need_no_recurrence(runs: Path) -> None:
         curve = word_gradients(model, tokenizer, SOURCES[:3], TARGETS[:3], longest=4)
         assert len(curve) == 4 and all(value > 0 for value in curve)
         assert not any(parameter.grad is not None for parameter in model.parameters())
-    with pytest.raises(EvaluationError, match="no sentence pair has text"):
+    with pytest.raises(ArgumentError, match="no sentence pair has text"):
         word_gradients(model, tokenizer, [" "], ["a"])
 
 
@@ -86,7 +86,7 @@ def test_gradient_pictures(
 ) -> None:
     figure = plot_gradients({"a": [2.0, 1.0], "b": [4.0, 1.0]}, tmp_path / "a.svg")
     assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[1.0, 0.5], [1.0, 0.25]]
-    with pytest.raises(PlotError, match="first value must be above 0"):
+    with pytest.raises(ArgumentError, match="first value must be above 0"):
         plot_gradients({"a": [0.0, 1.0]})
     monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
     script = importlib.import_module("hf_rnn_seq2seq.commands.plot_gradients")

@@ -16,7 +16,7 @@ import torch
 
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
-from hf_rnn_seq2seq.errors import EvaluationError
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.evaluation.error_analysis import AnalyzedSystem, analyze, analyze_systems
 from hf_rnn_seq2seq.evaluation.test_set import TestSet
 from hf_rnn_seq2seq.generation.attention import merge_words
@@ -87,7 +87,7 @@ def test_page_is_whole_and_its_data_is_no_markup(made: tuple[TestSet, list[Any]]
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
     assert data["reference"] == made[0].references
     assert not re.search(r'(src|href)="(?!#)', page) and "url(" not in page and "@import" not in page
-    with pytest.raises(EvaluationError, match="nothing to show: 0 systems"):
+    with pytest.raises(ArgumentError, match="nothing to show: 0 systems"):
         render_report(made[0], [])
 
 

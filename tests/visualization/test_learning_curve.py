@@ -47,13 +47,13 @@ def test_runs_are_overlaid_under_their_names(tmp_path: Path) -> None:
     script = importlib.import_module("plot_learning_curve")
     assert script.main([str(first), str(second), "--output_file", str(tmp_path / "b.pdf")]) == 0
     assert (tmp_path / "b.pdf").read_bytes() == (tmp_path / "a.pdf").read_bytes()
-    with pytest.raises(errors.PlotError, match="no such log"):
+    with pytest.raises(errors.ArgumentError, match="no such log"):
         plot_learning_curve([first, tmp_path / "missing"])
     (second / "train_log.jsonl").write_text('{"step"\n{"step": 1}\n')
-    with pytest.raises(errors.PlotError, match="line 1 is not a JSON object"):
+    with pytest.raises(errors.ArgumentError, match="line 1 is not a JSON object"):
         plot_learning_curve(second)
     (second / "train_log.jsonl").write_text('{"step": 1, "other": 2}\n')
-    with pytest.raises(errors.PlotError, match="contain no quantity to draw"):
+    with pytest.raises(errors.ArgumentError, match="contain no quantity to draw"):
         plot_learning_curve(second)
 
 
@@ -70,5 +70,5 @@ def test_score_by_length_draws_every_system(tmp_path: Path) -> None:
     top = max(line.get_ydata().max() for line in left.lines)  # no line runs through the numbers
     assert all(text.get_window_extent().y0 > left.transData.transform((0, top))[1] for text in counts.values())
     assert left.get_xlim() == right.get_xlim()
-    with pytest.raises(errors.PlotError, match="at least one length bin"):
+    with pytest.raises(errors.ArgumentError, match="at least one length bin"):
         plot_score_by_length({"attention": []})

@@ -121,7 +121,9 @@ def analyze(
         ArgumentError: the three lists differ in length.
     """
     if not len(sources) == len(references) == len(hypotheses):
-        raise ArgumentError(f"{len(sources)} sources, {len(references)} references, {len(hypotheses)} hypotheses")
+        raise ArgumentError(
+            f"{len(sources)} sources, {len(references)} references, {len(hypotheses)} hypotheses: must be equal"
+        )
     bleu, chrf = sentence_metric("bleu"), sentence_metric("chrf")
     reports = []
     for source, reference, hypothesis in zip(sources, references, hypotheses, strict=True):
@@ -231,7 +233,7 @@ def analyze_systems(
         beams = options.get("num_beams") or model.generation_config.num_beams or 1
         systems.append(AnalyzedSystem(name, directory, hypotheses, reports, tokenizer, beams, encoded))
     if test_set is None:
-        raise ArgumentError("no model was named")
+        raise ArgumentError("directories=[]: name at least one model")
     return test_set, systems
 
 

@@ -31,7 +31,7 @@ def score_by_length(
     if not len(sources) == len(hypotheses) == len(references) or not sources:
         raise ArgumentError(f"{len(sources)} sources, {len(hypotheses)} hypotheses, {len(references)} references")
     if width < 1 or last < width:
-        raise ArgumentError(f"width is {width}, last is {last}; need 1 <= width <= last")
+        raise ArgumentError(f"width={width}, last={last}: must be 1 <= width <= last")
     groups: dict[int, list[int]] = {}
     for index, source in enumerate(sources):
         length = max(_units(source), 1)

@@ -77,7 +77,7 @@ class TranslationMetric(evaluate.Metric):
             n_bootstrap = options.pop("n_bootstrap", 0)
             return sacrebleu_scores(make(**defaults | options), predictions, rows, n_bootstrap)
         if options:
-            raise TypeError(f"{self.config_name} has no option {', '.join(options)}")
+            raise TypeError(f"{', '.join(options)}: not an option of the metric {self.config_name}")
         if self.config_name in ("wer", "cer"):
             return error_rate(self.config_name, predictions, rows)
         return mean_score(self.config_name, predictions, rows)
@@ -97,13 +97,15 @@ def reference_rows(predictions: list[Any], references: list[Any]) -> list[list[s
     return [[row] if isinstance(row, str) else list(row) for row in references]
 
 
-def sacrebleu_scores(metric: Any, predictions: list[str], rows: list[list[str]], n_bootstrap: int) -> dict[str, Any]:
+def sacrebleu_scores(
+    metric: BLEU | CHRF | TER, predictions: list[str], rows: list[list[str]], n_bootstrap: int
+) -> dict[str, Any]:
     """`score` (0 to 100), `signature` and details; with `n_bootstrap` also `mean` and `interval` (half of the 95 %).
 
     Resamples are sacrebleu's own (seed `SACREBLEU_SEED`, default 12345).
     """
     if n_bootstrap < 0 or n_bootstrap == 1:
-        raise ValueError(f"n_bootstrap is {n_bootstrap}; allowed: 0 (no interval) or at least 2 resamples")
+        raise ValueError(f"n_bootstrap={n_bootstrap}: must be 0 (no interval) or at least 2 (resamples)")
     # sacrebleu takes one list per reference position, with None where a sentence has fewer references.
     width = max(map(len, rows))
     streams = [[row[position] if position < len(row) else None for row in rows] for position in range(width)]

@@ -46,9 +46,9 @@ def paired_test(
     from hf_rnn_seq2seq.evaluation.metrics import SACREBLEU
 
     if test not in ("bs", "ar"):
-        raise ArgumentError(f"test is {test!r}; allowed: bs (paired bootstrap), ar (approximate randomization)")
+        raise ArgumentError(f"test={test!r}: must be bs (paired bootstrap) or ar (approximate randomization)")
     if len(systems) < 2:
-        raise ArgumentError(f"a paired test compares at least 2 systems, got {len(systems)}")
+        raise ArgumentError(f"systems: a paired test needs at least 2; got {len(systems)}")
     for name, hypotheses in systems.items():
         if len(hypotheses) != len(references) or not references:
             raise ArgumentError(f"{name}: {len(hypotheses)} hypotheses for {len(references)} references")

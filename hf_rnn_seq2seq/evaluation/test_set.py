@@ -1,13 +1,18 @@
 """The test set that a run is evaluated on: its own test split, or the data that options name."""
 
+from __future__ import annotations
+
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.run_directory import data_options
+
+if TYPE_CHECKING:
+    from hf_rnn_seq2seq.data.corpus import Corpus
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +92,7 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
     )
 
 
-def _load_split(options: Mapping[str, Any], split: str, required: bool) -> Any:
+def _load_split(options: Mapping[str, Any], split: str, required: bool) -> Corpus:
     """The corpus with one split, and its alignments if it has them; without `required` ones it raises DataError."""
     from hf_rnn_seq2seq.data.arguments import DataArguments
     from hf_rnn_seq2seq.data.corpus import load_corpus

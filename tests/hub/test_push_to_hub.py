@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from hf_rnn_seq2seq.errors import CheckpointError
+from hf_rnn_seq2seq.errors import InputError
 from hf_rnn_seq2seq.hub.upload import plan_upload, push
 from tests.helpers import warm
 from tests.helpers.checkpoints import tiny_rnn, tiny_tokenizer
@@ -114,7 +114,7 @@ def test_the_hubs_refusals(owner: HfApi, script: Script, run_directory: Path, mo
 
 def test_a_card_the_hub_refuses_stops_the_push(owner: HfApi, run_directory: Path) -> None:
     (run_directory / "README.md").write_text("---\nlicense: ask me\n---\n# Mine\n")
-    with pytest.raises(CheckpointError, match=r"README\.md: .*license"):
+    with pytest.raises(InputError, match=r"README\.md: .*license"):
         push(plan_upload(run_directory, "owner/badcard"), "owner/badcard")
     assert not owner.repo_exists("owner/badcard")
 
@@ -138,16 +138,16 @@ def test_a_card_the_hub_refuses_stops_the_push(owner: HfApi, run_directory: Path
 )
 def test_refused_directories(run_directory: Path, damage: Callable[[Path], object], complaint: str) -> None:
     damage(run_directory)
-    with pytest.raises(CheckpointError, match=complaint) as error:
+    with pytest.raises(InputError, match=complaint) as error:
         plan_upload(run_directory, "owner/name")
     assert "\n" not in str(error.value)
 
 
 def test_bad_names(script: Script, run_directory: Path, tmp_path: Path) -> None:
     for name in ("name", "a/b/c", "user/na me"):
-        with pytest.raises(CheckpointError, match="must be user/name"):
+        with pytest.raises(InputError, match="must be user/name"):
             plan_upload(run_directory, name)
-    with pytest.raises(CheckpointError, match="no such directory"):
+    with pytest.raises(InputError, match="no such directory"):
         plan_upload(tmp_path / "absent", "user/name")
     done = script(tmp_path / "absent", "user/name", "--dry_run")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
@@ -156,7 +156,7 @@ def test_bad_names(script: Script, run_directory: Path, tmp_path: Path) -> None:
 def test_own_card_is_kept(run_directory: Path) -> None:
     (run_directory / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     assert plan_upload(run_directory, "owner/name").files["README.md"] == run_directory / "README.md"
-    with pytest.raises(CheckpointError, match=r"license='bsd': .*README.md is the card; write `license: bsd` between"):
+    with pytest.raises(InputError, match=r"license='bsd': .*README.md is the card; write `license: bsd` between"):
         plan_upload(run_directory, "owner/name", license="bsd")
 
 

@@ -23,11 +23,14 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 	--num_cpu_threads_per_process $(CORES)
 DEMO_SENTENCE := Thursday, March 12, 2026
 READY := $(VENV)/.ready
+DEMO_READY := $(VENV)/.ready-demo
 LOCK := .ci/requirements.lock
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 # Test workers share the cores: one thread each, and idle threads sleep.
-TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
+TEST_ENVIRONMENT := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENVIRONMENT) $(BIN)/python -m pytest
+
+CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, PYTHON=$(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 
 .PHONY: demo test lint format test-all test-faults test-latest test-floor lock bench setup clean
 
@@ -36,7 +39,7 @@ setup: $(READY)
 # torch comes first and alone, so that it decides which of its builds and which CUDA packages this machine gets. The lock
 # is complete: nothing is left to be resolved, and what was tested is what is installed.
 $(READY): pyproject.toml $(LOCK)
-	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, PYTHON=$(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(CHECK_PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH_INDEX) "$(TORCH)"
 	$(BIN)/python -m pip install --no-deps -r $(LOCK)
@@ -54,7 +57,16 @@ lock:
 		grep -vE '^(torch|triton|(nvidia|cuda)-[a-z0-9-]+)==' $(VENV)-lock/requirements.txt; } > $(VENV)-lock/lock.txt
 	mv $(VENV)-lock/lock.txt $(LOCK)
 
-demo: $(READY)
+# What the demo needs and no tools of developers: the lock is a list of constraints here.
+$(DEMO_READY): pyproject.toml $(LOCK)
+	@$(CHECK_PYTHON)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH_INDEX) "$(TORCH)"
+	$(BIN)/python -m pip install -c $(LOCK) hatchling
+	$(BIN)/python -m pip install -c $(LOCK) --no-build-isolation -e '.[train,plot]'
+	@touch $@
+
+demo: $(if $(wildcard $(READY)),$(READY),$(DEMO_READY))
 	@if test -f $(DEMO)/summary.json; then \
 		echo "$(DEMO) holds a finished run, which is scored again; \`make demo DEMO=runs/other\` trains another"; \
 	else \

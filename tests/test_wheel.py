@@ -73,10 +73,9 @@ def test_installed_wheel_trains_and_loads(wheel: Path, tmp_path: Path) -> None:
     packages = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
     (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
-    scripts = ROOT / "scripts"
-    recipe = scripts / "recipes" / "cldr_en_fr.yaml"
-    train = [python, scripts / "train.py", recipe, "--output_dir", "run", *TOY_OPTIONS]
-    for command in (train, [python, "-c", LOAD]):
+    train = [environment / "bin" / "hf-rnn", "train", "cldr_en_fr", "--output_dir", "run", *TOY_OPTIONS]
+    again = [python, ROOT / "scripts" / "train.py", "cldr_en_fr", "--output_dir", "again", *TOY_OPTIONS]
+    for command in (train, again, [python, "-c", LOAD]):
         words = [str(word) for word in command]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-4000:]}"

@@ -50,7 +50,8 @@ def launcher_names() -> set[str]:
     if found is None or found.origin is None:
         raise ArgumentError("accelerate is not installed; install it: pip install 'hf_rnn_seq2seq[train]'")
     text = (Path(found.origin).parent / "commands" / "launch.py").read_text(encoding="utf-8")
-    return set(re.findall(r'"(--?\w+)"', text))
+    names = set(re.findall(r'"(--?\w+)"', text))
+    return names | {"--" + name[2:].replace("_", "-") for name in names if name.startswith("--")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

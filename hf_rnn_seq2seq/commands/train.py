@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.hub.background_upload import without_token
     from hf_rnn_seq2seq.training.run import run
 
-    program = "hf-rnn train" if sys.argv[0].startswith("hf-rnn") else "scripts/train.py"
+    program = "scripts/train.py" if Path(sys.argv[0]).parent.name == "scripts" else "hf-rnn train"
     uploads = partial(begin_upload, options.training) if options.training.push_to_hub else None
     try:
         reason = run(options, f"{program} {shlex.join(without_token(words))}", draw_learning_curve, uploads)

@@ -346,7 +346,8 @@ def systems_parser(description: str | None) -> Parser:
     parser = Parser(description)
     parser.add_argument("models", nargs="+", metavar="DIR", help="directories that training wrote")
     parser.add_argument("--batch_size", type=at_least(1), default=64, help="sentences (default: 64)")
-    parser.add_argument("--no_progress", action="store_true", help="no progress bar")
+    parser.rename("--no_progress", "--disable_tqdm")
+    parser.add_argument("--disable_tqdm", action="store_true", help="no progress bar")
     add_generation_options(parser)
     add_data_options(parser)
     add_model_options(parser)
@@ -368,7 +369,7 @@ def analysis_options(arguments: argparse.Namespace) -> dict[str, Any]:
     where = {"split": arguments.split, "device": arguments.device, "dtype": arguments.dtype}
     how = {
         "batch_size": arguments.batch_size,
-        "progress": not arguments.no_progress,
+        "progress": not arguments.disable_tqdm,
         "workers": torch.get_num_threads(),
     }
     return where | how | generation_options(arguments)
@@ -393,6 +394,9 @@ def quiet_libraries() -> None:
     import hf_rnn_seq2seq
 
     hf_rnn_seq2seq.register()
+    if sys.stderr is None or not sys.stderr.isatty():  # a bar in a file is one long line of carriage returns
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        huggingface_hub.utils.disable_progress_bars()
     huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

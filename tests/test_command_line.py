@@ -14,7 +14,7 @@ TYPED = {
     ("translate", "MODEL --ensemble A B"): {"model": "MODEL", "ensemble": ["A", "B"]},
     ("translate", "--replace_unknown MODEL"): {"model": "MODEL", "replace_unknown": ""},
     ("translate", "--replace-unknown words.tsv MODEL"): {"model": "MODEL", "replace_unknown": "words.tsv"},
-    ("translate", "--scores true MODEL --no-progress"): {"model": "MODEL", "scores": True, "no_progress": True},
+    ("translate", "--scores true MODEL --disable-tqdm"): {"model": "MODEL", "scores": True, "disable_tqdm": True},
     ("translate", "--alignments=false MODEL --length_penalty -1"): {"alignments": False, "length_penalty": -1.0},
     ("translate", "--output_file=~/out.txt $FOLDER/run"): {"model": "/data/run", "output_file": "/home-me/out.txt"},
     ("evaluate_bleu", "--scores bleu chrf DIR OTHER"): {"models": ["DIR", "OTHER"], "scores": ["bleu", "chrf"]},

@@ -38,7 +38,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_tokens", type=command_line.at_least(1), default=16384, help="padded tokens of a batch")
     parser.add_argument("--max_source_length", type=command_line.at_least(2), help="longer sources are truncated")
     parser.add_argument("--window", type=command_line.at_least(1), default=2048, help="rows that are sorted together")
-    parser.add_argument("--no_progress", action="store_true", help="no progress bar on standard error")
+    parser.rename("--no_progress", "--disable_tqdm")
+    parser.add_argument("--disable_tqdm", action="store_true", help="no progress bar; none is drawn into a file either")
     command_line.add_generation_options(parser)
     command_line.add_data_options(parser, training=True)
     command_line.add_model_options(parser)
@@ -58,7 +59,7 @@ def identity(
     ignored = (
         "resume",
         "overwrite",
-        "no_progress",
+        "disable_tqdm",
         "window",
         "batch_size",
         "max_tokens",
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     writing["identity"] = identity(arguments, corpus.description.get("fingerprint"), teachers, tokenizer)
     with (
         LineWriter(arguments.output_file, **writing) as writer,
-        tqdm(total=len(rows), unit=" rows", desc="distilling", disable=arguments.no_progress) as bar,
+        tqdm(total=len(rows), unit=" rows", desc="distilling", disable=arguments.disable_tqdm or None) as bar,
     ):
         for done in write_distilled(writer, header, rows, teach, arguments.window):
             bar.update(done - bar.n)

@@ -56,7 +56,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_tokens", type=command_line.at_least(1), default=16384, help="padded tokens of a batch")
     parser.add_argument("--max_source_length", type=command_line.at_least(2), help="tokens a line is cut at")
     parser.add_argument("--window", type=command_line.at_least(1), default=2048, help="lines sorted and held at a time")
-    parser.add_argument("--no_progress", action="store_true", help="no progress bar on standard error")
+    parser.rename("--no_progress", "--disable_tqdm")
+    parser.add_argument("--disable_tqdm", action="store_true", help="no progress bar")
     command_line.add_generation_options(parser)
     command_line.add_model_options(parser)
     arguments = parser.parse_args(argv)
@@ -154,11 +155,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.output_file:
         facts = identity(vars(arguments), reader, model, tokenizer, options.get("ensemble", ()))
         resuming = {"resume": arguments.resume, "overwrite": arguments.overwrite, "identity": facts}
-    progress = not arguments.no_progress
+    progress = not arguments.disable_tqdm
     with LineWriter(arguments.output_file, **resuming) as writer:
         counts = translate_lines(model, tokenizer, reader, writer, request, window=arguments.window, progress=progress)
     for problem in (*source_problems(counts), *reader.warnings()):
         print(f"warning: {problem}", file=sys.stderr)
     if progress:
-        print(f"memory: {peak_memory_mb(torch.device('cpu')):.0f} MB at most", file=sys.stderr)
+        print(f"{writer.done} lines; memory: {peak_memory_mb(torch.device('cpu')):.0f} MB at most", file=sys.stderr)
     return 0

@@ -175,7 +175,7 @@ def _decode_batches(
         return search(**model_inputs(model, [sources[index] for index in batch]), **generation)
 
     count = sum(map(len, batches))
-    bar = tqdm(total=count, desc="translating", unit=" sentences", disable=not progress, leave=False)
+    bar = tqdm(total=count, desc="translating", unit=" sentences", disable=None if progress else True, leave=False)
     with evaluation_mode(model), bar:
         # Threads may share the model's own search. Nothing is known of another one, and samples need a fixed order.
         shared = search == own_search and _search_covers(model, generation)

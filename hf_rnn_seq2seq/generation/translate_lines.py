@@ -22,7 +22,7 @@ from hf_rnn_seq2seq.generation.unknown_words import replace_unknown
 from hf_rnn_seq2seq.run_directory import model_hash
 
 # Options that do not change the lines.
-_NOT_CONTENT = ("resume", "overwrite", "no_progress", "window", "batch_size", "max_tokens", "output_file", "device")
+_NOT_CONTENT = ("resume", "overwrite", "disable_tqdm", "window", "batch_size", "max_tokens", "output_file", "device")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ def translate_lines(
         raise DataError(f"{writer.path}.part has {writer.done} lines, the input {total}: not its output")
     if reader.path is None and sys.stdin.isatty():
         window = 1
-    with tqdm(total=total, initial=writer.done, unit=" lines", desc="translating", disable=not progress) as bar:
+    with tqdm(
+        total=total, initial=writer.done, unit=" lines", desc="translating", disable=None if progress else True
+    ) as bar:
         try:
             for sources in windows(islice(reader, writer.done, None), window):
                 encoded = encode_sources(tokenizer, sources, request.max_source_length)

@@ -69,13 +69,14 @@ def _finite(value: Any) -> Any:
 class Console:
     """Progress bar and messages of the main process; silent on the others."""
 
-    def __init__(self, enabled: bool) -> None:
+    def __init__(self, enabled: bool, bar: bool = True) -> None:
         self.enabled = enabled
+        self.has_bar = bar and sys.stderr.isatty()  # in a file, its carriage returns make one long line
         self.bar: tqdm | None = None
 
     def start(self, total_steps: float | None, seconds: float | None, step: int, elapsed: float) -> None:
         """Opens the bar: over seconds if the run has a time budget, else over steps."""
-        if not self.enabled:
+        if not (self.enabled and self.has_bar):
             return
         self.in_seconds = seconds is not None
         total = seconds if self.in_seconds else total_steps

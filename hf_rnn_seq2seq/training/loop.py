@@ -96,7 +96,7 @@ class TrainingLoop:
         self.validator, self.save_tokenizer = validator, save_tokenizer
         self.after_save, self.after_run, self.recipe = after_save, after_run, recipe
         self.facts = dict(facts or {})
-        self.console = Console(self.accelerator.is_main_process)
+        self.console = Console(self.accelerator.is_main_process, bar=not self.options.disable_tqdm)
         self.plan, self.loader = plan_and_loader(train_dataset, self.options, self.accelerator, collate)
         self.identity = {
             **(identity or {}),

@@ -150,6 +150,7 @@ def test_the_command_trains_a_recipe_by_its_name(launcher: list[str], processes:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*warm.python(), *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "step 2" in done.stderr and "\r" not in done.stdout + done.stderr
     summary = yaml.safe_load((tmp_path / "run" / "summary.json").read_text())
     assert (summary["processes"], summary["steps"]) == (processes, TOY["max_steps"])
     assert summary["command"].startswith("hf-rnn train cldr_en_fr --output_dir run") or processes == 2

@@ -122,7 +122,7 @@ def test_script_prints_tables_and_writes_every_sentence(
     monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
     script = importlib.import_module("error_analysis")
     models = [str(runs / "attention"), str(runs / "plain")]
-    options = ["--worst", "2", "--no_progress", "--output_file", str(tmp_path / "all.jsonl")]
+    options = ["--worst", "2", "--disable_tqdm", "--output_file", str(tmp_path / "all.jsonl")]
     assert script.main([*models, *data_of(runs), *options]) == 0
     printed = capsys.readouterr().out
     assert printed.count("the worst 2") == 2 and "coverage" in printed
@@ -139,7 +139,7 @@ def test_every_line_is_analysed_and_what_was_cut_is_said(
 ) -> None:
     monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
     (tmp_path / "t.tsv").write_text("en\tfr\n2 kg\t2 kg\n\tun\nin an hour\t\n" + "ago " * 90 + "\til y a\n")
-    data = ["--test_file", str(tmp_path / "t.tsv"), "--source_lang", "en", "--target_lang", "fr", "--no_progress"]
+    data = ["--test_file", str(tmp_path / "t.tsv"), "--source_lang", "en", "--target_lang", "fr", "--disable_tqdm"]
     models = [str(runs / "attention"), str(runs / "plain")]
     assert (
         importlib.import_module("error_analysis").main([*models, *data, "--output_file", str(tmp_path / "a.jsonl")])

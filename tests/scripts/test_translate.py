@@ -43,7 +43,7 @@ def test_one_line_out_for_each_line_in_and_equal_to_generate(checkpoint: Path) -
 
 def test_beams_scores_alignments_and_n_best_in_columns(checkpoint: Path) -> None:
     text = f"{SOURCES[0]}\n\n{SOURCES[1]}\n".encode()
-    options = ("--num_beams", 3, "--n_best", 2, "--scores", "--alignments", "--no_progress")
+    options = ("--num_beams", 3, "--n_best", 2, "--scores", "--alignments", "--disable_tqdm")
     result = run("translate.py", checkpoint, *options, stdin=text)
     lines = result.stdout.decode().split("\n")
     assert result.returncode == 0
@@ -293,7 +293,7 @@ def test_what_cannot_be_written_to_is_named(checkpoint: Path, tmp_path: Path) ->
 
 
 def test_an_output_that_cannot_be_written_is_one_line(checkpoint: Path) -> None:
-    command = [str(ROOT / "scripts" / "translate.py"), str(checkpoint), "--no_progress"]
+    command = [str(ROOT / "scripts" / "translate.py"), str(checkpoint), "--disable_tqdm"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for python, place, message in (
         (

@@ -99,7 +99,7 @@ def test_script_writes_the_translations_of_several_models(
     models = [str(runs / "attention"), str(runs / "plain")]
     data = ["--test_file", str(runs / "pairs.tsv"), "--source_lang", "en", "--target_lang", "fr"]
     output = tmp_path / "report.html"
-    assert script.main([*models, *data, "--output_file", str(output), "--no_progress", "--num_beams", "2"]) == 0
+    assert script.main([*models, *data, "--output_file", str(output), "--disable_tqdm", "--num_beams", "2"]) == 0
     assert "6 sentences" in capsys.readouterr().out
     shown = json.loads(re.search(r'id="data">(.*?)</script>', output.read_text("utf-8"), re.DOTALL)[1])
     chosen = {"test_file": str(runs / "pairs.tsv"), "source_lang": "en", "target_lang": "fr"}

@@ -161,5 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in (*source_problems(counts), *reader.warnings()):
         print(f"warning: {problem}", file=sys.stderr)
     if progress:
-        print(f"{writer.done} lines; memory: {peak_memory_mb(torch.device('cpu')):.0f} MB at most", file=sys.stderr)
+        print(
+            f"{writer.done + writer.written} lines; memory: {peak_memory_mb(torch.device('cpu')):.0f} MB at most",
+            file=sys.stderr,
+        )
     return 0

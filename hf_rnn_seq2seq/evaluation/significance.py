@@ -48,7 +48,7 @@ def paired_test(
     if test not in ("bs", "ar"):
         raise ArgumentError(f"test={test!r}: must be bs (paired bootstrap) or ar (approximate randomization)")
     if len(systems) < 2:
-        raise ArgumentError(f"systems: a paired test needs at least 2; got {len(systems)}")
+        raise ArgumentError(f"a paired test needs at least 2 systems; got {len(systems)}")
     for name, hypotheses in systems.items():
         if len(hypotheses) != len(references) or not references:
             raise ArgumentError(f"{name}: {len(hypotheses)} hypotheses for {len(references)} references")

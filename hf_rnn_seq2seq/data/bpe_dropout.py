@@ -2,6 +2,9 @@
 
 `tokenizers` draws, from a generator that cannot be seeded. So the rows of an update do not depend on chance, but their
 pieces do: two runs with the same seed differ, and a resumed run draws other pieces than an uninterrupted one.
+
+It leaves out fewer merges than algorithm 1 of the paper: an outdated entry in its queue gives skipped merges another
+chance. At a dropout of 0.1 (0.3) the sentences of Multi30k become 1.14 (1.59) times as long, not 1.27 (1.88).
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def load_corpus(
     if data.alignment_file and (data.alignment_column or data.dataset_name or not data.train_file):
         raise DataError(
             f"alignment_file={data.alignment_file!r}, alignment_column={data.alignment_column!r}: give one of them, a "
-            "file beside train_file, or a column of train_file or of a data set"
+            "file with train_file, or a column of train_file or of a data set"
         )
     limits = dict(zip(SPLITS, (data.max_train_samples, data.max_eval_samples, data.max_predict_samples), strict=True))
     if data.dataset_name == "cldr":

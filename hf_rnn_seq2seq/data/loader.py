@@ -154,6 +154,9 @@ class MicroBatch:
     left_out: int = 0  # rows that were found too long when they were read
 
 
+Item = tuple[Update, list[MicroBatch]] | BaseException | None  # from the loading thread; None: there is no more
+
+
 class BatchLoader:
     """Reads and pads a rank's micro-batches in a thread, a few updates ahead of the model.
 
@@ -207,10 +210,10 @@ class BatchLoader:
 
     def stream(self, updates: Iterator[Update], depth: int = 2) -> Generator[tuple[Update, list[MicroBatch]]]:
         """Updates with their micro-batches, loaded `depth` updates ahead; an error in the thread is raised here."""
-        ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
+        ready: queue.Queue[Item] = queue.Queue(maxsize=depth)
         stopped = threading.Event()
 
-        def put(item: Any) -> bool:
+        def put(item: Item) -> bool:
             while not stopped.is_set():
                 try:
                     ready.put(item, timeout=0.1)

@@ -80,10 +80,9 @@ class Columns:
             )
         for name in self.names if wanted is None else wanted:
             if name not in names:
-                raise DataError(
-                    f"{where}: no column {quoted(name)}; it has {listed_names(names) or 'none'} (choose with "
-                    "source_column and target_column)"
-                )
+                options = "alignment_column" if name == self.alignment else "source_column and target_column"
+                has = listed_names(names) or "none"
+                raise DataError(f"{where}: no column {quoted(name)}; it has {has} (choose with {options})")
 
     def of_table(self, names: Sequence[str], languages: Sequence[str] | None, where: str) -> list[str]:
         """The columns to read of a table; `languages` are the keys of its column `translation`, if it has one.
@@ -358,7 +357,7 @@ def _parsed(text: str, where: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     if len({*names}) < len(names):
-        raise ValueError(f"the name {quoted(next(name for name in names if names.count(name) > 1))} stands twice")
+        raise ValueError(f"the name {quoted(next(name for name in names if names.count(name) > 1))} occurs twice")
     return dict(pairs)
 
 

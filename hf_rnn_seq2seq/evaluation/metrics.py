@@ -68,7 +68,9 @@ class TranslationMetric(evaluate.Metric):
             ],
         )
 
-    def _compute(self, predictions: list[str], references: list[Any], **options: Any) -> dict[str, Any]:
+    def _compute(
+        self, predictions: list[str], references: list[str] | list[list[str]], **options: Any
+    ) -> dict[str, Any]:
         rows = reference_rows(predictions, references)
         if self.config_name in SACREBLEU:
             make, defaults = SACREBLEU[self.config_name]
@@ -83,7 +85,7 @@ class TranslationMetric(evaluate.Metric):
         return mean_score(self.config_name, predictions, rows)
 
 
-def reference_rows(predictions: list[Any], references: list[Any]) -> list[list[str]]:
+def reference_rows(predictions: list[str], references: list[str] | list[list[str]]) -> list[list[str]]:
     """The references of each prediction as a list.
 
     Raises:

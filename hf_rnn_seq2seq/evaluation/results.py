@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_rnn_seq2seq.errors import ArgumentError, AttentionError
 from hf_rnn_seq2seq.evaluation.attention_agreement import attention_agreement
 from hf_rnn_seq2seq.evaluation.describe import architecture
+from hf_rnn_seq2seq.evaluation.error_analysis import AnalyzedSystem
 from hf_rnn_seq2seq.evaluation.scores import LOWER_IS_BETTER, score
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, default_metrics, read_test_set
 from hf_rnn_seq2seq.generation.encoding import encode_sources, source_problems
@@ -168,7 +169,7 @@ def score_table(systems: Sequence[System]) -> str:
     return "\n".join([format_table(rows), *notes(systems[0].test_set, systems)])
 
 
-def notes(test_set: TestSet, systems: Sequence[Any]) -> list[str]:
+def notes(test_set: TestSet, systems: Sequence[System | AnalyzedSystem]) -> list[str]:
     """Warnings about the lines of a test set, and about the sources that a system did not read completely."""
     return [*test_set.notes(), *(f"{system.name}: {note}" for system in systems for note in system.notes())]
 

@@ -20,7 +20,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=1
     shuffle=st.booleans(),
     width=st.integers(1, 8),
 )
-def test_a_plan_holds_every_row_once_within_its_limits(lengths, batch_size, max_tokens, shuffle, width):
+def test_a_plan_has_every_row_once_within_its_limits(lengths, batch_size, max_tokens, shuffle, width):
     source, target = [s for s, _ in lengths], [t for _, t in lengths]
     options = {"batch_size": batch_size, "max_tokens": max_tokens, "shuffle": shuffle, "bucket_width": width}
     plan = plan_batches(source, target, **options, seed=3, epoch=1)
@@ -53,7 +53,7 @@ def test_a_plan_depends_on_seed_and_epoch_and_pads_little():
 
 
 @pytest.mark.parametrize("width", [1, 4])
-def test_rows_stand_by_bucket_of_target_and_of_source(width):
+def test_rows_are_sorted_by_bucket_of_target_and_source(width):
     generator = np.random.default_rng(0)
     source, target = generator.integers(1, 30, (2, 500))
     order = [
@@ -70,7 +70,7 @@ def test_a_million_rows_are_planned_in_seconds():
     rows = plan.order
     assert np.array_equal(np.sort(rows), np.arange(1_000_000))
     assert np.all(np.diff(target[rows].astype(int) * 100 + source[rows]) >= 0)
-    assert np.mean(np.diff(rows) > 0) < 0.6, "ties stand in a random order"
+    assert np.mean(np.diff(rows) > 0) < 0.6, "ties are in a random order"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ PAIRS = [("en", "fr"), ("en", "ko"), ("fr", "en"), ("de", "ar"), ("ja", "hu"), (
 
 
 def few(pairs):
-    """The first two pairs in every run, all in the long one."""
+    """The first two pairs in every run, all pairs in the long run."""
     return [pair if number < 2 else pytest.param(pair, marks=pytest.mark.long) for number, pair in enumerate(pairs)]
 
 
@@ -32,12 +32,12 @@ def rows(source, target, split, count, seed=0):
 
 
 def words(text):
-    """Words, numbers and marks; a number is a word of its own where it is written without a space."""
+    """Words, numbers and punctuation marks; a number is a word of its own even without a space."""
     return re.findall(r"\d+|[^\W\d]+|[^\w\s]", text)
 
 
 def values(fact):
-    """The values that a fact tells, spelled out here a second time: what no two splits may share."""
+    """The values in a fact, which no two splits may share; independent of the code under test."""
     kind = fact[0]
     if kind == "date":
         return {("date", fact[2])}
@@ -88,7 +88,7 @@ def facts(book, split, count):
         (("datetime", ("date", "long", DAY), ("time", datetime.time(15, 30))), "fr", "12 mars 2026, 15:30"),
     ],
 )
-def test_a_fact_reads_as_the_language_has_it(fact, locale, text):
+def test_a_fact_is_rendered_in_each_language(fact, locale, text):
     assert render(fact, cldr.parse_locale(locale)) == text
 
 
@@ -96,7 +96,7 @@ RANGE, YEARS = ("interval", DAY, datetime.date(2026, 4, 20)), ("interval", DAY, 
 
 
 @pytest.mark.parametrize(
-    ("fact", "pair", "told"),
+    ("fact", "pair", "expected"),
     [
         (("date", "full", DAY), "en-fr", "Thursday,>jeudi 12,>12 March>mars 2026>2026"),
         (("date", "full", DAY), "en-ko", "Thursday,>목요일 12,>12일 March>3월 2026>2026년"),
@@ -131,25 +131,25 @@ RANGE, YEARS = ("interval", DAY, datetime.date(2026, 4, 20)), ("interval", DAY, 
         (("aside", ("territory", "DE"), ("amount", 3, "EUR")), "en-fr", "(3>(3 euros)>euros)"),
     ],
 )
-def test_the_words_of_a_value_stand_for_each_other(fact, pair, told):
+def test_the_words_of_a_value_are_aligned(fact, pair, expected):
     source, target = (phrase(fact, cldr.parse_locale(name)) for name in pair.split("-"))
     pairs = [map(int, found.split("-")) for found in alignment(source, target).split()]
     words = source.text.split(), target.text.split()
-    assert sorted(f"{words[0][s]}>{words[1][t]}" for s, t in pairs) == sorted(told.split())
+    assert sorted(f"{words[0][s]}>{words[1][t]}" for s, t in pairs) == sorted(expected.split())
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_alignments_name_words_that_hold_the_same_digits(pair):
-    """Of a number in digits the two words differ in marks and what is written without a space; in nothing else."""
-    told = 0
+def test_aligned_words_have_the_same_digits(pair):
+    """The words of a number in digits differ only in punctuation and in what is written without a space."""
+    count = 0
     for row in rows(*pair, "train", 2000):
         sides = row["source"].split(), row["target"].split()
         for found in row["alignment"].split():
             source, target = (re.sub(r"\D", "", side[int(n)]) for side, n in zip(sides, found.split("-"), strict=True))
-            told += 1
+            count += 1
             # "1 500" is two words; a month may be a name here and a number there.
             assert not source or not target or source in target or target in source, row
-    assert told > (20 if {"ja", "zh"} & {*pair} else 2000)
+    assert count > (20 if {"ja", "zh"} & {*pair} else 2000)
 
 
 @pytest.mark.parametrize("locale", ["en", "fr", "ko", "ja", "de", "hu", "ar", "he", "zh", "ru", "pt_BR", "th", "hi"])
@@ -164,7 +164,7 @@ def test_intervals_and_periods_are_those_of_babel(locale):
 
 
 @pytest.mark.parametrize("pair", few(PAIRS), ids="-".join)
-def test_no_sentence_of_one_split_stands_in_another(pair):
+def test_no_sentence_occurs_in_two_splits(pair):
     splits = {split: rows(*pair, split, 5000 if split == "train" else 400) for split in cldr.SPLITS}
     for side in ("source", "target"):
         texts = {split: {row[side] for row in found} for split, found in splits.items()}
@@ -173,7 +173,7 @@ def test_no_sentence_of_one_split_stands_in_another(pair):
 
 
 @pytest.mark.parametrize("pair", few(PAIRS[:3]), ids="-".join)
-def test_no_date_amount_or_list_of_one_split_stands_in_another(pair):
+def test_no_date_amount_or_list_occurs_in_two_splits(pair):
     book = phrase_book(*pair)
     found = {s: set().union(*map(values, facts(book, s, 6000 if s == "train" else 800))) for s in cldr.SPLITS}
     assert {kind for kind, *_ in found["test"]} >= {"date", "time", "relative", "quantity", "amount", "list"}
@@ -183,7 +183,7 @@ def test_no_date_amount_or_list_of_one_split_stands_in_another(pair):
 
 
 @pytest.mark.parametrize("pair", few(PAIRS[:4]), ids="-".join)
-def test_every_word_of_the_held_out_splits_stands_in_train(pair):
+def test_every_word_of_the_held_out_splits_occurs_in_train(pair):
     train = rows(*pair, "train", 20_000)
     for side in ("source", "target"):
         known = {word for row in train for word in words(row[side])}
@@ -215,13 +215,13 @@ def test_the_longer_corpus_begins_with_the_shorter_and_shards_do_not_matter():
     assert [row["id"] for row in whole] == list(range(300))
 
 
-def test_the_seed_draws_the_train_rows_and_no_others():
+def test_the_seed_affects_the_train_rows_only():
     assert rows("en", "fr", "train", 50, seed=1) != rows("en", "fr", "train", 50)
     for split in ("validation", "test"):
         assert rows("en", "fr", split, 50, seed=1) == rows("en", "fr", split, 50)
 
 
-def test_held_out_splits_repeat_no_sentence_and_say_when_there_are_no_more():
+def test_held_out_splits_repeat_no_sentence_and_end_with_an_error():
     test = rows("en", "fr", "test", 2000)
     assert len({row["source"] for row in test}) == 2000
 
@@ -233,7 +233,7 @@ def test_held_out_splits_repeat_no_sentence_and_say_when_there_are_no_more():
         list(cldr._distinct(Poor("en", "fr"), "test", 0, 11))
 
 
-def test_a_word_form_that_one_number_carries_is_never_held_out():
+def test_a_word_form_of_one_number_is_never_held_out():
     book = phrase_book("en", "ar")  # Arabic counts: one, two, 3-10, 11-99, hundreds
     assert {1, 2} <= book.rare_plurals
     assert all(book.split_of(("quantity", 2, unit)) == "train" for unit in book.units)
@@ -259,7 +259,7 @@ def test_sentences_are_of_many_kinds_and_mostly_short():
         ("", "fr", "locale '' is not known"),
     ],
 )
-def test_locales_that_cannot_be_used_are_named(source, target, message):
+def test_locales_without_data_are_refused(source, target, message):
     with pytest.raises(DataError, match=message):
         PhraseBook(source, target)
 

@@ -1,4 +1,4 @@
-"""Corpora of every kind in, token columns and batches out; nothing bad passes in silence."""
+"""Corpora of every kind become text and token columns; every bad row or file is counted or named."""
 
 import csv
 import gzip
@@ -17,7 +17,7 @@ from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import DataError, InputError
 
-# What the readers of others get wrong: a missing value, a time stamp, quotes, commas, a line separator inside a line.
+# What other readers get wrong: a missing value, a time stamp, quotes, commas, a line separator inside a line.
 PAIRS = [
     ("null", "NA"),
     ("2026-03-12", "nan"),
@@ -60,7 +60,7 @@ def pairs_of(split):
 
 @pytest.mark.parametrize("packed", ["", ".gz"])
 @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl", "json", "parquet"])
-def test_a_table_is_read_to_the_letter(kind, packed, tmp_path):
+def test_a_table_is_read_exactly(kind, packed, tmp_path):
     corpus = load_corpus(DataArguments(train_file=write_table(tmp_path, kind + packed), **READ))
     assert pairs_of(corpus.splits["train"]) == PAIRS
     assert corpus.splits["train"]["id"][:] == list(range(len(PAIRS)))
@@ -97,7 +97,7 @@ def test_a_translation_column_is_opened(tmp_path):
         load_corpus(DataArguments(train_file=path, source_lang="de", target_lang="en"))
 
 
-def test_columns_without_names_are_counted_from_nought(tmp_path):
+def test_columns_without_names_are_numbered_from_0(tmp_path):
     path = write(tmp_path / "fra.tsv", "Go.\tVa !\tCC-BY\nHi.\tSalut !\tCC-BY\n")
     corpus = load_corpus(DataArguments(train_file=path, source_column="1", target_column="0"))
     assert pairs_of(corpus.splits["train"]) == [("Va !", "Go."), ("Salut !", "Hi.")]
@@ -105,7 +105,7 @@ def test_columns_without_names_are_counted_from_nought(tmp_path):
         load_corpus(DataArguments(train_file=path, source_column="3", target_column="0"))
 
 
-def test_rows_that_cannot_be_used_are_counted_and_reported(tmp_path):
+def test_unusable_rows_are_counted_and_reported(tmp_path):
     rows = "source\ttarget\na\tb\n\tb\na\t \na\nb\tc\td\n\ne\tf\n"
     corpus = load_corpus(DataArguments(train_file=write(tmp_path / "x.tsv", rows)))
     assert pairs_of(corpus.splits["train"]) == [("a", "b"), ("e", "f")]
@@ -119,7 +119,7 @@ def test_rows_that_cannot_be_used_are_counted_and_reported(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_rows_that_are_scored_may_have_an_empty_side(tmp_path, streaming):
+def test_scored_rows_may_have_an_empty_side(tmp_path, streaming):
     path = write(tmp_path / "x.tsv", "source\ttarget\na\tb\n\tc\nd\t \ne\n \t\nf\tg\n")
     corpus = load_corpus(DataArguments(train_file=path, validation_file=path, test_file=path, streaming=streaming))
     kept = [(row["source"], row["target"]) for row in corpus.splits["train"]]
@@ -186,7 +186,7 @@ def test_rows_that_are_scored_may_have_an_empty_side(tmp_path, streaming):
             "x.jsonl",
             '{"source": "a", "target": "b", "target": "c"}\n',
             {},
-            "not JSON .the name 'target' stands twice",
+            "not JSON .the name 'target' occurs twice",
         ),
         ("x.csv", 'source,target\na,b\n"5 inch,c\nd,e\n', {}, "not a CSV table .*in the record that begins in line 3"),
         ("x.csv", "source,target\n" + '"' + "a,b\n" * 99_999, {}, "not a CSV table"),
@@ -205,7 +205,7 @@ def test_rows_that_are_scored_may_have_an_empty_side(tmp_path, streaming):
         ("x.tsv", "a\tb\n", {"source_column": "a", "target_column": "a"}, "source and target column are both 'a'"),
     ],
 )
-def test_a_bad_file_is_one_clear_line(name, content, options, message, tmp_path):
+def test_a_bad_file_is_named_in_one_line(name, content, options, message, tmp_path):
     path = write(tmp_path / name, content)
     with pytest.raises(DataError, match=message) as caught:
         load_corpus(DataArguments(train_file=path, **options))
@@ -283,27 +283,27 @@ def test_rows_that_span_lines_are_counted_and_the_first_is_shown(tmp_path, caplo
     assert [record.getMessage().split(";")[0] for record in caplog.records] == ["train: row 2 spans lines 3 to 5"]
 
 
-def test_what_a_stream_leaves_out_is_said_once_a_kind(tmp_path, caplog):
+def test_a_stream_warns_once_of_each_problem(tmp_path, caplog):
     path = write(tmp_path / "x.tsv", "source\ttarget\na\tb\n\tb\n\tc\nd\n")
     assert len(list(load_corpus(DataArguments(train_file=path, streaming=True)).splits["train"])) == 1
-    told = [record.getMessage().split(" (")[0] for record in caplog.records]
-    assert told == ["train: row 2 is left out: empty_source", "train: row 4 is left out: wrong_field_count"]
+    messages = [record.getMessage().split(" (")[0] for record in caplog.records]
+    assert messages == ["train: row 2 is left out: empty_source", "train: row 4 is left out: wrong_field_count"]
 
 
-def test_a_pipe_is_no_file(tmp_path):
+def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "x.tsv")
     with pytest.raises(DataError, match=r"x\.tsv is a pipe or a device; a file is expected"):
         load_corpus(DataArguments(train_file=str(tmp_path / "x.tsv")))
 
 
-def test_a_last_line_needs_no_end_and_a_mark_may_stand_before_the_first(tmp_path):
+def test_the_last_line_needs_no_line_feed_and_the_first_may_have_a_byte_order_mark(tmp_path):
     for name, content in (("x.tsv", "\ufeffsource\ttarget\r\na\tb"), ("x.csv", '\ufeff"source",target\r\na,b')):
         assert pairs_of(load_corpus(DataArguments(train_file=write(tmp_path / name, content))).splits["train"]) == [
             ("a", "b")
         ]
 
 
-def test_parallel_files_of_different_length_tell_both_counts(tmp_path):
+def test_parallel_files_of_different_length_are_named_with_both_counts(tmp_path):
     left, right = write(tmp_path / "a.de", "x\n" * 100), write(tmp_path / "a.en", "y\n" * 103)
     for files, counts in (
         (f"{left},{right}", "a.de has 100 .*a.en has 103"),
@@ -342,7 +342,7 @@ def test_bad_options_are_named(tmp_path):
             load_corpus(DataArguments(train_file=table), splits=(split,))
 
 
-def test_the_cache_knows_a_changed_file(tmp_path):
+def test_the_cache_notices_a_changed_file(tmp_path):
     path = Path(write_table(tmp_path, "tsv", [("a", "b")]))
     first = load_corpus(DataArguments(train_file=str(path), **READ))
     stamp = path.stat()
@@ -438,7 +438,7 @@ def test_tokens_are_cached_by_content_and_memory_mapped(tmp_path):
     assert parallel[:] == tokenize_corpus(split, other, **limits)[0][:]
 
 
-def test_overlong_rows_are_left_out_and_counted():
+def test_rows_that_are_too_long_are_left_out_and_counted():
     split = datasets.Dataset.from_dict(
         {"source": ["a", "a a a", "a", "a a a"], "target": ["b", "b", "b b b", "b b b"], "id": [0, 1, 2, 3]},
         split="train",
@@ -453,7 +453,7 @@ def test_overlong_rows_are_left_out_and_counted():
         tokenize_corpus(split, tokenizer, max_source_length=2, max_target_length=1)
 
 
-def test_the_real_corpora_are_read_whole(shared_data):
+def test_the_real_corpora_are_read_completely(shared_data):
     tatoeba, multi30k = shared_data / "tatoeba-fra-eng", shared_data / "multi30k"
     sides = {"source_lang": "fra", "target_lang": "eng"}
     corpus = load_corpus(

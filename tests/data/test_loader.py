@@ -39,7 +39,7 @@ def test_every_row_once_in_each_epoch(limits):
     assert again == position, "a position is enough to continue"
 
 
-def test_the_loader_gives_fillers_where_a_rank_is_short():
+def test_a_rank_without_rows_gets_a_filler():
     rows = corpus(10)
     update = Update(epoch=0, index=0, updates_in_epoch=1, rows=(4, 7, 9), source_tokens=1, target_tokens=1)
     loaders = [BatchLoader(rows, Collator(), rank=rank, processes=2, accumulation=2) for rank in range(2)]

@@ -1,4 +1,4 @@
-"""Tokenizers of somebody else's: completed so that translations end, or refused with what is missing."""
+"""Existing tokenizers are completed so that translations end, or refused with what is missing."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def made(kind: str) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=word_pieces(), model_input_names=inputs, **names)
 
 
-WANTED = {  # start, end, pad, the unknown, and how many entries are new
+WANTED = {  # start, end, pad and unknown token, and the number of new entries
     "gpt2": ("<|endoftext|>", "<|endoftext|>", "<pad>", None, 1),
     "llama": ("<s>", "</s>", "<pad>", None, 1),
     "t5": ("<pad>", "</s>", "<pad>", "<unk>", 0),
@@ -68,11 +68,11 @@ def test_what_is_missing_is_added_and_saved(kind: str, tmp_path: Path) -> None:
     start, end, pad, unknown, new = WANTED[kind]
     before = made(kind)
     before.save_pretrained(tmp_path / "named")
-    said: list[str] = []
-    completed = load_tokenizer(str(tmp_path / "named"), said.append)
-    assert bool(said) == (kind != "t5")
+    messages: list[str] = []
+    completed = load_tokenizer(str(tmp_path / "named"), messages.append)
+    assert bool(messages) == (kind != "t5")
     completed.save_pretrained(tmp_path / "saved")
-    again = load_tokenizer(str(tmp_path / "saved"), said.append)
+    again = load_tokenizer(str(tmp_path / "saved"), messages.append)
     assert again.get_vocab() == completed.get_vocab() and len(completed) == len(before) + new
     for one in (completed, again, AutoTokenizer.from_pretrained(tmp_path / "saved")):
         assert one.convert_ids_to_tokens(start_token_id(one)) == start
@@ -103,7 +103,7 @@ def test_a_model_learns_to_stop(kind: str, tmp_path: Path) -> None:
     assert (found == tokenizer.eos_token_id).any(1).all() and found.shape[1] < 20
 
 
-def test_what_cannot_be_completed_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_an_incomplete_tokenizer_is_refused_with_the_mend(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=byte_level("<pad>"), pad_token="<pad>").save_pretrained(tmp_path / "end")
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')

@@ -1,4 +1,4 @@
-"""A corpus read as it comes: every row once, the same however it is split, and a stop that changes nothing."""
+"""Streamed training: every row once, the same for any number of parts, and an exact resume."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def stream_of(kind, folder):
-    """53 rows from what users stream: a table in a file, a saved data set, a generator with two shards."""
+    """53 rows of each kind of stream: a table in a file, a saved data set, a generator with two shards."""
     if kind == "generator":
         return text_stream(53, 10).rows
     rows = [{"source": "x " * (n % 7 + 1), "target": f"y{n}"} for n in range(53)]
@@ -46,7 +46,7 @@ def stream_of(kind, folder):
     return found.splits["train"]
 
 
-def told(update):
+def place_of(update):
     return (update.epoch, update.index, update.updates_in_epoch, [text["target"] for text in update.texts])
 
 
@@ -63,7 +63,7 @@ def test_every_row_once_in_each_epoch_and_any_place_is_enough_to_continue(kind, 
         assert sorted(text["target"] for update in epoch for text in update.texts) == expected
         assert [update.index for update in epoch] == list(range(16)) == list(range(epoch[-1].updates_in_epoch))
         assert {update.updates_in_epoch for update in epoch[:-1]} == {0}
-    assert [told(u)[3] for u in epochs[0]] != [told(u)[3] for u in epochs[1]], "epochs have their own order"
+    assert [place_of(u)[3] for u in epochs[0]] != [place_of(u)[3] for u in epochs[1]], "epochs have their own order"
     for stop in (0, 1, 2, 5, 14, 15, 16, 20):
         last = json.loads(json.dumps(updates[stop].after))
         place = (0, stop + 1, last) if stop < 15 else (1, stop - 15, last)
@@ -71,10 +71,10 @@ def test_every_row_once_in_each_epoch_and_any_place_is_enough_to_continue(kind, 
             stream_of("generator", tmp_path) if kind == "generator" else rows, batch_size=4, buffer=10, seed=3
         )
         following = list(itertools.islice(fresh.updates(*place), 6))
-        assert list(map(told, following)) == list(map(told, updates[stop + 1 : stop + 7])), stop
+        assert list(map(place_of, following)) == list(map(place_of, updates[stop + 1 : stop + 7])), stop
 
 
-def test_a_streamed_run_is_the_same_however_it_is_split(tmp_path):
+def test_a_streamed_run_does_not_depend_on_its_parts(tmp_path):
     for name, sizes in (("whole", (8, 1)), ("split", (2, 4))):
         options = arguments(tmp_path / name, per_device_train_batch_size=sizes[0], gradient_accumulation_steps=sizes[1])
         assert build_loop("rnn", options, train=text_stream(70, 30)).run() == "max_steps"
@@ -89,7 +89,7 @@ def test_a_streamed_run_is_the_same_however_it_is_split(tmp_path):
 
 
 @pytest.mark.parametrize("step", [2, 4, 9, 10], ids=["in a window", "at its end", "before the epoch's end", "at it"])
-def test_a_stopped_stream_goes_on_bit_for_bit(step, tmp_path):
+def test_a_stopped_stream_resumes_bit_for_bit(step, tmp_path):
     options = {"save_steps": 1, "ema_decay": 0.9, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
     build_loop("rnn_dropout", arguments(tmp_path / "whole", **options), train=text_stream(70, 30)).run()
     copy_until(tmp_path / "whole", tmp_path / "resumed", step=step)
@@ -104,7 +104,7 @@ def test_a_stopped_stream_goes_on_bit_for_bit(step, tmp_path):
 
 
 def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path):
-    """With at most three tokens whole micro-batches fall away; the update counts what is left."""
+    """A limit of three tokens empties whole micro-batches; the update counts the rest."""
     options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": 19, "save_steps": 9}
     loop = build_loop("rnn", arguments(tmp_path / "run", **options), train=text_stream(70, 30, longest=3))
     seen = record(loop)
@@ -122,14 +122,17 @@ def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path):
 
 
 def test_a_stream_has_a_tokenizer_of_its_own():
-    """Its thread must not meet the one that translates: in the middle of a target the vocabularies are swapped."""
+    """Another thread may translate with the original, whose vocabularies are swapped while it reads a target."""
     words = {"algorithm": "word", "joint": False, "min_frequency": 1}
     tokenizer = build_tokenizer(["a b c"], ["z y a"], vocab_size=9, **words)
     row = {"id": 0, "source": "c b a", "target": "a y"}
     stream = TextStream(None, tokenizer, max_source_length=9, max_target_length=9, buffer=1)
     tokenizer._target_backend, tokenizer._source_backend = tokenizer._source_backend, tokenizer._target_backend
-    told = stream.tokenize([row])
-    read = [stream.tokenizer.decode_source(told["input_ids"][0][:-1]), stream.tokenizer.decode(told["labels"][0][:-1])]
+    columns = stream.tokenize([row])
+    read = [
+        stream.tokenizer.decode_source(columns["input_ids"][0][:-1]),
+        stream.tokenizer.decode(columns["labels"][0][:-1]),
+    ]
     assert read == ["c b a", "a y"]
 
 
@@ -149,8 +152,8 @@ def test_options_that_need_a_known_length_are_refused(tmp_path):
         build_loop("rnn", arguments(tmp_path / "none"), train=nothing).run()
 
 
-def test_a_dry_run_of_a_stream_and_a_held_split(tmp_path):
+def test_a_dry_run_of_a_stream_and_a_split_in_memory(tmp_path):
     text = dry_run(build_loop("rnn", arguments(None, dry_run=True), train=text_stream(40, 20)), (24, 24))
     assert "streamed, 20 at a time" in text and "12 at most" in text and "target tokens on average" in text
-    held = in_memory(text_stream(9, 5).rows)
-    assert len(held) == 9 and held.column_names == ["source", "target", "id"]
+    table = in_memory(text_stream(9, 5).rows)
+    assert len(table) == 9 and table.column_names == ["source", "target", "id"]

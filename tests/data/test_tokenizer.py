@@ -1,4 +1,4 @@
-"""Tokenizers: round trips, two vocabularies, what is saved is what is loaded."""
+"""Tokenizers: round trips, two vocabularies, saving and loading."""
 
 import json
 import pickle
@@ -61,7 +61,7 @@ def test_any_unicode_text_comes_back(algorithm, joint, text):
     assert encoded["labels"].count(2) == 1  # a text cannot end itself
 
 
-def test_words_of_tokenised_text_come_back_one_for_one():
+def test_words_of_tokenized_text_come_back_one_for_one():
     tokenizer = build("word", min_frequency=2, lowercase=True, vocab_size=1000)
     text = "the cat 's 12 houses , hello ."
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text

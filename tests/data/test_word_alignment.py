@@ -37,13 +37,13 @@ def test_pharaoh_lines() -> None:
             parse_pharaoh(f"0-0 {wrong}", "line 3")
 
 
-def test_the_last_character_of_a_token_tells_its_word() -> None:
+def test_the_last_character_of_a_token_decides_its_word() -> None:
     #  a token may begin with the space before its word; the end token has no characters
     assert words_of_tokens(" ab  cd", [(0, 2), (2, 3), (3, 6), (6, 7), (4, 5), (0, 0)]) == [0, 0, 1, 1, -1, -1]
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram", "wordpiece", "word", "char"])
-def test_every_token_of_a_word_stands_for_every_token_of_the_other(algorithm: str) -> None:
+def test_every_token_of_a_word_is_aligned_with_every_token_of_the_other(algorithm: str) -> None:
     tokenizer = build_tokenizer(SOURCES, TARGETS, algorithm=algorithm, vocab_size=300, min_frequency=1)
     batch = {"id": [4, 5, 6, 7], "source": SOURCES, "target": TARGETS, "alignment": LINES}
     found = token_alignments(batch, tokenizer, "word")
@@ -67,8 +67,8 @@ def test_alignments_between_tokens_and_beyond_the_end() -> None:
     tokenizer = build_tokenizer(SOURCES, TARGETS, algorithm="char", vocab_size=300, min_frequency=1)
     batch = {"id": [9], "source": ["is"], "target": ["ist"], "alignment": ["0-0 1-2"]}
     assert pairs(token_alignments(batch, tokenizer, "token")[0]) == {(0, 0), (1, 2), (2, 3)}
-    for unit, told in (("token", "1-2, but there are 2 and 2 tokens"), ("word", "1-2, but there are 1 and 1 words")):
-        with pytest.raises(DataError, match=f"alignment of training row 9: {told}"):
+    for unit, message in (("token", "1-2, but there are 2 and 2 tokens"), ("word", "1-2, but there are 1 and 1 words")):
+        with pytest.raises(DataError, match=f"alignment of training row 9: {message}"):
             token_alignments(batch | {"target": ["is"], "alignment": ["1-2"]}, tokenizer, unit)
 
 
@@ -96,7 +96,7 @@ def test_a_file_and_a_column(tmp_path) -> None:
     assert saved.splits["train"]["alignment"][:] == ["0-0 1-1", "0-0"]
 
 
-def test_what_is_no_alignment_of_the_rows_is_refused(tmp_path) -> None:
+def test_bad_alignments_are_refused(tmp_path) -> None:
     (tmp_path / "t.tsv").write_text(FILES["tsv"])
     given = {"train_file": str(tmp_path / "t.tsv"), "source_lang": "de", "target_lang": "en"}
     for lines, message in (("0-0\n", "ends after 1 lines; there are more"), ("\n" * 4, r"has more lines than .*\(3\)")):
@@ -107,7 +107,7 @@ def test_what_is_no_alignment_of_the_rows_is_refused(tmp_path) -> None:
         load_corpus(DataArguments(**given, alignment_column="b"))
     with pytest.raises(DataError, match="alignment_file .*none.align does not exist"):
         load_corpus(DataArguments(**given, alignment_file=str(tmp_path / "none.align")))
-    with pytest.raises(DataError, match="give one of them, a file beside train_file, or a column"):
+    with pytest.raises(DataError, match="give one of them, a file with train_file, or a column"):
         load_corpus(DataArguments(**given, alignment_file="x", alignment_column="a"))
     with pytest.raises(DataError, match="give one of them"):
         load_corpus(DataArguments(dataset_name="cldr", dataset_config_name="en-fr", alignment_file="a"))
@@ -115,7 +115,7 @@ def test_what_is_no_alignment_of_the_rows_is_refused(tmp_path) -> None:
         load_corpus(DataArguments(dataset_name="cldr", dataset_config_name="en-fr", alignment_column="a"))
 
 
-def test_the_embedded_corpus_offers_its_alignments_to_the_splits_that_ask() -> None:
+def test_the_embedded_corpus_has_alignments_for_the_chosen_splits() -> None:
     given = {"dataset_name": "cldr", "dataset_config_name": "en-fr", "max_train_samples": 40, "max_eval_samples": 40}
     plain = load_corpus(DataArguments(**given), splits=("train", "validation")).splits
     assert all("alignment" not in rows.column_names for rows in plain.values())
@@ -142,7 +142,7 @@ def test_alignments_in_a_batch() -> None:
 
 
 def test_computed_alignments_find_the_dictionary() -> None:
-    """Word for word with a word in between that stands for nothing, in an order of its own."""
+    """Word-for-word translations in another order, some with a word that has no source."""
     draw, table = random.Random(0), []
     for number in range(400):
         words = [draw.randrange(10, 40) for _ in range(draw.randrange(1, 8))]

@@ -1,5 +1,6 @@
 """Who may write a directory or a file: one process at a time, and nobody once it has ended."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_rnn_seq2seq.errors import DataError, InUseError
-from hf_rnn_seq2seq.files import FileLock, only_writer
+from hf_rnn_seq2seq.files import FileLock, only_writer, write_atomically
 from hf_rnn_seq2seq.generation.lines import LineWriter
 
 ROOT = Path(__file__).parents[1]
@@ -74,3 +75,21 @@ def test_a_lock_of_a_file_that_was_moved_is_not_one_of_the_new_file(tmp_path):
     first.release()
     FileLock(tmp_path / "g").release()
     second.release()
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    write_atomically(path, "old")
+    synced = os.fsync
+
+    def full(descriptor):
+        assert path.read_text() == "old", "the new content is written elsewhere first"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old" and [one.name for one in tmp_path.iterdir()] == ["summary.json"]
+    monkeypatch.setattr(os, "fsync", synced)
+    write_atomically(path, b"new")
+    assert path.read_text() == "new"

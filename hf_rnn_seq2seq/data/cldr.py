@@ -66,7 +66,7 @@ def parse_locale(name: str) -> Locale:
     try:
         return Locale.parse(name.strip().replace("-", "_"))
     except (UnknownLocaleError, ValueError) as error:
-        raise DataError(f"locale {name!r} is not known to CLDR (they look like 'fr', 'pt_BR', 'zh_Hant')") from error
+        raise DataError(f"locale {name!r}: not known to CLDR; examples are fr, pt_BR and zh_Hant") from error
 
 
 def parse_pair(name: str) -> tuple[str, str]:
@@ -77,7 +77,7 @@ def parse_pair(name: str) -> tuple[str, str]:
     """
     parts = name.split("-")
     if len(parts) != 2 or not all(parts):
-        raise DataError(f"cldr configuration {name!r}: expected two locales and one hyphen, as 'en-fr' or 'en-pt_BR'")
+        raise DataError(f"dataset_config_name={name!r}: must be two locales and one hyphen, such as en-fr or en-pt_BR")
     return parts[0], parts[1]
 
 
@@ -139,7 +139,7 @@ class PhraseBook:
         self.locales = parse_locale(source), parse_locale(target)
         self.name = f"{self.locales[0]}-{self.locales[1]}"
         if self.locales[0] == self.locales[1]:
-            raise DataError(f"source and target locale are both {source!r}; two different ones are needed")
+            raise DataError(f"source_lang={source!r}: is the target locale too; name two different ones")
         for locale in self.locales:
             require_data(locale)
         self.countries = self._shared(COUNTRIES, lambda code, locale: locale.territories.get(code))

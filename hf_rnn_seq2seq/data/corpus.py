@@ -85,10 +85,10 @@ def load_corpus(
             split in which no row has text on one side.
     """
     if unknown := [split for split in splits if split not in SPLITS]:
-        raise DataError(f"splits: {unknown[0]!r} is not a split; allowed are {', '.join(SPLITS)}")
+        raise DataError(f"splits={unknown[0]!r}: must be among {', '.join(SPLITS)}")
     named = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
     if (data.dataset_name is None) == (not any(named.values())):
-        raise DataError("give either dataset_name ('cldr', a saved folder, a Hub name) or train_file and its kind")
+        raise DataError("dataset_name=None: name a data set (cldr, a saved folder, a Hub name) or train_file")
     if data.alignment_file and (data.alignment_column or data.dataset_name or not data.train_file):
         raise DataError(
             f"alignment_file={data.alignment_file!r}, alignment_column={data.alignment_column!r}: give one of them, a "
@@ -99,7 +99,7 @@ def load_corpus(
         found, facts = _load_cldr(data, limits, splits, aligned_splits)
     elif data.dataset_name is None:
         files = {split: split_paths(value) for split, value in named.items() if value and split in splits}
-        found, facts = _load_files(data, files, aligned_splits)
+        found, facts = _load_files(data, files, splits, aligned_splits)
     else:
         found, facts = _load_named(data, data.dataset_name, splits, aligned_splits)
     kept, skipped, notes = {}, {}, {}
@@ -123,7 +123,7 @@ def _load_cldr(
     try:
         from hf_rnn_seq2seq.data import cldr
     except ModuleNotFoundError as error:
-        raise DataError("dataset_name 'cldr' needs Babel: pip install 'hf_rnn_seq2seq[train]'") from error
+        raise DataError("dataset_name='cldr': needs Babel; pip install 'hf_rnn_seq2seq[train]'") from error
 
     if data.alignment_column not in (None, "alignment"):
         raise DataError(f"alignment_column={data.alignment_column!r}: the column of cldr is 'alignment'")
@@ -132,10 +132,10 @@ def _load_cldr(
         pair = cldr.parse_pair(config)
         for name, given, parsed in (("source_lang", source, pair[0]), ("target_lang", target, pair[1])):
             if given is not None and cldr.parse_locale(given) != cldr.parse_locale(parsed):
-                raise DataError(f"{name}={given!r} contradicts dataset_config_name={config!r}")
+                raise DataError(f"{name}={given!r}: contradicts dataset_config_name={config!r}; leave one of them out")
         source, target = pair
     if source is None or target is None:
-        raise DataError("cldr needs dataset_config_name, as 'en-fr', or source_lang and target_lang")
+        raise DataError("dataset_config_name=None: cldr needs it, such as en-fr, or source_lang and target_lang")
     source, target = map(str, cldr.phrase_book(source, target).locales)
     version = cldr.generator_version()
     found: dict[str, AnyDataset] = {}
@@ -163,11 +163,13 @@ def _columns(data: DataArguments, alignment: str | None) -> Columns:
     return Columns(source, data.target_column or data.target_lang or "target", alignment)
 
 
-def _load_files(data: DataArguments, files: dict[str, list[Path]], aligned_splits: Sequence[str]) -> Loaded:
+def _load_files(
+    data: DataArguments, files: dict[str, list[Path]], splits: Sequence[str], aligned_splits: Sequence[str]
+) -> Loaded:
     if not files:
-        raise DataError("none of the files given belongs to the splits asked for")
+        raise DataError(f"splits={', '.join(splits)}: no file is given for them")
     if data.alignment_file and not Path(data.alignment_file).is_file():
-        raise DataError(f"alignment_file {data.alignment_file} does not exist")
+        raise DataError(f"alignment_file={data.alignment_file!r}: does not exist")
     found: dict[str, AnyDataset] = {}
     hashes = {}
     for split, paths in files.items():
@@ -250,10 +252,10 @@ def _open_named(data: DataArguments, name: str) -> dict[str, AnyDataset]:
     """The splits of a folder that `save_to_disk` wrote, or of a data set on the Hub."""
     path = Path(name)
     if path.is_file():
-        raise DataError(f"dataset_name {name!r} is a file; give it as train_file, validation_file or test_file")
+        raise DataError(f"dataset_name={name!r}: is a file; give it as train_file, validation_file or test_file")
     if path.is_dir() and not any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
         raise DataError(
-            f"dataset_name {name!r} is a folder, but not one that datasets' save_to_disk wrote; "
+            f"dataset_name={name!r}: is a folder, but not one that datasets' save_to_disk wrote; "
             "files are given as train_file, validation_file, test_file"
         )
     try:
@@ -264,7 +266,7 @@ def _open_named(data: DataArguments, name: str) -> dict[str, AnyDataset]:
     except Exception as error:  # of datasets, its file systems, Arrow and the Hub's client
         if is_out_of_memory(error):
             raise
-        raise DataError(f"dataset_name {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+        raise DataError(f"dataset_name={name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
     splits = {"train": loaded} if isinstance(loaded, (Dataset, IterableDataset)) else dict(loaded)
     if data.streaming:
         return {

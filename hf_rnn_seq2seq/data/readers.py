@@ -66,7 +66,7 @@ class Columns:
 
     def __post_init__(self) -> None:
         if self.source == self.target:
-            raise DataError(f"source and target column are both {self.source!r}; two different ones are needed")
+            raise DataError(f"source_column={self.source!r}: is the target column too; name two different ones")
 
     @property
     def names(self) -> list[str]:

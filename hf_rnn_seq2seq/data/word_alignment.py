@@ -37,7 +37,7 @@ def parse_pharaoh(line: str, where: str) -> list[tuple[int, int]]:
     for part in line.split():
         numbers = re.fullmatch(r"(\d{1,9})-(\d{1,9})", part)
         if numbers is None:
-            raise DataError(f"{where}: {quoted(part)} is no pair of an alignment, as 0-2 (source word, target word)")
+            raise DataError(f"{where}: {quoted(part)}: must be source-target, such as 0-2 (numbers of words)")
         pairs.append((int(numbers[1]), int(numbers[2])))
     return pairs
 

@@ -253,10 +253,10 @@ def test_sentences_are_of_many_kinds_and_mostly_short():
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ("en", "xx", "locale 'xx' is not known to CLDR"),
+        ("en", "xx", "locale 'xx': not known to CLDR"),
         ("en", "aa", "locale 'aa': CLDR as in Babel .* lacks its country names, .*units"),
-        ("en_US", "en-US", "are both 'en_US'"),
-        ("", "fr", "locale '' is not known"),
+        ("en_US", "en-US", "source_lang='en_US': is the target locale too"),
+        ("", "fr", "locale '': not known"),
     ],
 )
 def test_locales_without_data_are_refused(source, target, message):
@@ -266,5 +266,5 @@ def test_locales_without_data_are_refused(source, target, message):
 
 @pytest.mark.parametrize("name", ["en", "en-", "en-pt-BR", ""])
 def test_a_pair_is_two_locales_and_one_hyphen(name):
-    with pytest.raises(DataError, match="expected two locales and one hyphen"):
+    with pytest.raises(DataError, match="must be two locales and one hyphen"):
         cldr.parse_pair(name)

@@ -202,7 +202,12 @@ def test_scored_rows_may_have_an_empty_side(tmp_path, streaming):
         ("x.tsv", "x" * 500_000 + "\n", {}, r"x\.tsv: no column 'source'; it has 'x"),
         ("x.txt", "a\n", {}, "kind '.txt' is not known; allowed: .tsv, .csv"),
         ("x", "a\n", {}, "kind 'without suffix' is not known"),
-        ("x.tsv", "a\tb\n", {"source_column": "a", "target_column": "a"}, "source and target column are both 'a'"),
+        (
+            "x.tsv",
+            "a\tb\n",
+            {"source_column": "a", "target_column": "a"},
+            "source_column='a': is the target",
+        ),
     ],
 )
 def test_a_bad_file_is_named_in_one_line(name, content, options, message, tmp_path):
@@ -316,27 +321,27 @@ def test_parallel_files_of_different_length_are_named_with_both_counts(tmp_path)
 def test_bad_options_are_named(tmp_path):
     table = write_table(tmp_path, "tsv")
     for options, message in (
-        ({}, "give either dataset_name"),
+        ({}, "dataset_name=None: name a data set"),
         ({"dataset_name": "cldr", "train_file": table}, "either dataset_name .'cldr'. or files, not both"),
         ({"train_file": str(tmp_path / "no.tsv")}, r"no\.tsv does not exist"),
         ({"train_file": f"{table},{tmp_path}/no.en"}, r"no\.en does not exist"),
         ({"train_file": ",".join([table] * 3)}, "got 3 files"),
         ({"train_file": str(tmp_path)}, "is a folder"),
-        ({"dataset_name": str(tmp_path)}, "is a folder, but not one that datasets' save_to_disk wrote"),
-        ({"dataset_name": table}, "is a file; give it as train_file"),
+        ({"dataset_name": str(tmp_path)}, ": is a folder, but not one that datasets' save_to_disk wrote"),
+        ({"dataset_name": table}, ": is a file; give it as train_file"),
         ({"train_file": table, "max_train_samples": 0}, "max_train_samples=0: must be at least 1"),
-        ({"dataset_name": "cldr"}, "cldr needs dataset_config_name, as 'en-fr', or source_lang and target_lang"),
-        ({"dataset_name": "cldr", "dataset_config_name": "en-xx"}, "locale 'xx' is not known"),
+        ({"dataset_name": "cldr"}, "dataset_config_name=None: cldr needs it, such as en-fr, or source_lang"),
+        ({"dataset_name": "cldr", "dataset_config_name": "en-xx"}, "locale 'xx': not known"),
         (
             {"dataset_name": "cldr", "dataset_config_name": "en-fr", "target_lang": "de"},
-            "target_lang='de' contradicts dataset_config_name='en-fr'",
+            "target_lang='de': contradicts dataset_config_name='en-fr'",
         ),
     ):
         with pytest.raises(InputError, match=message):
             load_corpus(DataArguments(**options))
     for split, message in (
-        ("dev", "splits: 'dev' is not a split; allowed are train, validation, test"),
-        ("test", "none of the files given belongs to the splits"),
+        ("dev", "splits='dev': must be among train, validation, test"),
+        ("test", "splits=test: no file is given for them"),
     ):
         with pytest.raises(DataError, match=message):
             load_corpus(DataArguments(train_file=table), splits=(split,))

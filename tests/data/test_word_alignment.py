@@ -33,7 +33,7 @@ def test_pharaoh_lines() -> None:
     assert parse_pharaoh(" 0-0 12-3\t1-1 ", "x") == [(0, 0), (12, 3), (1, 1)]
     assert parse_pharaoh("", "x") == []
     for wrong in ("0", "0-", "a-1", "-1-0", "0-1-2", "0,1"):
-        with pytest.raises(DataError, match=f"line 3: '{wrong}' is no pair of an alignment, as 0-2"):
+        with pytest.raises(DataError, match=f"line 3: '{wrong}': must be source-target, such as 0-2"):
             parse_pharaoh(f"0-0 {wrong}", "line 3")
 
 
@@ -105,7 +105,7 @@ def test_bad_alignments_are_refused(tmp_path) -> None:
             load_corpus(DataArguments(**given, alignment_file=str(tmp_path / "t.align")))
     with pytest.raises(DataError, match="no column 'b'"):
         load_corpus(DataArguments(**given, alignment_column="b"))
-    with pytest.raises(DataError, match="alignment_file .*none.align does not exist"):
+    with pytest.raises(DataError, match="alignment_file=.*none.align': does not exist"):
         load_corpus(DataArguments(**given, alignment_file=str(tmp_path / "none.align")))
     with pytest.raises(DataError, match="give one of them, a file with train_file, or a column"):
         load_corpus(DataArguments(**given, alignment_file="x", alignment_column="a"))

@@ -1,4 +1,4 @@
-"""Errors in one line: the base of what bad input raises, and which input was read last."""
+"""Errors for bad input, whose messages are one line, and a record of the input that was read last."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
-LONGEST = 1000  # characters of a message: a line of a terminal or two for each of its parts, whatever was quoted
+LONGEST = 1000  # characters of a message, whatever it quotes
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
-_PACKAGES = (__name__.partition(".")[0], "transformers_modules")  # the second: model code out of a checkpoint
+_PACKAGES = (__name__.partition(".")[0], "transformers_modules")  # the second: model code in a checkpoint
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message is one line, never longer than `LONGEST` characters."""
+    """Input of the user cannot be used. The message is one line of at most `LONGEST` characters."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
 
 def one_line(value: object, limit: int = LONGEST) -> str:
-    """A text, or what an exception says, without line breaks.
+    """A text or the message of an exception, without line breaks.
 
-    Of a longer one there stay the beginning, which names the place, and the end, which says how to mend it.
+    A longer one is shortened in the middle: its beginning names the place, and its end says how to mend it.
     """
     text = str(value) or (type(value).__name__ if isinstance(value, BaseException) else "")
     if len(text) > 10 * limit:
@@ -39,14 +39,14 @@ def quoted(value: object, limit: int = 80) -> str:
 
 
 def listed_names(names: object, limit: int = 12) -> str:
-    """The first names, quoted, and how many more there are."""
+    """The first names, quoted, and the number of the others."""
     names = list(names)  # type: ignore[call-overload]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(quoted(name) for name in names[:limit]) + more
 
 
 def reason(error: BaseException) -> str:
-    """An exception's message in one line, with its class where the message alone says little, as `KeyError: 'en'`."""
+    """An exception's message in one line; with its class if the message alone is not clear, as `KeyError: 'en'`."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     text = one_line(error)
@@ -57,21 +57,21 @@ _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 
 
 def is_undecodable(text: str) -> bool:
-    """Whether a text holds half characters (lone surrogates): what no encoding can write.
+    """Whether a text contains lone surrogates, which no encoding can write.
 
-    They come from escapes of JSON, and stand for the bytes of a command line that Python could not decode.
+    They come from escapes in JSON, or from bytes of a command line that Python could not decode.
     """
     return not text.isascii() and _HALF_CHARACTERS.search(text) is not None
 
 
 def undecodable(name: str, word: str) -> str:
-    """What is said of such a word."""
+    """The message for such a text."""
     return f"{name}={word[:80]!a}: holds bytes that are not UTF-8; write it in UTF-8"
 
 
 @dataclass
 class Place:
-    """An input, such as `file a.tsv` or `model_name_or_path='a'`, and, where it has lines, the one that is read."""
+    """An input, such as `file a.tsv` or `model_name_or_path='a'`, and the line that is being read if it has lines."""
 
     name: str
     line: int = 0
@@ -85,36 +85,35 @@ _last: Place | None = None
 
 @contextmanager
 def reading(name: str, kind: type[InputError] = InputError) -> Iterator[Place]:
-    """Whatever a library raises inside becomes an error of `kind` that names the input.
+    """Turns every error of a library into an error of `kind` that names the input.
 
-    The caller may keep the place's `line` up to date. An unexpected error later on is told with the last place, since
-    that is what was being worked on.
+    The caller may keep the place's `line` up to date. The message of a later unexpected error has the last place too.
     """
     global _last
     place = _last = Place(name)
     try:
         yield place
     except InputError:
-        raise  # it names its place
+        raise  # its message names the place
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        told = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
-        raise kind(f"{place}: cannot be read ({told})") from error
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+        raise kind(f"{place}: cannot be read ({cause})") from error
 
 
 def last_input() -> str | None:
-    """The input that was opened last, with the line reached in it."""
+    """The input that was opened last, and the line that was reached."""
     return str(_last) if _last else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, or that of a device (torch has its class; not imported for this)."""
+    """Whether memory ran out: Python's, or that of a device (a class of torch, which is not imported for this)."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether the message was written here: a class of this package, or a ValueError out of a `raise` in our code."""
+    """Whether the message is from this package: one of its classes, or a ValueError that its code raised."""
     if type(error).__module__.partition(".")[0] in _PACKAGES:
         return True
     return type(error) is ValueError and error.__traceback__ is not None and _raised_here(error.__traceback__)
@@ -127,7 +126,7 @@ def _raised_here(trace: TracebackType) -> bool:
         trace = trace.tb_next
     code, module = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__", "")
     if code.co_code[trace.tb_lasti] != dis.opmap["RAISE_VARARGS"]:
-        return False  # a function written in C, called from there, has its own words
+        return False  # a C function that was called there raised it
     return module.partition(".")[0] in _PACKAGES or not code.co_filename.startswith(_LIBRARIES)
 
 

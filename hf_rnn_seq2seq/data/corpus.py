@@ -48,7 +48,7 @@ class Corpus:
         splits: those of train, validation and test that exist; text columns `source` and `target`, int64 column `id`
             (number of the row in its split), and perhaps `alignment`.
         skipped: split -> reason -> number of rows that were left out because they cannot be used (empty_source,
-            empty_target, wrong_field_count, not_text). Empty when streaming, since nobody has counted.
+            empty_target, wrong_field_count, not_text). Empty when streaming, where rows are not counted.
         description: name, config, source_lang, target_lang, license, lines (of each split as found), rows (of each
             split as used), fingerprint (content hash), streaming.
         notes: split -> which of its rows span lines; empty if none does. When streaming, skipped rows and these are

@@ -22,21 +22,21 @@ def test_agreement_counts_the_aligned_words_that_attend_most_to_a_word_they_come
     tokenizer = tiny_tokenizer("word")
     model = tiny_rnn(tokenizer)
     sources, targets = SOURCES[:4], list(TARGETS[:4])
-    said = forced_hypotheses(model, tokenizer, sources, targets)
-    pairs = [word_pairs(tokenizer, source, found) for source, found in zip(sources, said, strict=True)]
+    hypotheses = forced_hypotheses(model, tokenizer, sources, targets)
+    pairs = [word_pairs(tokenizer, source, found) for source, found in zip(sources, hypotheses, strict=True)]
     where = [{target: source for source, target in row} for row in pairs]
     assert where[0] and where[1]
     right = [" ".join(f"{source}-{target}" for target, source in row.items()) for row in where]
     total = sum(map(len, where))
     assert attention_agreement(model, tokenizer, sources, targets, right) == (total, total)
-    # Any of several words will do; a word that is told of nothing is not counted, nor is a row without alignment.
+    # One of several words is enough; words and rows without alignment are not counted.
     wide = [f"{right[0]} 0-0 1-0", right[1], None, ""]
     counted = len(where[0] | {0: 0}) + len(where[1])
     assert attention_agreement(model, tokenizer, sources, targets, wide) == (counted, counted)
     # A word that attends most to the end token looks at no word, and so at none it comes from.
-    asked = range(len(targets[0].split()))
-    wrong = [" ".join(f"{1 - min(where[0].get(target, 0), 1)}-{target}" for target in asked), *[None] * 3]
-    assert attention_agreement(model, tokenizer, sources, targets, wrong) == (0, len(asked))
+    places = range(len(targets[0].split()))
+    wrong = [" ".join(f"{1 - min(where[0].get(target, 0), 1)}-{target}" for target in places), *[None] * 3]
+    assert attention_agreement(model, tokenizer, sources, targets, wrong) == (0, len(places))
     assert attention_agreement(model, tokenizer, ["三天"], ["a"], ["0-0"]) == (0, 0)
 
 

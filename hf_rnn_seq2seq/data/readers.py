@@ -12,10 +12,12 @@ import csv
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -42,14 +44,17 @@ class Row(NamedTuple):
 
 def checked(source: object, target: object, alignment: object = None) -> Row:
     """The row of two values, with its problem if it has one."""
-    links = str(alignment or "")
-    if not isinstance(source, str | None) or not isinstance(target, str | None):
+    links = str(alignment) if alignment else ""
+    if not isinstance(source, _TEXT) or not isinstance(target, _TEXT):
         return Row("", "", "not_text", links)
     if not source or not source.strip():
         return Row("", target or "", "empty_source", links)
     if not target or not target.strip():
         return Row(source, "", "empty_target", links)
     return Row(source, target, None, links)
+
+
+_TEXT = (str, type(None))
 
 
 @dataclass(frozen=True)
@@ -160,8 +165,6 @@ def read_rows(paths: Sequence[Path], columns: Columns, alignment_file: Path | No
         DataError: nothing in the file, not UTF-8, a missing column, files of different length, a damaged archive or
             alignment.
     """
-    from hf_rnn_seq2seq.data.word_alignment import parse_pharaoh
-
     reader = {".tsv": _delimited, ".csv": _delimited, ".parquet": _parquet}.get(kind_of(paths[0]), _json)
     lines = read_lines(alignment_file) if alignment_file else None
     where = f"alignment_file {alignment_file}, line" if lines else f"file {paths[0]}, column {columns.alignment!r}, row"
@@ -181,6 +184,21 @@ def read_rows(paths: Sequence[Path], columns: Columns, alignment_file: Path | No
         raise DataError(f"file {paths[0]} holds no rows")
     if lines is not None and next(lines, None) is not None:
         raise DataError(f"alignment_file {alignment_file} has more lines than there are training rows ({count})")
+
+
+def parse_pharaoh(line: str, where: str) -> list[tuple[int, int]]:
+    """`0-0 1-2` -> [(0, 0), (1, 2)], source before target.
+
+    Raises:
+        DataError: another format; the message begins with `where`.
+    """
+    pairs = []
+    for part in line.split():
+        numbers = re.fullmatch(r"(\d{1,9})-(\d{1,9})", part)
+        if numbers is None:
+            raise DataError(f"{where}: {quoted(part)}: must be source-target, such as 0-2 (numbers of words)")
+        pairs.append((int(numbers[1]), int(numbers[2])))
+    return pairs
 
 
 # The first bytes of a file that is not text: what it is, and how to make it readable.
@@ -274,12 +292,14 @@ def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
     table: Any = csv.reader((line + "\n" for line in lines), strict=True)
     table = (line.split("\t") for line in lines) if tsv else table
     names: list[str] = []
+    pick = itemgetter(0)
     start = end = 0  # the number of lines before the record, and its last line
     try:
         for fields in table:
             start, end = end, end + 1 if tsv else table.line_num
             if not names:
                 names = _header(path, fields, columns)
+                pick = itemgetter(*map(names.index, columns.names))
                 if names is fields:
                     continue
             if not fields:
@@ -287,7 +307,7 @@ def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
             if len(fields) != len(names):
                 yield Row("", "", "wrong_field_count")
                 continue
-            row = columns.pick(dict(zip(names, fields, strict=True)))
+            row = checked(*pick(fields))
             spans = row.problem is None and end > start + 1
             yield row._replace(problem=f"{SPANS}{start + 1} to {end}") if spans else row
     except csv.Error as error:
@@ -355,10 +375,11 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len({*names}) < len(names):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
         raise ValueError(f"the name {quoted(next(name for name in names if names.count(name) > 1))} occurs twice")
-    return dict(pairs)
+    return found
 
 
 def _parquet(path: Path, columns: Columns) -> Iterator[Row]:

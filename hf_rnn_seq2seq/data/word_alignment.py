@@ -5,7 +5,6 @@ A token alignment is a flat list of positions, source and target in turn; it con
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,8 @@ from datasets import Dataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.loader import column
-from hf_rnn_seq2seq.errors import DataError, quoted
+from hf_rnn_seq2seq.data.readers import parse_pharaoh
+from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.files import content_hash, digest
 
 FEATURE = List(Value("int32"))
@@ -25,21 +25,6 @@ FEATURE = List(Value("int32"))
 NULL, TENSION = 0.08, 4.0
 # Rounds of expectation-maximization, token pairs to learn from, and p(t|s) of a pair that was never seen.
 ROUNDS, CELLS, UNSEEN = 5, 5_000_000, 1e-9
-
-
-def parse_pharaoh(line: str, where: str) -> list[tuple[int, int]]:
-    """`0-0 1-2` -> [(0, 0), (1, 2)], source before target.
-
-    Raises:
-        DataError: another format; the message begins with `where`.
-    """
-    pairs = []
-    for part in line.split():
-        numbers = re.fullmatch(r"(\d{1,9})-(\d{1,9})", part)
-        if numbers is None:
-            raise DataError(f"{where}: {quoted(part)}: must be source-target, such as 0-2 (numbers of words)")
-        pairs.append((int(numbers[1]), int(numbers[2])))
-    return pairs
 
 
 def words_of_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.pieces import is_unspaced_script
+from hf_rnn_seq2seq.data.readers import parse_pharaoh
 from hf_rnn_seq2seq.generation.attention import word_pairs
 from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.generation.scoring import forced_hypotheses
@@ -27,8 +28,6 @@ def attention_agreement(
         AttentionError: the model returns no attention weights.
         DataError: an alignment that cannot be read.
     """
-    from hf_rnn_seq2seq.data.word_alignment import parse_pharaoh  # imports datasets
-
     rows = enumerate(zip(sources, references, alignments, strict=True))
     chosen = [index for index, columns in rows if all(text and text.strip() for text in columns)]
     encoded = encode_sources(tokenizer, [sources[index] for index in chosen])

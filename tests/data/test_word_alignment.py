@@ -9,11 +9,11 @@ from datasets import Dataset
 from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.batching import Collator
 from hf_rnn_seq2seq.data.corpus import load_corpus
+from hf_rnn_seq2seq.data.readers import parse_pharaoh
 from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.data.word_alignment import (
     Aligner,
-    parse_pharaoh,
     token_alignments,
     with_alignments,
     words_of_tokens,

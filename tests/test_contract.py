@@ -251,6 +251,13 @@ def source(thing: object) -> str:
         return ""
 
 
+@functools.cache
+def private_names(base: type) -> frozenset[str]:
+    """The private names that a library's class defines, or reads from itself."""
+    pattern = r"\b(?:self\.|cls\.|def )(_[a-z]\w*)|^    (_[a-z]\w*)\b"
+    return frozenset(one or other for one, other in re.findall(pattern, source(base), re.MULTILINE))
+
+
 def private(name: object) -> bool:
     return isinstance(name, str) and re.fullmatch(r"_[a-z]\w*", name) is not None and not name.startswith("__")
 
@@ -294,10 +301,8 @@ def foreign_names() -> dict[str, str]:
             bases = [base for base in kind.__mro__ if base.__module__.split(".")[0] in LIBRARIES]
             tree = ast.parse(source(kind))
             used = set(filter(private, [*names(tree, stored=True), *names(tree, stored=False)]))
-            theirs = "\n".join(map(source, bases)) if used else ""
-            for name in used:
-                if re.search(rf"\b(self\.|cls\.|def ){name}\b|^    {name}\b", theirs, re.MULTILINE):
-                    found[name] = kind.__name__
+            for name in used & set().union(*map(private_names, bases)):
+                found[name] = kind.__name__
     return found
 
 

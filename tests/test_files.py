@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from hf_rnn_seq2seq.errors import DataError, InUseError
 from hf_rnn_seq2seq.files import FileLock, only_writer, write_atomically
 from hf_rnn_seq2seq.generation.lines import LineWriter
+from tests.helpers import warm
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
@@ -23,27 +23,24 @@ with only_writer(folder), LineWriter(output, resume=True, overwrite=True) as wri
     writer.write(["one", "two"])
     child = os.fork()  # as libraries do for their workers; it outlives its parent
     if child:
-        print(child, flush=True)
+        print(os.getpid(), child, flush=True)
     time.sleep(600)
 """
 
 
 def test_the_second_process_is_refused_while_the_first_lives(tmp_path):
     folder, output = tmp_path / "new" / "run", tmp_path / "out.txt"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), str(output)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-    )
-    child = int(holder.stdout.readline())
+    command = [*warm.python(), "-c", HOLD, str(folder), str(output)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE)
+    pid, child = map(int, holder.stdout.readline().split())
     try:
-        refusal = rf"output_dir='{folder}': another process \(process {holder.pid} on "
+        refusal = rf"output_dir='{folder}': another process \(process {pid} on "
         with pytest.raises(InUseError, match=refusal), only_writer(folder):
             pass
         with pytest.raises(DataError, match=r"out.txt.part': another process is writing it"):
             LineWriter(str(output), resume=True)
         assert (tmp_path / "out.txt.part").read_text() == "one\ntwo\n", "what the first wrote is whole"
-        holder.send_signal(signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         holder.wait()
         with only_writer(folder):
             pass

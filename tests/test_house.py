@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -119,21 +118,25 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-def imports(path: Path) -> Iterator[tuple[str, ast.stmt]]:
+@lru_cache
+def imports(path: Path) -> tuple[tuple[str, ast.stmt], ...]:
     """Every import of a file as an absolute dotted name (`from a import b` gives `a` and `a.b`), with its statement."""
     package = list(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    found: list[tuple[str, ast.stmt]] = []
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.name, node
+                found.append((alias.name, node))
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            yield module, node
+            found.append((module, node))
             for alias in node.names:
-                yield f"{module}.{alias.name}", node
+                found.append((f"{module}.{alias.name}", node))
+    return tuple(found)
 
 
+@lru_cache
 def top_level(path: Path) -> set[str]:
     return {name.split(".")[0] for name, _ in imports(path)}
 

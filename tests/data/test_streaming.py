@@ -88,7 +88,9 @@ def test_a_streamed_run_does_not_depend_on_its_parts(tmp_path):
     assert summary["epochs"] == 1, "70 rows in windows of 30, 30, 10 make 4 + 4 + 2 updates"
 
 
-@pytest.mark.parametrize("step", [2, 4, 9, 10], ids=["in a window", "at its end", "before the epoch's end", "at it"])
+@pytest.mark.parametrize(
+    "step", [2, pytest.param(4, marks=pytest.mark.long), pytest.param(9, marks=pytest.mark.long), 10]
+)
 def test_a_stopped_stream_resumes_bit_for_bit(step, tmp_path):
     options = {"save_steps": 1, "ema_decay": 0.9, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
     build_loop("rnn_dropout", arguments(tmp_path / "whole", **options), train=text_stream(70, 30)).run()

@@ -1,7 +1,6 @@
 """scripts/push_to_hub.py: what goes, what stays, what is refused, and that a stranger gets it back."""
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.helpers import warm
 from tests.helpers.checkpoints import tiny_rnn, tiny_tokenizer
 from tests.helpers.hub import Hub, act_as
 from tests.helpers.hub_store import OWNER_TOKEN, READER_TOKEN
+from tests.helpers.script_runs import run
 
 ROOT = Path(__file__).resolve().parents[2]
 Script = Callable[..., subprocess.CompletedProcess[str]]
@@ -186,18 +186,9 @@ def test_a_folder_that_a_trainer_wrote(script: Script, tmp_path: Path) -> None:
 
 
 def test_without_network_there_is_one_line(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_x", "PYTHONPATH": str(ROOT)}
-    for more, said in (
-        ({"HF_HUB_OFFLINE": "0"}, "owner/name: the Hub cannot be reached at http://127.0.0.1:9"),
-        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
-    ):
-        environment = environment | more
-        command = [
-            *warm.python(environment),
-            str(ROOT / "scripts" / "push_to_hub.py"),
-            str(run_directory),
-            "owner/name",
-        ]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
-        assert said in done.stderr
+    done = run("push_to_hub.py", run_directory, "owner/name")
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1) and b"HF_HUB_OFFLINE is set" in done.stderr
+    act_as("hf_x", "http://127.0.0.1:9", monkeypatch)
+    done = run("push_to_hub.py", run_directory, "owner/name")
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"error: owner/name: the Hub cannot be reached at http://127.0.0.1:9" in done.stderr

@@ -311,13 +311,13 @@ def test_the_generation_options_of_a_checkpoint_are_carried_over(tmp_path, recip
 def test_a_directory_that_another_process_writes_is_refused(tmp_path, recipe):
     code = "import sys, time\nfrom hf_rnn_seq2seq.files import only_writer\n"
     code += "with only_writer(sys.argv[1]):\n    print(flush=True)\n    time.sleep(600)"
-    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    command = [*warm.python(), "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
         for more in ((), ("--resume_from_checkpoint", "latest")):
             with pytest.raises(ValueError, match=r"run': another process .* is writing this directory; wait until"):
                 train(recipe, "--output_dir", tmp_path / "run", *more)
-        holder.kill()
+        holder.terminate()
     assert train(recipe, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "latest") == 0
     assert not (tmp_path / "run" / ".lock").exists()
 

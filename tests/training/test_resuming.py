@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
     [
         {},
         {"ema_decay": 0.9, "train_batch_tokens": 80},
-        {"optim": "sgd", "lr_scheduler_type": "halving"},
+        pytest.param({"optim": "sgd", "lr_scheduler_type": "halving"}, marks=pytest.mark.long),
         {"optim": "adadelta", "gradient_accumulation_steps": 3},
         # No evaluation but the first gains that much: the rate is cut before the stop, and must still be after it.
         {"lr_scheduler_type": "plateau", "plateau_patience": 1, "early_stopping_threshold": 100},

@@ -38,6 +38,7 @@ def score(child: Child, name: str) -> dict[str, Any]:
     return child.run(SCORE, name=name, hypotheses=HYPOTHESES, references=REFERENCES)
 
 
+@pytest.mark.long
 def test_a_metric_by_name(child: Child) -> None:
     publish_metric(child, "exact", EXACT)
     assert score(child, "exact") == {"exact": 0.5}

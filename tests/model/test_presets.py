@@ -245,7 +245,7 @@ print(json.dumps(told))
 """
 
 
-@pytest.mark.parametrize("names", [NAMES[:4], pytest.param(NAMES[4:], marks=pytest.mark.long)])
+@pytest.mark.parametrize("names", [NAMES[:2], pytest.param(NAMES[2:], marks=pytest.mark.long)])
 def test_presets_save_load_and_load_with_remote_code(names: list[str], tmp_path: Path) -> None:
     """A loaded checkpoint computes the same numbers and words, with the package and in a process without it."""
     expected: dict[str, list[Any]] = {}

@@ -73,8 +73,14 @@ def decoded(decode: Callable[..., Any], batches: list[Batch], beams: int) -> dic
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "steps"), [(200, 150), pytest.param(COUNT, 400, marks=pytest.mark.long)])
 @pytest.mark.parametrize("beams", [1, 5], ids=["greedy", "beam 5"])
-@pytest.mark.parametrize("input_feeding", [True, False], ids=["feeding", "no feeding"])
-@pytest.mark.parametrize("cell_type", ["lstm", "gru"])
+@pytest.mark.parametrize(
+    ("cell_type", "input_feeding"),
+    [
+        ("lstm", True),
+        ("gru", False),
+        *(pytest.param(*kind, marks=pytest.mark.long) for kind in (("lstm", False), ("gru", True))),
+    ],
+)
 def test_real_sentences(
     shared_data: Path, cell_type: str, input_feeding: bool, beams: int, count: int, steps: int
 ) -> None:

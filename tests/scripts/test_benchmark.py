@@ -36,6 +36,7 @@ def test_the_forms_of_a_training_step_have_one_loss(tmp_path: Path, cell: str) -
         assert row["tokens_per_s"] > 0 and row["cpu_s"] > 0 and row["peak_mb"] > 50 and 0 < row["share_of_peak"] < 1
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_the_users_own_is_measured(tmp_path: Path) -> None:
     """Whatever it is: here one whose attended layers the scan does not cover."""
     tiny_model(layer_norm=True).float().save_pretrained(tmp_path / "model")

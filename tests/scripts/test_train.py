@@ -293,6 +293,7 @@ def test_what_could_not_be_saved_is_refused_before_the_first_update(tmp_path, re
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_the_generation_options_of_a_checkpoint_are_carried_over(tmp_path, recipe):
     teacher = tmp_path / "teacher"
     assert train(recipe, "--num_beams", 2, "--length_penalty", 0.6, "--output_dir", teacher) == 0

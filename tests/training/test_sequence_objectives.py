@@ -416,6 +416,7 @@ def test_refusals(options: dict, message: str) -> None:
         TrainingOptions(**options)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_second_stage_by_the_script(tmp_path: Path) -> None:
     """From a checkpoint with two vocabularies; the run's own recipe continues it."""

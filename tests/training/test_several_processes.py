@@ -168,8 +168,9 @@ def workers(launcher: int) -> dict[str, int]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
-@pytest.mark.parametrize("victim", [pytest.param("0", marks=pytest.mark.long), "1"])
+@pytest.mark.parametrize("victim", ["0", "1"])
 def test_a_worker_that_dies_ends_the_run_and_leaves_it_resumable(victim, tmp_path):
     run = tmp_path / "run"
     options = {"max_steps": 100_000, "lr_scheduler_type": "constant", "save_steps": 5, "save_total_limit": 2}

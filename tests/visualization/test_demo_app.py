@@ -194,6 +194,7 @@ def test_app_listens_on_loopback_alone(address: str) -> None:
 # ---------------------------------------------------------------- a Space
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_space_files_run_without_this_checkout(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

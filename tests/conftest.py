@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for name, examples in (("few", 20), ("many", 150)):
     settings.register_profile(name, max_examples=examples, deadline=None, derandomize=True, database=None)
 settings.load_profile("few")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a `thinned(k)` test each k-th case is in every run, and all cases in the long one."""
+    count: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("thinned")
+        if mark is not None:
+            name = item.nodeid.partition("[")[0]
+            if count[name] % mark.args[0]:
+                item.add_marker(pytest.mark.long)
+            count[name] += 1
 
 
 def pytest_unconfigure() -> None:

@@ -131,6 +131,7 @@ def test_onnx_decodes_what_generate_does(exported: tuple[Any, Programs, Any], op
     assert len(lengths) == 2
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("model", MODELS)
 def test_the_loops_decode_what_generate_does(model: str, options: dict[str, Any]) -> None:

@@ -92,14 +92,16 @@ REPOS = {
 def test_round_trip(child: Child, published: dict[str, Any], package: bool) -> None:
     header = "import hf_rnn_seq2seq" if package else ""
     options = "" if package else '"trust_remote_code": True'
-    loaded = child.run(LOAD.format(header=header, options=options), package=package, repos=REPOS, sentence=SENTENCE)
-    for name in REPOS:
+    # Each repository brings its own copy of the code, which takes seconds to load.
+    repos = REPOS if package else {name: REPOS[name] for name in ("joint", "separate")}
+    loaded = child.run(LOAD.format(header=header, options=options), package=package, repos=repos, sentence=SENTENCE)
+    for name in repos:
         assert loaded[name]["logits"] == published[name]["logits"]
         assert loaded[name]["module"].startswith("hf_rnn_seq2seq." if package else "transformers_modules.")
         assert loaded[name]["ids"] == published[name]["ids"]
         assert loaded[name]["bare"] == "RnnSeq2SeqModel"
         assert loaded[name]["model_type"] == "rnn_seq2seq"
-    assert loaded["v2"]["logits"] != loaded["joint"]["logits"]
+    assert not package or loaded["v2"]["logits"] != loaded["joint"]["logits"]
 
 
 def test_second_identical_push_makes_no_commit(published: dict[str, Any]) -> None:

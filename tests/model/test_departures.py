@@ -224,6 +224,7 @@ PAIRS = [(system, name) for name, (systems, _) in CHANGES.items() for system in 
 FUSED = ("feeding", "at once", "copying")
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("system", "change"), PAIRS)
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:torch.quantize_per:UserWarning")
 def test_hooks_and_replaced_parts_are_used_on_every_path(system: str, change: str) -> None:
@@ -326,6 +327,7 @@ OVERRIDDEN += [("heads", what) for what in ("cell", "score", "context")] + [
 ]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("system", "what"), OVERRIDDEN)
 def test_overridden_methods_are_used_on_every_path(system: str, what: str) -> None:
     model = build(system)

@@ -247,6 +247,7 @@ def test_a_bridge_refuses_encoder_outputs_without_final_states(plain: Model) -> 
         plain(decoder_input_ids=torch.full((3, 1), START), encoder_outputs=BaseModelOutput(last_hidden_state=states))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("row", SOURCES, ids=str)
 def test_assisted_decoding_equals_greedy(model: Model, row: list[int]) -> None:
     expected = model.generate(**sources([row]), max_new_tokens=20)

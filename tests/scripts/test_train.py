@@ -126,6 +126,7 @@ def test_a_run_from_recipe_to_loadable_checkpoint(recipe, tmp_path):
         train(run / "recipe.yaml", *more[:-1], 8, "--target_lang", "de")
 
 
+@pytest.mark.long
 def test_separate_vocabularies_a_preset_and_a_second_training(recipe, tmp_path):
     first = tmp_path / "first"
     words = ["--joint_vocabulary", "false", "--source_vocab_size", 280, "--preset", "bahdanau2014"]
@@ -323,6 +324,7 @@ def test_a_directory_that_another_process_writes_is_refused(tmp_path, recipe):
     assert not (tmp_path / "run" / ".lock").exists()
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_named_by_its_step_or_folder(tmp_path, recipe, monkeypatch):
     run = tmp_path / "run"
     assert train(recipe, "--save_steps", 2, "--output_dir", run) == 0

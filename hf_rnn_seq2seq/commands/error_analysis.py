@@ -7,6 +7,7 @@ JSON lines. The test set is the run's own unless data options name another; scri
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     test_set, systems = analyze_systems(arguments.models, chosen, **options)
     print(format_table(summary_table({system.name: system.reports for system in systems})))
     for note in notes(test_set, systems):
-        print(note)
+        print(f"warning: {note}", file=sys.stderr)
     for system in systems:
         if arguments.worst:
             print_sentences(system, test_set, worst(system.reports, arguments.worst, by=arguments.by))

@@ -6,6 +6,7 @@ options name another.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,5 +41,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_atomically(arguments.output_file, page)
     print(f"{arguments.output_file}: {len(test_set.sources):,} sentences, {len(page.encode()) / 1e6:.1f} MB")
     for note in notes(test_set, systems):
-        print(note)
+        print(f"warning: {note}", file=sys.stderr)
     return 0

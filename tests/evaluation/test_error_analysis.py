@@ -145,9 +145,9 @@ def test_every_line_is_analysed_and_what_was_cut_is_said(
         importlib.import_module("error_analysis").main([*models, *data, "--output_file", str(tmp_path / "a.jsonl")])
         == 0
     )
-    printed = {"error_analysis": capsys.readouterr().out}
+    printed = {"error_analysis": capsys.readouterr().err}
     assert importlib.import_module("report").main([*models, *data, "--output_file", str(tmp_path / "r.html")]) == 0
-    printed |= {"report": capsys.readouterr().out, "page": (tmp_path / "r.html").read_text(encoding="utf-8")}
+    printed |= {"report": capsys.readouterr().err, "page": (tmp_path / "r.html").read_text(encoding="utf-8")}
     for text in printed.values():
         assert "1 of 4 sources are empty and scored as they are" in text
         assert "attention: 1 of 4 sources are longer than the limit and were cut" in text

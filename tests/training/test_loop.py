@@ -208,3 +208,10 @@ def test_threads(environment, chosen, expected, monkeypatch):
         assert use_all_cores(chosen) == (len(os.sched_getaffinity(0)) if expected == "all" else expected)
     finally:
         torch.set_num_threads(before)
+
+
+def test_each_update_takes_its_own_rate_of_the_schedule(tmp_path):
+    loop = build_loop("rnn", arguments(tmp_path, logging_steps=1, warmup_steps=4, max_steps=8))
+    loop.run()
+    rates = [line["learning_rate"] for line in log_lines(tmp_path, "train")]
+    assert rates == pytest.approx([loop.state.schedule.at(step, step / 8) for step in range(8)]) and len(set(rates)) > 5

@@ -3,6 +3,7 @@
 Importing the package registers the models, the configuration, the tokenizer and the pipeline with transformers.
 """
 
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -61,7 +62,6 @@ def register() -> None:
     global _registered
     if _registered:  # what a user has registered since then stays
         return
-    _registered = True
     from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig  # checks the version of transformers
     from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -81,6 +81,7 @@ def register() -> None:
     RnnSeq2SeqModel.register_for_auto_class("AutoModel")
     RnnSeq2SeqForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
     RnnSeq2SeqTokenizer.register_for_auto_class("AutoTokenizer")
+    _registered = True
 
 
 def __getattr__(name: str) -> Any:
@@ -101,11 +102,20 @@ def _runs_a_command() -> bool:
     takes seconds.
     """
     program = Path(sys.argv[0]) if getattr(sys, "argv", None) else Path()
-    if program.name == "-m":  # so it is called until the module has been found
-        module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    if program.name == "-m":  # its name until Python has found the module
+        module = _module_to_run(sys.orig_argv)
         return module == __name__ or module.startswith(f"{__name__}.commands.")
     scripts = Path(__file__).resolve().parent.parent / "scripts"
     return program.stem == "hf-rnn" or (program.suffix == ".py" and program.resolve().parent == scripts)
+
+
+def _module_to_run(words: list[str]) -> str:
+    """The module that `python ... -m MODULE` names, also written as `-Im MODULE` or `-mMODULE`."""
+    for word, following in zip(words[1:], [*words[2:], ""], strict=False):
+        option = re.fullmatch(r"-[A-Za-z]*?m([\w.]*)", word)
+        if option:
+            return option[1] or following
+    return ""
 
 
 if not _runs_a_command():

@@ -258,6 +258,16 @@ def add_generation_options(parser: Parser) -> None:
     group.add_argument("--no_repeat_ngram_size", type=at_least(0), help="never write an n-gram of this size twice")
 
 
+def add_batch_options(parser: Parser) -> None:
+    """How a long input is cut into batches, for a command that reads it a window at a time."""
+    parser.add_argument("--batch_size", type=at_least(1), default=64, help="sentences (default: 64)")
+    parser.add_argument("--max_tokens", type=at_least(1), default=16384, help="padded tokens of a batch")
+    parser.add_argument("--max_source_length", type=at_least(2), help="tokens that a source is cut at")
+    parser.add_argument("--window", type=at_least(1), default=2048, help="sources that are read and sorted at a time")
+    parser.rename("--no_progress", "--disable_tqdm")
+    parser.add_argument("--disable_tqdm", action="store_true", help="no progress bar; a file never gets one")
+
+
 def add_search_option(parser: Parser) -> None:
     """What decodes in place of `generate()`."""
     parser.add_argument(
@@ -383,7 +393,7 @@ class _OneLine(logging.Handler):
             print(f"warning: {one_line(record.getMessage())}", file=sys.stderr)
 
 
-def quiet_libraries() -> None:
+def load_libraries() -> None:
     """Loads transformers with this package's models, and keeps standard error for what the user needs.
 
     That is our progress, warnings of one line, errors. A command calls this when it has read its options.

@@ -534,7 +534,6 @@ COMMON = frozenset(
         "dropout",
     ]
 )
-WIDTH = 120
 
 
 def version() -> str:

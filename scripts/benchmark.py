@@ -72,6 +72,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
+    command_line.load_libraries()
     import torch
 
     # `train` and `growth` measure in forked processes; a fork must come before torch starts several threads.

@@ -26,7 +26,7 @@ settings.load_profile("few")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a `thinned(k)` test each k-th case is in every run, and all cases in the long one."""
+    """Every run takes each k-th case of a `thinned(k)` test; the long run takes all of them."""
     count: Counter[str] = Counter()
     for item in items:
         mark = item.get_closest_marker("thinned")

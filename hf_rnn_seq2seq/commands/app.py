@@ -29,7 +29,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    command_line.quiet_libraries()
+    command_line.load_libraries()
     try:
         import gradio  # noqa: F401
     except ImportError:

@@ -20,7 +20,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    command_line.quiet_libraries()
+    command_line.load_libraries()
     from hf_rnn_seq2seq.training.averaging import average_checkpoints
 
     average_checkpoints(arguments.directories, arguments.output_dir)

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with only_writer(directory):
         prepare(runs, directory, common)
-        command_line.quiet_libraries()
+        command_line.load_libraries()
         finished = [run for run in runs if train(run, directory, common)]
         if not finished:
             raise ArgumentError(f"no run finished; see {directory / 'logs'}")

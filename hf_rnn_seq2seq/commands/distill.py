@@ -34,12 +34,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--interpolate", type=command_line.at_least(2), metavar="N", help="of the N best, the closest to the reference"
     )
     parser.add_argument("--source_prefix", default="", help="text before every source, such as a task of T5")
-    parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
-    parser.add_argument("--max_tokens", type=command_line.at_least(1), default=16384, help="padded tokens of a batch")
-    parser.add_argument("--max_source_length", type=command_line.at_least(2), help="longer sources are truncated")
-    parser.add_argument("--window", type=command_line.at_least(1), default=2048, help="rows that are sorted together")
-    parser.rename("--no_progress", "--disable_tqdm")
-    parser.add_argument("--disable_tqdm", action="store_true", help="no progress bar; none is drawn into a file either")
+    command_line.add_batch_options(parser)
     command_line.add_generation_options(parser)
     command_line.add_data_options(parser, training=True)
     command_line.add_model_options(parser)
@@ -103,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.generation.lines import LineWriter
     from hf_rnn_seq2seq.training.distillation import column_names, corpus_options, write_distilled
 
-    command_line.quiet_libraries()
+    command_line.load_libraries()
     chosen = corpus_options(command_line.data_options(arguments, training=True), arguments.teachers[0])
     corpus = load_corpus(DataArguments(**chosen), splits=("train",))
     if "train" not in corpus.splits:

@@ -51,7 +51,7 @@ def print_sentences(system: "AnalyzedSystem", test_set: "TestSet", numbers: Sequ
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    command_line.quiet_libraries()
+    command_line.load_libraries()
     from hf_rnn_seq2seq.evaluation.error_analysis import analyze_systems, sentence_rows, summary_table, worst
     from hf_rnn_seq2seq.evaluation.results import format_table, notes
     from hf_rnn_seq2seq.files import write_atomically

@@ -123,7 +123,7 @@ def write_results(arguments: argparse.Namespace, systems: list[Any], details: di
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    command_line.quiet_libraries()
+    command_line.load_libraries()
     import torch
 
     from hf_rnn_seq2seq.evaluation.results import evaluate_systems, run_summary, summary_facts

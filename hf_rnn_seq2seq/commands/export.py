@@ -24,7 +24,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    command_line.quiet_libraries()
+    command_line.load_libraries()
     from hf_rnn_seq2seq.run_directory import load_checkpoint
 
     model, tokenizer = load_checkpoint(arguments.model, device="cpu", dtype="float32")

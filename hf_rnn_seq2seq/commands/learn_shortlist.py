@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = [(source, target) for source, tab, target in rows if tab and source.strip() and target.strip()]
     if not kept:
         raise InputError(f"pairs {arguments.pairs!r}: none of {len(rows)} lines is source, tab, target")
-    command_line.quiet_libraries()
-    import hf_rnn_seq2seq  # noqa: F401  (registers the tokenizer)
+    command_line.load_libraries()
     from hf_rnn_seq2seq.generation.encoding import encode_targets
     from hf_rnn_seq2seq.generation.shortlist import Shortlist
     from hf_rnn_seq2seq.run_directory import read_tokenizer, vocabulary_hash

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.visualization.figure import check_output
 
     check_output(arguments.output_file)
-    command_line.quiet_libraries()
+    command_line.load_libraries()
     from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
     from hf_rnn_seq2seq.generation.attention import merge_words
     from hf_rnn_seq2seq.run_directory import load_checkpoint

@@ -40,7 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    command_line.quiet_libraries()
+    command_line.load_libraries()
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     from hf_rnn_seq2seq.errors import InputError

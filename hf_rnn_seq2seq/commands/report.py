@@ -29,7 +29,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    command_line.quiet_libraries()
+    command_line.load_libraries()
     from hf_rnn_seq2seq.evaluation.error_analysis import analyze_systems
     from hf_rnn_seq2seq.evaluation.results import notes
     from hf_rnn_seq2seq.files import write_atomically

@@ -30,7 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    command_line.quiet_libraries()
+    command_line.load_libraries()
     from hf_rnn_seq2seq.generation.lines import LineWriter
     from hf_rnn_seq2seq.generation.score_lines import PairReader, score_lines
     from hf_rnn_seq2seq.generation.scoring import summarize

@@ -58,7 +58,7 @@ def begin_upload(options: TrainingOptions, loop: "TrainingLoop") -> "BackgroundU
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     options = RunOptions.parse(words, __doc__ or "")
-    command_line.quiet_libraries()
+    command_line.load_libraries()
     from hf_rnn_seq2seq.errors import TrainingError
     from hf_rnn_seq2seq.hub.background_upload import without_token
     from hf_rnn_seq2seq.training.run import run

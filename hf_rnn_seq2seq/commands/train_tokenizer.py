@@ -30,23 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArgumentError(f"output_dir={training.output_dir!r}: exists and is not an empty folder")
 
+    command_line.load_libraries()
     from hf_rnn_seq2seq.data.corpus import load_corpus
-    from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
+    from hf_rnn_seq2seq.data.tokenizer import source_vocabulary_size, target_vocabulary_size
+    from hf_rnn_seq2seq.training.setup import train_tokenizer
 
-    command_line.quiet_libraries()
     corpus = load_corpus(data, splits=("train",))
-    train = corpus.splits["train"]
-    tokenizer = build_tokenizer(
-        train["source"],
-        train["target"],
-        algorithm=options.tokenizer_algorithm,
-        vocab_size=options.vocab_size,
-        source_vocab_size=options.source_vocab_size,
-        joint=options.joint_vocabulary,
-        min_frequency=options.min_frequency,
-        lowercase=options.lowercase,
-        model_max_length=data.max_source_length,
-    )
+    tokenizer = train_tokenizer(options, data, corpus)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Written beside its place and moved, so that a folder of this name is always complete.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as unfinished:
@@ -56,6 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"{folder}: {options.tokenizer_algorithm}, {source_vocabulary_size(tokenizer)} source and "
         f"{target_vocabulary_size(tokenizer)} target entries, {'joint' if options.joint_vocabulary else 'separate'}; "
-        f"trained on {len(train)} rows; {corpus.left_out('train')}"
+        f"trained on {len(corpus.splits['train'])} rows; {corpus.left_out('train')}"
     )
     return 0

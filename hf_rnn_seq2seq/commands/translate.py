@@ -52,12 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--alignments", action="store_true", help="add the word each word attends to most")
     command_line.add_search_option(parser)
     add_search_options(parser)
-    parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
-    parser.add_argument("--max_tokens", type=command_line.at_least(1), default=16384, help="padded tokens of a batch")
-    parser.add_argument("--max_source_length", type=command_line.at_least(2), help="tokens a line is cut at")
-    parser.add_argument("--window", type=command_line.at_least(1), default=2048, help="lines sorted and held at a time")
-    parser.rename("--no_progress", "--disable_tqdm")
-    parser.add_argument("--disable_tqdm", action="store_true", help="no progress bar")
+    command_line.add_batch_options(parser)
     command_line.add_generation_options(parser)
     command_line.add_model_options(parser)
     arguments = parser.parse_args(argv)
@@ -131,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.run_directory import load_checkpoint
     from hf_rnn_seq2seq.training.environment import peak_memory_mb
 
-    command_line.quiet_libraries()
+    command_line.load_libraries()
     if arguments.text is not None:
         sys.stdin = io.TextIOWrapper(io.BytesIO(arguments.text.encode()))
     if arguments.dataset_name is None:

@@ -161,7 +161,7 @@ class TrainingOptions(OptionGroup):
     save_steps: int | None = option(500, "updates between checkpoints; none: only at the end", at_least=1)
     save_total_limit: int | None = option(2, "checkpoints kept in addition to the best one; none: all", at_least=1)
     logging_steps: int = option(50, "updates between log lines", at_least=1)
-    disable_tqdm: bool = option(False, "no progress bar; none is drawn into a file either")
+    disable_tqdm: bool = option(False, "no progress bar; a file never gets one")
     report_to: list[str] = option(["tensorboard"], "trackers of Accelerate, or none")
     # The Hub
     push_to_hub: bool = option(False, "upload checkpoints in the background, and the run at its end")

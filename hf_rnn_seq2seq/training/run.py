@@ -93,10 +93,12 @@ def train_here(recipe: str | None, options: Mapping[str, Any]) -> TrainedRun:
         raise ArgumentError("push_to_hub=True: is for the command hf-rnn train; push the directory when it is trained")
     call = ", ".join([repr(recipe)] * (recipe is not None) + [f"{name}={value!r}" for name, value in options.items()])
     reason = run(parsed, f"train({call})")
-    directory = Path(str(parsed.training.output_dir))
-    summary = directory / SUMMARY
-    facts = json.loads(summary.read_text(encoding="utf-8")) if reason and summary.is_file() else {}
-    return TrainedRun(directory, str(reason), facts)
+    directory = Path(parsed.training.output_dir or "")
+    if reason is None:
+        return TrainedRun(directory, "dry_run", {})
+    summary = directory / SUMMARY  # a run that a signal stopped has none
+    facts = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    return TrainedRun(directory, reason, facts)
 
 
 def _text(value: Any) -> str:

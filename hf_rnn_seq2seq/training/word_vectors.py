@@ -91,8 +91,8 @@ def read_vectors(path: str | Path, wanted: Mapping[bytes, Any], width: int) -> I
     The numbers of other words are counted, not parsed.
 
     Raises:
-        DataError: no such file, a binary one, vectors of another width, a line that is no word and vector, numbers
-            that are not finite, another number of lines than the header says, a damaged archive.
+        DataError: the file does not exist, is binary, is a damaged archive, or has more or fewer lines than its
+            header says; or a line is not a word with `width` finite numbers.
     """
     path = Path(path)
     if not path.is_file():

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
+import hf_rnn_seq2seq
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, options
 from hf_rnn_seq2seq.__main__ import COMMANDS, main
 from hf_rnn_seq2seq.commands.launch import launcher_names, split_words
@@ -60,6 +61,27 @@ def test_help_and_a_wrong_option_load_no_torch(words: list[str], status: int, sa
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "argparse" in loaded and not loaded & {"torch", "transformers", "numpy", "datasets", "accelerate"}
     assert said in done.stdout + "".join(line for line in done.stderr.splitlines() if line.startswith("error: "))
+
+
+@pytest.mark.parametrize(
+    ("line", "module"),
+    [
+        ("python -m hf_rnn_seq2seq train --num_beams 3", "hf_rnn_seq2seq"),
+        ("python -X importtime -Im hf_rnn_seq2seq", "hf_rnn_seq2seq"),
+        ("python -mpackage.train hf_rnn_seq2seq", "package.train"),
+        ("python", ""),
+    ],
+)
+def test_the_module_that_python_runs_is_known(line: str, module: str) -> None:
+    assert hf_rnn_seq2seq._module_to_run(line.split()) == module
+
+
+def test_a_command_loads_the_libraries_itself() -> None:
+    """Nothing is registered before: without it, transformers would offer to run the code of a checkpoint."""
+    files = {path.stem: path for path in (ROOT / "hf_rnn_seq2seq" / "commands").glob("*.py")}
+    files |= {"benchmark": ROOT / "scripts" / "benchmark.py"}
+    without = {name for name, path in files.items() if "command_line.load_libraries()" not in path.read_text("utf-8")}
+    assert without == {"__init__", "launch", "plot_learning_curve", "recipes"}, "these load no model"
 
 
 # ------------------------------------------------------------------------------------------------ names and help

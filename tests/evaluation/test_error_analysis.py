@@ -119,7 +119,7 @@ def data_of(runs: Path) -> list[str]:
 def test_script_prints_tables_and_writes_every_sentence(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(command_line, "load_libraries", lambda: None)
     script = importlib.import_module("error_analysis")
     models = [str(runs / "attention"), str(runs / "plain")]
     options = ["--worst", "2", "--disable_tqdm", "--output_file", str(tmp_path / "all.jsonl")]
@@ -137,7 +137,7 @@ def test_script_prints_tables_and_writes_every_sentence(
 def test_every_line_is_analysed_and_what_was_cut_is_said(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(command_line, "load_libraries", lambda: None)
     (tmp_path / "t.tsv").write_text("en\tfr\n2 kg\t2 kg\n\tun\nin an hour\t\n" + "ago " * 90 + "\til y a\n")
     data = ["--test_file", str(tmp_path / "t.tsv"), "--source_lang", "en", "--target_lang", "fr", "--disable_tqdm"]
     models = [str(runs / "attention"), str(runs / "plain")]

@@ -84,7 +84,7 @@ def run(module: str, *arguments: object, stdin: str = "") -> tuple[int, str, str
     with pytest.MonkeyPatch.context() as patch:
         for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
             patch.setattr(sys, name, stream)
-        patch.setattr(command_line, "quiet_libraries", lambda: None)
+        patch.setattr(command_line, "load_libraries", lambda: None)
         with pytest.raises(SystemExit) as ended:
             command_line.run(lambda _: script.main([str(argument) for argument in arguments]))
         out, err = (stream.buffer.getvalue().decode() for stream in streams[1:])  # type: ignore[attr-defined]

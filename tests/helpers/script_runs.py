@@ -30,7 +30,7 @@ def run(script: str, *arguments: object, stdin: bytes = b"") -> subprocess.Compl
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
             patch.setattr(sys, name, stream)
-        patch.setattr(command_line, "quiet_libraries", lambda: None)
+        patch.setattr(command_line, "load_libraries", lambda: None)
         with pytest.raises(SystemExit) as ended:
             command_line.run(lambda _: module.main([str(argument) for argument in arguments]))
         for stream in streams[1:]:

@@ -6,8 +6,8 @@
 The new process has the arguments, streams, folder and environment of its caller. What libraries read while they are
 imported (HF_HOME, HF_ENDPOINT, OMP_NUM_THREADS) is that of the waiting process: `python(environment)` starts another.
 With `package=False` the libraries are imported, with an empty cache of modules, and importing this package fails.
-`sys.executable` of a new process is forked as well, so the workers of a launcher start at once. A signal reaches the
-process, but for SIGKILL: a test that kills, or that is about importing, takes `sys.executable`.
+`sys.executable` of a new process is forked as well, so the workers of a launcher start at once. Every signal but
+SIGKILL reaches the process: a test that kills it, or that is about importing, takes `sys.executable`.
 """
 
 import atexit

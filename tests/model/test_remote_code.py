@@ -33,12 +33,12 @@ base = AutoModel.from_pretrained(folder, trust_remote_code=True)
 assert {type(x).__module__.split(".")[0] for x in (config, model, base)} == {"transformers_modules"}
 sources = {name: given[name] for name in ("input_ids", "attention_mask")}
 with torch.no_grad():
-    told = {"logits": model(**given).logits, "readout": base(**given).last_hidden_state}
-    told["words"] = model.generate(**sources, num_beams=3, max_new_tokens=5)
+    found = {"logits": model(**given).logits, "readout": base(**given).last_hidden_state}
+    found["words"] = model.generate(**sources, num_beams=3, max_new_tokens=5)
     model.save_pretrained(out + "/again")
     again = AutoModelForSeq2SeqLM.from_pretrained(out + "/again", trust_remote_code=True)
-    told["again"] = again(**given).logits
-save_file({name: tensor.contiguous() for name, tensor in told.items()}, out + "/told.safetensors")
+    found["again"] = again(**given).logits
+save_file({name: tensor.contiguous() for name, tensor in found.items()}, out + "/found.safetensors")
 try:
     type(config)(hidden_sise=3)
 except ValueError as error:
@@ -49,7 +49,7 @@ base = AutoModel.from_pretrained(folder, trust_remote_code=True)
 base.save_pretrained(out + "/again")
 base = AutoModel.from_pretrained(out + "/again", trust_remote_code=True)
 with torch.no_grad():
-    save_file({"readout": base(**given).last_hidden_state.contiguous()}, out + "/told.safetensors")
+    save_file({"readout": base(**given).last_hidden_state.contiguous()}, out + "/found.safetensors")
 assert not any(name.startswith("hf_rnn_seq2seq") for name, module in sys.modules.items() if module)
 """
 
@@ -91,7 +91,7 @@ def run_elsewhere(program: str, model: PreTrainedModel, given: dict[str, Tensor]
     command = [*warm.python(package=False), "-c", HIDE + program, str(folder / "checkpoint"), str(folder)]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
-    return load_file(folder / "told.safetensors"), ended.stdout
+    return load_file(folder / "found.safetensors"), ended.stdout
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,7 +122,7 @@ def test_the_base_model_by_itself(tmp_path: Path) -> None:
 def test_a_checkpoints_code_names_the_required_transformers(kind: str, tmp_path: Path) -> None:
     load = OLD.replace("LOAD", f"transformers.{kind}.from_pretrained(folder, trust_remote_code=True)")
     given = {"input_ids": batch()["input_ids"]}
-    _, printed = run_elsewhere(load + "save_file(given, out + '/told.safetensors')", tiny_model(), given, tmp_path)
+    _, printed = run_elsewhere(load + "save_file(given, out + '/found.safetensors')", tiny_model(), given, tmp_path)
     assert printed == TOO_OLD
 
 

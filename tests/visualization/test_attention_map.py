@@ -247,7 +247,7 @@ def plot_attention(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Any:
     figures = []
     save = plotting.save_figure
     monkeypatch.setattr(plotting, "save_figure", lambda figure, *rest: figures.append(figure) or save(figure, *rest))
-    monkeypatch.setattr("hf_rnn_seq2seq.command_line.quiet_libraries", lambda: None)
+    monkeypatch.setattr("hf_rnn_seq2seq.command_line.load_libraries", lambda: None)
     assert importlib.import_module("plot_attention").main([str(argument) for argument in arguments]) == 0
     return figures[-1]
 
@@ -315,7 +315,7 @@ def test_plot_attention_refuses_in_one_line(
 ) -> None:
     from hf_rnn_seq2seq import command_line
 
-    monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(command_line, "load_libraries", lambda: None)
     script = importlib.import_module("plot_attention")
     argv = [str(checkpoints[kind]), *(one.replace("OUT", str(tmp_path)) for one in arguments)]
     with pytest.raises(SystemExit) as ended:

@@ -50,7 +50,7 @@ def test_beam_tree_holds_the_hypotheses_of_generate(kind: str, tmp_path: Path) -
 def test_beam_tree_script_and_refusals(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(command_line, "load_libraries", lambda: None)
     script = importlib.import_module("plot_beam_tree")
     model = str(runs / "attention")
     output = ["--output_file", str(tmp_path / "tree.svg")]

@@ -200,7 +200,7 @@ def test_space_files_run_without_this_checkout(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("gradio", reason="gradio (of the extra `app`) is not installed")
-    monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(command_line, "load_libraries", lambda: None)
     script = importlib.import_module("app")
     space = tmp_path / "space"
     command = [str(runs / "attention"), str(runs / "plain"), "--space", str(space), "--title", 'Say "it"']

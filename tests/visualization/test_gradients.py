@@ -88,7 +88,7 @@ def test_gradient_pictures(
     assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[1.0, 0.5], [1.0, 0.25]]
     with pytest.raises(ArgumentError, match="first value must be above 0"):
         plot_gradients({"a": [0.0, 1.0]})
-    monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(command_line, "load_libraries", lambda: None)
     script = importlib.import_module("hf_rnn_seq2seq.commands.plot_gradients")
     data = ["--test_file", str(runs / "pairs.tsv"), "--source_lang", "en", "--target_lang", "fr"]
     assert script.main(["--output_file", str(tmp_path / "f.png"), "--steps", "12", "--hidden_size", "8"]) == 0

@@ -94,7 +94,7 @@ def test_page_is_whole_and_its_data_is_no_markup(made: tuple[TestSet, list[Any]]
 def test_script_writes_the_translations_of_several_models(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(command_line, "load_libraries", lambda: None)
     script = importlib.import_module("report")
     models = [str(runs / "attention"), str(runs / "plain")]
     data = ["--test_file", str(runs / "pairs.tsv"), "--source_lang", "en", "--target_lang", "fr"]
@@ -122,7 +122,7 @@ def test_script_writes_the_translations_of_several_models(
 def test_script_refuses_in_one_line(
     arguments: tuple[str, ...], message: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(command_line, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(command_line, "load_libraries", lambda: None)
     monkeypatch.chdir(tmp_path)
     script = importlib.import_module("report")
     words = [str(runs / "attention") if word == "MODEL" else word for word in arguments]

@@ -26,7 +26,7 @@ model.save_pretrained(out + "/again")
 again = AutoModelForSeq2SeqLM.from_pretrained(out + "/again", trust_remote_code=True)
 assert [type(one).__name__ for one in (again, again.model.decoder.attention)] == ["SharpModel", "CosineAttention"]
 with torch.no_grad():
-    save_file({"logits": model(**given).logits, "again": again(**given).logits}, out + "/told.safetensors")
+    save_file({"logits": model(**given).logits, "again": again(**given).logits}, out + "/found.safetensors")
 model.train()(**given, labels=given["decoder_input_ids"]).loss.backward()
 """
 

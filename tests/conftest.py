@@ -19,7 +19,7 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # The same examples in every run; `make test-all` takes the second profile.
-for name, examples in (("few", 20), ("many", 150)):
+for name, examples in (("few", 12), ("many", 150)):
     settings.register_profile(name, max_examples=examples, deadline=None, derandomize=True, database=None)
 settings.load_profile("few")
 
@@ -35,6 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if count[name] % mark.args[0]:
                 item.add_marker(pytest.mark.long)
             count[name] += 1
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Waiting processes are those of the whole session, for each worker of xdist."""
+    if not hasattr(config, "workerinput"):
+        from tests.helpers import warm
+
+        config.add_cleanup(warm.session())
 
 
 def pytest_unconfigure() -> None:

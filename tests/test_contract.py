@@ -288,6 +288,12 @@ def foreign_names() -> dict[str, str]:
     root = Path(hf_rnn_seq2seq.__path__[0])
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in root.rglob("*.py")}
     own = {name for tree in trees.values() for name in names(tree, stored=True)} | PUBLIC_ALL_THE_SAME
+    classes = {
+        (path, node.name): node
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
     found = {
         name: path.name
         for path, tree in trees.items()
@@ -299,7 +305,7 @@ def foreign_names() -> dict[str, str]:
             if not inspect.isclass(kind) or kind.__module__ != module.__name__:
                 continue
             bases = [base for base in kind.__mro__ if base.__module__.split(".")[0] in LIBRARIES]
-            tree = ast.parse(source(kind))
+            tree = classes.get((Path(module.__file__), kind.__name__)) or ast.parse(source(kind))
             used = set(filter(private, [*names(tree, stored=True), *names(tree, stored=False)]))
             for name in used & set().union(*map(private_names, bases)):
                 found[name] = kind.__name__

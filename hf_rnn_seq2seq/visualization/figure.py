@@ -65,10 +65,12 @@ def _rendered(figure: "Figure", kind: str, dpi: int) -> bytes:
     import matplotlib
 
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}[kind]
+    # Matplotlib's layout has measured everything once; cutting the margins would measure it again.
+    margins = {} if figure.get_layout_engine() else {"bbox_inches": "tight", "pad_inches": 0.12}
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "hf_rnn_seq2seq"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # reported by `choose_fonts`, once
-        figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", pad_inches=0.12, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata, **margins)
     return buffer.getvalue()
 
 

@@ -226,6 +226,7 @@ def test_an_old_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         export_onnx(tiny_model(dtype=torch.float32), tmp_path / "out")
 
 
+@pytest.mark.long
 @needs_torch
 def test_a_graph_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")

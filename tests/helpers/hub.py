@@ -7,12 +7,14 @@ with running_hub() as hub:
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +52,20 @@ class Hub:
     url: str
 
     def environment(self, *, cache: Path, token: str | None = None) -> dict[str, str]:
-        """Environment of a child process that talks to this Hub and to nothing else, with its own cache."""
+        """Environment of a child process that talks to this Hub and to nothing else, with its own cache.
+
+        Libraries read the cache's address when they are imported, so all children have one, a link that turns here.
+        """
+        cache.mkdir(parents=True, exist_ok=True)
+        link = warm.home().with_suffix(".hub")
+        link.unlink(missing_ok=True)
+        link.symlink_to(cache)
         kept = {
             key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
         }
         kept |= {
             "HF_ENDPOINT": self.url,
-            "HF_HOME": str(cache),
+            "HF_HOME": str(link),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
@@ -88,13 +97,7 @@ class Child:
         """Run `code`, which prints JSON on its last line, and return that."""
         self.started += 1
         place = self.folder / f"child{self.started}"
-        (place / "cache").mkdir(parents=True)
-        # Libraries read the cache's address when they are imported, so all children have one, and its link turns.
-        cache = self.folder / "cache"
-        cache.unlink(missing_ok=True)
-        cache.symlink_to(place / "cache")
-        environment = self.hub.environment(cache=cache, token=token)
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+        environment = self.hub.environment(cache=place / "cache", token=token)
         python = warm.python(environment, package=package)
         command = [*python, "-c", PREAMBLE + textwrap.dedent(code), json.dumps(arguments)]
         done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=300)
@@ -114,10 +117,18 @@ def act_as(token: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> HfApi:
     return HfApi(endpoint=endpoint, token=token)
 
 
+@lru_cache
+def free_port() -> int:
+    """One port for every Hub of a test session, so that one waiting process serves the children of all."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextlib.contextmanager
 def running_hub() -> Iterator[Hub]:
     """Start the server as a child process, yield its handle, end it."""
-    command = [sys.executable, "-I", str(Path(__file__).resolve().with_name("hub_server.py"))]
+    command = [sys.executable, "-I", str(Path(__file__).resolve().with_name("hub_server.py")), str(free_port())]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
             yield Hub(child.stdout.readline().strip())

@@ -304,8 +304,8 @@ class HubServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.store = Store()
         self.lock = threading.RLock()
@@ -314,7 +314,7 @@ class HubServer(ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
-    hub_server = HubServer()
+    hub_server = HubServer(int(sys.argv[1]))
     threading.Thread(target=hub_server.serve_forever, daemon=True).start()
     print(hub_server.url, flush=True)
     sys.stdin.read()

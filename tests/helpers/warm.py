@@ -12,7 +12,9 @@ SIGKILL reaches the process: a test that kills it, or that is about importing, t
 
 import atexit
 import contextlib
+import fcntl
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -23,10 +25,10 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
@@ -59,16 +61,41 @@ def home() -> Path:
 
 @lru_cache
 def _waiting(environment: tuple[tuple[str, str], ...], package: bool) -> list[str]:
-    address = os.path.join(tempfile.mkdtemp(prefix="warm-"), "s")
-    command = [sys.executable, __file__, "--wait", address, "package" if package else "libraries"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen(command, env=dict(environment), cwd=ROOT, text=True, **pipes)
-    atexit.register(process.communicate)  # it leaves at the end of its input, so also when this process is killed
-    assert process.stdout.readline() == "ready\n"
-    executable = Path(address).with_name("python")
-    executable.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-I", "-S", __file__, address])} "$@"\n')
-    executable.chmod(0o755)
+    """Starts it, or finds that of another worker: it leaves when the session ends, even if that is killed."""
+    session = Path(os.environ["WARM_SESSION"])
+    name = hashlib.sha256(repr((environment, package)).encode()).hexdigest()[:8]
+    executable = session / name / "python"
+    with open(session / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not executable.exists():
+            executable.parent.mkdir()
+            address = str(executable.with_name("s"))
+            command = [sys.executable, __file__, "--wait", address, "package" if package else "libraries"]
+            told, tells = os.pipe()
+            streams = (os.POSIX_SPAWN_OPEN, 0, str(session / "alive"), os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, tells, 1)
+            os.posix_spawn(sys.executable, command, dict(environment), file_actions=streams)
+            os.close(tells)
+            with open(told) as answers:
+                assert answers.readline() == "ready\n"
+            words = shlex.join([sys.executable, "-I", "-S", __file__, address])
+            executable.with_suffix(".new").write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+            executable.with_suffix(".new").chmod(0o755)
+            executable.with_suffix(".new").rename(executable)
     return [str(executable)]
+
+
+def session() -> Callable[[], None]:
+    """Opens the folder that the workers of a test session share; the function that ends it."""
+    folder = tempfile.mkdtemp(prefix="warm-")
+    os.mkfifo(os.path.join(folder, "alive"))
+    alive = os.open(os.path.join(folder, "alive"), os.O_RDWR)  # waiting processes see its end
+    os.environ["WARM_SESSION"] = folder
+
+    def close() -> None:
+        os.close(alive)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    return close
 
 
 def import_libraries() -> None:
@@ -92,6 +119,7 @@ def import_package() -> None:
 
 def wait(address: str, imported: str) -> None:
     """Forks a process for each that asks, until standard input ends."""
+    os.chdir(ROOT)
     import_package() if imported == "package" else import_libraries()
     gc.freeze()  # pages that are only read stay shared
     with socket.socket(socket.AF_UNIX) as listener:
@@ -107,7 +135,6 @@ def wait(address: str, imported: str) -> None:
             with contextlib.suppress(ChildProcessError):  # none is left
                 while os.waitpid(-1, os.WNOHANG) != (0, 0):
                     pass
-    shutil.rmtree(Path(address).parent)
     end(0)
 
 

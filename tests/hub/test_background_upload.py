@@ -192,7 +192,7 @@ TINY = {
 def train(hub_url: str, folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], Path]:
     folder.mkdir()
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    environment = Hub(hub_url).environment(cache=warm.home()) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = Hub(hub_url).environment(cache=folder / "cache") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [
         *warm.python(environment),
         str(ROOT / "scripts" / "train.py"),

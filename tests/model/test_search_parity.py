@@ -77,8 +77,7 @@ def decoded(decode: Callable[..., Any], batches: list[Batch], beams: int) -> dic
     ("cell_type", "input_feeding"),
     [
         ("lstm", True),
-        ("gru", False),
-        *(pytest.param(*kind, marks=pytest.mark.long) for kind in (("lstm", False), ("gru", True))),
+        *(pytest.param(*kind, marks=pytest.mark.long) for kind in (("gru", False), ("lstm", False), ("gru", True))),
     ],
 )
 def test_real_sentences(

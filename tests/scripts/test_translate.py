@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -295,20 +294,21 @@ def test_what_cannot_be_written_to_is_named(checkpoint: Path, tmp_path: Path) ->
 def test_an_output_that_cannot_be_written_is_one_line(checkpoint: Path) -> None:
     command = [str(ROOT / "scripts" / "translate.py"), str(checkpoint), "--disable_tqdm"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    for python, place, message in (
+    # A closed stream cannot be handed to a waiting process, so it closes its own as `>&-` does.
+    closed = "import os, runpy, sys; os.close(1); sys.stdout = None; del sys.argv[0]; "
+    for first, place, message in (
         (
-            warm.python(),
+            [],
             "> /dev/full",
             "error: standard output: cannot be written (No space left on device). 0 lines were written",
         ),
-        # A closed stream cannot be handed to a waiting process.
         (
-            [sys.executable],
-            ">&-",
+            ["-c", closed + "runpy.run_path(sys.argv[0], run_name='__main__')"],
+            "",
             "error: standard output is closed; give --output_file, or let something read the output",
         ),
     ):
-        shell = f"{shlex.join([*python, *command])} {place}"
+        shell = f"{shlex.join([*warm.python(), *first, *command])} {place}"
         done = subprocess.run(shell, shell=True, input=b"2 kg\n", capture_output=True, env=environment)
         assert (done.returncode, done.stderr.decode().splitlines()) == (2, [message])
 

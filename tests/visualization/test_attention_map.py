@@ -252,8 +252,9 @@ def plot_attention(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Any:
     return figures[-1]
 
 
-@pytest.mark.parametrize("kind", ["rnn", "heads", "bart"])
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", ["rnn", "heads", "bart"])
 def test_the_picture_holds_the_models_cross_attentions(
     kind: str, beams: int, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,10 @@ DATA_OPTIONS = (
     "target_lang",
     "source_column",
     "target_column",
+    "header",
+    "feature_column",
+    "file_format",
+    "several_references",
     "alignment_column",
     "max_train_samples",
     "max_predict_samples",
@@ -189,6 +193,18 @@ _NOT_CONTENT = ("_name_or_path", "transformers_version")  # where a model was lo
 def data_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The data options in DIRECTORY/recipe.yaml, as `load_corpus` names them; empty when there is no such file.
 
+    Raises CheckpointError for other content.
+    """
+    flat = recipe_options(directory)
+    options = {key: flat[key] for key in DATA_OPTIONS if flat.get(key) is not None}
+    if flat.get("alignment_unit") == "token":  # what reads a run's data counts words
+        options.pop("alignment_column", None)
+    return options if any(key in options for key in ("dataset_name", "train_file", "test_file")) else {}
+
+
+def recipe_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """All options in DIRECTORY/recipe.yaml; empty when there is no such file.
+
     Groups in the file (`data: {...}`) are read as if they were flat. Raises CheckpointError for other content.
     """
     import yaml
@@ -205,10 +221,7 @@ def data_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in content.items():
         flat |= value if isinstance(value, Mapping) else {key: value}
-    options = {key: flat[key] for key in DATA_OPTIONS if flat.get(key) is not None}
-    if flat.get("alignment_unit") == "token":  # what reads a run's data counts words
-        options.pop("alignment_column", None)
-    return options if any(key in options for key in ("dataset_name", "train_file", "test_file")) else {}
+    return flat
 
 
 def read_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:

@@ -211,6 +211,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [f"{word} et {other}\t{word} and {other}" for word in numbers for other in numbers]
     for name in ("train", "dev", "test", "domain"):
         (folder / f"{name}.tsv").write_text("\n".join(["fr\ten", *rows]) + "\n", encoding="utf-8")
+    sounds = [f"{word}\t{' '.join(word)}\n" for word in numbers]
+    for name in ("fre_train", "fre_dev", "fre_test", "ar_train", "ar_dev"):
+        (folder / f"{name}.tsv").write_text("".join(sounds), encoding="utf-8")
+    for name in ("train", "dev", "test"):
+        (folder / f"cmudict.{name}").write_text("".join(sounds).replace("\t", "  "), encoding="utf-8")
+    for name in ("kat_train", "kat_dev"):
+        (folder / f"{name}.tsv").write_text("".join(f"{word}\t{word}s\tN;PL\n" for word in numbers), encoding="utf-8")
     (folder / "pairs.tsv").write_text("3 days ago\til y a 3 jours\n", encoding="utf-8")
     (folder / "sources.txt").write_text("3 days ago\n", encoding="utf-8")
     (folder / "words.txt").write_text("douze\ntwelve\n", encoding="utf-8")

@@ -91,6 +91,8 @@ def print_details(arguments: argparse.Namespace, systems: list[Any]) -> dict[str
         for system_name, numbers in scores.items():
             print(f"{name}: {system_name}: " + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
     if arguments.paired:
+        if systems[0].test_set.several is not None:
+            raise ValueError("--paired: a source with several references has no paired test; leave it out")
         hypotheses = {system.name: system.hypotheses for system in systems}
         names, samples = arguments.scores or ("bleu", "chrf"), arguments.paired_samples
         rows = paired_test(hypotheses, references, names, test=arguments.paired, n_samples=samples)
@@ -144,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         **command_line.generation_options(arguments),
     )
     test_set = systems[0].test_set
-    for metric in arguments.scores or default_metrics(test_set):
+    for metric in arguments.scores or default_metrics(test_set, arguments.models[0]):
         if reason := why_blind(metric, test_set.references):
             print(f"warning: {reason}", file=sys.stderr)
     write_results(arguments, systems, print_details(arguments, systems))

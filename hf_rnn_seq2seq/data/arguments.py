@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
+from hf_rnn_seq2seq.data.lexicon import LEXICONS
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.options import OptionGroup, option
+
+ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char", "letter")
+FORMS = ("nfc", "nfd", "nfkc", "nfkd")
 
 
 @dataclass
@@ -21,6 +25,16 @@ class DataArguments(OptionGroup):
     target_lang: str | None = option(None, "language of the target sentences")
     source_column: str | None = option(None, "column of a table that holds the source (default: source_lang)")
     target_column: str | None = option(None, "column of a table that holds the target (default: target_lang)")
+    header: bool = option(True, "the first row of a table names its columns; if not, source_column is a number (0)")
+    feature_column: str | None = option(
+        None, "column of features (`V;PST`) that stand before the source, each as one token (tokenizer: letter)"
+    )
+    file_format: str | None = option(
+        None, "lexicon format of the files, where it is no table: " + ", ".join(LEXICONS), choices=LEXICONS
+    )
+    several_references: bool = option(
+        False, "rows with the same source are several references of one source when outputs are scored"
+    )
     alignment_file: str | None = option(
         None,
         "word alignments of the training rows (a line `0-0 1-2` each), for guided_alignment_weight; default: computed",
@@ -47,6 +61,10 @@ class DataArguments(OptionGroup):
             raise ArgumentError(
                 f"train_file={self.train_file!r}: either dataset_name ({self.dataset_name!r}) or files, not both"
             )
+        for name in ("source_column", "target_column", "feature_column"):
+            value = getattr(self, name)
+            if not self.header and value is not None and not value.isdecimal():
+                raise ArgumentError(f"{name}={value!r}: a table without header has numbered columns; the first is 0")
 
 
 @dataclass
@@ -54,8 +72,12 @@ class TokenizerArguments(OptionGroup):
     """The vocabulary, trained on the training split unless one is named."""
 
     tokenizer_name_or_path: str | None = option(None, "a saved tokenizer to use instead of training one", path=True)
-    tokenizer_algorithm: str = option(
-        "bpe", "how words are split", choices=("bpe", "unigram", "wordpiece", "word", "char")
+    tokenizer_algorithm: str = option("bpe", "how words are split", choices=ALGORITHMS)
+    source_tokenizer_algorithm: str | None = option(None, "of the source, where it differs", choices=ALGORITHMS)
+    target_tokenizer_algorithm: str | None = option(None, "of the target, where it differs", choices=ALGORITHMS)
+    source_unicode_form: str | None = option(None, "Unicode form that the model reads", choices=FORMS)
+    target_unicode_form: str | None = option(
+        None, "Unicode form that the model writes; composed again in outputs where that is lossless", choices=FORMS
     )
     vocab_size: int = option(8000, "largest vocabulary (of the target, where there are two)", at_least=5)
     source_vocab_size: int | None = option(None, "largest source vocabulary, with joint_vocabulary off", at_least=5)

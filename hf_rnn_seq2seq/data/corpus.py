@@ -98,7 +98,8 @@ def load_corpus(
     if data.dataset_name == "cldr":
         found, facts = _load_cldr(data, limits, splits, aligned_splits)
     elif data.dataset_name is None:
-        files = {split: split_paths(value) for split, value in named.items() if value and split in splits}
+        chosen = {split: value for split, value in named.items() if value and split in splits}
+        files = {split: split_paths(value, data.file_format) for split, value in chosen.items()}
         found, facts = _load_files(data, files, splits, aligned_splits)
     else:
         found, facts = _load_named(data, data.dataset_name, splits, aligned_splits)
@@ -155,12 +156,15 @@ def _load_cldr(
 
 
 def _column_options(data: DataArguments) -> list[str | None]:
-    return [data.source_column, data.target_column, data.source_lang, data.target_lang]
+    names = [data.source_column, data.target_column, data.source_lang, data.target_lang]
+    return names + [one for one in (data.feature_column, data.file_format, None if data.header else "0") if one]
 
 
 def _columns(data: DataArguments, alignment: str | None) -> Columns:
+    if not data.header:
+        return Columns(data.source_column or "0", data.target_column or "1", alignment, data.feature_column)
     source = data.source_column or data.source_lang or "source"
-    return Columns(source, data.target_column or data.target_lang or "target", alignment)
+    return Columns(source, data.target_column or data.target_lang or "target", alignment, data.feature_column)
 
 
 def _load_files(
@@ -173,6 +177,9 @@ def _load_files(
     found: dict[str, AnyDataset] = {}
     hashes = {}
     for split, paths in files.items():
+        if data.feature_column is not None and (len(paths) > 1 or data.file_format):
+            kind = "a lexicon has" if data.file_format else "text files have"
+            raise DataError(f"feature_column={data.feature_column!r}: {kind} no columns; give a table")
         column = data.alignment_column if split in aligned_splits else None
         file = data.alignment_file if split == "train" and split in aligned_splits else None
         hashes[split] = content_hash([*paths, *([Path(file)] if file else [])])
@@ -181,8 +188,9 @@ def _load_files(
             "paths": tuple(map(os.path.abspath, paths)),
             "columns": _columns(data, column),
             "alignment_file": os.path.abspath(file) if file else None,
+            "file_format": data.file_format,
             "content": hashes[split],
-            "version": content_hash([Path(__file__).with_name("readers.py")]),
+            "version": content_hash([Path(__file__).with_name(name) for name in ("readers.py", "lexicon.py")]),
         }
         features = (_ALIGNED if column or file else _TEXT) | {"problem": Value("string")}
         found[split] = _generated(_file_rows, arguments, features, split, data.streaming)
@@ -192,11 +200,16 @@ def _load_files(
 
 
 def _file_rows(
-    paths: tuple[str, ...], columns: Columns, alignment_file: str | None, content: str, version: str
+    paths: tuple[str, ...],
+    columns: Columns,
+    alignment_file: str | None,
+    file_format: str | None,
+    content: str,
+    version: str,
 ) -> Iterator[dict[str, Any]]:
     """Rows for `datasets`; `content` and `version` are part of the cache key only."""
     file = Path(alignment_file) if alignment_file else None
-    for number, row in enumerate(read_rows(list(map(Path, paths)), columns, file)):
+    for number, row in enumerate(read_rows(list(map(Path, paths)), columns, file, file_format)):
         yield _record(row, number, file is not None or columns.alignment is not None)
 
 

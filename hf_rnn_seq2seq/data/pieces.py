@@ -64,6 +64,13 @@ def is_unspaced_script(character: str) -> bool:
     return name.startswith(("CJK ", "HIRAGANA", "KATAKANA", "THAI", "LAO ", "KHMER", "MYANMAR", "IDEOGRAPHIC"))
 
 
+def splits_letters(tokenizer: PreTrainedTokenizerBase, *, target: bool = False) -> bool:
+    """Whether each token of a side is a letter (algorithm `letter`), so that tokens are what alignments count."""
+    backend = getattr(tokenizer, "target_backend_tokenizer" if target else "backend_tokenizer", None)
+    backend = backend or getattr(tokenizer, "backend_tokenizer", None)
+    return type(getattr(backend, "decoder", None)).__name__ == "Fuse"
+
+
 def word_groups(pieces: Sequence[str], special: Sequence[str] = SPECIAL) -> list[list[int]]:
     """Groups token positions into words at white space; in scripts without spaces each token is a word."""
     groups: list[list[int]] = []

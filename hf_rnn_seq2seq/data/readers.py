@@ -16,11 +16,13 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from hf_rnn_seq2seq.data.lexicon import parse_entry
 from hf_rnn_seq2seq.errors import DataError, is_undecodable, listed_names, one_line, quoted, reading
 
 TABLE_KINDS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
@@ -54,6 +56,12 @@ def checked(source: object, target: object, alignment: object = None) -> Row:
     return Row(source, target, None, links)
 
 
+def with_features(source: str, features: object) -> str:
+    """`walk`, `V;PST` -> `V;PST<tab>walk`, as the tokenizer of letters reads it; without features the source alone."""
+    text = str(features or "").strip()
+    return f"{text}\t{source}" if text else source
+
+
 _TEXT = (str, type(None))
 
 
@@ -61,13 +69,14 @@ _TEXT = (str, type(None))
 class Columns:
     """Names of the columns of source, target and word alignment (None: no alignment is read).
 
-    A row without the first two may hold them in a column `translation`, by language. Names that are numbers are
-    positions (from 0) in a table without header.
+    `feature` is a column of features, which are put before the source. A row without the first two may hold them in a
+    column `translation`, by language. Names that are numbers are positions (from 0) in a table without header.
     """
 
     source: str = "source"
     target: str = "target"
     alignment: str | None = None
+    feature: str | None = None
 
     def __post_init__(self) -> None:
         if self.source == self.target:
@@ -75,7 +84,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        return [self.source, self.target, *filter(None, [self.alignment])]
+        return [self.source, self.target, *filter(None, [self.alignment, self.feature])]
 
     def require(self, names: Sequence[str], where: str, wanted: Sequence[str] | None = None) -> None:
         """Raises DataError unless each of `wanted` (default: all columns) is among the distinct `names`."""
@@ -85,7 +94,9 @@ class Columns:
             )
         for name in self.names if wanted is None else wanted:
             if name not in names:
-                options = "alignment_column" if name == self.alignment else "source_column and target_column"
+                options = {self.alignment: "alignment_column", self.feature: "feature_column"}.get(
+                    name, "source_column and target_column"
+                )
                 has = listed_names(names) or "none"
                 raise DataError(f"{where}: no column {quoted(name)}; it has {has} (choose with {options})")
 
@@ -115,10 +126,13 @@ class Columns:
         sides = self.sides(row)
         if sides is None:
             return Row("", "", "not_text", str(alignment or ""))
-        return checked(sides.get(self.source), sides.get(self.target), alignment)
+        source = sides.get(self.source)
+        if self.feature and isinstance(source, str) and source.strip():
+            source = with_features(source, row.get(self.feature))
+        return checked(source, sides.get(self.target), alignment)
 
 
-def split_paths(value: str) -> list[Path]:
+def split_paths(value: str, file_format: str | None = None) -> list[Path]:
     """`"train.tsv"` or `"train.de,train.en"` -> the path of one table, or those of two text files.
 
     Raises:
@@ -137,10 +151,13 @@ def split_paths(value: str) -> list[Path]:
             raise DataError(f"{path} is a pipe or a device; a file is expected, since it is read more than once")
         with reading(f"file {path}", DataError):
             path.open("rb").close()
-    if len(paths) == 1 and kind_of(paths[0]) not in TABLE_KINDS:
+    if file_format is not None and len(paths) > 1:
+        raise DataError(f"file_format={file_format!r}: a lexicon is one file, got {value!r}")
+    if file_format is None and len(paths) == 1 and kind_of(paths[0]) not in TABLE_KINDS:
         raise DataError(
             f"file {paths[0]}: kind {kind_of(paths[0]) or 'without suffix'!r} is not known; allowed: "
-            f"{', '.join(TABLE_KINDS)} (also .gz), or two parallel text files separated by a comma"
+            f"{', '.join(TABLE_KINDS)} (also .gz), two parallel text files separated by a comma, or file_format of a "
+            "lexicon"
         )
     return paths
 
@@ -155,17 +172,23 @@ def listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items())
 
 
-def read_rows(paths: Sequence[Path], columns: Columns, alignment_file: Path | None = None) -> Iterator[Row]:
-    """The rows of one table or of two parallel text files.
+def read_rows(
+    paths: Sequence[Path], columns: Columns, alignment_file: Path | None = None, file_format: str | None = None
+) -> Iterator[Row]:
+    """The rows of one table, of two parallel text files, or of a lexicon.
 
     Args:
+        file_format: one of LEXICONS, for a lexicon.
         alignment_file: a text file with the word alignment of each row.
 
     Raises:
         DataError: nothing in the file, not UTF-8, a missing column, files of different length, a damaged archive or
             alignment.
     """
-    reader = {".tsv": _delimited, ".csv": _delimited, ".parquet": _parquet}.get(kind_of(paths[0]), _json)
+    if file_format is not None:
+        reader = partial(_lexicon, kind=file_format)
+    else:
+        reader = {".tsv": _delimited, ".csv": _delimited, ".parquet": _parquet}.get(kind_of(paths[0]), _json)
     lines = read_lines(alignment_file) if alignment_file else None
     where = f"alignment_file {alignment_file}, line" if lines else f"file {paths[0]}, column {columns.alignment!r}, row"
     count = 0
@@ -275,6 +298,13 @@ def _require_lines(path: Path, first: bytes) -> None:
         )
 
 
+def _lexicon(path: Path, columns: Columns, kind: str) -> Iterator[Row]:
+    for line in read_lines(path):
+        entry = parse_entry(line, kind)
+        if entry is not None:
+            yield checked(entry.word, entry.phones)
+
+
 def _parallel(source: Path, target: Path) -> Iterator[Row]:
     counts = [0, 0]
     for pair in zip_longest(read_lines(source), read_lines(target)):
@@ -292,7 +322,7 @@ def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
     table: Any = csv.reader((line + "\n" for line in lines), strict=True)
     table = (line.split("\t") for line in lines) if tsv else table
     names: list[str] = []
-    pick = itemgetter(0)
+    pick, aligned, featured = itemgetter(0), False, False
     start = end = 0  # the number of lines before the record, and its last line
     try:
         for fields in table:
@@ -300,6 +330,7 @@ def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
             if not names:
                 names = _header(path, fields, columns)
                 pick = itemgetter(*map(names.index, columns.names))
+                aligned, featured = columns.alignment is not None, columns.feature is not None
                 if names is fields:
                     continue
             if not fields:
@@ -307,7 +338,10 @@ def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
             if len(fields) != len(names):
                 yield Row("", "", "wrong_field_count")
                 continue
-            row = checked(*pick(fields))
+            chosen = pick(fields)
+            if featured and chosen[0].strip():
+                chosen = (with_features(chosen[0], chosen[-1]), *chosen[1:])
+            row = checked(*chosen[: 2 + aligned])
             spans = row.problem is None and end > start + 1
             yield row._replace(problem=f"{SPANS}{start + 1} to {end}") if spans else row
     except csv.Error as error:
@@ -337,7 +371,9 @@ def _json(path: Path, columns: Columns) -> Iterator[Row]:
             raise DataError(f"{place}: an object is expected, got {type(record).__name__}")
         sides = columns.sides(record)
         if count <= _PATIENCE:
-            seen |= dict.fromkeys([*(record if sides is None else sides), *({columns.alignment} & record.keys())])
+            seen |= dict.fromkeys(
+                [*(record if sides is None else sides), *({columns.alignment, columns.feature} & record.keys())]
+            )
             where = where if sides is None or sides is record else f"file {path}, column 'translation'"
         if count == _PATIENCE:
             columns.require(list(seen), where)

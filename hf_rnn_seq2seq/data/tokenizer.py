@@ -7,16 +7,19 @@
 | `char` | characters; those not seen in training as bytes | exact for any Unicode text |
 | `wordpiece` | pieces of words and punctuation marks (BERT) | spacing is normalized, unseen characters become `<unk>` |
 | `word` | words between white space | spacing is normalized, unseen words become `<unk>` |
+| `letter` | characters; exactly those seen in training | exact, unseen characters become `<unk>` |
 
-`word` keeps the words of text that is already tokenized. `lowercase=True` loses the case with each algorithm. A special
-token that is written in a text (`"</s>"`) is text (for `word`, an unknown word).
+`word` keeps the words of text that is already tokenized, or symbols between spaces. `letter` is for words whose letters
+are the whole vocabulary; features may stand before the word and a tab (`V;PST<tab>walk`): each of them, between `;` and
+`+`, is one token. `lowercase=True` loses the case with each algorithm. A special token that is written in a text
+(`"</s>"`) is text (for `word`, an unknown word).
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -25,10 +28,16 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
 
-ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char")
+ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char", "letter")
 LOSSLESS = ("bpe", "unigram", "char")
 SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _BYTES = 256
+FORMS = {
+    "nfc": normalizers.NFC(),
+    "nfd": normalizers.NFD(),
+    "nfkc": normalizers.NFKC(),
+    "nfkd": normalizers.NFKD(),
+}
 
 
 def train_tokenizer(
@@ -38,6 +47,7 @@ def train_tokenizer(
     vocab_size: int = 8000,
     min_frequency: int = 2,
     lowercase: bool = False,
+    unicode_form: str | None = None,
 ) -> Tokenizer:
     """A `tokenizers` model that ends every text with `</s>`; ids 0 to 3 are `<pad>`, `<s>`, `</s>`, `<unk>`.
 
@@ -45,15 +55,18 @@ def train_tokenizer(
         texts: read once, one at a time.
         algorithm: one of ALGORITHMS.
         vocab_size: most entries, including special tokens (4) and, if the algorithm has them, bytes (256).
-        min_frequency: rarer words (`word`), characters (`char`) and merges (`bpe`, `wordpiece`) get no entry; `unigram`
-            weighs pieces by likelihood and does not use it.
+        min_frequency: rarer words (`word`), characters (`char`, `letter`) and merges (`bpe`, `wordpiece`) get no entry;
+            `unigram` weighs pieces by likelihood and does not use it.
         lowercase: change the text to lower case first.
+        unicode_form: bring the text into this form first: one of FORMS.
 
     Raises:
-        ValueError: unknown algorithm, a vocabulary too small for its fixed entries, no text.
+        ValueError: unknown algorithm or form, a vocabulary too small for its fixed entries, no text.
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm={algorithm!r}: allowed are {', '.join(ALGORITHMS)}")
+    if unicode_form is not None and unicode_form not in FORMS:
+        raise ValueError(f"unicode_form={unicode_form!r}: allowed are {', '.join(FORMS)}")
     smallest = len(SPECIAL_TOKENS) + (_BYTES if algorithm in LOSSLESS else 1)
     if vocab_size < smallest:
         raise ValueError(f"vocab_size={vocab_size}: {algorithm} needs at least {smallest} (special tokens, bytes)")
@@ -65,11 +78,13 @@ def train_tokenizer(
         raise ValueError("texts: no text to train a tokenizer on")
     texts = chain([first], iterator)
 
-    if algorithm == "char":
-        tokenizer = _characters(texts, vocab_size, min_frequency, lowercase)
+    steps: list[normalizers.Normalizer] = [FORMS[unicode_form]] if unicode_form else []
+    steps += [normalizers.Lowercase()] if lowercase else []
+    if algorithm in ("char", "letter"):
+        make = _characters if algorithm == "char" else _letters
+        tokenizer = make(texts, vocab_size, min_frequency, steps)
     else:
         tokenizer, trainer = _untrained(algorithm, vocab_size, min_frequency)
-        steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
         if algorithm == "word":
             # Only this algorithm would find a special token that is written in a text in the vocabulary.
             steps.append(normalizers.Replace(Regex(r"(?<!\S)<(pad|s|/s)>(?!\S)"), SPECIAL_TOKENS["unk_token"]))
@@ -114,26 +129,49 @@ def _untrained(algorithm: str, vocab_size: int, min_frequency: int) -> tuple[Tok
     return tokenizer, trainer
 
 
-def _characters(texts: Iterable[str], vocab_size: int, min_frequency: int, lowercase: bool) -> Tokenizer:
-    """One entry for each character: byte-pair encoding without merges; byte fallback covers all other characters."""
+def _vocabulary(names: list[str], pieces: Iterable[Iterable[str]], size: int, min_frequency: int) -> dict[str, int]:
+    """`names` and the most frequent pieces, to their ids."""
     counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text.lower() if lowercase else text)
-    names = [*SPECIAL_TOKENS.values(), *(f"<0x{byte:02X}>" for byte in range(_BYTES))]
-    frequent = sorted((character for character, count in counts.items() if count >= min_frequency))
+    for text in pieces:
+        counts.update(text)
+    frequent = sorted(piece for piece, count in counts.items() if count >= min_frequency)
     frequent.sort(key=counts.__getitem__, reverse=True)
-    names += frequent[: vocab_size - len(names)]
+    return {name: number for number, name in enumerate([*names, *frequent[: size - len(names)]])}
+
+
+def _letters(
+    texts: Iterable[str], vocab_size: int, min_frequency: int, steps: list[normalizers.Normalizer]
+) -> Tokenizer:
+    """One entry for each character, and for each feature with the tab that ends it."""
+    between = normalizers.Replace(Regex(r"[;+](?=[^\t]*\t)"), "\t")
+    normalizer = normalizers.Sequence([*steps, between, normalizers.Replace(Regex(r"^\t+|(?<=\t)\t+"), "")])
+    pieces = pre_tokenizers.Split(Regex(r"[^\t]+\t|[^\t]"), "isolated")
+    found = ([piece for piece, _ in pieces.pre_tokenize_str(normalizer.normalize_str(text))] for text in texts)
+    vocabulary = _vocabulary(list(SPECIAL_TOKENS.values()), found, vocab_size, min_frequency)
+    tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, pieces, decoders.Fuse()
+    return tokenizer
+
+
+def _characters(
+    texts: Iterable[str], vocab_size: int, min_frequency: int, steps: list[normalizers.Normalizer]
+) -> Tokenizer:
+    """One entry for each character: byte-pair encoding without merges; byte fallback covers all other characters."""
+    normalizer = normalizers.Sequence(steps) if steps else None
+    names = [*SPECIAL_TOKENS.values(), *(f"<0x{byte:02X}>" for byte in range(_BYTES))]
+    normal = (normalizer.normalize_str(text) if normalizer else text for text in texts)
+    vocabulary = _vocabulary(names, normal, vocab_size, min_frequency)
     tokenizer = Tokenizer(
         models.BPE(
-            vocab={name: i for i, name in enumerate(names)},
+            vocab=vocabulary,
             merges=[],
             unk_token=SPECIAL_TOKENS["unk_token"],
             byte_fallback=True,
         )
     )
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    if lowercase:
-        tokenizer.normalizer = normalizers.Lowercase()
+    if normalizer:
+        tokenizer.normalizer = normalizer
     return tokenizer
 
 
@@ -142,26 +180,42 @@ def build_tokenizer(
     target_texts: Iterable[str],
     *,
     algorithm: str = "bpe",
+    source_algorithm: str | None = None,
+    target_algorithm: str | None = None,
     vocab_size: int = 8000,
     source_vocab_size: int | None = None,
     joint: bool = True,
     min_frequency: int = 2,
     lowercase: bool = False,
+    source_unicode_form: str | None = None,
+    target_unicode_form: str | None = None,
     model_max_length: int = 512,
 ) -> RnnSeq2SeqJointTokenizer:
     """A tokenizer for both sides, trained on them; `AutoTokenizer` loads it after saving.
 
     Args:
         source_texts, target_texts: the training split, each read once.
+        source_algorithm, target_algorithm: of one side, where it is not `algorithm`.
+        source_unicode_form, target_unicode_form: bring each side into this form (one of FORMS) first. Outputs are
+            composed again (NFC) if every target text, brought into the form and composed, is what it was.
         vocab_size: entries of the joint vocabulary, or of the target's.
         source_vocab_size: entries of the source's vocabulary when not joint; default `vocab_size`.
         joint: one vocabulary for both sides, whose files load without this package.
         model_max_length: tokens of the longest source; saved with the tokenizer.
 
     Raises:
-        ValueError: as train_tokenizer; `source_vocab_size` with a joint vocabulary.
+        ValueError: as train_tokenizer; `source_vocab_size`, or sides that differ, with a joint vocabulary.
     """
-    options: dict[str, Any] = {"algorithm": algorithm, "min_frequency": min_frequency, "lowercase": lowercase}
+    options: dict[str, Any] = {"min_frequency": min_frequency, "lowercase": lowercase}
+    of_source = {"algorithm": source_algorithm or algorithm, "unicode_form": source_unicode_form}
+    of_target = {"algorithm": target_algorithm or algorithm, "unicode_form": target_unicode_form}
+    for name in of_source if joint else ():
+        if of_source[name] != of_target[name]:
+            raise ValueError(
+                f"source and target have {name} {of_source[name]!r} and {of_target[name]!r}: one vocabulary has one of "
+                "them; choose joint_vocabulary=False"
+            )
+    composed = _Composed(target_texts, target_unicode_form)
     if model_max_length < 1:
         raise ValueError(f"model_max_length={model_max_length}: must be at least 1")
     wrapping: dict[str, Any] = {
@@ -174,11 +228,31 @@ def build_tokenizer(
     if joint:
         if source_vocab_size not in (None, vocab_size):
             raise ValueError(f"source_vocab_size={source_vocab_size}: a joint vocabulary has one size, vocab_size")
-        backend = train_tokenizer(chain(source_texts, target_texts), vocab_size=vocab_size, **options)
-        return RnnSeq2SeqJointTokenizer(tokenizer_object=backend, **wrapping)
-    source = train_tokenizer(source_texts, vocab_size=source_vocab_size or vocab_size, **options)
-    target = train_tokenizer(target_texts, vocab_size=vocab_size, **options)
-    return RnnSeq2SeqTokenizer(tokenizer_object=source, target_tokenizer_object=target, **wrapping)
+        backend = train_tokenizer(chain(source_texts, composed), vocab_size=vocab_size, **options, **of_target)
+        return RnnSeq2SeqJointTokenizer(tokenizer_object=backend, **wrapping, **composed.output())
+    source = train_tokenizer(source_texts, vocab_size=source_vocab_size or vocab_size, **options, **of_source)
+    target = train_tokenizer(composed, vocab_size=vocab_size, **options, **of_target)
+    return RnnSeq2SeqTokenizer(tokenizer_object=source, target_tokenizer_object=target, **wrapping, **composed.output())
+
+
+class _Composed:
+    """Texts that are read once, and whether composing (NFC) undoes a form on all of them."""
+
+    def __init__(self, texts: Iterable[str], form: str | None) -> None:
+        self.texts, self.form = texts, form
+        self.lossless, self.changes = True, False
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self.texts:
+            if self.form is not None:
+                changed = FORMS[self.form].normalize_str(text)
+                self.lossless = self.lossless and FORMS["nfc"].normalize_str(changed) == text
+                self.changes = self.changes or changed != text
+            yield text
+
+    def output(self) -> dict[str, str]:
+        """The form that outputs are brought into, as an argument of the tokenizer."""
+        return {"output_form": "NFC"} if self.lossless and self.changes else {}
 
 
 def source_vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,7 +1,8 @@
 """Corpus metrics of translations as one `evaluate.Metric` that needs no network.
 
 `evaluate.load("hf_rnn_seq2seq/evaluation/metrics.py", "bleu")`: the second argument is a name in `scores.METRICS`.
-sacrebleu computes BLEU, chrF, chrF++ and TER, jiwer computes WER and CER, this file computes GLEU and exact match.
+sacrebleu computes BLEU, chrF, chrF++ and TER, jiwer computes WER and CER, rapidfuzz counts the edits of symbols, this
+file computes GLEU, exact match and the share of wrong outputs.
 `evaluate.load` reads the imports of this file line by line, so each import has one line.
 """
 
@@ -12,6 +13,7 @@ from typing import Any
 import datasets
 import evaluate
 import jiwer
+import rapidfuzz
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import _bootstrap_resample
 
@@ -35,6 +37,10 @@ DESCRIPTIONS = {
     "wer": "Word error rate: edits of words per 100 reference words. Lower is better.",
     "cer": "Character error rate: edits of characters per 100 reference characters. Lower is better.",
     "exact_match": "Sentences of every 100 that equal a reference.",
+    "sequence_error": "Outputs of every 100 that equal no reference, symbol by symbol (the word error rate of the "
+    "SIGMORPHON shared tasks on pronunciation). Lower is better.",
+    "symbol_error": "Edits of symbols between spaces per 100 symbols of the nearest reference (the phone error rate of "
+    "the same tasks). Lower is better.",
 }
 CITATION = """@inproceedings{post-2018-call,
   title = {A Call for Clarity in Reporting {BLEU} Scores},
@@ -82,6 +88,8 @@ class TranslationMetric(evaluate.Metric):
             raise TypeError(f"{', '.join(options)}: not an option of the metric {self.config_name}")
         if self.config_name in ("wer", "cer"):
             return error_rate(self.config_name, predictions, rows)
+        if self.config_name in ("sequence_error", "symbol_error"):
+            return symbol_errors(self.config_name, predictions, rows)
         return mean_score(self.config_name, predictions, rows)
 
 
@@ -137,6 +145,22 @@ def error_rate(name: str, predictions: list[str], rows: list[list[str]]) -> dict
     details = {edit: getattr(output, edit) for edit in ("hits", "substitutions", "deletions", "insertions")}
     signature = f"{name}|unit:{unit}|tool:jiwer|version:{version('jiwer')}"
     return {"score": 100.0 * getattr(output, name), "signature": signature, **details}
+
+
+def symbol_errors(name: str, predictions: list[str], rows: list[list[str]]) -> dict[str, Any]:
+    """`sequence_error` or `symbol_error`, in percent; symbols stand between spaces.
+
+    Of several references the one with the fewest edits per symbol counts.
+    """
+    edits = symbols = wrong = 0
+    for text, references in zip(predictions, rows, strict=True):
+        found = text.split()
+        pairs = [(rapidfuzz.distance.Levenshtein.distance(found, one.split()), len(one.split())) for one in references]
+        distance, length = min(pairs, key=lambda pair: pair[0] / max(1, pair[1]))
+        edits, symbols, wrong = edits + distance, symbols + length, wrong + (distance > 0)
+    rate = wrong / len(rows) if name == "sequence_error" else edits / max(1, symbols)
+    signature = f"{name}|unit:between spaces|references:nearest|tool:rapidfuzz|version:{version('rapidfuzz')}"
+    return {"score": 100.0 * rate, "signature": signature, "edits": edits, "symbols": symbols, "wrong": wrong}
 
 
 def mean_score(name: str, predictions: list[str], rows: list[list[str]]) -> dict[str, Any]:

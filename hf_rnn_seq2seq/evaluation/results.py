@@ -15,7 +15,7 @@ from hf_rnn_seq2seq.errors import ArgumentError, AttentionError
 from hf_rnn_seq2seq.evaluation.attention_agreement import attention_agreement
 from hf_rnn_seq2seq.evaluation.describe import architecture
 from hf_rnn_seq2seq.evaluation.error_analysis import AnalyzedSystem
-from hf_rnn_seq2seq.evaluation.scores import LOWER_IS_BETTER, score
+from hf_rnn_seq2seq.evaluation.scores import LOWER_IS_BETTER, TITLES, score
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, default_metrics, read_test_set
 from hf_rnn_seq2seq.generation.encoding import encode_sources, source_problems
 from hf_rnn_seq2seq.generation.translate import translate
@@ -61,7 +61,7 @@ def translate_test_set(
 def score_system(system: System, metrics: Sequence[str], n_bootstrap: int = 0) -> None:
     """Sets `system.scores`; BLEU and chrF are always among them."""
     names = dict.fromkeys([*metrics, "bleu", "chrf"])
-    system.scores = score(system.hypotheses, system.test_set.references, tuple(names), n_bootstrap=n_bootstrap)
+    system.scores = score(system.hypotheses, system.test_set.scored, tuple(names), n_bootstrap=n_bootstrap)
 
 
 def measure_attention(
@@ -105,7 +105,7 @@ def evaluate_systems(
         name += " (again)" if name in [system.name for system in systems] else ""
         search = find_search(model)
         system = translate_test_set(name, directory, test_set, model, tokenizer, search=search, **options)
-        score_system(system, metrics or default_metrics(test_set), n_bootstrap)
+        score_system(system, metrics or default_metrics(test_set, directory), n_bootstrap)
         measure_attention(system, model, tokenizer, options.get("batch_size", 64))
         systems.append(system)
     return systems
@@ -157,7 +157,7 @@ def summary_facts(system: System) -> dict[str, Any]:
 def score_table(systems: Sequence[System]) -> str:
     """One line per system: scores (with half of the 95 % interval if it was computed), beam, sentences, speed."""
     names = [key.removesuffix("_signature") for key in systems[0].scores if key.endswith("_signature")]
-    header = ["system", *(name + (" ↓" if name in LOWER_IS_BETTER else "") for name in names)]
+    header = ["system", *(TITLES.get(name, name) + (" ↓" if name in LOWER_IS_BETTER else "") for name in names)]
     rows = [[*header, "beam", "sentences", "sentences/s"]]
     for system in systems:
         cells = [system.name]
@@ -198,7 +198,7 @@ def run_summary(directory: str | os.PathLike[str], summary: Mapping[str, Any], c
         facts.append(f"{summary['target_tokens_per_second']:,.0f} target tokens/s")
     if facts:
         lines.append(", ".join(facts))
-    for name, label in (("bleu", "BLEU"), ("char_bleu", "character BLEU"), ("chrf", "chrF")):
+    for name, label in (*TITLES.items(), ("bleu", "BLEU"), ("char_bleu", "character BLEU"), ("chrf", "chrF")):
         if name in summary:
             signature = (summary.get("signatures") or {}).get(name, "")
             lines.append(f"{label} {summary[name]:.2f}   {signature}")

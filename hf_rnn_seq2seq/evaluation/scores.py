@@ -8,9 +8,12 @@ from hf_rnn_seq2seq.errors import ArgumentError
 if TYPE_CHECKING:
     import evaluate
 
-METRICS = ("bleu", "char_bleu", "chrf", "chrf++", "gleu", "ter", "wer", "cer", "exact_match")
-LOWER_IS_BETTER = frozenset({"ter", "wer", "cer"})
-WITHOUT_INTERVAL = frozenset({"gleu", "wer", "cer", "exact_match"})
+OF_SYMBOLS = ("sequence_error", "symbol_error")
+METRICS = ("bleu", "char_bleu", "chrf", "chrf++", "gleu", "ter", "wer", "cer", "exact_match", *OF_SYMBOLS)
+LOWER_IS_BETTER = frozenset({"ter", "wer", "cer", *OF_SYMBOLS})
+WITHOUT_INTERVAL = frozenset({"gleu", "wer", "cer", "exact_match", *OF_SYMBOLS})
+# Of the names that a table prints, those that differ from the name of the metric: the shared tasks' names.
+TITLES = {"sequence_error": "WER, whole outputs", "symbol_error": "PER"}
 
 
 def load_metric(name: str) -> "evaluate.Metric":
@@ -57,6 +60,14 @@ def score(
     return result
 
 
+def merged(sources: Sequence[str], references: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Each source once, in the order of its first row, with all its references."""
+    found: dict[str, list[str]] = {}
+    for source, reference in zip(sources, references, strict=True):
+        found.setdefault(source, []).append(reference)
+    return list(found), list(found.values())
+
+
 def why_blind(name: str, references: Sequence[str] | Sequence[Sequence[str]]) -> str | None:
     """Why a metric cannot compare translations of these references, with better metrics; None where it can.
 
@@ -74,7 +85,7 @@ def why_blind(name: str, references: Sequence[str] | Sequence[Sequence[str]]) ->
         return None
     return (
         f"{name} counts runs of four {'characters' if name == 'char_bleu' else 'words'}, and {short} of {len(texts)} "
-        "references are shorter: it says little about them; choose exact_match or chrf"
+        "references are shorter: it says little about them; choose exact_match, sequence_error or chrf"
     )
 
 

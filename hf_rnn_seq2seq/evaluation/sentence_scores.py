@@ -29,15 +29,29 @@ def _ngrams(words: Sequence[str]) -> Counter:
 def sentence_metric(name: str) -> Callable[[str, str], float]:
     """(candidate, reference) -> score, 0 to 1: `gleu`, or sacrebleu's sentence `bleu` or `chrf` over 100.
 
+    `sequence_error` and `symbol_error` are turned around, since a larger reward is better: 1 for an output that equals
+    the reference symbol by symbol, else 0; and 1 minus the edits per symbol of the reference, at least 0.
+
     GLEU counts the words of BLEU's tokenizer 13a, which separates punctuation; for text without spaces choose chrf.
     BLEU is smoothed (exponentially) and uses only the n-gram orders that the sentence has.
     """
     if name == "gleu":
         return _sentence_gleu()
+    if name == "sequence_error":
+        return lambda candidate, reference: float(candidate.split() == reference.split())
+    if name == "symbol_error":
+        return _symbol_accuracy
     from sacrebleu.metrics import BLEU, CHRF
 
     metric = {"bleu": lambda: BLEU(effective_order=True), "chrf": CHRF}[name]()
     return lambda candidate, reference: metric.sentence_score(candidate, [reference]).score / 100
+
+
+def _symbol_accuracy(candidate: str, reference: str) -> float:
+    from rapidfuzz.distance import Levenshtein
+
+    symbols = reference.split()
+    return max(0.0, 1 - Levenshtein.distance(candidate.split(), symbols) / max(1, len(symbols)))
 
 
 def _sentence_gleu() -> Callable[[str, str], float]:

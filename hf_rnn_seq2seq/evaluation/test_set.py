@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import ArgumentError, DataError
-from hf_rnn_seq2seq.run_directory import data_options
+from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged
+from hf_rnn_seq2seq.run_directory import data_options, recipe_options
 
 if TYPE_CHECKING:
     from hf_rnn_seq2seq.data.corpus import Corpus
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # Languages without spaces between words, or whose words are phrases: BLEU over characters is more informative.
 CHARACTER_LANGUAGES = frozenset({"ja", "ko", "zh", "yue", "th", "lo", "km", "my"})
+# What the rows of a run's files look like, which those of another test file are expected to be like.
+FORM_OF_ROWS = ("header", "feature_column", "file_format", "several_references")
 ROW_LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
 
 
@@ -34,6 +37,12 @@ class TestSet:
     description: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> rows of the file that are not scored
     alignments: Sequence[str | None] | None = None  # word alignments in Pharaoh's format, if the data has them
+    several: Sequence[Sequence[str]] | None = None  # all references of each source; `references` has the first
+
+    @property
+    def scored(self) -> Sequence[str] | Sequence[Sequence[str]]:
+        """What outputs are scored against."""
+        return self.references if self.several is None else self.several
 
     def facts(self) -> dict[str, Any]:
         """Numbers of lines: of the file, left out of the scores, and scored although a side is empty."""
@@ -67,7 +76,10 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
         DataError: the data cannot be read.
     """
     given = {key: value for key, value in chosen.items() if value is not None}
-    options = given if "dataset_name" in given or "test_file" in given else data_options(directory) | given
+    options = data_options(directory)
+    if "dataset_name" in given or "test_file" in given:
+        options = {name: options[name] for name in FORM_OF_ROWS if name in options and "test_file" in given}
+    options |= given
     if not any(key in options for key in ("dataset_name", "train_file", "test_file")):
         raise ArgumentError(
             f"{directory}: has no recipe.yaml that says what it was trained on; name the data, "
@@ -81,9 +93,15 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
         logger.warning("%s: %s", split, corpus.notes[split])
     if not len(rows):
         raise ArgumentError(f"{directory}: the {split} split has no usable row")
+    sources, references = [str(text) for text in rows["source"]], [str(text) for text in rows["target"]]
+    several = None
+    if options.get("several_references"):
+        sources, several = merged(sources, references)
+        references = [row[0] for row in several]
     return TestSet(
-        sources=[str(text) for text in rows["source"]],
-        references=[str(text) for text in rows["target"]],
+        sources=sources,
+        references=references,
+        several=several,
         split=split,
         own=not given.keys() - {"alignment_column"} and split == "test",
         description=dict(corpus.description),
@@ -111,7 +129,12 @@ def _load_split(options: Mapping[str, Any], split: str, required: bool) -> Corpu
         return load_corpus(data, **only, aligned_splits=())
 
 
-def default_metrics(test_set: TestSet) -> list[str]:
-    """BLEU and chrF, and BLEU over characters for languages without spaces."""
+def default_metrics(test_set: TestSet, directory: str | os.PathLike[str] = "") -> list[str]:
+    """BLEU and chrF, and BLEU over characters for languages without spaces.
+
+    The errors of whole outputs and of symbols, where the run in `directory` chose its best checkpoint by one of them.
+    """
+    if directory and recipe_options(directory).get("metric_for_best_model") in OF_SYMBOLS:
+        return list(OF_SYMBOLS)
     language = str(test_set.description.get("target_lang") or "").replace("_", "-").split("-")[0].lower()
     return ["bleu", "chrf", *(["char_bleu"] if language in CHARACTER_LANGUAGES else [])]

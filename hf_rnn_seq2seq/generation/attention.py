@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.data.pieces import SPECIAL, source_pieces, target_pieces, word_groups
+from hf_rnn_seq2seq.data.pieces import SPECIAL, source_pieces, splits_letters, target_pieces, word_groups
 from hf_rnn_seq2seq.errors import AttentionError
 
 if TYPE_CHECKING:
@@ -48,13 +48,18 @@ def hypothesis_attention(output: Any, index: int, length: int, source_length: in
     return torch.stack(rows, dim=1).float().cpu()
 
 
-def merge_words(weights: Tensor, source: Sequence[str], target: Sequence[str]) -> tuple[Tensor, list[str], list[str]]:
-    """Attention between words, (..., target words, source words), and the words.
+def merge_words(
+    weights: Tensor, source: Sequence[str], target: Sequence[str], letters: tuple[bool, bool] = (False, False)
+) -> tuple[Tensor, list[str], list[str]]:
+    """Attention between words, (..., target words, source words), and the words; a side of `letters` stays as it is.
 
     Weights are summed over the tokens of a source word and averaged over the tokens of a target word, so that rows
     still sum to one (Clark et al. 2019, section 4.1).
     """
-    columns, rows = word_groups(source), word_groups(target)
+    columns, rows = (
+        [[position] for position in range(len(pieces))] if alone else word_groups(pieces)
+        for pieces, alone in zip((source, target), letters, strict=True)
+    )
     weights = _sums(_sums(weights, columns, -1), rows, -2)
     weights = weights / torch.tensor([len(group) for group in rows], device=weights.device).unsqueeze(-1)
     source_words = ["".join(source[position] for position in group) for group in columns]
@@ -78,12 +83,14 @@ def hard_alignment(weights: Tensor) -> list[tuple[int, int]]:
 def word_pairs(tokenizer: PreTrainedTokenizerBase, source: str, hypothesis: "Hypothesis") -> list[tuple[int, int]]:
     """(source word, target word) pairs: the source word that each target word attends to most.
 
-    The hypothesis must have attention. Special tokens and white space are not counted as words.
+    The hypothesis must have attention. Special tokens and white space are not counted as words; letters of a tokenizer
+    that splits letters are.
     """
     weights, source_words, target_words = merge_words(
         hypothesis.attention.mean(0),
         source_pieces(tokenizer, source, len(hypothesis.source_ids)),
         target_pieces(tokenizer, hypothesis.token_ids),
+        (splits_letters(tokenizer), splits_letters(tokenizer, target=True)),
     )
     source_number, target_number = _word_numbers(source_words), _word_numbers(target_words)
     return [

@@ -3,10 +3,11 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_rnn_seq2seq.data.pieces import splits_letters
 from hf_rnn_seq2seq.errors import ArgumentError
 
 logger = logging.getLogger(__name__)
@@ -21,10 +22,12 @@ class Encoded:
     ids: list[list[int]]
     truncated: list[int]  # longer than the limit: the end was cut off
     unknown: list[int]  # all tokens are unknown: the model reads nothing of the text
+    unseen: list[int] = field(default_factory=list)  # of letters: some were not seen in training
 
     def counts(self) -> Counter[str]:
-        """`sources`, `truncated` and `unknown` as numbers; the counts of several batches can be added."""
-        return Counter(sources=len(self.ids), truncated=len(self.truncated), unknown=len(self.unknown))
+        """`sources` and those with a problem as numbers; the counts of several batches can be added."""
+        counts = {"truncated": self.truncated, "unknown": self.unknown, "unseen": self.unseen}
+        return Counter(sources=len(self.ids), **{name: len(found) for name, found in counts.items()})
 
 
 def source_problems(counts: Mapping[str, int]) -> list[str]:
@@ -32,6 +35,7 @@ def source_problems(counts: Mapping[str, int]) -> list[str]:
     clauses = {
         "truncated": "are longer than the limit and were cut",
         "unknown": "hold nothing but unknown tokens",
+        "unseen": "hold letters or features that training never saw, read as unknown",
     }
     return [
         f"{counts[name]} of {counts['sources']} sources {clause}" for name, clause in clauses.items() if counts[name]
@@ -52,7 +56,8 @@ def encode_sources(
     limit = max_source_length or (tokenizer_limit if tokenizer_limit and tokenizer_limit < NO_LIMIT else None)
     filled = [index for index, source in enumerate(sources) if source.strip()]
     encoded: list[list[int]] = [[] for _ in sources]
-    truncated, unknown = [], []
+    truncated, unknown, unseen = [], [], []
+    letters = splits_letters(tokenizer)
     special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
     if filled:
         rows = tokenizer([sources[index] for index in filled], verbose=False)["input_ids"]
@@ -64,7 +69,19 @@ def encode_sources(
             encoded[index] = row
             if {*row} - special == {tokenizer.unk_token_id}:
                 unknown.append(index)
-    return Encoded(encoded, truncated, unknown)
+            elif letters and tokenizer.unk_token_id in row:
+                unseen.append(index)
+    if unseen and not getattr(tokenizer, "_told_of_unseen", False):
+        tokenizer._told_of_unseen = True
+        symbol = _first_unknown(tokenizer, sources[unseen[0]])
+        logger.warning("source %r: training never saw %r, which is read as unknown", sources[unseen[0]], symbol)
+    return Encoded(encoded, truncated, unknown, unseen)
+
+
+def _first_unknown(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
+    encoding = tokenizer(source, return_offsets_mapping=True, verbose=False)
+    start, end = encoding["offset_mapping"][encoding["input_ids"].index(tokenizer.unk_token_id)]
+    return source[start:end]
 
 
 def encoded_sources(

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.data.pieces import is_unspaced_script, source_pieces, target_pieces, word_groups
+from hf_rnn_seq2seq.data.pieces import is_unspaced_script, source_pieces, splits_letters, target_pieces, word_groups
 from hf_rnn_seq2seq.data.readers import read_lines
 from hf_rnn_seq2seq.errors import DataError
 
@@ -36,7 +36,8 @@ def replace_unknown(
         return tokenizer.decode(list(token_ids), skip_special_tokens=True)
     pieces = source_pieces(tokenizer, source, weights.shape[1])
     # Pieces are parts of the sentence, not token names, so an unknown source word has its text here.
-    groups = [group for group in word_groups(pieces) if _is_text(pieces, group, tokenizer)]
+    parts = [[place] for place in range(len(pieces))] if splits_letters(tokenizer) else word_groups(pieces)
+    groups = [group for group in parts if _is_text(pieces, group, tokenizer)]
     word_of = {position: group for group in groups for position in group}
     text = ""
     for row, (token, piece) in enumerate(zip(token_ids, target_pieces(tokenizer, token_ids), strict=True)):

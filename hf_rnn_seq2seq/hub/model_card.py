@@ -30,6 +30,8 @@ METRICS = {
     "wer": "WER",
     "cer": "CER",
     "exact_match": "exact match",
+    "sequence_error": "WER, whole outputs",
+    "symbol_error": "PER",
 }
 # The options in the table of a card, in this order; recipe.yaml has all of them.
 TRAINING_OPTIONS = (

@@ -6,6 +6,7 @@ A saved tokenizer with a joint vocabulary needs no code of ours: transformers lo
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,12 +27,16 @@ class RnnSeq2SeqJointTokenizer(PreTrainedTokenizerFast):
 
     Special tokens added later, by `add_special_tokens`, are recognized in text, because users write them on purpose. For
     `tokenizers` they are ordinary added tokens, since it recognizes either all special tokens in a text or none.
+
+    Args:
+        output_form: the Unicode form (`NFC`) that decoded text is brought into, where the vocabulary has another one.
     """
 
     model_input_names = ["input_ids", "attention_mask"]
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **{**kwargs, "split_special_tokens": True})
+        self.output_form = kwargs.get("output_form")
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: object) -> dict[str, object]:
@@ -67,7 +72,8 @@ class RnnSeq2SeqJointTokenizer(PreTrainedTokenizerFast):
             special = {*self.all_special_ids}
             ids = [token_ids] if isinstance(token_ids, int) else token_ids
             token_ids = [token for token in ids if token not in special]
-        return super()._decode(token_ids, skip_special_tokens, *args, **kwargs)
+        text = super()._decode(token_ids, skip_special_tokens, *args, **kwargs)
+        return unicodedata.normalize(self.output_form, text) if self.output_form else text
 
     def save_pretrained(self, *args: object, **kwargs: object) -> tuple[str, ...]:
         """As in transformers. If special tokens were added, a plain tokenizer that loads the files without this class

@@ -70,11 +70,11 @@ class GenerationArguments(OptionGroup):
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "adadelta")
 SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt", "plateau", "halving")
-OF_TRANSLATIONS = ("bleu", "chrf", "exact_match")
+OF_TRANSLATIONS = ("bleu", "chrf", "exact_match", "sequence_error", "symbol_error")
 METRICS = ("loss", "perplexity", *OF_TRANSLATIONS)
 OBJECTIVES = ("ml", "mrt", "reinforce")
 PRECISIONS = ("no", "bf16", "fp16", "auto")
-REWARDS = ("gleu", "bleu", "chrf")
+REWARDS = ("gleu", "bleu", "chrf", "sequence_error", "symbol_error")
 
 
 _RESUME = {**dict.fromkeys(("latest", "true", "yes", "on"), "latest"), **dict.fromkeys(("false", "no", "off"), None)}

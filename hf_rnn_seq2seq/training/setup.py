@@ -27,7 +27,7 @@ from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
 from hf_rnn_seq2seq.data.word_alignment import with_alignments
 from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
-from hf_rnn_seq2seq.evaluation.scores import score, why_blind
+from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged, score, why_blind
 from hf_rnn_seq2seq.generation.translate import translate
 from hf_rnn_seq2seq.run_directory import read_tokenizer, require_finite, require_vocabulary
 from hf_rnn_seq2seq.training.adaptation import Adaptation, freeze, grow_tables
@@ -174,6 +174,10 @@ def train_tokenizer(options: TokenizerArguments, data: DataArguments, corpus: Co
         rows["source"],
         rows["target"],
         algorithm=options.tokenizer_algorithm,
+        source_algorithm=options.source_tokenizer_algorithm,
+        target_algorithm=options.target_tokenizer_algorithm,
+        source_unicode_form=options.source_unicode_form,
+        target_unicode_form=options.target_unicode_form,
         vocab_size=options.vocab_size,
         source_vocab_size=options.source_vocab_size,
         joint=options.joint_vocabulary,
@@ -281,8 +285,13 @@ def make_validator(
         return None
     training = options.training
     texts = corpus.splits["validation"] if training.predict_with_generate else None
+    if texts is not None and options.data.several_references:
+        sources, references = merged(texts["source"], texts["target"])
+        texts = Dataset.from_dict({"source": sources, "target": references})
     metrics = ["bleu", "chrf"]
-    if training.best_metric in OF_TRANSLATIONS and training.best_metric not in metrics:
+    if training.best_metric in OF_SYMBOLS:
+        metrics += OF_SYMBOLS
+    elif training.best_metric in OF_TRANSLATIONS and training.best_metric not in metrics:
         metrics.append(training.best_metric)
     if texts is not None and (problem := why_blind(training.best_metric, texts["target"])):
         log(f"warning: metric_for_best_model={training.best_metric!r}: {problem}")

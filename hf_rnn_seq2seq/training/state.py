@@ -22,7 +22,7 @@ from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.checkpoints import AVERAGE, load_optimizer, save_optimizer
 from hf_rnn_seq2seq.training.optimization import LearningRate, WeightAverage, build_optimizer
 
-LOWER_IS_BETTER = ("loss", "perplexity")
+LOWER_IS_BETTER = ("loss", "perplexity", "sequence_error", "symbol_error")
 
 
 @dataclass

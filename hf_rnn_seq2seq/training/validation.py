@@ -22,8 +22,8 @@ from hf_rnn_seq2seq.data.loader import BatchLoader, column
 
 Translate = Callable[[PreTrainedModel, Sequence[str]], list[str]]
 """(model, sources) -> translations, in the order of the sources."""
-Score = Callable[[Sequence[str], Sequence[str]], Mapping[str, Any]]
-"""(hypotheses, references) -> numbers by name, `bleu` among them."""
+Score = Callable[[Sequence[str], Sequence[str] | Sequence[Sequence[str]]], Mapping[str, Any]]
+"""(hypotheses, references, each perhaps several) -> numbers by name, `bleu` among them."""
 
 
 class Validator:
@@ -32,7 +32,8 @@ class Validator:
     Args:
         loader: reads the tokenised split; its dataset has `source_length` and `target_length`.
         batch_size: sentences per process.
-        texts: the split with string columns `source` and `target`; None if translations are not scored.
+        texts: the split with columns `source` and `target` (text, or several references); None if translations are not
+            scored.
         translate, score: functions that make and score translations; both or neither.
         max_translations: only so many rows are translated, spread evenly over the split.
     """

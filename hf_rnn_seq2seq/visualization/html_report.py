@@ -139,7 +139,7 @@ def _score_rows(test_set: TestSet, systems: Sequence[AnalyzedSystem]) -> tuple[l
     signature = ""
     for system in systems:
         texts = [hypothesis.text for hypothesis in system.hypotheses]
-        scores = score(texts, test_set.references, metrics)
+        scores = score(texts, test_set.scored, metrics)
         rows.append([system.name, *(f"{scores[name]:.2f}" for name in metrics)])
         signature = "; ".join(f"{_NAMES.get(name, name)} {scores[f'{name}_signature']}" for name in metrics)
     return rows, signature

@@ -105,6 +105,44 @@ def test_columns_without_names_are_numbered_from_0(tmp_path):
         load_corpus(DataArguments(train_file=path, source_column="3", target_column="0"))
 
 
+def test_a_table_without_header_is_read_from_its_first_row(tmp_path):
+    """As SIGMORPHON has them; the languages are not taken for names of columns."""
+    path = write(tmp_path / "x.tsv", "walk\twalked\tV;PST\ngo\twent\tV;PST\nox\toxen\t\n")
+    options = {"train_file": path, "header": False, "source_lang": "en", "target_lang": "en"}
+    assert pairs_of(load_corpus(DataArguments(**options)).splits["train"])[0] == ("walk", "walked")
+    corpus = load_corpus(DataArguments(**options, feature_column="2"))
+    assert pairs_of(corpus.splits["train"]) == [("V;PST\twalk", "walked"), ("V;PST\tgo", "went"), ("ox", "oxen")]
+    named = DataArguments(
+        train_file=write(tmp_path / "n.jsonl", '{"source": "walk", "target": "walked", "tags": "V;PST"}\n'),
+        feature_column="tags",
+    )
+    assert pairs_of(load_corpus(named).splits["train"]) == [("V;PST\twalk", "walked")]
+    for more, message in (
+        ({"source_column": "word"}, "source_column='word': a table without header has numbered columns"),
+        ({"feature_column": "3"}, "no column 3; the first row has 3 fields"),
+        ({"train_file": f"{path},{path}", "feature_column": "2"}, "feature_column='2': text files have no columns"),
+        ({"file_format": "ipa", "feature_column": "2"}, "feature_column='2': a lexicon has no columns"),
+        ({"train_file": f"{path},{path}", "file_format": "ipa"}, "file_format='ipa': a lexicon is one file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_corpus(DataArguments(**options | more))
+
+
+def test_a_lexicon_is_a_corpus(tmp_path):
+    """Variants are rows of their own, comments are none, and a word without phones is counted."""
+    lines = ";;; CMU\nREAD  R EH D\nREAD(2)  R IY D\nNOTHING\nEM  AH  M\n"
+    path = write(tmp_path / "cmudict-0.7b", lines)
+    corpus = load_corpus(DataArguments(train_file=path, file_format="cmudict"))
+    assert pairs_of(corpus.splits["train"]) == [("READ", "R EH D"), ("READ", "R IY D"), ("EM", "AH M")]
+    assert corpus.skipped == {"train": {"empty_target": 1}}
+    packed = tmp_path / "lexicon.gz"
+    packed.write_bytes(gzip.compress(b"read r eh d\n"))
+    again = load_corpus(DataArguments(train_file=str(packed), file_format="kaldi"))
+    assert pairs_of(again.splits["train"]) == [("read", "r eh d")]
+    with pytest.raises(DataError, match="or file_format of a lexicon"):
+        load_corpus(DataArguments(train_file=path))
+
+
 def test_unusable_rows_are_counted_and_reported(tmp_path):
     rows = "source\ttarget\na\tb\n\tb\na\t \na\nb\tc\td\n\ne\tf\n"
     corpus = load_corpus(DataArguments(train_file=write(tmp_path / "x.tsv", rows)))

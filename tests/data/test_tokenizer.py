@@ -261,7 +261,11 @@ def test_lower_case_and_frequency():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"algorithm": "bpee"}, "algorithm='bpee': allowed are bpe, unigram, wordpiece, word, char"),
+        ({"algorithm": "bpee"}, "algorithm='bpee': allowed are bpe, unigram, wordpiece, word, char, letter"),
+        (
+            {"source_unicode_form": "nfx", "target_unicode_form": "nfx"},
+            "unicode_form='nfx': allowed are nfc, nfd, nfkc, nfkd",
+        ),
         ({"vocab_size": 200}, "vocab_size=200: bpe needs at least 260"),
         ({"algorithm": "word", "vocab_size": 4}, "vocab_size=4: word needs at least 5"),
         ({"min_frequency": 0}, "min_frequency=0: must be at least 1"),
@@ -277,3 +281,45 @@ def test_a_bad_setting_is_named(options, message):
 def test_no_text_is_an_error():
     with pytest.raises(ValueError, match="no text to train a tokenizer on"):
         train_tokenizer([])
+
+
+WORDS = ["V;PST\twalk", "V;3+SG\tgo", "chào anh", "각나"]
+PHONES = ["w ɔ̃ k t", "g o z", "ʨ aː w", "k a k n a"]
+
+
+def letters(**options):
+    sides = {"source_algorithm": "letter", "target_algorithm": "word", "joint": False, "min_frequency": 1}
+    return build_tokenizer(WORDS, PHONES, **sides | options)
+
+
+def test_letters_in_and_whole_symbols_out():
+    """The vocabulary is what was seen: no bytes; features before the tab are tokens, and other than letters."""
+    tokenizer = letters()
+    seen = {"V\t", "PST\t", "3\t", "SG\t", *"walkgochàoanh각나", " ", *SPECIAL_TOKENS.values()}
+    assert set(tokenizer.get_vocab()) == seen
+    assert set(tokenizer.get_target_vocab()) == {*" ".join(PHONES).split(), *SPECIAL_TOKENS.values()}
+    read = lambda text: tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)[:-1]  # noqa: E731
+    assert read("walk") == [*"walk"]
+    assert read("V;3+PST\tlaw") == ["V\t", "3\t", "PST\t", *"law"]
+    assert read("\t;V;;PST\tlaw") == read("V+PST\tlaw") == ["V\t", "PST\t", *"law"]
+    assert read("a;w") == ["a", "<unk>", "w"] and read("NEW\ta") == ["<unk>", "a"]
+    ids = tokenizer(text_target="w  ɔ̃ z")["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "w ɔ̃ z"
+    assert tokenizer.decode_source(tokenizer("chào anh").input_ids, skip_special_tokens=True) == "chào anh"
+
+
+@pytest.mark.parametrize("form", ["nfd", "nfkd"])
+def test_a_unicode_form_is_read_and_undone_in_outputs(form, tmp_path):
+    """Korean as letters (jamo) inside, as syllables outside; saved, loaded, and where nothing of it was decomposed."""
+    options = {"source_algorithm": "letter", "target_algorithm": "letter", "joint": False, "min_frequency": 1}
+    forms = {"source_unicode_form": form, "target_unicode_form": form}
+    tokenizer = build_tokenizer(["각나"], ["각나"], **options, **forms)
+    assert len(tokenizer("각").input_ids) == 4  # three jamo and the end
+    tokenizer.save_pretrained(tmp_path)
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert one.decode(one(text_target="나각")["input_ids"], skip_special_tokens=True) == "나각"
+    # Composing would change this target, which is decomposed in the data itself.
+    kept = build_tokenizer(["a"], ["e\u0301", "é"], **options, **forms)
+    assert kept.decode(kept(text_target="é")["input_ids"], skip_special_tokens=True) == "e\u0301"
+    with pytest.raises(ValueError, match="one vocabulary has one of them; choose joint_vocabulary=False"):
+        build_tokenizer(["a"], ["a"], source_unicode_form="nfd")

@@ -9,7 +9,8 @@ import jiwer
 import pytest
 import sacrebleu.metrics as sacrebleu_metrics
 
-from hf_rnn_seq2seq.evaluation.scores import METRICS, load_metric, why_blind
+from hf_rnn_seq2seq.evaluation.scores import METRICS, load_metric, merged, why_blind
+from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 
 SCRIPT = Path(__file__).parents[2] / "hf_rnn_seq2seq" / "evaluation" / "metrics.py"
 HYPOTHESES = ["The cat sat on a mat.", "", "Es war 3,5 Grad.", "日本語の文です。", "Il fait froid."]
@@ -81,10 +82,43 @@ def test_exact_match_counts_sentences_that_are_a_reference() -> None:
     assert metric.compute(predictions=["a", "b"], references=[["x", "a"], ["c"]])["score"] == 50
 
 
+def edits(found: list[str], expected: list[str]) -> int:
+    """The Levenshtein distance by its definition."""
+    if not found or not expected:
+        return len(found) + len(expected)
+    kept = edits(found[1:], expected[1:]) + (found[0] != expected[0])
+    return min(kept, 1 + edits(found[1:], expected), 1 + edits(found, expected[1:]))
+
+
+def test_errors_of_outputs_and_symbols_are_those_of_the_shared_tasks() -> None:
+    """SIGMORPHON 2020: the share of words that are wrong, and all edits over all symbols, in percent."""
+    gold = ["b ɔ̃ ʒ u ʁ", "s a", "k a t", "ɛ", "t ʁ o"]
+    found = ["b ɔ̃ ʒ u ʁ", "s a a", "t a k", "", "t  ʁ o"]
+    pairs = [(one.split(), other.split()) for one, other in zip(found, gold, strict=True)]
+    wrong = sum(one != other for one, other in pairs)
+    distance, symbols = sum(edits(*pair) for pair in pairs), sum(len(other) for _, other in pairs)
+    assert (wrong, distance, symbols) == (3, 4, 14)
+    sequence, symbol = (
+        load_metric(name).compute(predictions=found, references=gold) for name in ("sequence_error", "symbol_error")
+    )
+    assert sequence["score"] == pytest.approx(100 * wrong / 5) and symbol["score"] == pytest.approx(100 * distance / 14)
+    assert (symbol["edits"], symbol["symbols"], symbol["wrong"]) == (4, 14, 3)
+
+
+def test_the_nearest_of_several_references_counts() -> None:
+    several = [["r iː d", "r ɛ d"], ["a", "b c d e"]]
+    found = ["r ɛ d", "b c d"]  # of "a" it is three edits in one symbol, of the other one edit in four
+    assert load_metric("sequence_error").compute(predictions=found, references=several)["score"] == 50
+    assert load_metric("symbol_error").compute(predictions=found, references=several)["score"] == pytest.approx(100 / 7)
+    assert sentence_metric("sequence_error")("a  b", "a b") == 1 and sentence_metric("sequence_error")("a", "a b") == 0
+    assert sentence_metric("symbol_error")("a c", "a b") == 0.5 and sentence_metric("symbol_error")("a b c", "x") == 0
+    assert merged(["x", "y", "x"], ["1", "2", "3"]) == (["x", "y"], [["1", "3"], ["2"]])
+
+
 def test_bleu_cannot_tell_texts_without_a_run_of_four() -> None:
     assert why_blind("bleu", ["cat", "a red cat", "", "a red cat slept"]) == (
         "bleu counts runs of four words, and 3 of 4 references are shorter: it says little about them; choose "
-        "exact_match or chrf"
+        "exact_match, sequence_error or chrf"
     )
     assert why_blind("bleu", [["cat sat, ok"], ["a red cat slept"]]) is None  # the comma is a token
     assert why_blind("char_bleu", ["cats"]) is None and "four characters" in str(why_blind("char_bleu", ["cat"]))

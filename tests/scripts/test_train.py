@@ -271,7 +271,7 @@ def test_a_metric_that_cannot_tell_is_named_with_better_ones(tmp_path, recipe, c
     assert train(recipe, "--output_dir", tmp_path / "bleu") == 0
     said = capsys.readouterr().err
     assert said.count("warning: metric_for_best_model='bleu': bleu counts runs of four words, and 9 of 9 ref") == 1
-    assert "choose exact_match or chrf" in said
+    assert "choose exact_match, sequence_error or chrf" in said
     best = ("--metric_for_best_model", "exact_match")
     assert train(recipe, *best, "--output_dir", tmp_path / "exact") == 0
     assert "warning" not in capsys.readouterr().err

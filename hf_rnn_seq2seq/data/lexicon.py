@@ -1,0 +1,72 @@
+"""Pronunciation lexicons: the formats that speech programs read and write.
+
+| format | a line |
+| --- | --- |
+| `cmudict` | `WORD  P H`, further pronunciations as `WORD(2)  P H`; `;;;` begins a comment |
+| `kaldi` | `word p h` (Kaldi's `lexicon.txt`) |
+| `kaldi_probabilities` | `word 0.8 p h` (Kaldi's `lexiconp.txt`) |
+| `mfa` | word, tab, perhaps probabilities between tabs, and phones (Montreal Forced Aligner) |
+| `ipa` | word, tab, phones between spaces (WikiPron, SIGMORPHON) |
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+LEXICONS = ("cmudict", "kaldi", "kaldi_probabilities", "mfa", "ipa")
+_NUMBER = re.compile(r"\d*\.?\d+")
+
+
+class Entry(NamedTuple):
+    """A word, one of its pronunciations (phones between single spaces), and its probability (None: not given)."""
+
+    word: str
+    phones: str
+    probability: float | None = None
+
+
+def parse_entry(line: str, kind: str) -> Entry | None:
+    """The entry of a line; None for a comment or an empty line. What is missing of it is empty."""
+    if not line.strip() or (kind == "cmudict" and line.startswith(";;;")):
+        return None
+    probability = None
+    if kind in ("mfa", "ipa"):
+        word, *rest = line.split("\t")
+        numbers = [field for field in rest[:-1] if kind == "mfa" and _NUMBER.fullmatch(field.strip())]
+        phones = " ".join(rest[len(numbers) :])
+        probability = float(numbers[0]) if numbers else None
+    else:
+        word, _, phones = line.strip().partition("  " if kind == "cmudict" else " ")
+        if kind == "cmudict":
+            word, phones = re.sub(r"\(\d+\)$", "", word), phones.partition(" #")[0]
+        if kind == "kaldi_probabilities":
+            number, _, others = phones.strip().partition(" ")
+            if _NUMBER.fullmatch(number):
+                probability, phones = float(number), others
+    return Entry(word.strip(), " ".join(phones.split()), probability)
+
+
+def format_entries(word: str, found: Sequence[tuple[str, float]], kind: str) -> Iterator[str]:
+    """The lines of a word with its pronunciations and their probabilities, the most probable first."""
+    best = max((probability for _, probability in found), default=1.0) or 1.0
+    for number, (phones, probability) in enumerate(found, start=1):
+        if kind == "cmudict":
+            yield f"{word}({number})  {phones}" if number > 1 else f"{word}  {phones}"
+        elif kind == "kaldi":
+            yield f"{word} {phones}"
+        elif kind == "kaldi_probabilities":  # Kaldi's probabilities are relative to the best
+            yield f"{word} {probability / best:.4f} {phones}"
+        elif kind == "mfa":
+            yield f"{word}\t{probability / best:.2f}\t{phones}"
+        else:
+            yield f"{word}\t{phones}"
+
+
+def read_lexicon(lines: Iterable[str], kind: str) -> dict[str, list[Entry]]:
+    """The pronunciations of each word, in the order of the lines; without words that lack one."""
+    found: dict[str, list[Entry]] = {}
+    for line in lines:
+        entry = parse_entry(line, kind)
+        if entry is not None and entry.word and entry.phones:
+            found.setdefault(entry.word, []).append(entry)
+    return found

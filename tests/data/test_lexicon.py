@@ -1,0 +1,40 @@
+"""Lexicon formats: what is written is what is read, and what speech programs write is read."""
+
+import pytest
+
+from hf_rnn_seq2seq.data.lexicon import LEXICONS, Entry, format_entries, parse_entry, read_lexicon
+
+LINES = {
+    "cmudict": [";;; a comment", "", "READ  R EH D", "READ(2)  R IY D # a note", "'EM  AH M"],
+    "kaldi": ["READ R EH D", "READ R IY  D", "'EM AH M"],
+    "kaldi_probabilities": ["READ 1.0 R EH D", "READ 0.25 R IY D", "'EM 1.0 AH M"],
+    "mfa": ["READ\t1.0\tR EH D", "READ\t0.25\t0.1\t1.2\tR IY D", "'EM\tAH M"],
+    "ipa": ["READ\tR EH D", "READ\tR IY D", "'EM\tAH M"],
+}
+
+
+@pytest.mark.parametrize("kind", LEXICONS)
+def test_the_lines_of_each_program_are_read(kind: str) -> None:
+    found = read_lexicon(LINES[kind], kind)
+    phones = {word: [entry.phones for entry in entries] for word, entries in found.items()}
+    assert phones == {"READ": ["R EH D", "R IY D"], "'EM": ["AH M"]}
+    probabilities = [entry.probability for entry in found["READ"]]
+    assert probabilities == ([1.0, 0.25] if kind in ("kaldi_probabilities", "mfa") else [None, None])
+
+
+@pytest.mark.parametrize("kind", LEXICONS)
+def test_what_is_written_is_read(kind: str) -> None:
+    lines = list(format_entries("read", [("R EH D", 0.6), ("R IY D", 0.3)], kind))
+    expected = [0.5] if kind in ("kaldi_probabilities", "mfa") else [None]
+    first, second = (parse_entry(line, kind) for line in lines)
+    assert (first.word, first.phones, second.word, second.phones) == ("read", "R EH D", "read", "R IY D")
+    assert [second.probability] == expected  # relative to the best
+
+
+def test_what_is_missing_is_empty() -> None:
+    assert parse_entry("WORD", "cmudict") == Entry("WORD", "")
+    assert parse_entry("word", "ipa") == Entry("word", "")
+    assert parse_entry("word 0.5", "kaldi_probabilities") == Entry("word", "", 0.5)
+    assert read_lexicon(["WORD", "A  AH"], "cmudict") == {"A": [Entry("A", "AH")]}
+    # A word may be a number, and a phone too.
+    assert parse_entry("7 s 7", "kaldi") == Entry("7", "s 7") and parse_entry("a\t1", "mfa") == Entry("a", "1")

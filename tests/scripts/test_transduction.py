@@ -1,0 +1,106 @@
+"""Words to pronunciations, forms and other scripts, by the recipes, from files as the shared tasks publish them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.script_runs import run
+
+RECIPES = Path(__file__).resolve().parents[2] / "scripts" / "recipes"
+TOY = {"embedding_size": 16, "hidden_size": 32, "dropout": 0, "warmup_steps": 5, "cpu_threads": 1, "save_steps": 1000}
+SOUNDS = {"a": "a", "e": "ɛ", "c": "k", "h": "ʃ", "o": "ɔ̃", "t": "t"}
+
+
+def trained(folder: Path, recipe: str, *words: object, steps: int = 150) -> Path:
+    options = [word for name, value in TOY.items() for word in (f"--{name}", value)]
+    steps_of = (
+        "--label_smoothing",
+        0,
+        "--max_steps",
+        steps,
+        "--eval_steps",
+        steps,
+        "--learning_rate",
+        1e-2,
+        "--output_dir",
+        folder / "run",
+    )
+    done = run("train.py", RECIPES / f"{recipe}.yaml", *words, *options, *steps_of)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "eval" in done.stderr.decode()
+    return folder / "run"
+
+
+def words() -> list[str]:
+    return [a + b + c for a in SOUNDS for b in SOUNDS for c in SOUNDS]
+
+
+@pytest.fixture(scope="module")
+def g2p(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("g2p")
+    rows = [f"{word}\t{' '.join(SOUNDS[letter] for letter in word)}\n" for word in words()]
+    (folder / "train.tsv").write_text("".join(rows[::2] + rows[1::4]), encoding="utf-8")
+    (folder / "dev.tsv").write_text("".join(rows[3::8]), encoding="utf-8")
+    # A second pronunciation of the first test word is never said.
+    (folder / "test.tsv").write_text("".join([*rows[7::8], f"{rows[7].partition(chr(9))[0]}\tt t t t\n"]), "utf-8")
+    files = ("--train_file", "train.tsv", "--validation_file", "dev.tsv", "--test_file", "test.tsv")
+    return trained(folder, "g2p", *(folder / word if word.endswith(".tsv") else word for word in files))
+
+
+def test_the_recipe_learns_sounds_and_prints_both_errors(g2p: Path, tmp_path: Path) -> None:
+    summary = json.loads((g2p / "summary.json").read_text())
+    assert summary["best_metric_name"] == "sequence_error" and summary["eval_symbol_error"] <= 5
+    done = run("evaluate_bleu.py", g2p, "--json", tmp_path / "all.json")
+    assert done.returncode == 0, done.stderr.decode()
+    assert "WER, whole outputs ↓  PER ↓" in done.stdout.decode()
+    (found,) = json.loads((tmp_path / "all.json").read_text())["systems"]
+    # Twenty-seven sources in twenty-eight rows.
+    assert found["test_sentences"] == 27 and found["sequence_error"] <= 15 and found["symbol_error"] <= 5
+    assert "references:nearest" in found["signatures"]["sequence_error"]
+
+
+def test_another_test_file_is_read_as_the_runs_own(g2p: Path, tmp_path: Path) -> None:
+    """Without header, and with several references; `--scores` gives the same names."""
+    (tmp_path / "two.tsv").write_text("ta\tx x\nta\tt a\n", encoding="utf-8")
+    words = ("--test_file", tmp_path / "two.tsv", "--scores", "sequence_error", "wer", "--json", tmp_path / "a.json")
+    refused = run("evaluate_bleu.py", g2p, *words)
+    assert refused.returncode == 2 and b"wer takes exactly one reference" in refused.stderr
+    done = run("evaluate_bleu.py", g2p, *words[:4], *words[5:])
+    assert done.returncode == 0, done.stderr.decode()
+    (found,) = json.loads((tmp_path / "a.json").read_text())["systems"]
+    assert (found["test_sentences"], found["sequence_error"]) in ((1, 0), (1, 100))
+
+
+def test_a_bare_word_goes_in_and_what_is_unknown_is_named(g2p: Path, caplog: pytest.LogCaptureFixture) -> None:
+    done = run("translate.py", g2p, "--alignments", stdin="hat\ntaß\n".encode())
+    first, second = done.stdout.decode().splitlines()
+    phones, alignment = first.split("\t")
+    assert phones == "ʃ a t"
+    # Letters are what alignments count: one for each phone, in their range.
+    pairs = [tuple(map(int, pair.split("-"))) for pair in alignment.split()]
+    assert [target for _, target in pairs] == [*range(3)] and {source for source, _ in pairs} <= {*range(3)}
+    assert len({source for source, _ in pairs}) > 1 and second
+    assert "source 'taß': training never saw 'ß', which is read as unknown" in caplog.text
+    assert "1 of 2 sources hold letters or features that training never saw" in done.stderr.decode()
+
+
+def test_features_choose_the_form(tmp_path: Path) -> None:
+    """The same lemma has another form with other features, and the model reads them from a line of its own."""
+    rows = [f"{word}\t{word}{end}\t{tags}\n" for word in words() for end, tags in (("s", "N;PL"), ("", "N;SG"))]
+    for name, part in (("train", rows[::2] + rows[1::2]), ("dev", rows[::9])):
+        (tmp_path / f"{name}.tsv").write_text("".join(part), encoding="utf-8")
+    files = ("--train_file", tmp_path / "train.tsv", "--validation_file", tmp_path / "dev.tsv")
+    folder = trained(tmp_path, "inflection", *files)
+    done = run("translate.py", folder, stdin=b"N;PL\ttache\nN;SG\ttache\n")
+    plural, singular = done.stdout.decode().splitlines()
+    assert plural == singular + "s"
+
+
+def test_letters_of_another_script(tmp_path: Path) -> None:
+    rows = [f"{word}\t{''.join(chr(ord(letter) + 0x3F0) for letter in word)}\n" for word in words()]
+    for name, part in (("train", rows), ("dev", rows[::9])):
+        (tmp_path / f"{name}.tsv").write_text("".join(part), encoding="utf-8")
+    files = ("--train_file", tmp_path / "train.tsv", "--validation_file", tmp_path / "dev.tsv")
+    folder = trained(tmp_path, "transliteration", *files)
+    assert json.loads((folder / "summary.json").read_text())["eval_exact_match"] >= 80

@@ -53,7 +53,7 @@ LAYERS = [
     {"coverage", "entmax", "loss", "readout", "scheduled_sampling"},
     {"attention", "recurrence"},
     {"copying", "decoder_state", "encoder", "pretrained", "scan_scores"},
-    {"scan"},
+    {"hard_attention", "scan"},
     {"scan_decoder"},
     {"decoder"},
     {"encoder_decoder"},

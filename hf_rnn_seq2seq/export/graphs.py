@@ -133,6 +133,11 @@ def check(model: nn.Module) -> None:
     """Raises ArgumentError for a model of another class, or with encoder layers that are not one operation."""
     if not isinstance(model, RnnSeq2SeqForConditionalGeneration):
         raise ArgumentError(f"{type(model).__name__}: only RnnSeq2SeqForConditionalGeneration can be exported")
+    if model.config.aligns_hard:
+        raise ArgumentError(
+            f"attention_alignment={model.config.attention_alignment!r}: the sum over source positions cannot be "
+            "exported; train with attention_alignment='soft'"
+        )
     for name, layer in model.get_encoder().named_modules():
         if not isinstance(layer, RecurrentLayer):
             continue

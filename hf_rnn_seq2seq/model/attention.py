@@ -17,9 +17,12 @@ from torch.nn import functional as F
 from .config_checks import REGISTERED, ConfigError
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .coverage import build_coverage
-from .departures import live_departure
+from .departures import live_departure, override
 from .entmax import SparseWeights
 from .matmul import Linear
+
+# The logarithm of a probability of 0: its exponential is 0, and sums of a few do not overflow.
+NEVER = -1e30
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -37,6 +40,12 @@ def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where `mask` is True, half the lowest number elsewhere, so that a score can be added without overflow."""
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return bias.masked_fill_(~mask, torch.finfo(dtype).min / 2)
+
+
+def masked_log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """As `masked_softmax`, the logarithms in float32 at least; `NEVER` where `mask` is False."""
+    exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return exact.masked_fill(~mask, NEVER).log_softmax(-1).masked_fill(~mask, NEVER)
 
 
 class ScanForm(NamedTuple):
@@ -63,6 +72,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__()
+        self.hard = config.aligns_hard
         self.window = config.attention_window
         self.window_size = config.attention_window_size
         self.sparse = None if config.attention_normalization == "softmax" else SparseWeights(config)
@@ -116,7 +126,7 @@ class Attention(nn.Module):
         source_mask: Tensor,
         positions: Tensor,
         state: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """Reads the source; one target position at a time if the attention carries a state.
 
         Args:
@@ -128,7 +138,8 @@ class Attention(nn.Module):
             state: the state of this attention; before the first position that of `start`.
 
         Returns:
-            context (batch, target, context), weights (batch, heads, target, source), the next state.
+            context (batch, target, context), weights (batch, heads, target, source), the next state. With hard attention
+            (hard_attention.py) there is no context, and the weights are logarithms.
         """
         source_positions = source_mask.long().cumsum(1) - 1 if self.reads_positions else None
         if self.coverage is not None:
@@ -136,6 +147,8 @@ class Attention(nn.Module):
         scores = self.score(query, keys, source_positions)
         self._check_scores(scores, query, source_mask)
         mask = source_mask[:, None, None, :]
+        if self.hard:
+            return None, masked_log_softmax(scores, mask), state
         if self.window == "global":
             weights = self._align(scores, mask)
         else:
@@ -371,7 +384,14 @@ def build_attention(config: RnnSeq2SeqConfig) -> Attention:
     """The attention that `config` names.
 
     Raises:
-        ConfigError: the name is not registered.
+        ConfigError: the name is not registered, or its class reads the source in a way of its own, and hard attention would
+            leave that out.
     """
     config.validate_attention()
-    return {**_CLASSES, **REGISTERED}[config.attention_type](config)
+    attention = {**_CLASSES, **REGISTERED}[config.attention_type](config)
+    if config.aligns_hard and (own := override(attention, Attention, ("forward", "context", "_align"))):
+        raise ConfigError(
+            f"attention_type={config.attention_type!r}: attention_alignment={config.attention_alignment!r} reads the score "
+            f"only, and would leave out {own}() of {type(attention).__name__}"
+        )
+    return attention

@@ -94,10 +94,24 @@ ATTENTION_DEFAULTS = {
     "attention_window": "global",
     "input_feeding": False,
     "attention_normalization": "softmax",
+    "attention_alignment": "soft",
     "coverage": "none",
     "context_gate": "none",
     "coverage_loss": 0,
     "guided_alignment_weight": 0,
+}
+
+# What hard attention excludes: the only value of each field that it allows, and the reason.
+HARD_ATTENTION = {
+    "attention_order": ("after_cell", "the cell would need one context"),
+    "input_feeding": (False, "there is no single context or attentional vector to feed back"),
+    "context_layers": ("first", "the layers would need one context"),
+    "readout_context": (True, "the readout reads the source position"),
+    "context_gate": ("none", "it gates one context"),
+    "copy_mechanism": (False, "its gate reads one context"),
+    "coverage": ("none", "it accumulates the weights of a soft average"),
+    "attention_window": ("global", "the sum runs over all positions"),
+    "attention_normalization": ("softmax", "a position without weight would have no gradient"),
 }
 
 
@@ -210,6 +224,28 @@ class ConfigChecks:
                 f"num_attention_heads={self.num_attention_heads}: attention_type={self.attention_type!r} has one head; "
                 f"several need one of {sorted(MULTI_HEAD_NAMES)}"
             )
+
+    def validate_alignment(self) -> None:
+        """Hard attention has one state of the source where soft attention has a context."""
+        if self.alignment_order not in (0, 1):
+            raise ConfigError(f"alignment_order={self.alignment_order!r}: must be 0 or 1")
+        if self.alignment_order and self.attention_alignment != "monotonic":
+            raise ConfigError(
+                f"alignment_order=1: needs attention_alignment='monotonic', not {self.attention_alignment!r}"
+            )
+        if self.attention_alignment == "soft" or self.context != "attention":
+            return
+        hard = f"attention_alignment={self.attention_alignment!r}"
+        for name, (allowed, reason) in HARD_ATTENTION.items():
+            if (value := getattr(self, name)) != allowed:
+                raise ConfigError(f"{name}={value!r}: not with {hard}, {reason}; must be {allowed!r}")
+        if self.attention_type in MULTI_HEAD_NAMES:
+            raise ConfigError(
+                f"attention_type={self.attention_type!r}: not with {hard}, whose word comes from one position; choose a "
+                "score of one head"
+            )
+        if self.readout_size is None:
+            raise ConfigError(f"{hard}: needs a readout that projects; readout_size=None, set it")
 
     def validate_copying(self) -> None:
         """Copying needs attention weights and one vocabulary for both sides."""

@@ -76,6 +76,12 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
             Astudillo 2016) or `entmax` (Peters 2019). The latter two are not covered by the scan and cost a time loop.
         entmax_alpha: Between softmax (1) and sparsemax (2); above 1.
         entmax_learned: Each head learns its alpha, within (1, 2), from `entmax_alpha` on (Correia 2019).
+        attention_alignment: How the readout reads the source: the `soft` average of its states by the weights; or one state
+            of it, and the probabilities of the words are summed over all positions, exactly: `hard` (Wu 2018), or
+            `monotonic`, where no position is left of the one before (Wu and Cotterell 2019). Both need `after_cell`
+            attention of one head without input feeding. `logits` are then log-probabilities.
+        alignment_order: With `monotonic`: 0, the scores decide among the positions that remain (0-MONO of Wu and Cotterell
+            2019); 1, a learned preference for the length of the step to the right is added (1-MONO there has it alone).
         coverage: An additive score's memory of the source words it has read: `none`, the `sum` of their weights
             (See 2017, section 2.3), or a `gru` for each word (Tu 2016, section 3.1.2). Costs a time loop.
         coverage_size: Width of the memory of a word with `gru`.
@@ -87,7 +93,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
             `forward` and the attention (Chen 2016).
         max_source_positions: Longest source of the `location` score (Luong 2015, equation 8); required there.
         input_feeding: The attentional vector enters the next step (Luong 2015, section 3.3); the context does if the
-            readout is not `tanh` or `attention_layer` is not the top layer. None: on for `after_cell` attention,
+            readout is not `tanh` or `attention_layer` is not the top layer. None: on for `soft` `after_cell` attention,
             off otherwise. Off with `after_cell`, the decoder needs no time loop.
         bridge: How the decoder state starts: `zero`, `copy` of the encoder's final states, `mean` (tanh of a
             projection of the mean state), `dense` (tanh of a projection of the final states) or `backward_tanh`
@@ -179,6 +185,8 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     attention_normalization: Literal["softmax", "sparsemax", "entmax"] = "softmax"
     entmax_alpha: float | int = 1.5
     entmax_learned: bool = False
+    attention_alignment: Literal["soft", "hard", "monotonic"] = "soft"
+    alignment_order: int = 0
     coverage: Literal["none", "sum", "gru"] = "none"
     coverage_size: int = 10
     context_gate: Literal["none", "source", "target", "both"] = "none"
@@ -234,7 +242,8 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         if self.attention_size is None:
             self.attention_size = self.hidden_size
         if self.input_feeding is None:
-            self.input_feeding = self.context == "attention" and self.attention_order == "after_cell"
+            after_cell = self.context == "attention" and self.attention_order == "after_cell"
+            self.input_feeding = after_cell and not self.aligns_hard
         if self.readout_size is None and self.readout != "linear":
             self.readout_size = self.hidden_size
         if self.readout_embedding is None:
@@ -338,6 +347,11 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         """Whether the attention is between the first cell and the second: the conditional GRU."""
         before = self.context == "attention" and self.attention_order == "before_cell"
         return before and self.decoder_transition_depth > 1
+
+    @property
+    def aligns_hard(self) -> bool:
+        """Whether each word is produced from one source position."""
+        return self.attention_alignment != "soft"
 
     @property
     def supervises_attention(self) -> bool:

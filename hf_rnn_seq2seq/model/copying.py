@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .departures import departure
-from .loss import IGNORED_LABEL
+from .loss import IGNORED_LABEL, LogSoftmaxAt
 from .matmul import LINEAR, without_autocast
 
 
@@ -129,7 +128,7 @@ def _rows_loss(
     logits = head(readout).to(log_generate.dtype)
     words = labels.clamp(min=0).unsqueeze(1)
     words = torch.cat([words, ids], 1) if smoothing else words
-    generated, mean = _LogSoftmaxAt.apply(logits, words)
+    generated, mean = LogSoftmaxAt.apply(logits, words)
     generated = generated + log_generate.unsqueeze(1)
     score = generated[:, 0] + _gain(generated[:, 0], log_copy, copied)
     if smoothing:
@@ -137,27 +136,6 @@ def _rows_loss(
         everywhere = mean + log_generate + gain.sum(-1) / logits.shape[1]
         score = (1 - smoothing) * score + smoothing * everywhere
     return -(score * (labels != IGNORED_LABEL)).sum()
-
-
-class _LogSoftmaxAt(torch.autograd.Function):
-    """The log-softmax of logits (n, V) at some words (n, k), and its mean over all (n,): one gradient of their size."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        total = logits.logsumexp(1, keepdim=True)
-        ctx.save_for_backward(logits, total, words)
-        return logits.gather(1, words) - total, logits.mean(1) - total[:, 0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, d_at: Tensor, d_mean: Tensor | None) -> tuple[Tensor, None]:
-        logits, total, words = ctx.saved_tensors
-        received = d_at.sum(1) if d_mean is None else d_at.sum(1) + d_mean
-        d_logits = torch.sub(logits, total).exp_().mul_(-received.unsqueeze(1))
-        if d_mean is not None:
-            d_logits.add_(d_mean.unsqueeze(1) / logits.shape[1])
-        return d_logits.scatter_add_(1, words, d_at), None
 
 
 def _parts(copying: Copying, exact: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

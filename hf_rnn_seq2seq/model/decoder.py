@@ -19,6 +19,7 @@ from .copying import CopyGate, missing_source
 from .decoder_state import Attended, DecoderState, DecoderTrace, LoopConstants, Memory, Step, hold_at_padding
 from .departures import departure, override
 from .dropout import State, drop, drop_words, dropout_mask
+from .hard_attention import Jumps, start
 from .matmul import linear
 from .readout import ContextGate, Readout, gates_cell
 from .recurrence import RecurrentLayer
@@ -56,6 +57,8 @@ class RnnDecoder(nn.Module):
         self.context_gate = ContextGate(config, config.hidden_size) if gates_cell(config) else None
         self.readout = Readout(config)
         self.copy_gate = CopyGate(config) if config.copy_mechanism else None
+        self.aligns_hard = self.attention is not None and config.aligns_hard
+        self.jumps = Jumps(config) if self.aligns_hard and config.alignment_order else None
 
     def _build_layer(self, number: int) -> RecurrentLayer:
         config = self.config
@@ -132,14 +135,32 @@ class RnnDecoder(nn.Module):
             source_ids = None
         elif source_ids is None or source_ids.shape != source_mask.shape:
             raise ValueError(missing_source(source_ids, source_mask))
-        keys = self.attention.project_keys(encoder_states)
-        return Memory(keys, self.attention.project_values(encoder_states), source_mask, summary, source_ids)
+        keys, values = self.attention.project_keys(encoder_states), self.attention.project_values(encoder_states)
+        if self.aligns_hard:
+            values = self._source_part(values)
+        return Memory(keys, values, source_mask, summary, source_ids)
+
+    def _source_part(self, values: Tensor) -> Tensor:
+        """What each source word adds to the readout's products, (batch, source, units), and to the preferred step.
+
+        Raises:
+            ConfigError: hard attention computes the readout in parts, which would leave something out.
+        """
+        if reason := departure(self.readout, Readout):
+            raise ConfigError(
+                f"attention_alignment={self.config.attention_alignment!r}: computes decoder.readout in parts, and would "
+                f"leave out {reason}"
+            )
+        parts = self.readout.source_part(values)
+        return parts if self.jumps is None else torch.cat([parts, self.jumps.source(values)], -1)
 
     def start_state(self, layers: tuple[State, ...], memory: Memory) -> DecoderState:
         """The state before the first position, from each layer's starting state and the source."""
         like = layers[0][0]
         feed = like.new_zeros(like.shape[0], self.feed_size) if self.feed_size else None
         attention_state = None if self.attention is None else self.attention.start(memory.keys, memory.mask)
+        if self.config.attention_alignment == "monotonic":
+            attention_state = start(memory.values, memory.mask, self.readout.units)
         position = torch.zeros(like.shape[0], dtype=torch.long, device=like.device)
         return DecoderState(layers, feed, position, attention_state)
 
@@ -253,6 +274,11 @@ class RnnDecoder(nn.Module):
         """The attended layers over all positions, by the fastest path that covers the model."""
         if not self.needs_loop:
             return self._attended_at_once(embedded, state, memory, mask)
+        if self.aligns_hard:
+            raise ConfigError(
+                f"attention_alignment={self.config.attention_alignment!r}: computes all positions at once, and would leave "
+                f"out {override(self, RnnDecoder, _ONE_POSITION) or 'the state of the attention'}"
+            )
         if mask is None and embedded.shape[1] > 1 and self._scans():
             return attended_scan(self, embedded, state, memory, self._loop_constants(embedded))
         return self._attended_loop(embedded, state, memory, mask)
@@ -333,7 +359,13 @@ class RnnDecoder(nn.Module):
     def _read_out(
         self, states: Tensor, context: Tensor | None, embedded: Tensor, before: DecoderState, mask: Tensor | None
     ) -> Tensor:
-        """The readout (batch, target, readout) from the top layer's `states` (batch, target, hidden)."""
+        """The readout (batch, target, readout) from the top layer's `states` (batch, target, hidden).
+
+        With hard attention what the target adds to its products, (batch, target, units).
+        """
+        if self.aligns_hard:
+            parts = self.readout.target_part(states, embedded)
+            return parts if self.jumps is None else torch.cat([parts, self.jumps.state(states)], -1)
         if self.config.readout_state == "previous":
             states = self._previous(before.layers[-1][0], states, mask)
         return self.readout(states, context, embedded)

@@ -19,7 +19,7 @@ class Memory(NamedTuple):
     """What the decoder reads of a source, projected once per sentence."""
 
     keys: Tensor | None  # as `Attention.project_keys` returns them
-    values: Tensor | None  # as `Attention.project_values` returns them
+    values: Tensor | None  # as `Attention.project_values` returns them; with hard attention their part of the readout
     mask: Tensor | None  # bool (batch, source)
     summary: Tensor | None  # (batch, context), the fixed vector of `context="every_step"`
     source_ids: Tensor | None = None  # (batch, source), the words that a copying output layer copies
@@ -31,7 +31,7 @@ class DecoderState(NamedTuple):
     layers: tuple[State, ...]  # per layer (h, c) or (h,), each (batch, hidden)
     feed: Tensor | None  # (batch, feed), the attentional vector (or the context) of the last step
     position: Tensor  # (batch,), number of target positions read
-    attention: Tensor | None  # what the attention carries from step to step (coverage)
+    attention: Tensor | None  # what the attention carries from step to step (coverage, a monotonic alignment)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The flat sequence of all tensors."""
@@ -94,7 +94,7 @@ class Attended(NamedTuple):
 class DecoderTrace(NamedTuple):
     """The result of a pass over target positions."""
 
-    readout: Tensor  # (batch, target, readout), what the output layer reads
+    readout: Tensor  # (batch, target, readout), what the output layer reads; with hard attention the target's part
     state: DecoderState  # after the last position
     hidden_states: tuple[Tensor, ...]  # word vectors, then each layer's outputs
     weights: Tensor | None  # (batch, heads, target, source)
@@ -170,6 +170,14 @@ class RnnSeq2SeqCache(Cache):
             self._snapshots.extend(snapshots)
         self.state = state
         self.length += tokens
+
+    def carry(self, after: Tensor) -> None:
+        """Sets what the attention carries after each of the last tokens, (batch, tokens, ...)."""
+        tokens = after.shape[1]
+        for number in range(1, min(tokens, len(self._snapshots))):
+            snapshot = self._snapshots[number - tokens]
+            self._snapshots[number - tokens] = snapshot._replace(attention=after[:, number - 1])
+        self.state = self.state._replace(attention=after[:, -1])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Number of target tokens read."""

@@ -10,9 +10,10 @@ from transformers.utils import ModelOutput
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying
 from .decoder import RnnDecoder
-from .decoder_state import DecoderTrace, Memory, RnnSeq2SeqCache
+from .decoder_state import DecoderState, DecoderTrace, Memory, RnnSeq2SeqCache
 from .dropout import State
 from .encoder import RnnEncoder, RnnEncoderOutput
+from .hard_attention import Alignment
 from .loss import IGNORED_LABEL
 from .pretrained import RnnSeq2SeqPreTrainedModel, VocabularyMixin
 
@@ -108,9 +109,15 @@ class Bridge(nn.Module):
 
 @dataclass
 class RnnSeq2SeqModelOutput(Seq2SeqModelOutput):
-    """As its base class, and `copying`: gate, attention and source words of a model with `copy_mechanism`."""
+    """As its base class, and what an output layer that reads more than one vector needs.
+
+    Args:
+        copying: gate, attention and source words of a model with `copy_mechanism`.
+        alignment: the parts of the readouts, and the weights, of a model with hard attention.
+    """
 
     copying: Copying | None = None
+    alignment: Alignment | None = None
 
 
 class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
@@ -173,8 +180,10 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
             output_hidden_states: return word vectors and each layer's states.
 
         Returns:
-            `last_hidden_state` is the readout (batch, target, readout). `cross_attentions` holds one entry, for the
-            one attention of the model, and is None with another context.
+            `last_hidden_state` is the readout (batch, target, readout), with hard attention the target's part of it.
+            `cross_attentions` holds one entry, for the one attention of the model, and is None with another context. Of a
+            monotonic alignment it is the softmax of the scores alone: what the words before say about the position needs
+            the output layer.
 
         Raises:
             ValueError: inputs are missing, doubled, of other shapes, or a cache of another class or name is given.
@@ -193,23 +202,27 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         source = None
         if any(given is not None for given in (encoder_outputs, input_ids, inputs_embeds)) or not cache.is_initialized:
             source = self.encode(input_ids, attention_mask, inputs_embeds, encoder_outputs, output_hidden_states)
-        if not cache.is_initialized:
+        if fresh := not cache.is_initialized:
             self.start_cache(cache, source)
-        embedded = self.embed_target(decoder_input_ids, decoder_inputs_embeds, input_ids)
+        words = self.target_words(decoder_input_ids, decoder_inputs_embeds, input_ids)
+        embedded = self.decoder.embed(words) if decoder_inputs_embeds is None else decoder_inputs_embeds
         mask = None
         if decoder_attention_mask is not None:
             mask = decoder_attention_mask[:, -embedded.shape[1] :].bool()
-        trace = self.decoder(embedded, cache.state, cache.memory, mask, cache.is_recording)
+        before = cache.state
+        trace = self.decoder(embedded, before, cache.memory, mask, cache.is_recording)
         cache.advance(trace.state, embedded.shape[1], trace.snapshots)
         attentions = output_attentions and trace.weights is not None
+        alignment = self.alignment(trace, before if use_cache or not fresh else None, cache.memory, words, mask)
         output = RnnSeq2SeqModelOutput(
             last_hidden_state=trace.readout,
             cache=cache if use_cache else None,
             decoder_hidden_states=trace.hidden_states if output_hidden_states else None,
-            cross_attentions=(trace.weights,) if attentions else None,
+            cross_attentions=(trace.weights if alignment is None else trace.weights.exp(),) if attentions else None,
             encoder_last_hidden_state=None if source is None else source.last_hidden_state,
             encoder_hidden_states=None if source is None else source.hidden_states,
             copying=self.copying(trace, cache.memory),
+            alignment=alignment,
         )
         return output if return_dict else output.to_tuple()
 
@@ -230,6 +243,30 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
     def copying(trace: DecoderTrace, memory: Memory) -> Copying | None:
         """The inputs of the copy distribution; None if the model has no `copy_mechanism`."""
         return None if trace.gate is None else Copying(trace.gate, trace.weights.mean(1), memory.source_ids)
+
+    def alignment(
+        self,
+        trace: DecoderTrace,
+        before: DecoderState | None,
+        memory: Memory,
+        words: Tensor,
+        mask: Tensor | None = None,
+    ) -> Alignment | None:
+        """The inputs of the sum over source positions; None without hard attention.
+
+        Args:
+            trace: of the decoder.
+            before: its state before; None: the start, and what the alignment carries is not wanted.
+            memory: the source.
+            words: (batch, target), the words read.
+            mask: bool (batch, target), False at padding.
+        """
+        if not self.decoder.aligns_hard:
+            return None
+        parts = Alignment(trace.readout, memory.values, trace.weights[:, 0], memory.mask)
+        if self.config.attention_alignment == "hard":
+            return parts
+        return parts._replace(words=words, before=None if before is None else before.attention, mask=mask)
 
     def start_cache(self, cache: RnnSeq2SeqCache, source: RnnEncoderOutput) -> None:
         """Fills an empty cache with the projected source and the decoder's first state."""
@@ -261,21 +298,24 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
             source_ids=input_ids if getattr(source, "source_ids", None) is None else source.source_ids,
         )
 
-    def embed_target(self, ids: Tensor | None, embeds: Tensor | None, source_ids: Tensor | None) -> Tensor:
+    def target_words(self, ids: Tensor | None, embeds: Tensor | None, source_ids: Tensor | None) -> Tensor | None:
+        """The words (batch, target) that the decoder reads; None with `embeds`."""
         if ids is not None and embeds is not None:
             raise ValueError("give only one of decoder_input_ids and decoder_inputs_embeds")
-        if embeds is not None:
-            return embeds
-        if ids is None:
-            if source_ids is None:
-                raise ValueError("give decoder_input_ids, decoder_inputs_embeds or input_ids")
-            if self.config.source_vocab_size != self.config.vocab_size:
-                raise ValueError(
-                    "give decoder_input_ids or labels: source ids cannot be reused as target ids, the vocabularies have "
-                    f"{self.config.source_vocab_size} and {self.config.vocab_size} words"
-                )
-            ids = shift_right(source_ids, self.config.pad_token_id, self.config.decoder_start_token_id)
-        return self.decoder.embed(ids)
+        if embeds is not None and self.config.attention_alignment == "monotonic":
+            raise ValueError(
+                "decoder_inputs_embeds: attention_alignment='monotonic' reads the words themselves; give decoder_input_ids"
+            )
+        if embeds is not None or ids is not None:
+            return ids
+        if source_ids is None:
+            raise ValueError("give decoder_input_ids, decoder_inputs_embeds or input_ids")
+        if self.config.source_vocab_size != self.config.vocab_size:
+            raise ValueError(
+                "give decoder_input_ids or labels: source ids cannot be reused as target ids, the vocabularies have "
+                f"{self.config.source_vocab_size} and {self.config.vocab_size} words"
+            )
+        return shift_right(source_ids, self.config.pad_token_id, self.config.decoder_start_token_id)
 
 
 def shift_right(ids: Tensor, pad_token_id: int | None, start_token_id: int | None) -> Tensor:

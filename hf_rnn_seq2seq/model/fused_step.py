@@ -43,6 +43,7 @@ COVERED: dict[str, tuple[str | int | bool, ...]] = {
     "attention_order": ("after_cell",),
     "attention_window": ("global",),
     "attention_normalization": ("softmax",),
+    "attention_alignment": ("soft",),
     "coverage": ("none",),
     "context_gate": ("none",),
     "readout": ("tanh",),

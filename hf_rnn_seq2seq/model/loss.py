@@ -53,18 +53,20 @@ def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: flo
     return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
 
 
-def logits_loss(logits: Tensor, labels: Tensor, budget: int) -> Tensor:
-    """Sum over the labelled positions of the cross entropy, in nats; a scalar of float32 at least.
+def logits_loss(logits: Tensor, labels: Tensor, budget: int, smoothing: float = 0.0) -> Tensor:
+    """Sum over the labelled positions of the smoothed cross entropy, in nats; a scalar of float32 at least.
 
     Args:
         logits: (batch, target, V).
         labels: (batch, target), -100 for no label.
         budget: bytes of the log-softmax in float32; above it it is computed in chunks.
+        smoothing: share of the probability spread over the vocabulary.
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
     size = max(1, budget // (logits.shape[-1] * exact.itemsize))
     chunks = zip(logits.flatten(0, 1).split(size), labels.to(logits.device).flatten().split(size), strict=True)
-    return sum(F.cross_entropy(rows.to(exact), words, reduction="sum") for rows, words in chunks)
+    smooth = {"reduction": "sum", "label_smoothing": smoothing}
+    return sum(F.cross_entropy(rows.to(exact), words, **smooth) for rows, words in chunks)
 
 
 def chunked_cross_entropy(
@@ -181,6 +183,27 @@ def _add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
     block = 8192
     for start in range(0, len(total), block):
         total[start : start + block] += outer(left[:, start : start + block], right)
+
+
+class LogSoftmaxAt(torch.autograd.Function):
+    """The log-softmax of logits (n, V) at some words (n, k), and its mean over all (n,): one gradient of their size."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        total = logits.logsumexp(1, keepdim=True)
+        ctx.save_for_backward(logits, total, words)
+        return logits.gather(1, words) - total, logits.mean(1) - total[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, d_at: Tensor, d_mean: Tensor | None) -> tuple[Tensor, None]:
+        logits, total, words = ctx.saved_tensors
+        received = d_at.sum(1) if d_mean is None else d_at.sum(1) + d_mean
+        d_logits = torch.sub(logits, total).exp_().mul_(-received.unsqueeze(1))
+        if d_mean is not None:
+            d_logits.add_(d_mean.unsqueeze(1) / logits.shape[1])
+        return d_logits.scatter_add_(1, words, d_at), None
 
 
 def figure_names(config: RnnSeq2SeqConfig) -> tuple[str, ...]:

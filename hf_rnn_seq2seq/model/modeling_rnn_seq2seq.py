@@ -12,8 +12,9 @@ from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying, copy_loss, mixture
 from .decoder import RnnDecoder
 from .decoder_state import RnnSeq2SeqCache
-from .dropout import drop
-from .encoder_decoder import RnnSeq2SeqModel, shift_right
+from .dropout import drop, dropout_mask
+from .encoder_decoder import RnnSeq2SeqModel, RnnSeq2SeqModelOutput, shift_right
+from .hard_attention import Marginal, marginal
 from .loss import IGNORED_LABEL, attention_terms, figure_names, logits_loss, output_loss
 from .matmul import Linear
 from .pretrained import RnnSeq2SeqPreTrainedModel, VocabularyMixin
@@ -139,7 +140,8 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         Returns:
             `loss` (with labels: cross entropy in nats per word; in training smoothed by `label_smoothing`, plus the
             weighted losses of the attention; in evaluation a function of `logits`), `logits` (batch, target, vocab) or
-            None, and the outputs of the base model.
+            None, and the outputs of the base model. With hard attention `cross_attentions` are p(a_t = j | y_<t), exactly: the
+            probability of each source position before the word is known.
 
         Raises:
             ValueError: labels do not have the shape of the decoder's input, or alignments are missing or have another shape.
@@ -172,14 +174,13 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
             return_dict=True,
             **kwargs,
         )
-        readout = drop(outputs.last_hidden_state, config.dropout, self.training, config.variational_dropout)
-        copying, logits = outputs.copying, None
-        if labels is None or not skip_logits:
-            last = copying.last(logits_to_keep) if copying and logits_to_keep else copying
-            logits = self.score_words(readout[:, -logits_to_keep:], last)
+        self._check_labels(labels, outputs.last_hidden_state)
+        if outputs.alignment is None:
+            logits, nats = self._score(outputs, labels, skip_logits, logits_to_keep)
+        else:
+            logits, nats = self._score_positions(outputs, cache, labels, skip_logits, logits_to_keep)
         loss, figures = None, None
         if labels is not None:
-            nats = self._cross_entropy(readout, copying, labels, None if logits_to_keep else logits)
             weights = outputs.cross_attentions[0] if reads_attention else None
             loss, figures = self._losses(nats, weights, labels, alignments, num_items_in_batch)
         output = RnnSeq2SeqLMOutput(
@@ -248,15 +249,77 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         logits = self.lm_head(readout)
         return logits if copying is None else mixture(logits, copying)
 
+    def score_outputs(self, outputs: RnnSeq2SeqModelOutput) -> Tensor:
+        """Logits (batch, target, vocab) of the base model's outputs; with hard attention its cache is completed."""
+        if outputs.alignment is None:
+            return self.score_words(outputs.last_hidden_state, outputs.copying)
+        found = self._marginal(outputs)
+        if found.after is not None and outputs.cache is not None:
+            outputs.cache.carry(found.after)
+        return found.scores
+
+    def _marginal(self, outputs: RnnSeq2SeqModelOutput, dropout: Tensor | None = None, **labels: object) -> Marginal:
+        budget = self.config.logits_memory_mb * 2**20
+        return marginal(outputs.alignment, self.model.decoder.readout, self.lm_head, budget, dropout=dropout, **labels)
+
+    def _score(
+        self, outputs: RnnSeq2SeqModelOutput, labels: Tensor | None, skip_logits: bool, logits_to_keep: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Logits, and with labels their summed cross entropy; arguments as `forward`."""
+        config = self.config
+        readout = drop(outputs.last_hidden_state, config.dropout, self.training, config.variational_dropout)
+        copying, logits = outputs.copying, None
+        if labels is None or not skip_logits:
+            last = copying.last(logits_to_keep) if copying and logits_to_keep else copying
+            logits = self.score_words(readout[:, -logits_to_keep:], last)
+        if labels is None:
+            return logits, None
+        return logits, self._cross_entropy(readout, copying, labels, None if logits_to_keep else logits)
+
+    def _score_positions(
+        self,
+        outputs: RnnSeq2SeqModelOutput,
+        cache: RnnSeq2SeqCache | None,
+        labels: Tensor | None,
+        skip_logits: bool,
+        logits_to_keep: int,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """As `_score` of a model with hard attention; the weights in `outputs` become those of the alignment."""
+        config, parts = self.config, outputs.alignment
+        smoothing = config.label_smoothing if self.training else 0.0
+        mask = None
+        if self.training and config.dropout:
+            rows, length = parts.target.shape[:2]
+            like = parts.target.new_empty(rows, 1 if config.variational_dropout else length, config.readout_width)
+            mask = dropout_mask(like, config.dropout)
+        # Without logits the state that the cache needs is not computed.
+        alone = labels is not None and skip_logits and parts.before is None
+        given = {"labels": labels.to(parts.target.device), "smoothing": smoothing} if alone else {}
+        found = self._marginal(outputs, mask, **given)
+        cache = outputs.cache if cache is None else cache
+        if found.after is not None and cache is not None:
+            cache.carry(found.after)
+        if outputs.cross_attentions is not None:
+            outputs.cross_attentions = (found.weights,)
+        if alone:
+            return None, -found.scores.sum()
+        nats = None
+        if labels is not None:
+            nats = logits_loss(found.scores, labels, config.logits_memory_mb * 2**20, smoothing)
+        return None if skip_logits and labels is not None else found.scores[:, -logits_to_keep:], nats
+
+    @staticmethod
+    def _check_labels(labels: Tensor | None, readout: Tensor) -> None:
+        if labels is not None and labels.shape != readout.shape[:2]:
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)}: must be (batch, target) = {tuple(readout.shape[:2])}"
+            )
+
     def _cross_entropy(self, readout: Tensor, copying: Copying | None, labels: Tensor, logits: Tensor | None) -> Tensor:
         """Cross entropy summed over the positions that have a label; the default loss of transformers shifts them.
 
         In evaluation it is a function of the returned `logits`, as for every model of transformers.
         """
-        if labels.shape != readout.shape[:2]:
-            raise ValueError(
-                f"labels of shape {tuple(labels.shape)}: must be (batch, target) = {tuple(readout.shape[:2])}"
-            )
         smoothing = self.config.label_smoothing if self.training else 0.0
         budget = self.config.logits_memory_mb * 2**20
         if logits is not None and not self.training:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
-from .matmul import Linear
+from .departures import live_departure
+from .matmul import LINEAR, Linear, linear
 
 
 class ContextGate(nn.Module):
@@ -57,11 +58,14 @@ class Readout(nn.Module):
         self.kind = config.readout
         self.reads_embedding = config.readout_embedding
         self.reads_context = config.readout_context and config.context_width > 0
+        self.state_width, self.context_width = config.hidden_size, config.context_width
+        self.word_width = config.embedding_size
         units = (config.readout_size or 0) * (2 if self.kind == "maxout" else 1)
         gated = gates_readout(config)
         self.gate = ContextGate(config, units) if gated else None
         self.project_context = nn.Linear(config.context_width, units, bias=False) if gated else None
         width = config.readout_input_width - (config.context_width if gated else 0)
+        self.units = units
         self.project = Linear(width, units, bias=self.kind == "maxout") if units else None
 
     def forward(self, state: Tensor, context: Tensor | None, embedding: Tensor) -> Tensor:
@@ -78,8 +82,43 @@ class Readout(nn.Module):
         if self.gate is not None:
             target, source = self.gate(embedding, state, context)
             units = target * units + source * self.project_context(context)
+        return self.activate(units)
+
+    def activate(self, units: Tensor) -> Tensor:
+        """The readout (batch, ..., readout) of its products (batch, ..., units)."""
         if self.kind == "tanh":
             return torch.tanh(units)
         if self.kind == "maxout":
             return units.unflatten(-1, (-1, 2)).amax(-1)
         return units
+
+    def target_part(self, state: Tensor, embedding: Tensor) -> Tensor:
+        """What state and word add to the products: (batch, ..., units), to which `source_part` adds the rest.
+
+        Without a context gate.
+        """
+        if live_departure(self.project, LINEAR):
+            return self.project(self._joined(state, state.new_zeros(*state.shape[:-1], self.context_width), embedding))
+        state_weight, _, word_weight = self._weights()
+        units = linear(state, state_weight, self.project.bias)
+        return units + linear(embedding, word_weight) if self.reads_embedding else units
+
+    def source_part(self, context: Tensor) -> Tensor:
+        """What a context (batch, ..., context) adds to the products, (batch, ..., units).
+
+        Another module in the place of the projection (an adapter) is called, and may add a constant.
+        """
+        if live_departure(self.project, LINEAR):
+            state, word = (context.new_zeros(*context.shape[:-1], size) for size in (self.state_width, self.word_width))
+            nothing = torch.zeros_like(context[:1, :1])
+            constant = self.project(self._joined(state[:1, :1], nothing, word[:1, :1]))
+            return self.project(self._joined(state, context, word)) - constant
+        return linear(context, self._weights()[1])
+
+    def _joined(self, state: Tensor, context: Tensor, embedding: Tensor) -> Tensor:
+        return torch.cat([state, context, embedding] if self.reads_embedding else [state, context], -1)
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        """The columns of the projection that read state, context and word vector."""
+        widths = (self.state_width, self.context_width, self.word_width if self.reads_embedding else 0)
+        return self.project.weight.split(widths, 1)

@@ -100,7 +100,7 @@ def mix_inputs(
                 return_dict=True,
             )
             cache = output.cache
-            logits = model.score_words(output.last_hidden_state, output.copying)[:, 0]
+            logits = model.score_outputs(output)[:, 0]
             chosen = _choose(logits, model.config.scheduled_sampling_words)
             mixed[:, time + 1] = torch.where(replaced[:, time + 1], chosen, mixed[:, time + 1])
     finally:

@@ -44,8 +44,8 @@ Inputs = dict[str, Tensor | ModelOutput | tuple | None]
 
 # Methods that generate() calls at each position and a search does not.
 _OF_THE_MODEL = {name for name, value in vars(GenerationMixin).items() if callable(value)} - {"generate"}
-_OF_THE_MODEL |= {"__call__", "forward", "score_words", "get_encoder", "get_decoder"}
-_OF_THE_BASE = ("__call__", "forward", "encode", "start_cache", "embed_target", "copying")
+_OF_THE_MODEL |= {"__call__", "forward", "score_words", "score_outputs", "get_encoder", "get_decoder"}
+_OF_THE_BASE = ("__call__", "forward", "encode", "start_cache", "target_words", "copying", "alignment")
 
 # The file custom_generate/generate.py of a checkpoint: transformers runs it instead of generate().
 CUSTOM_GENERATE = '''"""Decoding by `model.search`, which hands modes that it does not cover to `generate()`."""

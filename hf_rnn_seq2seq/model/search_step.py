@@ -23,6 +23,7 @@ from .copying import Copying, mixture
 from .decoder import RnnDecoder
 from .departures import departure
 from .encoder import RnnEncoderOutput
+from .hard_attention import marginal
 from .matmul import LINEAR, PackedProduct, packs
 from .search_options import SearchError
 
@@ -68,7 +69,7 @@ class SearchState(NamedTuple):
 class StepOutput(NamedTuple):
     """The result of one position."""
 
-    readout: Readout  # (rows, readout), what `scores` reads
+    readout: Readout  # (rows, readout), what `scores` reads; with hard attention the scores themselves
     weights: Tensor | None  # (rows, source), attention averaged over heads, with `need_weights`
     state: SearchState
 
@@ -190,7 +191,10 @@ class GeneralStep:
         attention = self.decoder.attention
         # The state of an attention differs between beams, so each beam needs its own source. Hooks and overrides of the
         # user may read the source of each beam too.
-        self.carries = attention is not None and (attention.carries or sharing_refusal(self.decoder) is not None)
+        self.aligns_hard = self.decoder.aligns_hard
+        self.carries = attention is not None and (
+            attention.carries or self.aligns_hard or sharing_refusal(self.decoder) is not None
+        )
         self.sharing = self.decoder
         if attention is not None and not self.carries:
             # The decoder's own parameters and layers with another attention; the model's decoder is not changed.
@@ -240,6 +244,8 @@ class GeneralStep:
 
     def scores(self, readout: Readout, words: Tensor | None = None) -> Tensor:
         """Logits (rows, vocab) in float32, or (rows, words) of `words` only."""
+        if self.aligns_hard:  # the step has summed over the source positions
+            return readout if words is None else readout[:, words]
         if self.copies:
             readout, copying = readout
             scores = mixture(self.output(readout).float().view(*copying.gate.shape, -1), copying).flatten(0, 1)
@@ -266,6 +272,13 @@ class GeneralStep:
         (before, summary), memory = state
         embedded = self.decoder.embed(tokens.unsqueeze(1))
         trace = self.sharing(embedded, before, memory._replace(summary=summary))
+        if self.aligns_hard:
+            alignment = self.base.alignment(trace, before, memory, tokens.unsqueeze(1))
+            budget = self.config.logits_memory_mb * 2**20
+            found = marginal(alignment, self.decoder.readout, self.head, budget, product=self.output)
+            after = trace.state if found.after is None else trace.state._replace(attention=found.after[:, -1])
+            weights = found.weights[:, 0, -1] if need_weights else None
+            return StepOutput(found.scores[:, -1], weights, SearchState((after, summary), memory))
         weights = trace.weights[:, :, -1].mean(1) if need_weights else None
         readout = trace.readout[:, -1]
         if self.copies:

@@ -179,6 +179,10 @@ def test_models_that_cannot_be_exported_are_refused() -> None:
         ({"cell_type": "gru", "gru_reset": "before"}, "gru_reset='before'"),
         ({"encoder_transition_depth": 2}, "encoder_transition_depth above 1"),
         ({"zoneout_cell": 0.1}, "zoneout"),
+        (
+            {"attention_alignment": "hard"},
+            "attention_alignment='hard': the sum over source positions cannot be exported",
+        ),
     ):
         with pytest.raises(ArgumentError, match=reason):
             export_programs(tiny_model(dtype=torch.float32, **options))

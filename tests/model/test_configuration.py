@@ -45,6 +45,7 @@ CHOICES = {
     "attention_layer": ("top", "bottom"),
     "attention_window": ("global", "local_m", "local_p"),
     "attention_normalization": ("softmax", "sparsemax", "entmax"),
+    "attention_alignment": ("soft", "hard", "monotonic"),
     "coverage": ("none", "sum", "gru"),
     "context_gate": ("none", "source", "target", "both"),
     "bridge": ("zero", "copy", "mean", "dense", "backward_tanh"),
@@ -201,6 +202,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         ({"context": "initial_state", field: value}, f"{field}={value!r}: needs context='attention'")
         for field, value in (
             ("attention_normalization", "sparsemax"),
+            ("attention_alignment", "hard"),
             ("coverage", "sum"),
             ("context_gate", "both"),
             ("coverage_loss", 1.0),
@@ -345,6 +347,7 @@ def test_a_file_with_a_misspelled_field_is_refused(tmp_path: Path) -> None:
         ({"hidden_size": 1}, {"encoder_hidden_size": 1}),
         (BEFORE, {"input_feeding": False}),
         ({"context": "every_step"}, {"input_feeding": False}),
+        ({"attention_alignment": "hard"}, {"input_feeding": False}),
         ({"readout": "linear"}, {"readout_size": None}),
         ({"readout": "maxout"}, {"readout_embedding": True, "readout_size": 4}),
         ({"decoder_transition_depth": 3}, {"decoder_upper_transition_depth": 3}),

@@ -86,6 +86,7 @@ def attention(draw: st.DrawFn, layers: int) -> dict[str, Any]:
         "attention_window_size": draw(st.integers(1, 3)),
         "context_layers": draw(st.sampled_from(["first", "all"])),
         "attention_normalization": draw(st.sampled_from(["softmax", "softmax", "sparsemax", "entmax"])),
+        "attention_alignment": draw(st.sampled_from(["soft", "soft", "hard", "monotonic"])),
         "context_gate": draw(st.sampled_from(["none", "none", "source", "target", "both"])),
         "coverage_loss": draw(st.sampled_from([0.0, 0.0, 0.5])),
         "copy_mechanism": draw(st.booleans()),
@@ -175,10 +176,13 @@ def test_frozen_weights_leave_the_other_gradients_alone(model: Model, rows: Pair
 def test_resizing_keeps_the_scores_of_old_words(model: Model, rows: Pairs) -> None:
     size = model.config.vocab_size
 
-    def scores() -> tuple[Tensor, Any]:
-        """What the softmax reads, and what a model that copies mixes with it."""
+    def scores() -> tuple[Tensor, Any, Any]:
+        """What the softmax reads, what a model that copies mixes with it, and what hard attention sums."""
         actual = model.model(**inputs(rows))
-        return model.lm_head(actual.last_hidden_state)[..., :size], actual.copying
+        read = actual.last_hidden_state
+        if actual.alignment is not None:  # the output layer reads each source position in the place of the context
+            read = torch.ones_like(model.lm_head.weight[:1])
+        return model.lm_head(read)[..., :size], actual.copying, actual.alignment
 
     with torch.no_grad():
         before = scores()

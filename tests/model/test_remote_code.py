@@ -81,6 +81,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "readout_size": 5,
         "copy_mechanism": True,
     },
+    "first order alignment": {"attention_alignment": "monotonic", "alignment_order": 1},
 }
 
 

@@ -43,9 +43,12 @@ def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def masked_log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """As `masked_softmax`, the logarithms in float32 at least; `NEVER` where `mask` is False."""
+    """As `masked_softmax`, the logarithms in float32 at least: about `NEVER` where `mask` is False.
+
+    In a row that allows no word all are equal.
+    """
     exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return exact.masked_fill(~mask, NEVER).log_softmax(-1).masked_fill(~mask, NEVER)
+    return exact.masked_fill(~mask, NEVER).log_softmax(-1)
 
 
 class ScanForm(NamedTuple):

@@ -375,6 +375,19 @@ def test_long_and_certain() -> None:
     assert loss.isfinite() and all(one.grad.isfinite().all() for one in model.parameters() if one.grad is not None)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_without_a_source_word(kind: str) -> None:
+    """A distribution all the same, from no position; the other rows are as they were."""
+    model = tiny_model(**KINDS[kind])
+    given = batch()
+    whole = model(**given)
+    given["attention_mask"][2] = 0
+    found = model(**given, output_attentions=True)
+    torch.testing.assert_close(found.logits.exp().sum(-1), torch.ones(3, 5, dtype=torch.float64))
+    torch.testing.assert_close(found.logits[:2], whole.logits[:2])
+    assert not found.cross_attentions[0][2].any()
+
+
 NOT_WITH = "not with attention_alignment='hard', "
 REFUSED: list[tuple[dict[str, Any], str]] = [
     (

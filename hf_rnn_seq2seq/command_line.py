@@ -226,16 +226,20 @@ def at_least(smallest: int, largest: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def finite(smallest: float | None = None) -> Callable[[str], float]:
-    """An argparse type: a number that is neither infinite nor none at all, and not below `smallest`."""
-    allowed = "a finite number" + ("" if smallest is None else f" of at least {smallest:g}")
+def finite(smallest: float | None = None, largest: float | None = None) -> Callable[[str], float]:
+    """An argparse type: a number that is neither infinite nor none at all, nor outside the limits."""
+    limits = [
+        f" of {side} {limit:g}" for side, limit in (("at least", smallest), ("at most", largest)) if limit is not None
+    ]
+    allowed = "a finite number" + " and".join(limits)
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value) or (smallest is not None and value < smallest):
+        below, above = smallest is not None and value < smallest, largest is not None and value > largest
+        if not math.isfinite(value) or below or above:
             raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
         return value
 

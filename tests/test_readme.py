@@ -218,6 +218,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"cmudict.{name}").write_text("".join(sounds).replace("\t", "  "), encoding="utf-8")
     for name in ("kat_train", "kat_dev"):
         (folder / f"{name}.tsv").write_text("".join(f"{word}\t{word}s\tN;PL\n" for word in numbers), encoding="utf-8")
+    (folder / "french.dict").write_text("deux\td ø\n", encoding="utf-8")
     (folder / "pairs.tsv").write_text("3 days ago\til y a 3 jours\n", encoding="utf-8")
     (folder / "sources.txt").write_text("3 days ago\n", encoding="utf-8")
     (folder / "words.txt").write_text("douze\ntwelve\n", encoding="utf-8")

@@ -14,6 +14,10 @@ Columns are separated by tabs: translation, then the log-probability with --scor
 --alignments (`source-target` pairs counted from 0); --n_best N repeats them for N hypotheses, best first.
 --output_format jsonl writes one JSON object per line.
 
+For pronunciations: --lexicon FILE answers the words that it holds, and the model the others; --mass 0.9 prints as many
+hypotheses as cover that probability (at most --num_beams); --output_format cmudict (or another format of --lexicon)
+writes a lexicon, a line for each hypothesis.
+
 --window lines are read and sorted by length at a time, so memory does not grow with the input:
 `python scripts/translate.py runs/demo --input_file in.txt.gz --output_file out.txt`
 """
@@ -22,9 +26,11 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hf_rnn_seq2seq import command_line
+from hf_rnn_seq2seq.data.lexicon import LEXICONS
 
 # Options of the model's own search.
 VALUES = ("gnmt_alpha", "coverage_penalty", "stop_at_top", "weight_type")
@@ -46,8 +52,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_file", help="file in place of standard output; it appears when it is complete")
     parser.add_argument("--resume", action="store_true", help="continue the interrupted OUTPUT_FILE.part")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT_FILE if it exists")
-    parser.add_argument("--output_format", choices=("text", "jsonl"), default="text")
-    parser.add_argument("--n_best", type=command_line.at_least(1), default=1, help="hypotheses a line")
+    parser.add_argument("--output_format", choices=("text", "jsonl", *LEXICONS), default="text")
+    parser.add_argument("--n_best", type=command_line.at_least(1), help="hypotheses a line (default: 1)")
+    parser.add_argument("--mass", type=command_line.finite(0, 1), metavar="P", help="as many as cover this probability")
+    parser.add_argument("--lexicon", metavar="FILE", help="words that the model is not asked for")
+    parser.add_argument("--lexicon_format", choices=LEXICONS, default="cmudict", help="(default: cmudict)")
     parser.add_argument("--scores", action="store_true", help="add the log-probability of each sentence")
     parser.add_argument("--alignments", action="store_true", help="add the word each word attends to most")
     command_line.add_search_option(parser)
@@ -56,7 +65,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     command_line.add_generation_options(parser)
     command_line.add_model_options(parser)
     arguments = parser.parse_args(argv)
-    if arguments.search and (arguments.n_best > 1 or arguments.scores or arguments.alignments):
+    several = arguments.mass is not None or (arguments.n_best or 1) > 1
+    if arguments.search and (several or arguments.scores or arguments.alignments):
         parser.error("--search returns sequences alone; it does not go with --n_best, --scores or --alignments")
     if arguments.search and (chosen := [name for name in SEARCH_OPTIONS if getattr(arguments, name) is not None]):
         parser.error(f"--search: does not go with --{chosen[0]}, an option of the model's own search")
@@ -64,6 +74,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--text, --input_file and --dataset_name: give one of them")
     if (arguments.resume or arguments.overwrite) and not arguments.output_file:
         parser.error("--resume and --overwrite need --output_file")
+    if arguments.resume and arguments.output_format in LEXICONS:
+        parser.error(
+            "--resume: a lexicon has several lines for one word, so what is done cannot be counted; leave it out"
+        )
     if arguments.resume and not (arguments.input_file or arguments.dataset_name):
         parser.error(
             "--resume: needs --input_file or --dataset_name; standard input cannot be compared with what it was"
@@ -115,10 +129,20 @@ def search_options(arguments: argparse.Namespace, model: Any, tokenizer: Any) ->
     return options
 
 
+def beams(options: dict[str, Any], model: Any) -> int:
+    """The number of beams of the search; raises ValueError if there is one."""
+    number = options.get("num_beams") or model.generation_config.num_beams or 1
+    if number < 2:
+        raise ValueError("--mass: one beam has one hypothesis; choose --num_beams of at least 2")
+    return number
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     import torch
 
+    from hf_rnn_seq2seq.data.lexicon import read_lexicon
+    from hf_rnn_seq2seq.data.readers import read_lines
     from hf_rnn_seq2seq.generation.encoding import source_problems
     from hf_rnn_seq2seq.generation.lines import DatasetReader, LineReader, LineWriter
     from hf_rnn_seq2seq.generation.translate_lines import Request, identity, translate_lines
@@ -143,7 +167,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         options | limits | {"workers": torch.get_num_threads(), "progress": False},
         replace_unknown=replaces,
         dictionary=read_dictionary(arguments.replace_unknown) if arguments.replace_unknown else None,
-        **{name: getattr(arguments, name) for name in ("n_best", "scores", "alignments", "output_format")},
+        n_best=arguments.n_best or (beams(options, model) if arguments.mass is not None else 1),
+        lexicon=read_lexicon(read_lines(Path(arguments.lexicon)), arguments.lexicon_format)
+        if arguments.lexicon
+        else {},
+        **{name: getattr(arguments, name) for name in ("mass", "scores", "alignments", "output_format")},
         max_source_length=arguments.max_source_length,
     )
     resuming: dict[str, Any] = {}

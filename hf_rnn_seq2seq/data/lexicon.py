@@ -10,7 +10,7 @@
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 LEXICONS = ("cmudict", "kaldi", "kaldi_probabilities", "mfa", "ipa")
@@ -60,6 +60,20 @@ def format_entries(word: str, found: Sequence[tuple[str, float]], kind: str) -> 
             yield f"{word}\t{probability / best:.2f}\t{phones}"
         else:
             yield f"{word}\t{phones}"
+
+
+def looked_up(lexicon: Mapping[str, Sequence[Entry]], word: str) -> list[tuple[str, float]]:
+    """Pronunciations of a word and their probabilities, which sum to 1; empty where the lexicon lacks the word.
+
+    The word is looked up as written, then in lower and in upper case. Without probabilities all are equal.
+    """
+    entries = next((lexicon[form] for form in (word, word.lower(), word.upper()) if form in lexicon), [])
+    weights = [1.0 if entry.probability is None else entry.probability for entry in entries]
+    total = sum(weights)
+    return [
+        (entry.phones, weight / total if total else 1 / len(entries))
+        for entry, weight in zip(entries, weights, strict=True)
+    ]
 
 
 def read_lexicon(lines: Iterable[str], kind: str) -> dict[str, list[Entry]]:

@@ -1,16 +1,19 @@
 """Translates a stream of lines: one output line for each input line, window by window, in text or JSON."""
 
 import json
+import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_rnn_seq2seq.data.lexicon import LEXICONS, Entry, format_entries, looked_up
 from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
 from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.files import content_hash
@@ -36,7 +39,9 @@ class Request:
         alignments: add (source word, target word) pairs: where each word attends most.
         replace_unknown: replace unknown words by the aligned source word, or by its entry in `dictionary`.
         dictionary: source word to target word.
-        output_format: a name in `FORMATS`.
+        mass: of the hypotheses keep only the first whose probabilities together reach this; None for all.
+        lexicon: pronunciations of words that the model is not asked for.
+        output_format: a name in `FORMATS`, or a lexicon format, which writes a line for each hypothesis.
         max_source_length: tokens that a line is cut at.
     """
 
@@ -46,6 +51,8 @@ class Request:
     alignments: bool = False
     replace_unknown: bool = False
     dictionary: Mapping[str, str] | None = None
+    mass: float | None = None
+    lexicon: Mapping[str, Sequence[Entry]] = field(default_factory=dict)
     output_format: str = "text"
     max_source_length: int | None = None
 
@@ -53,10 +60,25 @@ class Request:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Encoded
     ) -> list[list[Hypothesis]]:
         """The hypotheses of each source; they have a text only, unless more is requested."""
+        needs = self.n_best > 1 or self.scores or self.mass is not None or self.output_format in LEXICONS
         attention = self.alignments or self.replace_unknown
-        if self.n_best == 1 and not self.scores and not attention:
+        if not needs and not attention:
             return [[Hypothesis(text)] for text in translate(model, tokenizer, encoded, **self.options)]
-        return translate_n_best(model, tokenizer, encoded, n_best=self.n_best, attention=attention, **self.options)
+        found = translate_n_best(model, tokenizer, encoded, n_best=self.n_best, attention=attention, **self.options)
+        return found if self.mass is None else [list(self._probable(row)) for row in found]
+
+    def _probable(self, hypotheses: Sequence[Hypothesis]) -> Iterator[Hypothesis]:
+        covered = 0.0
+        for hypothesis in hypotheses:
+            if covered < self.mass:
+                yield hypothesis
+            covered += math.exp(hypothesis.log_probability or 0.0)
+
+    def known(self, source: str) -> list[Hypothesis]:
+        """The lexicon's pronunciations of a source, the most probable first."""
+        found = sorted(looked_up(self.lexicon, source.strip()), key=lambda pair: -pair[1])
+        chosen = [Hypothesis(phones, log_probability=math.log(max(share, 1e-9))) for phones, share in found]
+        return list(self._probable(chosen)) if self.mass is not None else chosen[: self.n_best]
 
     def fields(self, tokenizer: PreTrainedTokenizerBase, source: str, hypothesis: Hypothesis) -> dict[str, Any]:
         """What a formatter writes of one hypothesis: `text`, and `log_probability` and `alignment` on request."""
@@ -64,7 +86,7 @@ class Request:
         if self.replace_unknown and hypothesis.attention is not None:
             weights = hypothesis.attention.mean(0)
             fields["text"] = replace_unknown(tokenizer, source, hypothesis.token_ids, weights, self.dictionary)
-        if self.scores:
+        if self.scores or self.output_format in LEXICONS:
             fields["log_probability"] = hypothesis.log_probability
         if self.alignments:
             fields["alignment"] = word_pairs(tokenizer, source, hypothesis) if hypothesis.attention is not None else []
@@ -90,6 +112,12 @@ def text_line(source: str, hypotheses: Sequence[Mapping[str, Any]]) -> str:
     return "\t".join(columns)
 
 
+def lexicon_lines(kind: str, source: str, hypotheses: Sequence[Mapping[str, Any]]) -> str:
+    """Lines of a lexicon, one for each hypothesis; nothing for a source without text."""
+    found = [(fields["text"], math.exp(fields["log_probability"] or 0.0)) for fields in hypotheses]
+    return "\n".join(format_entries(source.strip(), found, kind)) if source.strip() else ""
+
+
 FORMATS: dict[str, Callable[[str, Sequence[Mapping[str, Any]]], str]] = {"text": text_line, "jsonl": json_line}
 
 
@@ -112,7 +140,8 @@ def translate_lines(
     """
     from tqdm import tqdm
 
-    format_line = FORMATS[request.output_format]
+    kind = request.output_format
+    format_line = partial(lexicon_lines, kind) if kind in LEXICONS else FORMATS[kind]
     total, counts = reader.count(), Counter()
     if total is not None and writer.done > total:
         raise DataError(f"{writer.path}.part has {writer.done} lines, the input {total}: not its output")
@@ -123,12 +152,17 @@ def translate_lines(
     ) as bar:
         try:
             for sources in windows(islice(reader, writer.done, None), window):
-                encoded = encode_sources(tokenizer, sources, request.max_source_length)
+                known = [request.known(source) for source in sources] if request.lexicon else [[]] * len(sources)
+                asked = ["" if found else source for source, found in zip(sources, known, strict=True)]
+                encoded = encode_sources(tokenizer, asked, request.max_source_length)
                 counts += encoded.counts()
                 lines = []
-                for source, hypotheses in zip(sources, request.hypotheses(model, tokenizer, encoded), strict=True):
+                guesses = request.hypotheses(model, tokenizer, encoded)
+                for source, found, guessed in zip(sources, known, guesses, strict=True):
+                    hypotheses = found or guessed
                     fields = [request.fields(tokenizer, source, hypothesis) for hypothesis in hypotheses]
-                    lines.append(format_line(source, fields))
+                    line = format_line(source, fields)
+                    lines += line.splitlines() if kind in LEXICONS else [line]
                 writer.write(lines)
                 bar.update(len(sources))
         except DataError as error:
@@ -145,7 +179,11 @@ def identity(
 ) -> dict[str, Any]:
     """What the lines depend on: `options` by name, files and models by their content (see `LineWriter`)."""
     options = {name: value for name, value in options.items() if name not in _NOT_CONTENT}
-    files = {name: content_hash([Path(path)]) for name in ("shortlist", "replace_unknown") if (path := options[name])}
+    files = {
+        name: content_hash([Path(path)])
+        for name in ("shortlist", "replace_unknown", "lexicon")
+        if (path := options[name])
+    }
     return {
         **options,
         **files,

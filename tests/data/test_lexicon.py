@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_rnn_seq2seq.data.lexicon import LEXICONS, Entry, format_entries, parse_entry, read_lexicon
+from hf_rnn_seq2seq.data.lexicon import LEXICONS, Entry, format_entries, looked_up, parse_entry, read_lexicon
 
 LINES = {
     "cmudict": [";;; a comment", "", "READ  R EH D", "READ(2)  R IY D # a note", "'EM  AH M"],
@@ -38,3 +38,9 @@ def test_what_is_missing_is_empty() -> None:
     assert read_lexicon(["WORD", "A  AH"], "cmudict") == {"A": [Entry("A", "AH")]}
     # A word may be a number, and a phone too.
     assert parse_entry("7 s 7", "kaldi") == Entry("7", "s 7") and parse_entry("a\t1", "mfa") == Entry("a", "1")
+
+
+def test_a_word_is_looked_up_in_any_case() -> None:
+    lexicon = read_lexicon(["READ 1.0 R EH D", "READ 0.25 R IY D", "a 1.0 AH"], "kaldi_probabilities")
+    assert looked_up(lexicon, "read") == [("R EH D", 0.8), ("R IY D", 0.2)]
+    assert looked_up(lexicon, "A") == [("AH", 1.0)] and looked_up(lexicon, "b") == []

@@ -85,6 +85,25 @@ def test_a_bare_word_goes_in_and_what_is_unknown_is_named(g2p: Path, caplog: pyt
     assert "1 of 2 sources hold letters or features that training never saw" in done.stderr.decode()
 
 
+def test_the_lexicon_is_asked_first_and_the_model_second(g2p: Path, tmp_path: Path) -> None:
+    """In each format, with as many variants as cover a probability; what is written trains and answers again."""
+    (tmp_path / "cmudict").write_text(";;; mine\nHAT  h æ t\nHAT(2)  a t\n", encoding="utf-8")
+    words = ("--num_beams", 4, "--lexicon", tmp_path / "cmudict")
+    done = run("translate.py", g2p, *words, "--n_best", 2, "--scores", stdin=b"hat\ntac\n\n")
+    assert done.returncode == 0, done.stderr.decode()
+    known, guessed, empty = done.stdout.decode().split("\n")[:3]
+    assert known == "h æ t\t-0.6931\ta t\t-0.6931" and guessed.startswith("t a k\t-") and empty == ""
+    lexicon = run(
+        "translate.py", g2p, *words, "--mass", 0.4, "--output_format", "kaldi_probabilities", stdin=b"hat\ntac"
+    )
+    assert lexicon.stdout.decode().splitlines() == ["hat 1.0000 h æ t", "tac 1.0000 t a k"]
+    every = run("translate.py", g2p, *words, "--mass", 1, "--output_format", "cmudict", stdin=b"hat\ntac")
+    lines = every.stdout.decode().splitlines()
+    assert lines[:3] == ["hat  h æ t", "hat(2)  a t", "tac  t a k"] and lines[-1].startswith("tac(4)  ")
+    refused = run("translate.py", g2p, "--mass", 0.5, stdin=b"hat\n")
+    assert refused.returncode == 2 and b"--mass: one beam has one hypothesis" in refused.stderr
+
+
 def test_features_choose_the_form(tmp_path: Path) -> None:
     """The same lemma has another form with other features, and the model reads them from a line of its own."""
     rows = [f"{word}\t{word}{end}\t{tags}\n" for word in words() for end, tags in (("s", "N;PL"), ("", "N;SG"))]

@@ -163,6 +163,7 @@ def test_words_of_the_launcher_are_told_from_those_of_training() -> None:
     assert ours == ["mine.yaml", "--mixed_precision", "bf16", "--output_dir", "runs/a"]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("launcher", "processes"),
     [([], 1), pytest.param(["--num_processes", "2", "--multi_gpu", "--main_process_port", "0"], 2)],

@@ -95,6 +95,7 @@ def test_a_loaded_tokenizer_has_no_dropout(joint: bool, tmp_path: Path) -> None:
     assert rows_of(load_tokenizer(str(tmp_path))) == rows_of(tokenizer)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", ["table", "stream"])
 def test_every_row_once_in_each_epoch_in_other_pieces(kind: str, tmp_path: Path) -> None:
     train = dropout_table(30) if kind == "table" else dropout_stream(30, 30)

@@ -86,6 +86,7 @@ def test_what_is_missing_is_added_and_saved(kind: str, tmp_path: Path) -> None:
     assert (names[0] == start) == (kind in ("llama", "bert"))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", ["gpt2", "bert"])
 def test_a_model_learns_to_stop(kind: str, tmp_path: Path) -> None:
     made(kind).save_pretrained(tmp_path / "named")

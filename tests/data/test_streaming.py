@@ -88,6 +88,7 @@ def test_a_streamed_run_does_not_depend_on_its_parts(tmp_path):
     assert summary["epochs"] == 1, "70 rows in windows of 30, 30, 10 make 4 + 4 + 2 updates"
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     "step", [2, pytest.param(4, marks=pytest.mark.long), pytest.param(9, marks=pytest.mark.long), 10]
 )

@@ -125,6 +125,7 @@ def test_exactly_the_model_folder_travels(published: dict[str, Any]) -> None:
         assert files - code - strategy - {"README.md"} == expected
 
 
+@pytest.mark.long
 def test_remote_model_trains_and_is_pushed_again(child: Child, published: dict[str, Any]) -> None:
     again = child.run(
         """

@@ -83,6 +83,7 @@ def outputs_and_gradients(options: dict[str, Any], path: str) -> tuple[list[Tens
     return [actual.loss, actual.logits, *actual.decoder_hidden_states, *actual.cross_attentions], gradients
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("case", CASES)
 def test_the_scan_equals_the_loop(case: str) -> None:
     """Outputs, attention weights and the gradient of every parameter, with the same dropout masks."""

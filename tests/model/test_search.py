@@ -58,6 +58,7 @@ def walk(step: GeneralStep, batch: dict[str, Tensor], targets: Tensor, beams: in
     return torch.stack(logits, 1), torch.stack(weights, 1) if step.has_weights else None
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("case", [*CASES, *(f"fused: {name}" for name in FUSED)])
 def test_step_equals_the_model(case: str) -> None:
     """Every configuration, with three different beams a sentence that share one source."""

@@ -105,6 +105,7 @@ def test_real_sentences(
             assert decoded(wide.search, batches, beams) == decoded(wide.generate, batches, beams)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("input_feeding", [True, False], ids=["feeding", "no feeding"])
 @pytest.mark.parametrize("cell_type", ["lstm", "gru"])
 def test_models_that_magnify_rounding_agree_with_more_digits(

@@ -21,7 +21,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([*warm.python(), str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("cell", ["lstm", pytest.param("gru", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_forms_of_a_training_step_have_one_loss(tmp_path: Path, cell: str) -> None:
     done = run("train", *TOY, "--cell_type", cell, "--json", str(tmp_path / "a.json"), "--device", "cpu")
     assert done.returncode == 0, done.stderr

@@ -116,6 +116,7 @@ def test_features_choose_the_form(tmp_path: Path) -> None:
     assert plural == singular + "s"
 
 
+@pytest.mark.long
 def test_letters_of_another_script(tmp_path: Path) -> None:
     rows = [f"{word}\t{''.join(chr(ord(letter) + 0x3F0) for letter in word)}\n" for word in words()]
     for name, part in (("train", rows), ("dev", rows[::9])):

@@ -17,6 +17,7 @@ from tests.helpers.training_runs import arguments, build_loop, build_model, corp
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     "options",
     [

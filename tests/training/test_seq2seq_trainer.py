@@ -79,6 +79,7 @@ def trainer(folder: Path, seen: list[Any] | None = None, **options: Any) -> Any:
     )
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_two_steps(options: str, tmp_path: Path) -> None:

@@ -161,6 +161,7 @@ def browser() -> Iterator[Any]:
         yield started
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 400])
 def test_type_and_translate_in_the_browser(width: int, address: str, browser: Any) -> None:

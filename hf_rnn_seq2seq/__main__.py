@@ -23,7 +23,7 @@ COMMANDS = {
     "plot learning_curve": ("plot_learning_curve", "picture of the training log"),
     "app": ("app", "translate in the browser, or write a Space"),
     "push": ("push", "upload a run to the Hub"),
-    "export": ("export", "export a model to ONNX"),
+    "export": ("export", "export a model to ONNX, or for numpy alone"),
     "average": ("average", "average the weights of checkpoints"),
     "distill": ("distill", "translate a training corpus by a teacher"),
     "tokenizer": ("train_tokenizer", "train a tokenizer alone"),

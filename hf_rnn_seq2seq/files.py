@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,6 +45,32 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def whole_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder beside `output` to write into, which gets that name in the end; after an error nothing remains.
+
+    Raises:
+        FileExistsError: `output` is there and not an empty folder.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"output={str(output)!r}: must be a new or an empty folder")
+    made = [each for each in output.parents if not each.exists()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
+            folder = Path(place) / "whole"  # the outer one is for its owner only
+            folder.mkdir()
+            yield folder
+            if output.exists():
+                output.rmdir()
+            os.replace(folder, output)
+    finally:
+        with contextlib.suppress(OSError):
+            for each in made:
+                each.rmdir()
 
 
 class FileLock:

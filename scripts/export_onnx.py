@@ -1,4 +1,4 @@
-"""Exports a model to ONNX: the same as `hf-rnn export`."""
+"""Exports a model to ONNX, or for numpy alone: the same as `hf-rnn export`."""
 
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.commands.export import main

@@ -1,15 +1,19 @@
-"""Export a trained model to ONNX: `python scripts/export_onnx.py runs/demo --output_dir runs/demo-onnx`.
+"""Export a trained model to ONNX, or for numpy alone: `hf-rnn export runs/demo --output_dir runs/demo-onnx`.
 
-Writes encoder.onnx, decoder.onnx, decoding.json and the tokenizer. `hf_rnn_seq2seq.export.onnx_runtime` translates with
-them, using onnxruntime and numpy, by greedy or beam search; the results are those of `generate()`. The files are
-compared with the model before they are written. --text translates a line with them.
+--format onnx (the default) writes encoder.onnx, decoder.onnx, decoding.json and the tokenizer.
+`hf_rnn_seq2seq.export.onnx_runtime` translates with them, using onnxruntime and numpy, by greedy or beam search; the
+results are those of `generate()`. --format numpy writes g2p.npz and g2p.py, which needs nothing but numpy, for small
+models of characters or words, as of pronunciations. What is written is compared with the model first. --text translates
+a line with it.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hf_rnn_seq2seq import command_line
+from hf_rnn_seq2seq.errors import ArgumentError
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -17,6 +21,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL", help="directory that training wrote, or a repository of the Hub")
     parser.rename("--output", "--output_dir")
     parser.add_argument("--output_dir", metavar="DIR", required=True, help="a new or empty folder")
+    parser.add_argument(
+        "--format",
+        choices=("onnx", "numpy"),
+        default="onnx",
+        help="numpy: for a small model of characters or words (default: onnx)",
+    )
+    parser.add_argument("--weights", choices=("int8", "float32"), help="of --format numpy (default: int8)")
     parser.add_argument("--text", help="a line to translate with the exported files")
     parser.add_argument("--num_beams", type=command_line.at_least(1), help="with --text (default: the checkpoint's)")
     return parser.parse_args(argv)
@@ -24,10 +35,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
+    if arguments.weights is not None and arguments.format != "numpy":
+        raise ArgumentError(f"weights={arguments.weights!r}: only --format numpy has a choice of weights")
     command_line.load_libraries()
     from hf_rnn_seq2seq.run_directory import load_checkpoint
 
     model, tokenizer = load_checkpoint(arguments.model, device="cpu", dtype="float32")
+    (_numpy if arguments.format == "numpy" else _onnx)(arguments, model, tokenizer)
+    return 0
+
+
+def _onnx(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> None:
     try:
         from hf_rnn_seq2seq.export.onnx import export_onnx
         from hf_rnn_seq2seq.export.onnx_runtime import OnnxTranslator
@@ -36,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         raise ValueError(f"{error}; the extra `onnx` installs it: pip install 'hf_rnn_seq2seq[onnx]'") from None
     tokenizer.save_pretrained(arguments.output_dir)
-    for path in sorted(path for path in Path(arguments.output_dir).iterdir() if path.is_file()):
-        print(f"{path.stat().st_size:>12,}  {path.name}")
+    _list_files(arguments.output_dir)
     print(f"largest difference of the logits from the model: {difference:.1e}")
     if arguments.text is not None:
         source = tokenizer(arguments.text, return_tensors="np")
@@ -45,4 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             source["input_ids"], source["attention_mask"], num_beams=arguments.num_beams
         )
         print(tokenizer.batch_decode(written, skip_special_tokens=True)[0])
-    return 0
+
+
+def _numpy(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> None:
+    from hf_rnn_seq2seq.export.numpy_pack import export_numpy
+    from hf_rnn_seq2seq.export.numpy_runtime import G2p
+
+    difference = export_numpy(model, tokenizer, arguments.output_dir, arguments.weights or "int8")
+    _list_files(arguments.output_dir)
+    print(f"largest difference of the log-probabilities from the model: {difference:.1e}")
+    if arguments.text is not None:
+        g2p = G2p(arguments.output_dir)
+        beams = arguments.num_beams or g2p.settings["num_beams"]
+        symbols = g2p(arguments.text) if beams == 1 else g2p.n_best(arguments.text, 1, beams)[0][0]
+        print((" " if g2p.target["split"] == "between spaces" else "").join(symbols))
+
+
+def _list_files(folder: str) -> None:
+    for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
+        print(f"{path.stat().st_size:>12,}  {path.name}")

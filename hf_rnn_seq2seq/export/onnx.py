@@ -6,7 +6,6 @@
 import json
 import logging
 import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.export.graphs import Programs, export_programs, recurrence
 from hf_rnn_seq2seq.export.onnx_runtime import DECODER, ENCODER, SETTINGS, OnnxTranslator
+from hf_rnn_seq2seq.files import whole_folder
 from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.model.search_options import longest_output
 
@@ -41,28 +41,18 @@ def export_onnx(
         ArgumentError: torch is older than 2.9, the model has an option that cannot be exported, or the logits differ.
         FileExistsError: the folder is not empty.
     """
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"output={str(output)!r}: must be a new or an empty folder")
-    settings = decoding_settings(model)
-    if {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
-        raise ArgumentError("the model is not in float32; load it with dtype=torch.float32")
-    # Older releases make sizes constant that must be dynamic.
-    if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 9):
-        raise ArgumentError(f"torch {torch.__version__}: the export to ONNX needs torch 2.9 or newer")
-    programs = programs or export_programs(model)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
-        folder = Path(place) / "onnx"
-        folder.mkdir()
-        _write(programs, folder)
+    with whole_folder(output) as folder:
+        settings = decoding_settings(model)
+        if {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
+            raise ArgumentError("the model is not in float32; load it with dtype=torch.float32")
+        # Older releases make sizes constant that must be dynamic.
+        if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 9):
+            raise ArgumentError(f"torch {torch.__version__}: the export to ONNX needs torch 2.9 or newer")
+        _write(programs or export_programs(model), folder)
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         difference = compare(model, OnnxTranslator(folder))
         if not difference <= TOLERANCE:
             raise ArgumentError(f"ONNX and torch differ by {difference:.2g} in logits; nothing was written")
-        if output.exists():
-            output.rmdir()
-        os.replace(folder, output)
     return difference
 
 
@@ -90,11 +80,11 @@ def decoding_settings(model: RnnSeq2SeqForConditionalGeneration) -> dict[str, An
         setting = getattr(config, name, None)
         if setting not in (None, value):
             raise ArgumentError(
-                f"{name}={setting!r} in the generation config: the ONNX decoding loop has greedy and beam search only"
+                f"{name}={setting!r} in the generation config: an exported model has greedy and beam search only"
             )
-    ends = config.eos_token_id
+    ends, start = config.eos_token_id, config.decoder_start_token_id
     return {
-        "decoder_start_token_id": config.decoder_start_token_id,
+        "decoder_start_token_id": config.bos_token_id if start is None else start,
         "pad_token_id": config.pad_token_id,
         "eos_token_id": [ends] if isinstance(ends, int) else list(ends or []),
         "max_new_tokens": longest_output(config) or 128,

@@ -289,6 +289,15 @@ def test_search_scores_are_those_of_the_model(kind: str) -> None:
     assert build_step(model).carries
 
 
+def test_assisted_decoding_equals_greedy() -> None:
+    """Several words are read in one pass, and wrong ones are taken back."""
+    model, assistant = wide_model(**MONOTONIC), wide_model(**MONOTONIC, seed=1)
+    for row in range(3):
+        given = {name: tensor[row : row + 1] for name, tensor in inputs(model).items()}
+        expected = model.generate(**given, max_new_tokens=8)
+        assert torch.equal(model.generate(**given, max_new_tokens=8, assistant_model=assistant), expected)
+
+
 def test_saving(tmp_path: Any) -> None:
     model = tiny_model(**FIRST_ORDER)
     model.save_pretrained(tmp_path)
@@ -314,6 +323,25 @@ def test_sixteen_bits_and_dropout(kind: str) -> None:
     torch.testing.assert_close(model(**batch(), skip_logits=True).loss, one)
 
 
+def test_dropout_is_that_of_the_readout() -> None:
+    """One mask for all source positions of a target position; drawn in training only."""
+    model = small(**HARD, dropout=0.5)
+    given = pairs()
+    words = pad(decoder_inputs(PAIRS["targets"]), PAD)
+    parts = model.model(given["input_ids"], given["attention_mask"], decoder_input_ids=words).alignment
+    dropped = torch.tensor([0.0, 2.0]).double()[torch.randint(2, (2, 3, 4))]
+    found = marginal(parts, model.model.decoder.readout, model.lm_head, 2**20, dropout=dropped).scores
+    readout = torch.tanh(parts.target.unsqueeze(2) + parts.source.unsqueeze(1)) * dropped.unsqueeze(2)
+    shares = (parts.weights.exp().unsqueeze(-1) * model.lm_head(readout).softmax(-1)).sum(2)
+    torch.testing.assert_close(found, shares.log())
+    drawn: list[Tensor] = []
+    model.lm_head.register_forward_pre_hook(lambda _, read: drawn.append(read[0] == 0))
+    model(**given)
+    model.train()(**given)
+    assert not drawn[0].any() and drawn[1].any()
+    assert (drawn[1] == drawn[1][:, :, :1]).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scheduled_sampling_reads_the_models_words(kind: str) -> None:
     """With no true word at all, the inputs are those of greedy decoding."""
@@ -330,6 +358,11 @@ def test_scheduled_sampling_reads_the_models_words(kind: str) -> None:
         given.pop("labels", None)
         words = torch.cat([words, model(**given, decoder_input_ids=words).logits[:, -1:].argmax(-1)], 1)
     assert torch.equal(seen[-1], words)
+    # Its pass completes the cache of the base model.
+    cache, found = RnnSeq2SeqCache(), []
+    for word in words.split(1, 1):
+        found.append(model.score_outputs(model.model(**given, decoder_input_ids=word, cache=cache, use_cache=True)))
+    torch.testing.assert_close(torch.cat(found, 1), model(**given, decoder_input_ids=words).logits)
 
 
 def test_guided_alignment_reads_the_weights() -> None:

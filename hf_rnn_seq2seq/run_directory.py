@@ -19,6 +19,9 @@ SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
 LOG_FILE = "train_log.jsonl"
 CHECKPOINTS = "checkpoints"
+ENSEMBLE = "ensemble.json"
+# What the rows of a run's files look like, as those of another file are expected to look.
+FORM_OF_ROWS = ("header", "feature_column", "file_format", "several_references")
 DATA_OPTIONS = (
     "dataset_name",
     "dataset_config_name",
@@ -29,10 +32,7 @@ DATA_OPTIONS = (
     "target_lang",
     "source_column",
     "target_column",
-    "header",
-    "feature_column",
-    "file_format",
-    "several_references",
+    *FORM_OF_ROWS,
     "alignment_column",
     "max_train_samples",
     "max_predict_samples",
@@ -120,6 +120,22 @@ def usable_device(name: str | None) -> str:
             f"device={name!r}: cannot be used ({reason}); this machine has {', '.join(found)}"
         ) from None
     return name
+
+
+def members(name: str | os.PathLike[str]) -> list[str]:
+    """The checkpoints of a directory that `train.py --num_seeds` wrote; of any other name that name itself.
+
+    Raises:
+        CheckpointError: ensemble.json has another form.
+    """
+    path = Path(name) / ENSEMBLE
+    if not path.is_file():
+        return [str(name)]
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["members"]
+        return [str(Path(name) / str(member)) for member in [found[0], *found[1:]]]
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise CheckpointError(f"{path}: not readable; expected {{'members': [directories]}}") from None
 
 
 def load_ensemble(

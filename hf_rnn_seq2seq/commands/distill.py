@@ -73,19 +73,19 @@ def load_teacher(arguments: argparse.Namespace, counts: Counter[str]) -> tuple[A
     """
     import torch
 
-    from hf_rnn_seq2seq.run_directory import load_checkpoint, load_ensemble
+    from hf_rnn_seq2seq.run_directory import load_checkpoint, load_ensemble, members
     from hf_rnn_seq2seq.training.distillation import distilled
 
     where = {"device": arguments.device, "dtype": arguments.dtype}
-    first, *others = arguments.teachers
+    first, *others = [name for teacher in arguments.teachers for name in members(teacher)]
     model, tokenizer = load_checkpoint(first, **where)
     options = command_line.generation_options(arguments)
     options |= {name: getattr(arguments, name) for name in ("batch_size", "max_tokens", "max_source_length")}
     options["workers"] = torch.get_num_threads()
-    members = load_ensemble(others, first, model, tokenizer, **where) if others else []
-    options |= {"ensemble": members} if members else {}
+    together = load_ensemble(others, first, model, tokenizer, **where) if others else []
+    options |= {"ensemble": together} if together else {}
     options |= {"interpolate": arguments.interpolate or 0, "source_prefix": arguments.source_prefix, "counts": counts}
-    return partial(distilled, model, tokenizer, **options), [model, *members], tokenizer
+    return partial(distilled, model, tokenizer, **options), [model, *together], tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,10 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.data.corpus import load_corpus
     from hf_rnn_seq2seq.generation.encoding import source_problems
     from hf_rnn_seq2seq.generation.lines import LineWriter
+    from hf_rnn_seq2seq.run_directory import members
     from hf_rnn_seq2seq.training.distillation import column_names, corpus_options, write_distilled
 
     command_line.load_libraries()
-    chosen = corpus_options(command_line.data_options(arguments, training=True), arguments.teachers[0])
+    chosen = corpus_options(command_line.data_options(arguments, training=True), members(arguments.teachers[0])[0])
     corpus = load_corpus(DataArguments(**chosen), splits=("train",))
     if "train" not in corpus.splits:
         raise ValueError("the data has no train split")

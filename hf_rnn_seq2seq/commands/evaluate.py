@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.evaluation.results import evaluate_systems, run_summary, summary_facts
     from hf_rnn_seq2seq.evaluation.scores import why_blind
     from hf_rnn_seq2seq.evaluation.test_set import default_metrics
-    from hf_rnn_seq2seq.run_directory import read_summary
+    from hf_rnn_seq2seq.run_directory import members, read_summary
 
     check_before_work(arguments)
     names = ("split", "device", "dtype", "batch_size", "max_source_length")
@@ -146,13 +146,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         **command_line.generation_options(arguments),
     )
     test_set = systems[0].test_set
-    for metric in arguments.scores or default_metrics(test_set, arguments.models[0]):
+    for metric in arguments.scores or default_metrics(test_set, members(arguments.models[0])[0]):
         if reason := why_blind(metric, test_set.references):
             print(f"warning: {reason}", file=sys.stderr)
     write_results(arguments, systems, print_details(arguments, systems))
     if arguments.summary or (arguments.summary is None and len(systems) == 1):
         for system in systems:
             summary = read_summary(system.directory) | summary_facts(system)
-            config = json.loads((Path(system.directory) / "config.json").read_text(encoding="utf-8"))
+            config = json.loads((Path(members(system.directory)[0]) / "config.json").read_text(encoding="utf-8"))
             print("\n" + run_summary(system.directory, summary, config))
     return 0

@@ -39,7 +39,7 @@ SEARCH_OPTIONS = (*VALUES, "shortlist", "ensemble", "replace_unknown")
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
-    parser.add_argument("model", help="directory that training wrote, or user/name on the Hub")
+    parser.add_argument("model", help="directory that training wrote (also with --num_seeds), or user/name on the Hub")
     parser.rename("--input", "--input_file")
     parser.rename("--dataset", "--dataset_name")
     parser.add_argument("--text", help="one line in place of standard input")
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.generation.lines import DatasetReader, LineReader, LineWriter
     from hf_rnn_seq2seq.generation.translate_lines import Request, identity, translate_lines
     from hf_rnn_seq2seq.generation.unknown_words import read_dictionary
-    from hf_rnn_seq2seq.run_directory import load_checkpoint
+    from hf_rnn_seq2seq.run_directory import load_checkpoint, members
     from hf_rnn_seq2seq.training.environment import peak_memory_mb
 
     command_line.load_libraries()
@@ -160,7 +160,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         reader = DatasetReader(arguments.dataset_name, *place)
     replaces = arguments.replace_unknown is not None
     where = {"device": arguments.device, "dtype": arguments.dtype}
-    model, tokenizer = load_checkpoint(arguments.model, attention=arguments.alignments or replaces, **where)
+    first, *others = members(arguments.model)
+    arguments.ensemble = [*others, *(arguments.ensemble or ())] or None
+    model, tokenizer = load_checkpoint(first, attention=arguments.alignments or replaces, **where)
     options = command_line.generation_options(arguments) | search_options(arguments, model, tokenizer)
     limits = {"batch_size": arguments.batch_size, "max_tokens": arguments.max_tokens}
     request = Request(

@@ -19,7 +19,7 @@ from hf_rnn_seq2seq.evaluation.scores import LOWER_IS_BETTER, TITLES, score
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, default_metrics, read_test_set
 from hf_rnn_seq2seq.generation.encoding import encode_sources, source_problems
 from hf_rnn_seq2seq.generation.translate import translate
-from hf_rnn_seq2seq.run_directory import load_checkpoint
+from hf_rnn_seq2seq.run_directory import load_checkpoint, load_ensemble, members
 
 
 @dataclass
@@ -87,7 +87,7 @@ def evaluate_systems(
     find_search: Callable[[PreTrainedModel], Callable[..., Any] | None] = lambda model: None,
     **options: Any,
 ) -> list[System]:
-    """The translations and scores of each directory on one test set (see `read_test_set` for `chosen`).
+    """The translations and scores of each directory, or ensemble, on one test set (see `read_test_set` for `chosen`).
 
     `metrics` default to `default_metrics`, `find_search` returns the search of a model, and `options` are those of
     `translate`.
@@ -97,16 +97,22 @@ def evaluate_systems(
     """
     systems: list[System] = []
     for directory in directories:
-        model, tokenizer = load_checkpoint(directory, device=device, dtype=dtype)
-        test_set = read_test_set(directory, chosen, split)
+        first, *others = members(directory)
+        model, tokenizer = load_checkpoint(first, device=device, dtype=dtype)
+        test_set = read_test_set(first, chosen, split)
         if systems and test_set.references != systems[0].test_set.references:
             raise ArgumentError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
         name = directory.rstrip("/")
         name += " (again)" if name in [system.name for system in systems] else ""
-        search = find_search(model)
-        system = translate_test_set(name, directory, test_set, model, tokenizer, search=search, **options)
-        score_system(system, metrics or default_metrics(test_set, directory), n_bootstrap)
-        measure_attention(system, model, tokenizer, options.get("batch_size", 64))
+        together = {"search": find_search(model)}
+        if others:
+            if together["search"] is not None:
+                raise ArgumentError(f"{directory}: an ensemble decodes with the models' own search; leave --search out")
+            together = {"ensemble": load_ensemble(others, first, model, tokenizer, device=device, dtype=dtype)}
+        system = translate_test_set(name, directory, test_set, model, tokenizer, **together, **options)
+        score_system(system, metrics or default_metrics(test_set, first), n_bootstrap)
+        if not others:
+            measure_attention(system, model, tokenizer, options.get("batch_size", 64))
         systems.append(system)
     return systems
 

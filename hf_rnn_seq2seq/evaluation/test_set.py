@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged
-from hf_rnn_seq2seq.run_directory import data_options, recipe_options
+from hf_rnn_seq2seq.run_directory import FORM_OF_ROWS, data_options, recipe_options
 
 if TYPE_CHECKING:
     from hf_rnn_seq2seq.data.corpus import Corpus
@@ -19,8 +19,6 @@ logger = logging.getLogger(__name__)
 
 # Languages without spaces between words, or whose words are phrases: BLEU over characters is more informative.
 CHARACTER_LANGUAGES = frozenset({"ja", "ko", "zh", "yue", "th", "lo", "km", "my"})
-# What the rows of a run's files look like, which those of another test file are expected to be like.
-FORM_OF_ROWS = ("header", "feature_column", "file_format", "several_references")
 ROW_LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
 
 

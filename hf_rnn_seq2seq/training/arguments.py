@@ -105,6 +105,9 @@ class TrainingOptions(OptionGroup):
     freeze: list[str] = option([], "do not train the parameters whose names match, such as model.encoder.*")
     dry_run: bool = option(False, "print the plan, time 20 steps, write nothing")
     seed: int = option(42, "seed of the weights, the order of batches and dropout", at_least=0, at_most=2**32 - 1)
+    num_seeds: int = option(
+        1, "train this number of models, with seed, seed + 1, ..., side by side: an ensemble", at_least=1
+    )
     cpu_threads: int | None = option(None, "threads per process (default: cores / local processes)", at_least=1)
     # The batch of an update
     per_device_train_batch_size: int = option(64, "sentences per process and micro-batch", at_least=1)

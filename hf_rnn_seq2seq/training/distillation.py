@@ -18,7 +18,7 @@ from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.generation.lines import LineWriter
 from hf_rnn_seq2seq.generation.translate import translate, translate_n_best
-from hf_rnn_seq2seq.run_directory import data_options
+from hf_rnn_seq2seq.run_directory import FORM_OF_ROWS, data_options
 
 
 def closest(hypotheses: Sequence[str], reference: str, similarity: Callable[[str, str], float]) -> str:
@@ -78,16 +78,23 @@ def corpus_options(given: Mapping[str, Any], teacher: str) -> dict[str, Any]:
             raise ArgumentError(
                 f"{teacher}: has no recipe.yaml that says what it was trained on; give --dataset_name or --train_file"
             )
-        chosen = {name: value for name, value in recorded.items() if name in given} | chosen
+        form = {name: recorded[name] for name in FORM_OF_ROWS if name in recorded}
+        if form.get("feature_column") is not None:
+            raise ArgumentError(
+                f"{teacher}: has feature_column={form['feature_column']!r}; a distilled table has two columns"
+            )
+        chosen = {name: value for name, value in recorded.items() if name in given} | form | chosen
     return chosen
 
 
-def column_names(options: Mapping[str, Any], description: Mapping[str, Any]) -> tuple[str, str]:
-    """The header of the distilled table: the column names in the `options` that read the corpus.
+def column_names(options: Mapping[str, Any], description: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The header of the distilled table: the column names in the `options` that read the corpus; None for no header.
 
     The same options then read the table, and the other splits, when a student is trained. `description` is that of the
     corpus.
     """
+    if not options.get("header", True):
+        return None
     names = [
         options.get(f"{side}_column") or options.get(f"{side}_lang") or description.get(f"{side}_lang")
         for side in ("source", "target")
@@ -99,7 +106,7 @@ def column_names(options: Mapping[str, Any], description: Mapping[str, Any]) -> 
 
 def write_distilled(
     writer: LineWriter,
-    header: tuple[str, str],
+    header: tuple[str, str] | None,
     rows: Dataset,
     teach: Callable[[list[str], list[str]], list[str]],
     window: int,
@@ -115,9 +122,9 @@ def write_distilled(
     Yields:
         how many rows are done, after each window.
     """
-    if not writer.done:
+    if not writer.done and header is not None:
         writer.write(["\t".join(header)])
-    done = max(writer.done - 1, 0)
+    done = max(writer.done - (header is not None), 0)
     for batch in rows.select(range(done, len(rows))).iter(window):
         targets = teach(batch["source"], batch["target"])
         writer.write(_table_lines(zip(batch["source"], targets, strict=True)))

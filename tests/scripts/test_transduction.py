@@ -1,13 +1,18 @@
 """Words to pronunciations, forms and other scripts, by the recipes, from files as the shared tasks publish them."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from tests.helpers import warm
 from tests.helpers.script_runs import run
 
-RECIPES = Path(__file__).resolve().parents[2] / "scripts" / "recipes"
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "scripts" / "recipes"
 TOY = {"embedding_size": 16, "hidden_size": 32, "dropout": 0, "warmup_steps": 5, "cpu_threads": 1, "save_steps": 1000}
 SOUNDS = {"a": "a", "e": "ɛ", "c": "k", "h": "ʃ", "o": "ɔ̃", "t": "t"}
 
@@ -102,6 +107,37 @@ def test_the_lexicon_is_asked_first_and_the_model_second(g2p: Path, tmp_path: Pa
     assert lines[:3] == ["hat  h æ t", "hat(2)  a t", "tac  t a k"] and lines[-1].startswith("tac(4)  ")
     refused = run("translate.py", g2p, "--mass", 0.5, stdin=b"hat\n")
     assert refused.returncode == 2 and b"--mass: one beam has one hypothesis" in refused.stderr
+
+
+def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:
+    """Trained side by side in processes of their own; evaluated, asked and distilled as one, and continued."""
+    files = ("--train_file", g2p.parent / "train.tsv", "--validation_file", g2p.parent / "dev.tsv")
+    words = (*files, "--test_file", g2p.parent / "test.tsv", "--output_dir", tmp_path / "two", "--num_seeds", 2)
+    options = [word for name, value in TOY.items() for word in (f"--{name}", value)]
+    command = [ROOT / "scripts" / "train.py", RECIPES / "g2p.yaml", *words, *options, "--max_steps", 20]
+    command = [*warm.python(), *map(str, command)]
+    for told in ("2 models; translate.py", "seed-43: finished earlier"):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0 and told in done.stderr, done.stderr
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"seed-42", "seed-43", "logs", "ensemble.json"}
+    names = [str(tmp_path / "two" / f"seed-{seed}") for seed in (42, 43)]
+    models = [load_file(Path(name) / "model.safetensors") for name in names]
+    assert not torch.equal(models[0]["lm_head.weight"], models[1]["lm_head.weight"])
+    both = run("translate.py", names[0], "--ensemble", names[1], "--scores", stdin=b"hat\ntac\n")
+    assert run("translate.py", tmp_path / "two", "--scores", stdin=b"hat\ntac\n").stdout == both.stdout
+    for name in (tmp_path / "two", names[0]):
+        done = run("evaluate_bleu.py", name, "--json", tmp_path / f"{Path(name).name}.json")
+        assert done.returncode == 0, done.stderr.decode()
+    scores = [json.loads((tmp_path / f"{name}.json").read_text())["systems"][0] for name in ("two", "seed-42")]
+    assert scores[0]["symbol_error"] != scores[1]["symbol_error"]
+    done = run("distill.py", tmp_path / "two", "--output_file", tmp_path / "distilled.tsv")
+    assert done.returncode == 0, done.stderr.decode()
+    distilled = (tmp_path / "distilled.tsv").read_text("utf-8").splitlines()
+    sources = (g2p.parent / "train.tsv").read_text("utf-8").splitlines()
+    assert [row.split("\t")[0] for row in distilled] == [row.split("\t")[0] for row in sources]  # no header here too
+    (tmp_path / "two" / "ensemble.json").write_text("{}")
+    refused = run("translate.py", tmp_path / "two", stdin=b"hat\n")
+    assert refused.returncode == 2 and b"ensemble.json: not readable; expected" in refused.stderr
 
 
 def test_features_choose_the_form(tmp_path: Path) -> None:

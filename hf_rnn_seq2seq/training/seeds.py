@@ -1,0 +1,53 @@
+"""One recipe with several seeds: models that decode together, trained side by side on the cores there are."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+
+from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.files import write_atomically
+from hf_rnn_seq2seq.run_directory import ENSEMBLE
+from hf_rnn_seq2seq.training.arguments import RunOptions
+from hf_rnn_seq2seq.training.experiments import Run, prepare, report, train
+
+
+def train_seeds(options: RunOptions) -> bool:
+    """Trains `num_seeds` models in `output_dir`/seed-K, and names them in `output_dir`/ensemble.json.
+
+    The first seed is `seed`. As many run at a time as the cores allow with `cpu_threads` (default: 1) each. The same
+    command continues: finished runs are kept, stopped ones are resumed.
+
+    Returns:
+        whether all are finished.
+
+    Raises:
+        ArgumentError: no output_dir, an option that several runs cannot share, or an earlier run with other options.
+    """
+    training = options.training
+    if training.output_dir is None:
+        raise ArgumentError(f"num_seeds={training.num_seeds}: needs output_dir")
+    if training.push_to_hub:
+        raise ArgumentError(f"num_seeds={training.num_seeds}: push_to_hub sends one model; send one afterwards")
+    folder, threads = Path(training.output_dir), training.cpu_threads or 1
+    recipe = yaml.safe_load(options.recipe()) | {"num_seeds": 1, "cpu_threads": threads}
+    seeds = range(training.seed, training.seed + training.num_seeds)
+    runs = [Run(f"seed {seed}", seed, recipe | {"seed": seed}, f"seed-{seed}") for seed in seeds]
+    prepare(runs, folder, ())
+    workers = max(1, (os.cpu_count() or 1) // threads)
+    with ThreadPoolExecutor(min(workers, len(runs))) as pool:
+        try:
+            finished = list(pool.map(lambda run: train(run, folder, ()), runs))
+        except BaseException:
+            # Those that run got the same interrupt, and save their state.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if all(finished):
+        members = {"members": [run.folder for run in runs]}
+        write_atomically(folder / ENSEMBLE, json.dumps(members) + "\n")
+        report(f"{folder}: {len(runs)} models; translate.py, evaluate_bleu.py and distill.py take it as an ensemble")
+    return all(finished)

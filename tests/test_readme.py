@@ -80,7 +80,7 @@ class Command:
         if given[:1] == ["growth"]:
             small = [*small, "--only", "decoder_layers"]
         # A quarter of a minute each; tests of their own run them.
-        if given[:1] == ["train"] or self.script == "export_onnx.py":
+        if given[:1] == ["train"] or (self.script == "export_onnx.py" and "--format" not in given):
             return {"script": self.script, "parse": [*given, *small]}
         return {"script": self.script, "arguments": [*given, *small], "stdin": self.stdin}
 

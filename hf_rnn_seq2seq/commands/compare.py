@@ -2,8 +2,7 @@
 
     python scripts/compare.py scripts/experiments/tatoeba.yaml --output_dir runs/ladder --train_file train.tsv \
         --validation_file dev.tsv --test_file test.tsv --source_lang fra --target_lang eng
-    python scripts/compare.py seminar seminar_attention --output_dir runs/two --dataset_name cldr --source_lang en \
-        --target_lang fr --max_steps 500
+    python scripts/compare.py scripts/experiments/fixed_vector.yaml --output_dir runs/two --seeds 1,2,3
 
 A system is a preset, a recipe, or one of the systems of an experiment file (hf_rnn_seq2seq/training/experiments.py).
 Options of scripts/train.py after the names apply to every system. `--seeds 1,2,3` trains each system with each seed,

@@ -151,6 +151,7 @@ def test_label_smoothing(kind: str, skip: bool) -> None:
     torch.testing.assert_close(gradients(model, loss), gradients(model, expected))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("smoothing", [None, 0.0, 0.2])
 @pytest.mark.parametrize(("budget", "calls"), [(3 * (5 + 4 + 3) * 8 * 2 * 2, 2), (1, 6)])
@@ -198,6 +199,7 @@ def forced(model: Model, words: Tensor, **options: Any) -> Any:
     return model(**given, decoder_input_ids=words, output_attentions=True, **options)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("parts", [[1, 1, 1, 1, 1], [2, 3], [1, 4]])
 def test_word_by_word(kind: str, parts: list[int]) -> None:
@@ -225,6 +227,7 @@ def test_word_by_word(kind: str, parts: list[int]) -> None:
     torch.testing.assert_close(torch.cat(weights, 2), whole.cross_attentions[0])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("parts", [[6], [1, 5], [3, 3], [1] * 6])
 def test_padding_in_the_target_changes_nothing(kind: str, parts: list[int]) -> None:

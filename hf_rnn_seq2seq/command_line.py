@@ -35,6 +35,7 @@ PATHS |= {
     "translations",
     "plot_by_length",
     "shortlist",
+    "lexicon",
     "ensemble",
     "replace_unknown",
 }

@@ -14,7 +14,6 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.lexicon import LEXICONS, Entry, format_entries, looked_up
-from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
 from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.files import content_hash
 from hf_rnn_seq2seq.generation.attention import word_pairs
@@ -178,6 +177,9 @@ def identity(
     ensemble: Sequence[PreTrainedModel] = (),
 ) -> dict[str, Any]:
     """What the lines depend on: `options` by name, files and models by their content (see `LineWriter`)."""
+    # Here, since it imports `datasets`, for most of a second, and standard output needs no identity.
+    from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
+
     options = {name: value for name, value in options.items() if name not in _NOT_CONTENT}
     files = {
         name: content_hash([Path(path)])

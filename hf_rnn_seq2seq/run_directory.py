@@ -55,6 +55,8 @@ def load_checkpoint(
     if path.exists() or path.parent.is_dir() or str(name).count("/") != 1:
         if not path.is_dir():
             raise CheckpointError(f"{name}: no such directory; expected one that training or save_pretrained wrote")
+        if (path / ENSEMBLE).is_file():
+            raise CheckpointError(f"{name}: is an ensemble; name one of its models: {', '.join(members(name))}")
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{name}: has no config.json; expected a directory that training wrote")
     options: dict[str, Any] = {"dtype": dtype} if dtype else {}
@@ -136,6 +138,16 @@ def members(name: str | os.PathLike[str]) -> list[str]:
         return [str(Path(name) / str(member)) for member in [found[0], *found[1:]]]
     except (ValueError, KeyError, TypeError, IndexError):
         raise CheckpointError(f"{path}: not readable; expected {{'members': [directories]}}") from None
+
+
+def load_models(names: Sequence[str], *, attention: bool = False, **options: str | None) -> tuple[Any, Any, list[Any]]:
+    """The first model of some directories or ensembles, its tokenizer, and the models that decode together with it.
+
+    Arguments as for `load_checkpoint`. Raises CheckpointError as `load_checkpoint` and `load_ensemble`.
+    """
+    first, *others = [member for name in names for member in members(name)]
+    model, tokenizer = load_checkpoint(first, attention=attention, **options)
+    return model, tokenizer, load_ensemble(others, first, model, tokenizer, **options) if others else []
 
 
 def load_ensemble(

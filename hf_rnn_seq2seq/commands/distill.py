@@ -73,19 +73,16 @@ def load_teacher(arguments: argparse.Namespace, counts: Counter[str]) -> tuple[A
     """
     import torch
 
-    from hf_rnn_seq2seq.run_directory import load_checkpoint, load_ensemble, members
+    from hf_rnn_seq2seq.run_directory import load_models
     from hf_rnn_seq2seq.training.distillation import distilled
 
-    where = {"device": arguments.device, "dtype": arguments.dtype}
-    first, *others = [name for teacher in arguments.teachers for name in members(teacher)]
-    model, tokenizer = load_checkpoint(first, **where)
+    model, tokenizer, others = load_models(arguments.teachers, device=arguments.device, dtype=arguments.dtype)
     options = command_line.generation_options(arguments)
     options |= {name: getattr(arguments, name) for name in ("batch_size", "max_tokens", "max_source_length")}
     options["workers"] = torch.get_num_threads()
-    together = load_ensemble(others, first, model, tokenizer, **where) if others else []
-    options |= {"ensemble": together} if together else {}
+    options |= {"ensemble": others} if others else {}
     options |= {"interpolate": arguments.interpolate or 0, "source_prefix": arguments.source_prefix, "counts": counts}
-    return partial(distilled, model, tokenizer, **options), [model, *together], tokenizer
+    return partial(distilled, model, tokenizer, **options), [model, *others], tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> int:

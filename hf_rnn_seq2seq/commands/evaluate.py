@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         **command_line.generation_options(arguments),
     )
     test_set = systems[0].test_set
-    for metric in arguments.scores or default_metrics(test_set, members(arguments.models[0])[0]):
+    for metric in arguments.scores or default_metrics(test_set):
         if reason := why_blind(metric, test_set.references):
             print(f"warning: {reason}", file=sys.stderr)
     write_results(arguments, systems, print_details(arguments, systems))

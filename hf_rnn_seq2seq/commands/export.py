@@ -10,10 +10,13 @@ a line with it.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _onnx(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> None:
+def _onnx(arguments: argparse.Namespace, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     try:
         from hf_rnn_seq2seq.export.onnx import export_onnx
         from hf_rnn_seq2seq.export.onnx_runtime import OnnxTranslator
@@ -64,7 +67,7 @@ def _onnx(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> None:
         print(tokenizer.batch_decode(written, skip_special_tokens=True)[0])
 
 
-def _numpy(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> None:
+def _numpy(arguments: argparse.Namespace, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     from hf_rnn_seq2seq.export.numpy_pack import export_numpy
     from hf_rnn_seq2seq.export.numpy_runtime import G2p
 

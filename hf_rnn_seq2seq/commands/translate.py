@@ -14,9 +14,9 @@ Columns are separated by tabs: translation, then the log-probability with --scor
 --alignments (`source-target` pairs counted from 0); --n_best N repeats them for N hypotheses, best first.
 --output_format jsonl writes one JSON object per line.
 
-For pronunciations: --lexicon FILE answers the words that it holds, and the model the others; --mass 0.9 prints as many
-hypotheses as cover that probability (at most --num_beams); --output_format cmudict (or another format of --lexicon)
-writes a lexicon, a line for each hypothesis.
+For pronunciations: the model is not asked for words that --lexicon FILE contains. --mass 0.9 prints hypotheses until
+their probabilities sum to 0.9 (at most --num_beams of them). --output_format cmudict, or another format of --lexicon,
+writes a lexicon with a line for each hypothesis.
 
 --window lines are read and sorted by length at a time, so memory does not grow with the input:
 `python scripts/translate.py runs/demo --input_file in.txt.gz --output_file out.txt`
@@ -27,10 +27,13 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.data.lexicon import LEXICONS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Options of the model's own search.
 VALUES = ("gnmt_alpha", "coverage_penalty", "stop_at_top", "weight_type")
@@ -54,8 +57,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT_FILE if it exists")
     parser.add_argument("--output_format", choices=("text", "jsonl", *LEXICONS), default="text")
     parser.add_argument("--n_best", type=command_line.at_least(1), help="hypotheses a line (default: 1)")
-    parser.add_argument("--mass", type=command_line.finite(0, 1), metavar="P", help="as many as cover this probability")
-    parser.add_argument("--lexicon", metavar="FILE", help="words that the model is not asked for")
+    parser.add_argument(
+        "--mass", type=command_line.finite(0, 1), metavar="P", help="hypotheses until their probabilities sum to P"
+    )
+    parser.add_argument("--lexicon", metavar="FILE", help="pronunciations to print in place of the model's")
     parser.add_argument("--lexicon_format", choices=LEXICONS, default="cmudict", help="(default: cmudict)")
     parser.add_argument("--scores", action="store_true", help="add the log-probability of each sentence")
     parser.add_argument("--alignments", action="store_true", help="add the word each word attends to most")
@@ -106,14 +111,15 @@ def add_search_options(parser: command_line.Parser) -> None:
     )
 
 
-def search_options(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """The options of the model's own search that were given, with the ensemble and the shortlist loaded.
+def search_options(
+    arguments: argparse.Namespace, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", others: list[Any]
+) -> dict[str, Any]:
+    """The options of the model's own search that were given, with the shortlist loaded and the `others` to decode with.
 
     Raises:
-        ValueError: the model has no search of its own, or an ensemble member has another vocabulary.
+        ValueError: the model has no search of its own, or --search names another one for an ensemble.
     """
     from hf_rnn_seq2seq.generation.shortlist import Shortlist
-    from hf_rnn_seq2seq.run_directory import load_ensemble
 
     options = {name: getattr(arguments, name) for name in VALUES if getattr(arguments, name) is not None}
     given = [name for name in SEARCH_OPTIONS if getattr(arguments, name) is not None and name != "replace_unknown"]
@@ -121,15 +127,16 @@ def search_options(arguments: argparse.Namespace, model: Any, tokenizer: Any) ->
         raise ValueError(f"--{given[0]}: a {type(model).__name__} has no search of its own")
     if arguments.search:
         options["search"] = command_line.find_search(arguments.search, model)
-    if arguments.ensemble:
-        where = {"device": arguments.device, "dtype": arguments.dtype}
-        options["ensemble"] = load_ensemble(arguments.ensemble, arguments.model, model, tokenizer, **where)
+    if others:
+        if arguments.search:
+            raise ValueError("--search: an ensemble decodes with the models' own search; leave it out")
+        options["ensemble"] = others
     if arguments.shortlist:
         options["search"] = Shortlist.load(arguments.shortlist, tokenizer).search(model)
     return options
 
 
-def beams(options: dict[str, Any], model: Any) -> int:
+def beams(options: dict[str, Any], model: "PreTrainedModel") -> int:
     """The number of beams of the search; raises ValueError if there is one."""
     number = options.get("num_beams") or model.generation_config.num_beams or 1
     if number < 2:
@@ -147,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.generation.lines import DatasetReader, LineReader, LineWriter
     from hf_rnn_seq2seq.generation.translate_lines import Request, identity, translate_lines
     from hf_rnn_seq2seq.generation.unknown_words import read_dictionary
-    from hf_rnn_seq2seq.run_directory import load_checkpoint, members
+    from hf_rnn_seq2seq.run_directory import load_models
     from hf_rnn_seq2seq.training.environment import peak_memory_mb
 
     command_line.load_libraries()
@@ -160,10 +167,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         reader = DatasetReader(arguments.dataset_name, *place)
     replaces = arguments.replace_unknown is not None
     where = {"device": arguments.device, "dtype": arguments.dtype}
-    first, *others = members(arguments.model)
-    arguments.ensemble = [*others, *(arguments.ensemble or ())] or None
-    model, tokenizer = load_checkpoint(first, attention=arguments.alignments or replaces, **where)
-    options = command_line.generation_options(arguments) | search_options(arguments, model, tokenizer)
+    names = [arguments.model, *(arguments.ensemble or ())]
+    model, tokenizer, others = load_models(names, attention=arguments.alignments or replaces, **where)
+    options = command_line.generation_options(arguments) | search_options(arguments, model, tokenizer, others)
     limits = {"batch_size": arguments.batch_size, "max_tokens": arguments.max_tokens}
     request = Request(
         options | limits | {"workers": torch.get_num_threads(), "progress": False},

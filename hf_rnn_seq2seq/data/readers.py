@@ -122,14 +122,16 @@ class Columns:
 
     def pick(self, row: Mapping[str, Any]) -> Row:
         """The row as text; a side that it lacks is empty."""
-        alignment = row.get(self.alignment) if self.alignment else None
-        sides = self.sides(row)
+        sides, others = self.sides(row), [row.get(name) for name in self.names[2:]]
         if sides is None:
-            return Row("", "", "not_text", str(alignment or ""))
-        source = sides.get(self.source)
+            return Row("", "", "not_text", str(others[0] or "") if self.alignment else "")
+        return self.of_values(sides.get(self.source), sides.get(self.target), *others)
+
+    def of_values(self, source: object, target: object, *others: object) -> Row:
+        """The row of the values of the columns, in the order of `names`."""
         if self.feature and isinstance(source, str) and source.strip():
-            source = with_features(source, row.get(self.feature))
-        return checked(source, sides.get(self.target), alignment)
+            source = with_features(source, others[-1])
+        return checked(source, target, others[0] if self.alignment else None)
 
 
 def split_paths(value: str, file_format: str | None = None) -> list[Path]:
@@ -322,7 +324,7 @@ def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
     table: Any = csv.reader((line + "\n" for line in lines), strict=True)
     table = (line.split("\t") for line in lines) if tsv else table
     names: list[str] = []
-    pick, aligned, featured = itemgetter(0), False, False
+    pick = itemgetter(0)
     start = end = 0  # the number of lines before the record, and its last line
     try:
         for fields in table:
@@ -330,7 +332,6 @@ def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
             if not names:
                 names = _header(path, fields, columns)
                 pick = itemgetter(*map(names.index, columns.names))
-                aligned, featured = columns.alignment is not None, columns.feature is not None
                 if names is fields:
                     continue
             if not fields:
@@ -338,10 +339,7 @@ def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
             if len(fields) != len(names):
                 yield Row("", "", "wrong_field_count")
                 continue
-            chosen = pick(fields)
-            if featured and chosen[0].strip():
-                chosen = (with_features(chosen[0], chosen[-1]), *chosen[1:])
-            row = checked(*chosen[: 2 + aligned])
+            row = columns.of_values(*pick(fields))
             spans = row.problem is None and end > start + 1
             yield row._replace(problem=f"{SPANS}{start + 1} to {end}") if spans else row
     except csv.Error as error:

@@ -26,18 +26,13 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase
 
+from hf_rnn_seq2seq.data.arguments import ALGORITHMS, FORMS
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
 
-ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char", "letter")
 LOSSLESS = ("bpe", "unigram", "char")
 SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _BYTES = 256
-FORMS = {
-    "nfc": normalizers.NFC(),
-    "nfd": normalizers.NFD(),
-    "nfkc": normalizers.NFKC(),
-    "nfkd": normalizers.NFKD(),
-}
+_FORMS = dict(zip(FORMS, (normalizers.NFC(), normalizers.NFD(), normalizers.NFKC(), normalizers.NFKD()), strict=True))
 
 
 def train_tokenizer(
@@ -78,7 +73,7 @@ def train_tokenizer(
         raise ValueError("texts: no text to train a tokenizer on")
     texts = chain([first], iterator)
 
-    steps: list[normalizers.Normalizer] = [FORMS[unicode_form]] if unicode_form else []
+    steps: list[normalizers.Normalizer] = [_FORMS[unicode_form]] if unicode_form else []
     steps += [normalizers.Lowercase()] if lowercase else []
     if algorithm in ("char", "letter"):
         make = _characters if algorithm == "char" else _letters
@@ -245,8 +240,8 @@ class _Composed:
     def __iter__(self) -> Iterator[str]:
         for text in self.texts:
             if self.form is not None:
-                changed = FORMS[self.form].normalize_str(text)
-                self.lossless = self.lossless and FORMS["nfc"].normalize_str(changed) == text
+                changed = _FORMS[self.form].normalize_str(text)
+                self.lossless = self.lossless and _FORMS["nfc"].normalize_str(changed) == text
                 self.changes = self.changes or changed != text
             yield text
 

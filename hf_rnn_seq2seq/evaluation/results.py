@@ -19,7 +19,7 @@ from hf_rnn_seq2seq.evaluation.scores import LOWER_IS_BETTER, TITLES, score
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, default_metrics, read_test_set
 from hf_rnn_seq2seq.generation.encoding import encode_sources, source_problems
 from hf_rnn_seq2seq.generation.translate import translate
-from hf_rnn_seq2seq.run_directory import load_checkpoint, load_ensemble, members
+from hf_rnn_seq2seq.run_directory import load_models, members
 
 
 @dataclass
@@ -97,20 +97,19 @@ def evaluate_systems(
     """
     systems: list[System] = []
     for directory in directories:
-        first, *others = members(directory)
-        model, tokenizer = load_checkpoint(first, device=device, dtype=dtype)
-        test_set = read_test_set(first, chosen, split)
+        model, tokenizer, others = load_models([directory], device=device, dtype=dtype)
+        test_set = read_test_set(members(directory)[0], chosen, split)
         if systems and test_set.references != systems[0].test_set.references:
             raise ArgumentError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
         name = directory.rstrip("/")
         name += " (again)" if name in [system.name for system in systems] else ""
-        together = {"search": find_search(model)}
+        search = {"search": find_search(model)}
         if others:
-            if together["search"] is not None:
+            if search["search"] is not None:
                 raise ArgumentError(f"{directory}: an ensemble decodes with the models' own search; leave --search out")
-            together = {"ensemble": load_ensemble(others, first, model, tokenizer, device=device, dtype=dtype)}
-        system = translate_test_set(name, directory, test_set, model, tokenizer, **together, **options)
-        score_system(system, metrics or default_metrics(test_set, first), n_bootstrap)
+            search = {"ensemble": others}
+        system = translate_test_set(name, directory, test_set, model, tokenizer, **search, **options)
+        score_system(system, metrics or default_metrics(test_set), n_bootstrap)
         if not others:
             measure_attention(system, model, tokenizer, options.get("batch_size", 64))
         systems.append(system)

@@ -36,6 +36,7 @@ class TestSet:
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> rows of the file that are not scored
     alignments: Sequence[str | None] | None = None  # word alignments in Pharaoh's format, if the data has them
     several: Sequence[Sequence[str]] | None = None  # all references of each source; `references` has the first
+    best_metric: str | None = None  # that chose the best checkpoint of the run
 
     @property
     def scored(self) -> Sequence[str] | Sequence[Sequence[str]]:
@@ -100,6 +101,7 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
         sources=sources,
         references=references,
         several=several,
+        best_metric=recipe_options(directory).get("metric_for_best_model"),
         split=split,
         own=not given.keys() - {"alignment_column"} and split == "test",
         description=dict(corpus.description),
@@ -127,12 +129,12 @@ def _load_split(options: Mapping[str, Any], split: str, required: bool) -> Corpu
         return load_corpus(data, **only, aligned_splits=())
 
 
-def default_metrics(test_set: TestSet, directory: str | os.PathLike[str] = "") -> list[str]:
+def default_metrics(test_set: TestSet) -> list[str]:
     """BLEU and chrF, and BLEU over characters for languages without spaces.
 
-    The errors of whole outputs and of symbols, where the run in `directory` chose its best checkpoint by one of them.
+    If the best checkpoint was chosen by the errors of whole outputs or of symbols, those two.
     """
-    if directory and recipe_options(directory).get("metric_for_best_model") in OF_SYMBOLS:
+    if test_set.best_metric in OF_SYMBOLS:
         return list(OF_SYMBOLS)
     language = str(test_set.description.get("target_lang") or "").replace("_", "-").split("-")[0].lower()
     return ["bleu", "chrf", *(["char_bleu"] if language in CHARACTER_LANGUAGES else [])]

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.export import numpy_runtime
@@ -86,7 +88,10 @@ class Pack(NamedTuple):
 
 
 def export_numpy(
-    model: RnnSeq2SeqForConditionalGeneration, tokenizer: Any, output: str | os.PathLike[str], weights: str = "int8"
+    model: RnnSeq2SeqForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    output: str | os.PathLike[str],
+    weights: str = "int8",
 ) -> float:
     """Writes OUTPUT/{g2p.npz, g2p.py}.
 
@@ -305,7 +310,9 @@ def quantize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # ---------------------------------------------------------------- the tokenizer
 
 
-def describe_tokenizer(model: RnnSeq2SeqForConditionalGeneration, tokenizer: Any) -> tuple[dict, dict]:
+def describe_tokenizer(
+    model: RnnSeq2SeqForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict, dict]:
     """How `G2p` reads words and writes symbols: the descriptions of the source and of the target.
 
     Raises:
@@ -334,7 +341,7 @@ def describe_tokenizer(model: RnnSeq2SeqForConditionalGeneration, tokenizer: Any
     return source, target
 
 
-def _side(backend: Any, name: str, size: int) -> dict[str, Any]:
+def _side(backend: Tokenizer, name: str, size: int) -> dict[str, Any]:
     """Symbols, splitting, and the ids of bytes and of unknown symbols."""
     content = json.loads(backend.to_str())
     kind, splitter, settings = content["model"]["type"], content["pre_tokenizer"], content["model"]
@@ -385,7 +392,7 @@ def _steps(normalizer: dict[str, Any] | None, split: str) -> list[str]:
     return found
 
 
-def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer puts before and after every source."""
     plain = tokenizer("?", add_special_tokens=False)["input_ids"]
     framed = tokenizer("?")["input_ids"]
@@ -395,7 +402,7 @@ def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     raise ArgumentError("source tokenizer: its post-processor changes the symbols; the module for numpy does not")
 
 
-def check_texts(g2p: G2p, tokenizer: Any) -> None:
+def check_texts(g2p: G2p, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises ArgumentError if the module reads a text, or writes a target, unlike the tokenizer."""
     generator = random.Random(0)
     special = {*g2p.source["special"]}

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_rnn_seq2seq.export.numpy_runtime import log_softmax
+
 ENCODER, DECODER, SETTINGS = "encoder.onnx", "decoder.onnx", "decoding.json"
 # The score of an impossible hypothesis, as in transformers.
 WORST = np.float32(-1e9)
@@ -182,12 +184,6 @@ def top(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(-candidates, axis=1, kind="stable")
     index = order if part is None else np.take_along_axis(part, order, 1)
     return np.take_along_axis(values, index, 1), index
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float32."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True, dtype=np.float32))
 
 
 __all__ = ["DECODER", "ENCODER", "SETTINGS", "OnnxTranslator"]

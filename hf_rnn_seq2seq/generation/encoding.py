@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +12,8 @@ from hf_rnn_seq2seq.data.pieces import splits_letters
 from hf_rnn_seq2seq.errors import ArgumentError
 
 logger = logging.getLogger(__name__)
+# Tokenizers whose first unseen letter was named; the later ones are counted.
+_warned: WeakSet[PreTrainedTokenizerBase] = WeakSet()
 
 NO_LIMIT = 1_000_000_000  # transformers writes 1e30 into model_max_length for "no limit"
 
@@ -71,8 +74,8 @@ def encode_sources(
                 unknown.append(index)
             elif letters and tokenizer.unk_token_id in row:
                 unseen.append(index)
-    if unseen and not getattr(tokenizer, "_told_of_unseen", False):
-        tokenizer._told_of_unseen = True
+    if unseen and tokenizer not in _warned:
+        _warned.add(tokenizer)
         symbol = _first_unknown(tokenizer, sources[unseen[0]])
         logger.warning("source %r: training never saw %r, which is read as unknown", sources[unseen[0]], symbol)
     return Encoded(encoded, truncated, unknown, unseen)

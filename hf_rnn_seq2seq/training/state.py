@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_rnn_seq2seq.evaluation import scores
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.checkpoints import AVERAGE, load_optimizer, save_optimizer
 from hf_rnn_seq2seq.training.optimization import LearningRate, WeightAverage, build_optimizer
 
-LOWER_IS_BETTER = ("loss", "perplexity", "sequence_error", "symbol_error")
+LOWER_IS_BETTER = {"loss", "perplexity"} | scores.LOWER_IS_BETTER
 
 
 @dataclass

@@ -19,12 +19,12 @@ from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.evaluation.error_analysis import ERRORS, AnalyzedSystem, summary_table
 from hf_rnn_seq2seq.evaluation.length_bins import score_by_length
 from hf_rnn_seq2seq.evaluation.results import notes
-from hf_rnn_seq2seq.evaluation.scores import score
+from hf_rnn_seq2seq.evaluation.scores import TITLES, score
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, default_metrics
 from hf_rnn_seq2seq.generation.attention import merge_words
 from hf_rnn_seq2seq.visualization.pages import environment, read_template
 
-_NAMES = {"bleu": "BLEU", "chrf": "chrF", "char_bleu": "BLEU over characters"}
+_NAMES = {**TITLES, "bleu": "BLEU", "chrf": "chrF", "char_bleu": "BLEU over characters"}
 
 
 def report_data(test_set: TestSet, systems: Sequence[AnalyzedSystem], *, words: bool = True) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
+from hf_rnn_seq2seq.data.arguments import ALGORITHMS
 from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
 from hf_rnn_seq2seq.data.tokenizer import (
-    ALGORITHMS,
     LOSSLESS,
     SPECIAL_TOKENS,
     build_tokenizer,

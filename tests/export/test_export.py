@@ -266,7 +266,8 @@ def test_the_script_exports_and_translates(tmp_path: Path, capsys: pytest.Captur
 
 def test_the_helpers_of_the_loop() -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
-    from hf_rnn_seq2seq.export.onnx_runtime import log_softmax, top
+    from hf_rnn_seq2seq.export.numpy_runtime import log_softmax
+    from hf_rnn_seq2seq.export.onnx_runtime import top
 
     values = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)
     for count in (1, 7, 20):

@@ -243,11 +243,11 @@ def test_numpy_is_enough(folder: Path) -> None:
     assert "import hf_rnn" not in (folder / "g2p.py").read_text(encoding="utf-8")
 
 
-def test_an_unknown_symbol_is_told_once(folder: Path) -> None:
+def test_an_unknown_symbol_gives_one_warning(folder: Path) -> None:
     g2p, model, tokenizer = G2p(folder), pronouncer(), letters_to_phones()
-    with pytest.warns(UserWarning, match=r"word='caß': the vocabulary has no 'ß'; it is read as unknown") as told:
+    with pytest.warns(UserWarning, match=r"word='caß': the vocabulary has no 'ß'; it is read as unknown") as warned:
         assert g2p("caß") == written_by(model, tokenizer, "caß")[0]
-    assert len(told) == 1
+    assert len(warned) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         g2p.batch(["ß", "ñaß", "abc"])

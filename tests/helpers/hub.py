@@ -57,7 +57,7 @@ class Hub:
         Libraries read the cache's address when they are imported, so all children have one, a link that turns here.
         """
         cache.mkdir(parents=True, exist_ok=True)
-        link = warm.home().with_suffix(".hub")
+        link = warm.home() / "of_a_hub"
         link.unlink(missing_ok=True)
         link.symlink_to(cache)
         kept = {

@@ -71,11 +71,11 @@ def _waiting(environment: tuple[tuple[str, str], ...], package: bool) -> list[st
             executable.parent.mkdir()
             address = str(executable.with_name("s"))
             command = [sys.executable, __file__, "--wait", address, "package" if package else "libraries"]
-            told, tells = os.pipe()
-            streams = (os.POSIX_SPAWN_OPEN, 0, str(session / "alive"), os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, tells, 1)
+            reader, writer = os.pipe()
+            streams = (os.POSIX_SPAWN_OPEN, 0, str(session / "alive"), os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, writer, 1)
             os.posix_spawn(sys.executable, command, dict(environment), file_actions=streams)
-            os.close(tells)
-            with open(told) as answers:
+            os.close(writer)
+            with open(reader) as answers:
                 assert answers.readline() == "ready\n"
             words = shlex.join([sys.executable, "-I", "-S", __file__, address])
             executable.with_suffix(".new").write_text(f'#!/bin/sh\nexec {words} "$@"\n')

@@ -116,9 +116,9 @@ def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:
     options = [word for name, value in TOY.items() for word in (f"--{name}", value)]
     command = [ROOT / "scripts" / "train.py", RECIPES / "g2p.yaml", *words, *options, "--max_steps", 20]
     command = [*warm.python(), *map(str, command)]
-    for told in ("2 models; translate.py", "seed-43: finished earlier"):
+    for message in ("2 models; translate.py", "seed-43: finished earlier"):
         done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0 and told in done.stderr, done.stderr
+        assert done.returncode == 0 and message in done.stderr, done.stderr
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"seed-42", "seed-43", "logs", "ensemble.json"}
     names = [str(tmp_path / "two" / f"seed-{seed}") for seed in (42, 43)]
     models = [load_file(Path(name) / "model.safetensors") for name in names]
@@ -135,6 +135,10 @@ def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:
     distilled = (tmp_path / "distilled.tsv").read_text("utf-8").splitlines()
     sources = (g2p.parent / "train.tsv").read_text("utf-8").splitlines()
     assert [row.split("\t")[0] for row in distilled] == [row.split("\t")[0] for row in sources]  # no header here too
+    refused = run("translate.py", tmp_path / "two", "--search", "generate", stdin=b"hat\n")
+    assert refused.returncode == 2 and b"an ensemble decodes with the models' own search" in refused.stderr
+    refused = run("export_onnx.py", tmp_path / "two", "--output_dir", tmp_path / "out")
+    assert refused.returncode == 2 and b"is an ensemble; name one of its models: " in refused.stderr
     (tmp_path / "two" / "ensemble.json").write_text("{}")
     refused = run("translate.py", tmp_path / "two", stdin=b"hat\n")
     assert refused.returncode == 2 and b"ensemble.json: not readable; expected" in refused.stderr

@@ -49,7 +49,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
 
 @contextlib.contextmanager
 def whole_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder beside `output` to write into, which gets that name in the end; after an error nothing remains.
+    """Yields a folder to write into and renames it to `output` in the end; after an error nothing remains.
 
     Raises:
         FileExistsError: `output` is there and not an empty folder.

@@ -20,8 +20,8 @@ RECIPE = "recipe.yaml"
 LOG_FILE = "train_log.jsonl"
 CHECKPOINTS = "checkpoints"
 ENSEMBLE = "ensemble.json"
-# What the rows of a run's files look like, as those of another file are expected to look.
-FORM_OF_ROWS = ("header", "feature_column", "file_format", "several_references")
+# The format of the rows of a run's files; another file is read in the same format.
+ROW_FORMAT = ("header", "feature_column", "file_format", "several_references")
 DATA_OPTIONS = (
     "dataset_name",
     "dataset_config_name",
@@ -32,7 +32,7 @@ DATA_OPTIONS = (
     "target_lang",
     "source_column",
     "target_column",
-    *FORM_OF_ROWS,
+    *ROW_FORMAT,
     "alignment_column",
     "max_train_samples",
     "max_predict_samples",

@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Waiting processes are those of the whole session, for each worker of xdist."""
+    """All workers of xdist share the waiting processes of the session."""
     if not hasattr(config, "workerinput"):
         from tests.helpers import warm
 

@@ -3,8 +3,8 @@
 --format onnx (the default) writes encoder.onnx, decoder.onnx, decoding.json and the tokenizer.
 `hf_rnn_seq2seq.export.onnx_runtime` translates with them, using onnxruntime and numpy, by greedy or beam search; the
 results are those of `generate()`. --format numpy writes g2p.npz and g2p.py, which needs nothing but numpy, for small
-models of characters or words, as of pronunciations. What is written is compared with the model first. --text translates
-a line with it.
+models of characters or words, such as pronunciations. The files are compared with the model before they are kept.
+--text translates a line with them.
 """
 
 import argparse

@@ -25,12 +25,13 @@ class DataArguments(OptionGroup):
     target_lang: str | None = option(None, "language of the target sentences")
     source_column: str | None = option(None, "column of a table that holds the source (default: source_lang)")
     target_column: str | None = option(None, "column of a table that holds the target (default: target_lang)")
-    header: bool = option(True, "the first row of a table names its columns; if not, source_column is a number (0)")
+    header: bool = option(True, "the first row of a table names its columns; false: columns are numbers from 0")
     feature_column: str | None = option(
-        None, "column of features (`V;PST`) that stand before the source, each as one token (tokenizer: letter)"
+        None,
+        "column of features (`V;PST`), read before the source, one token each (tokenizer: letter)",
     )
     file_format: str | None = option(
-        None, "lexicon format of the files, where it is no table: " + ", ".join(LEXICONS), choices=LEXICONS
+        None, "format of the files if they are lexicons: " + ", ".join(LEXICONS), choices=LEXICONS
     )
     several_references: bool = option(
         False, "rows with the same source are several references of one source when outputs are scored"

@@ -10,8 +10,8 @@
 | `letter` | characters; exactly those seen in training | exact, unseen characters become `<unk>` |
 
 `word` keeps the words of text that is already tokenized, or symbols between spaces. `letter` is for words whose letters
-are the whole vocabulary; features may stand before the word and a tab (`V;PST<tab>walk`): each of them, between `;` and
-`+`, is one token. `lowercase=True` loses the case with each algorithm. A special token that is written in a text
+are the whole vocabulary. Features and a tab may precede the word (`V;PST<tab>walk`); `;` and `+` separate the features,
+and each is one token. `lowercase=True` loses the case with each algorithm. A special token that is written in a text
 (`"</s>"`) is text (for `word`, an unknown word).
 """
 

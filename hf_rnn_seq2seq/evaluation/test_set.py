@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged
-from hf_rnn_seq2seq.run_directory import FORM_OF_ROWS, data_options, recipe_options
+from hf_rnn_seq2seq.run_directory import ROW_FORMAT, data_options, recipe_options
 
 if TYPE_CHECKING:
     from hf_rnn_seq2seq.data.corpus import Corpus
@@ -77,7 +77,7 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
     given = {key: value for key, value in chosen.items() if value is not None}
     options = data_options(directory)
     if "dataset_name" in given or "test_file" in given:
-        options = {name: options[name] for name in FORM_OF_ROWS if name in options and "test_file" in given}
+        options = {name: options[name] for name in ROW_FORMAT if name in options and "test_file" in given}
     options |= given
     if not any(key in options for key in ("dataset_name", "train_file", "test_file")):
         raise ArgumentError(

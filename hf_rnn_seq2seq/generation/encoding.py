@@ -25,7 +25,7 @@ class Encoded:
     ids: list[list[int]]
     truncated: list[int]  # longer than the limit: the end was cut off
     unknown: list[int]  # all tokens are unknown: the model reads nothing of the text
-    unseen: list[int] = field(default_factory=list)  # of letters: some were not seen in training
+    unseen: list[int] = field(default_factory=list)  # with letters or features that training never saw
 
     def counts(self) -> Counter[str]:
         """`sources` and those with a problem as numbers; the counts of several batches can be added."""

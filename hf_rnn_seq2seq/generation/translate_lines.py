@@ -38,7 +38,7 @@ class Request:
         alignments: add (source word, target word) pairs: where each word attends most.
         replace_unknown: replace unknown words by the aligned source word, or by its entry in `dictionary`.
         dictionary: source word to target word.
-        mass: of the hypotheses keep only the first whose probabilities together reach this; None for all.
+        mass: keep the best hypotheses until their probabilities sum to this; None for all.
         lexicon: pronunciations of words that the model is not asked for.
         output_format: a name in `FORMATS`, or a lexicon format, which writes a line for each hypothesis.
         max_source_length: tokens that a line is cut at.

@@ -10,9 +10,10 @@ with the decoder's state s_t and the encoder's state h_j, which the readout read
   `alignment_order=1` the score has an addend U_(j-i) [s_t; h_i], a preference for the length of the step, one for all steps of
   `JUMPS` - 1 and more (1-MONO of the paper has U alone, and no longer steps). Before the first word, i is the first source word.
 
-The forward algorithm sums over the positions of all words before: what is carried from one target position to the next is
-log p(a_t = j | y_<t) for each j and what is needed for p(y_t | s_t, h_j) of the word that is read next. So the logits of
-a position are the exact conditional log-probabilities, and those of the labels add up to that of the sequence.
+The forward algorithm sums over the positions of all earlier words. From one target position to the next it carries
+log p(a_t = j | y_<t) for each j, and the target's part of the readout, from which p(y_t | s_t, h_j) is computed when y_t
+is known. So the logits of a position are the exact conditional log-probabilities, and those of the labels add up to the
+log-probability of the sequence.
 
 All probabilities are logarithms, in float32 at least.
 

@@ -18,7 +18,7 @@ from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.generation.lines import LineWriter
 from hf_rnn_seq2seq.generation.translate import translate, translate_n_best
-from hf_rnn_seq2seq.run_directory import FORM_OF_ROWS, data_options
+from hf_rnn_seq2seq.run_directory import ROW_FORMAT, data_options
 
 
 def closest(hypotheses: Sequence[str], reference: str, similarity: Callable[[str, str], float]) -> str:
@@ -78,7 +78,7 @@ def corpus_options(given: Mapping[str, Any], teacher: str) -> dict[str, Any]:
             raise ArgumentError(
                 f"{teacher}: has no recipe.yaml that says what it was trained on; give --dataset_name or --train_file"
             )
-        form = {name: recorded[name] for name in FORM_OF_ROWS if name in recorded}
+        form = {name: recorded[name] for name in ROW_FORMAT if name in recorded}
         if form.get("feature_column") is not None:
             raise ArgumentError(
                 f"{teacher}: has feature_column={form['feature_column']!r}; a distilled table has two columns"

@@ -105,7 +105,7 @@ test-latest:
 # The lowest versions that pyproject.toml declares, in an environment of their own.
 test-floor:
 	test -x $(VENV)-floor/bin/python || $(PYTHON) -m venv $(VENV)-floor
-	$(PYTHON) tests/floor.py > $(VENV)-floor/constraints.txt
+	$(PYTHON) tests/helpers/floor.py > $(VENV)-floor/constraints.txt
 	$(VENV)-floor/bin/python -m pip install $(TORCH_INDEX) "$$(grep '^torch==' $(VENV)-floor/constraints.txt)"
 	$(VENV)-floor/bin/python -m pip install -c $(VENV)-floor/constraints.txt -e '.[dev]'
 	$(TEST_ENVIRONMENT) $(VENV)-floor/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

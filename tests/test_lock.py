@@ -114,3 +114,14 @@ def test_set_up_installs_torch_and_then_the_lock_alone() -> None:
     ).stdout  # fmt: skip
     installs = re.findall(r"pip install +(.*)", planned)
     assert installs == ['"torch==1.2.3"', "--no-deps -r .ci/requirements.lock", "--no-deps --no-build-isolation -e ."]
+
+
+def test_the_floors_are_the_lowest_versions_declared() -> None:
+    """What `make test-floor` installs, by the file that its recipe runs."""
+    planned = subprocess.run(["make", "-n", "test-floor"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (script,) = re.findall(r"(\S+\.py) > \S*constraints\.txt", planned)
+    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pins = {canonicalize_name(name): version for name, version in re.findall(r"^(\S+)==(\S+)$", done.stdout, re.M)}
+    assert pins["torch"] == "2.6" and {canonicalize_name(line.name) for line in declared()} <= pins.keys()
+    assert all(pins[canonicalize_name(line.name)] in line.specifier for line in declared())

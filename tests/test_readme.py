@@ -164,7 +164,10 @@ def test_make_targets_exist() -> None:
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     named = {name for document in DOCUMENTS for name in re.findall(r"`make ([\w-]+)", text(document))}
-    assert named <= set(re.findall(r"^([\w-]+):", text(ROOT / "Makefile"), re.M))
+    makefile = text(ROOT / "Makefile")
+    assert named <= set(re.findall(r"^([\w-]+):", makefile, re.M))
+    files = re.findall(r"(?:scripts|tests)/[\w/]+\.\w+", makefile)
+    assert "tests/helpers/floor.py" in files and all((ROOT / file).is_file() for file in files), files
 
 
 def test_demo_and_ci_run_what_the_readme_says() -> None:

@@ -263,7 +263,8 @@ def describe_type(annotation: Any) -> str:
         if typing.get_origin(member) is typing.Literal:
             words.append("one of " + ", ".join(map(str, typing.get_args(member))))
         elif typing.get_origin(member) is list:
-            words.append("a list separated by commas")
+            (item,) = typing.get_args(member)
+            words.append("whole numbers separated by commas" if item is int else "a list separated by commas")
         else:
             words.append(_WORDS.get(member, getattr(member, "__name__", str(member))))
     return " or ".join(words)
@@ -410,7 +411,7 @@ _RecipeLoader.add_implicit_resolver(
 
 def parse_arguments(
     argv: Sequence[str],
-    groups: Sequence[type],
+    groups: Sequence[type[OptionGroup]],
     model_options: Mapping[str, Any] | None = None,
     *,
     description: str = "",
@@ -432,25 +433,15 @@ def parse_arguments(
         ArgumentError: unknown option (with the nearest name), value of the wrong type or out of range.
         SystemExit: after printing the options, for `--help`.
     """
-    hints = {name: getattr(field, "hint", field) for name, field in (model_options or {}).items()}
-    for group in groups:
-        hints.update(typing.get_type_hints(group))
-    if "--version" in argv:
-        print(f"hf_rnn_seq2seq {version()}")
-        raise SystemExit(0)
-    if asked := {"-h", "--help"} & set(argv):
-        everything = "all" in argv[argv.index(asked.pop()) :]
-        print(format_help(groups, model_options or {}, description, positional, everything))
-        raise SystemExit(0)
-    given, recipe = _read_words(argv, hints)
-    options = read_recipe(recipe) if recipe else {}
+    given, words = read_words(argv, groups, model_options, description=description, positional=positional)
+    if len(words) > 1:
+        raise ArgumentError(f"{words[1]!r}: one recipe only ({words[0]!r} came first); options start with --")
+    options = read_recipe(words[0]) if words else {}
     options = {name: value for name, value in options.items() if name not in _REMOVED or value != _REMOVED[name]}
-    values = {**options, **given}
-    values = {_FIELDS.get(name, name): value for name, value in values.items()}
-    for name, value in values.items():
+    values = {_FIELDS.get(name, name): value for name, value in {**options, **given}.items()}
+    hints = _hints(groups, model_options)
+    for name in values:
         check_known(name, hints)
-        if isinstance(value, str) and is_undecodable(value):
-            raise ArgumentError(undecodable(name, value))
     parsed: list[Any] = []
     claimed: set[str] = set()
     for group in groups:
@@ -469,20 +460,49 @@ def check_known(name: str, known: Mapping[str, Any]) -> None:
         raise ArgumentError(f"{name}: no such option{suggestion(name, known)}")
 
 
-def _read_words(argv: Sequence[str], hints: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    given: dict[str, Any] = {}
-    recipe: str | None = None
+def _hints(groups: Sequence[type[OptionGroup]], model_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The annotation of every option; a name that a group holds belongs to the group."""
+    hints = {name: getattr(field, "hint", field) for name, field in (model_options or {}).items()}
+    for group in groups:
+        hints.update(typing.get_type_hints(group))
+    return hints
+
+
+def read_words(
+    argv: Sequence[str],
+    groups: Sequence[type[OptionGroup]],
+    model_options: Mapping[str, Any] | None = None,
+    *,
+    description: str = "",
+    positional: str = "RECIPE.yaml",
+    reserved: Mapping[str, str] | None = None,
+) -> tuple[dict[str, str], list[str]]:
+    """The options of a command line by name, each value as text, and the words that are no options.
+
+    Prints the text of `--help` or `--version` and ends where one of them is asked for. `reserved` options are refused
+    for the reason that stands there.
+    """
+    if "--version" in argv:
+        print(f"hf_rnn_seq2seq {version()}")
+        raise SystemExit(0)
+    if asked := {"-h", "--help"} & set(argv):
+        everything = "all" in argv[argv.index(asked.pop()) :]
+        print(format_help(groups, model_options or {}, description, positional, everything, reserved or {}))
+        raise SystemExit(0)
+    hints = _hints(groups, model_options)
+    given: dict[str, str] = {}
+    others: list[str] = []
     words = list(argv)
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            if recipe is not None:
-                raise ArgumentError(f"{word!r}: one recipe only ({recipe!r} came first); options start with --")
-            recipe = word
+            others.append(word)
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
         name = _FIELDS.get(name, name)
+        if reserved and name in reserved:
+            raise ArgumentError(f"{name}: {reserved[name]}")
         check_known(name, hints)
         if not equals:
             is_flag = bool in _members(hints[name])
@@ -493,13 +513,17 @@ def _read_words(argv: Sequence[str], hints: Mapping[str, Any]) -> tuple[dict[str
             else:
                 value = words.pop(0)
         given[name] = value
-    return given, recipe
+    for name, value in (*given.items(), *((positional, word) for word in others)):
+        if is_undecodable(value):
+            raise ArgumentError(undecodable(name, value))
+    return given, others
 
 
 # The options that `--help` shows; `--help all` shows the others too.
 COMMON = frozenset(
     [
         "output_dir",
+        "seeds",
         "resume_from_checkpoint",
         "model_name_or_path",
         "dry_run",
@@ -549,11 +573,12 @@ def help_line(name: str, kind: str, meaning: str, default: Any) -> str:
 
 
 def format_help(
-    groups: Sequence[type],
+    groups: Sequence[type[OptionGroup]],
     model_options: Mapping[str, Any],
     description: str,
     positional: str,
     everything: bool = False,
+    without: Collection[str] = (),
 ) -> str:
     """The text of `--help`: each option in one line with what it takes, its meaning and its default.
 
@@ -563,12 +588,13 @@ def format_help(
         description: of the command; its first line, or all of it with `everything`.
         positional: the name of the first word.
         everything: every option, and not the common ones alone.
+        without: options that are not shown.
     """
     text = description.strip()
     program = Path(sys.argv[0]).name
     lines = [text if everything else text.partition("\n")[0], ""]
     lines += [f"usage: {program} [{positional}] [--option value ...]"]
-    claimed: set[str] = set()
+    claimed = set(without)
     left_out = 0
 
     def add(heading: str, rows: list[tuple[str, str]]) -> None:
@@ -582,6 +608,8 @@ def format_help(
         hints = typing.get_type_hints(group)
         rows = []
         for field in dataclasses.fields(group):
+            if field.name in claimed:
+                continue
             claimed.add(field.name)
             default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
             spelled = next((name for name, own in _FIELDS.items() if own == field.name), field.name)

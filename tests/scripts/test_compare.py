@@ -202,7 +202,12 @@ def test_files_that_options_name_are_known_by_their_content(tmp_path: Path) -> N
         (["seminar"], "output_dir=None: must name the directory"),
         (["seminar", "--output_dir", "x", "--seeds", "one"], "seeds='one': must be whole numbers"),
         (["seminar", "--output_dir", "x", "--seed", "3"], "seed: compare.py decides it"),
-        (["seminar", "--output_dir", "x", "--hiden_size", "3"], "system 'seminar': hiden_size: no such option"),
+        (
+            ["seminar", "--output_dir", "x", "--hiden_size", "3"],
+            "hiden_size: no such option; the nearest is hidden_size",
+        ),
+        (["seminar", "--output_dir", "x", "--lr", "1"], "lr: no such option; here it is called learning_rate"),
+        (["--output_dir"], "output_dir: needs a value, text"),
         (["seminar", "--output_dir", "x", "--dropout", "3"], "dropout=3"),
         (["seminar", "--output_dir", "x", "--dropout", "3", "--dry-run"], "dropout=3"),
     ],

@@ -38,6 +38,7 @@ PATHS |= {
     "lexicon",
     "ensemble",
     "replace_unknown",
+    "unlabelled_file",
 }
 PATHS |= {"imports", "train_file", "test_file", "references", "dataset", "dataset_name", "card", "space", "font"}
 

@@ -6,8 +6,8 @@
 Knowledge distillation at sequence level (Kim and Rush 2016): the student learns the output of the teacher's beam
 search, which is more regular than human translations. TEACHER is a directory that training wrote, or any
 sequence-to-sequence model of the Hub; several directories are an ensemble of models with one vocabulary. Without data
-options the corpus is the teacher's training split. --interpolate N takes, of the N best hypotheses, the one closest to
-the reference.
+options the corpus is the teacher's training split. --unlabelled_file FILE adds sources without targets, one a line.
+--interpolate N takes, of the N best hypotheses, the one closest to the reference, where there is one.
 
 The table keeps the order, the sources and the column names of the corpus, so that the same options read it. The output
 file appears when it is complete; --resume continues an interrupted one. The languages of a multilingual teacher are
@@ -33,6 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--interpolate", type=command_line.at_least(2), metavar="N", help="of the N best, the closest to the reference"
     )
+    parser.add_argument("--unlabelled_file", metavar="FILE", help="further sources, one a line (.jsonl, .gz)")
     parser.add_argument("--source_prefix", default="", help="text before every source, such as a task of T5")
     command_line.add_batch_options(parser)
     command_line.add_generation_options(parser)
@@ -92,9 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.data.arguments import DataArguments
     from hf_rnn_seq2seq.data.corpus import load_corpus
     from hf_rnn_seq2seq.generation.encoding import source_problems
-    from hf_rnn_seq2seq.generation.lines import LineWriter
+    from hf_rnn_seq2seq.generation.lines import LineReader, LineWriter
     from hf_rnn_seq2seq.run_directory import members
-    from hf_rnn_seq2seq.training.distillation import column_names, corpus_options, write_distilled
+    from hf_rnn_seq2seq.training.distillation import column_names, corpus_options, with_unlabelled, write_distilled
 
     command_line.load_libraries()
     chosen = corpus_options(command_line.data_options(arguments, training=True), members(arguments.teachers[0])[0])
@@ -102,10 +103,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "train" not in corpus.splits:
         raise ValueError("the data has no train split")
     rows, header = corpus.splits["train"], column_names(chosen, corpus.description)
+    labelled, fingerprint = len(rows), [corpus.description.get("fingerprint")]
+    if arguments.unlabelled_file is not None:
+        reader = LineReader(arguments.unlabelled_file)
+        rows = with_unlabelled(rows, reader, arguments.unlabelled_file)
+        fingerprint.append(reader.fingerprint())
+        for warning in reader.warnings():
+            print(f"warning: {warning}", file=sys.stderr)
     counts: Counter[str] = Counter()
     teach, teachers, tokenizer = load_teacher(arguments, counts)
     writing = {"resume": arguments.resume, "overwrite": arguments.overwrite}
-    writing["identity"] = identity(arguments, corpus.description.get("fingerprint"), teachers, tokenizer)
+    writing["identity"] = identity(arguments, fingerprint, teachers, tokenizer)
     with (
         LineWriter(arguments.output_file, **writing) as writer,
         tqdm(total=len(rows), unit=" rows", desc="distilling", disable=arguments.disable_tqdm or None) as bar,
@@ -114,5 +122,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             bar.update(done - bar.n)
     for problem in source_problems(counts):
         print(f"warning: {problem}", file=sys.stderr)
-    print(f"{arguments.output_file}: {len(rows)} rows; {corpus.left_out('train')}", file=sys.stderr)
+    further = f" and {len(rows) - labelled} unlabelled sources" if len(rows) > labelled else ""
+    print(f"{arguments.output_file}: {labelled} rows{further}; {corpus.left_out('train')}", file=sys.stderr)
     return 0

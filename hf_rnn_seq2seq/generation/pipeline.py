@@ -1,19 +1,21 @@
 """`pipeline("rnn-translation", model=...)`: texts in, translations out; transformers reserves its own task names."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM, Pipeline
+from transformers import AutoModelForSeq2SeqLM, Pipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
 from hf_rnn_seq2seq.generation.attention import hard_alignment
 from hf_rnn_seq2seq.model.pretrained import why_not_finite
 from hf_rnn_seq2seq.model.search_options import end_tokens, generation_values
+from hf_rnn_seq2seq.run_directory import load_ensemble, members
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +25,10 @@ FACTS = ("text", "truncated", "unknown")
 
 
 class RnnTranslationPipeline(Pipeline):
-    """Translates texts with a model of this package, in batches.
+    """Translates texts with a model of this package, or with an ensemble of them, in batches.
 
-    A call takes a text or a list of texts (or anything that a transformers pipeline iterates over) and these options.
+    `model` is a checkpoint, or the directory of an ensemble that `train.py --num_seeds` wrote. A call takes
+    a text or a list of texts (or anything that a transformers pipeline iterates over) and these options.
 
     Args:
         n_best: hypotheses per text, the same as `num_return_sequences`. The search then has at least this many
@@ -39,15 +42,24 @@ class RnnTranslationPipeline(Pipeline):
     Returns:
         for each text a dictionary, or a list of them, best first, if several hypotheses are requested:
         `translation_text`, `score` (hypotheses are ranked by it), `log_probability` (the model's, without the changes
-        that processors make to the scores); with `return_alignments` also `source_tokens`, `target_tokens`, `attention`
-        (target rows, source columns) and `alignment` ([source, target] positions). A text of white space translates to
-        "". A warning counts texts that were cut, and texts of unknown tokens only.
+        that processors make to the scores; of an ensemble the mean of the models') and `probability`, its exponential;
+        with `return_alignments` also `source_tokens`, `target_tokens`, `attention` (target rows, source columns) and
+        `alignment` ([source, target] positions). A text of white space translates to "". A warning counts texts that
+        were cut, and texts of unknown tokens only.
     """
 
     _load_tokenizer = True
     _load_processor = False
     _load_feature_extractor = False
     _load_image_processor = False
+
+    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self._ensemble: dict[str, Any] = {}
+        first, *others = members(model.name_or_path) if model.name_or_path else [""]
+        if others:
+            options = {"device": str(self.device), "dtype": str(model.dtype).removeprefix("torch.")}
+            self._ensemble["ensemble"] = load_ensemble(others, first, model, self.tokenizer, **options)
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(inputs, list | tuple) and not inputs:
@@ -96,7 +108,7 @@ class RnnTranslationPipeline(Pipeline):
     def _forward(self, inputs: dict[str, Any], return_alignments: bool = False, **generation: Any) -> dict[str, Any]:
         facts = {name: inputs.pop(name) for name in FACTS}
         rows = len(inputs["input_ids"])
-        options = {**generation, "return_dict_in_generate": True}
+        options = {**self._ensemble, **generation, "return_dict_in_generate": True}
         settings = generation_values(self.model.generation_config, options.get("generation_config"), options)
         returned = settings["num_return_sequences"] or 1
         if returned > (settings["num_beams"] or 1) and not settings["do_sample"] and "num_beams" not in options:
@@ -165,7 +177,7 @@ class RnnTranslationPipeline(Pipeline):
         if not text.strip():
             empty: dict[str, Any] = {"translation_text": ""} if return_text else {}
             empty |= {"translation_token_ids": outputs["sequence"].new_empty(0)} if return_tensors else {}
-            empty |= {"score": 0.0, "log_probability": 0.0}
+            empty |= {"score": 0.0, "log_probability": 0.0, "probability": 1.0}
             return [empty] if several else empty
         rows = []
         for number, length in enumerate(outputs["length"][0].tolist()):
@@ -180,6 +192,7 @@ class RnnTranslationPipeline(Pipeline):
             if return_tensors:
                 row["translation_token_ids"] = ids
             row |= {name: float(outputs[name][0, number]) for name in ("score", "log_probability")}
+            row["probability"] = math.exp(row["log_probability"])
             if "attention" in outputs:
                 width = int(outputs["source_length"].flatten()[0])
                 weights = outputs["attention"][0, number, :length, :width]
@@ -229,9 +242,19 @@ def _lengths(produced: Tensor, settings: dict[str, Any]) -> Tensor:
     return torch.where(ends.any(1), first, unpadded)
 
 
+class _Checkpoint(AutoModelForSeq2SeqLM):
+    """What `pipeline("rnn-translation", model=NAME)` loads: the checkpoint, or the first one of an ensemble."""
+
+    @classmethod
+    def from_pretrained(cls, name: str, *args: Any, **options: Any) -> PreTrainedModel:
+        model = AutoModelForSeq2SeqLM.from_pretrained(members(name)[0], *args, **options)
+        model.name_or_path = name
+        return model
+
+
 def register() -> None:
     """Registers `pipeline("rnn-translation", ...)`."""
     if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
         PIPELINE_REGISTRY.register_pipeline(
-            TASK, pipeline_class=RnnTranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
+            TASK, pipeline_class=RnnTranslationPipeline, pt_model=_Checkpoint, type="text"
         )

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.generation.lines import LineWriter
@@ -102,6 +102,29 @@ def column_names(options: Mapping[str, Any], description: Mapping[str, Any]) -> 
     if any(name is None or str(name).isdecimal() for name in names):
         return "source", "target"
     return str(names[0]), str(names[1])
+
+
+def with_unlabelled(rows: Dataset, lines: Iterable[str], name: str) -> Dataset:
+    """The `rows`, and after them a row without a target for each further source among the `lines` of the file `name`.
+
+    Blank lines, and lines that are a source already, are left out.
+
+    Raises:
+        DataError: a line with a tab, which would be a column of the distilled table; or no further source.
+    """
+    known = set(rows["source"])
+    further: dict[str, None] = {}
+    for number, line in enumerate(lines, start=1):
+        if "\t" in line:
+            raise DataError(
+                f"unlabelled_file={name!r}: line {number} has a tab; give one source a line, without targets"
+            )
+        if line.strip() and line not in known:
+            further[line] = None
+    if not further:
+        raise DataError(f"unlabelled_file={name!r}: holds no source that the corpus lacks; leave it out")
+    columns = {"source": list(further), "target": [""] * len(further)}
+    return concatenate_datasets([rows.select_columns(list(columns)), Dataset.from_dict(columns)])
 
 
 def write_distilled(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from hf_rnn_seq2seq.training.experiments import Run, prepare, report, train
 def train_seeds(options: RunOptions) -> bool:
     """Trains `num_seeds` models in `output_dir`/seed-K, and names them in `output_dir`/ensemble.json.
 
-    The first seed is `seed`. As many run at a time as the cores allow with `cpu_threads` (default: 1) each. The same
-    command continues: finished runs are kept, stopped ones are resumed.
+    Beside it are the configuration and the tokenizer of the first, which `pipeline(model=output_dir)` reads before
+    anything else. The first seed is `seed`. As many run at a time as the cores allow with `cpu_threads` (default: 1)
+    each. The same command continues: finished runs are kept, stopped ones are resumed.
 
     Returns:
         whether all are finished.
@@ -47,7 +49,12 @@ def train_seeds(options: RunOptions) -> bool:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if all(finished):
+        first = folder / runs[0].folder
+        for path in [first / "config.json", *first.glob("*token*.json")]:
+            shutil.copy(path, folder)
         members = {"members": [run.folder for run in runs]}
         write_atomically(folder / ENSEMBLE, json.dumps(members) + "\n")
-        report(f"{folder}: {len(runs)} models; translate.py, evaluate_bleu.py and distill.py take it as an ensemble")
+        report(
+            f"{folder}: {len(runs)} models; pipeline(), translate.py, evaluate_bleu.py and distill.py take it as one"
+        )
     return all(finished)

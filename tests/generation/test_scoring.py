@@ -229,7 +229,7 @@ def test_the_pipeline_gives_what_the_search_gives(loaded: tuple[Any, Any], check
     found = translator(texts, batch_size=3, max_new_tokens=8)
     for text, row in zip(texts, found, strict=True):
         if not text.strip():
-            assert row == {"translation_text": "", "score": 0.0, "log_probability": 0.0}
+            assert row == {"translation_text": "", "score": 0.0, "log_probability": 0.0, "probability": 1.0}
             continue
         wanted = model.generate(**tokenizer([text], return_tensors="pt"), num_beams=3, max_new_tokens=8)[0]
         assert row["translation_text"] == tokenizer.decode(wanted, skip_special_tokens=True)

@@ -1,12 +1,14 @@
 """Words to pronunciations, forms and other scripts, by the recipes, from files as the shared tasks publish them."""
 
 import json
+import math
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import pipeline
 
 from tests.helpers import warm
 from tests.helpers.script_runs import run
@@ -116,15 +118,23 @@ def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:
     options = [word for name, value in TOY.items() for word in (f"--{name}", value)]
     command = [ROOT / "scripts" / "train.py", RECIPES / "g2p.yaml", *words, *options, "--max_steps", 20]
     command = [*warm.python(), *map(str, command)]
-    for message in ("2 models; translate.py", "seed-43: finished earlier"):
+    for message in ("2 models; pipeline()", "seed-43: finished earlier"):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0 and message in done.stderr, done.stderr
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {"seed-42", "seed-43", "logs", "ensemble.json"}
+    assert {path.name for path in (tmp_path / "two").iterdir() if path.is_dir()} == {"seed-42", "seed-43", "logs"}
     names = [str(tmp_path / "two" / f"seed-{seed}") for seed in (42, 43)]
     models = [load_file(Path(name) / "model.safetensors") for name in names]
     assert not torch.equal(models[0]["lm_head.weight"], models[1]["lm_head.weight"])
     both = run("translate.py", names[0], "--ensemble", names[1], "--scores", stdin=b"hat\ntac\n")
     assert run("translate.py", tmp_path / "two", "--scores", stdin=b"hat\ntac\n").stdout == both.stdout
+    n_best = run("translate.py", tmp_path / "two", *("--n_best", 3, "--num_beams", 3, "--scores"), stdin=b"hat\n")
+    texts = n_best.stdout.decode().rstrip("\n").split("\t")
+    for model in (tmp_path / "two", str(tmp_path / "two")):
+        rows = pipeline("rnn-translation", model=model, device="cpu")("hat", n_best=3)
+        assert [row["translation_text"] for row in rows] == texts[::2]
+        found = [row["log_probability"] for row in rows]
+        assert found == pytest.approx([float(text) for text in texts[1::2]], abs=1e-3)
+        assert [row["probability"] for row in rows] == pytest.approx([math.exp(value) for value in found])
     for name in (tmp_path / "two", names[0]):
         done = run("evaluate_bleu.py", name, "--json", tmp_path / f"{Path(name).name}.json")
         assert done.returncode == 0, done.stderr.decode()

@@ -80,11 +80,14 @@ def test_an_interrupted_table_is_continued(teacher: Path, tmp_path: Path) -> Non
     fingerprint = load_corpus(DataArguments(**chosen), splits=("train",)).description["fingerprint"]
     with (
         pytest.raises(KeyboardInterrupt),
-        LineWriter(str(output), identity=identity(arguments, fingerprint, [model], tokenizer)) as writer,
+        LineWriter(str(output), identity=identity(arguments, [fingerprint], [model], tokenizer)) as writer,
     ):
         writer.write([whole[0].rstrip("\n"), "marked\trow"])
         writer._file.write(b"half a ro")
         raise KeyboardInterrupt
+    (tmp_path / "words.txt").write_text("days three")
+    refused = run("distill.py", *words, "--resume", "--unlabelled_file", tmp_path / "words.txt")
+    assert refused.returncode == 2 and b"was made with another corpus" in refused.stderr, refused.stderr
     refused = run("distill.py", *words, "--resume", "--num_beams", 2)
     assert refused.returncode == 2 and b"was made with another num_beams" in refused.stderr
     other = save_checkpoint(tmp_path / "other", tiny_rnn(tokenizer, cell_type="gru"), tokenizer)
@@ -120,6 +123,29 @@ def test_interpolation_takes_the_hypothesis_closest_to_the_reference(teacher: Pa
     assert sum(map(str.__ne__, wanted, translations(teacher, SOURCES, num_beams=4))) >= 3
     refused = run("distill.py", teacher, "--num_beams", 2, "--interpolate", 3, "--output_file", tmp_path / "x.tsv")
     assert refused.returncode == 2 and b"n_best is 3; allowed: 1 to the number of beams (2)" in refused.stderr
+
+
+def test_sources_without_a_target_follow_the_corpus(teacher: Path, tmp_path: Path) -> None:
+    """Each once, without blank lines and those of the corpus; --interpolate takes the teacher's best for them."""
+    new, output = ["days three", "in days"], tmp_path / "more.tsv"
+    (tmp_path / "words.txt").write_text("\n".join([new[0], SOURCES[0], "", new[1], new[0]]), encoding="utf-8")
+    words = ("--num_beams", 3, "--unlabelled_file", tmp_path / "words.txt", "--output_file", output)
+    assert run("distill.py", teacher, "--num_beams", 3, "--output_file", tmp_path / "few.tsv").returncode == 0
+    for further in ((), ("--interpolate", 3, "--overwrite")):
+        result = run("distill.py", teacher, *words, *further)
+        assert result.returncode == 0 and b"8 rows and 2 unlabelled sources" in result.stderr, result.stderr
+        assert table(output)[9:] == [
+            list(row) for row in zip(new, translations(teacher, new, num_beams=3), strict=True)
+        ]
+        if not further:
+            assert table(output)[:9] == table(tmp_path / "few.tsv")
+    for text, message in (
+        ("a\tb\n", b"words.txt': line 1 has a tab; give one source a line"),
+        (f"{SOURCES[1]}\n\n", b"words.txt': holds no source that the corpus lacks"),
+    ):
+        (tmp_path / "words.txt").write_text(text)
+        refused = run("distill.py", teacher, *words)
+        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
 
 
 def test_ensembles_and_teachers_of_other_families(teacher: Path, tmp_path: Path) -> None:

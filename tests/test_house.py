@@ -48,7 +48,7 @@ EXPORTS = {
 LAYERS = [
     {"departures", "dropout", "matmul", "presets", "search_options"},
     {"config_checks", "scan_cells"},
-    {"own_code"},
+    {"foreign_encoder", "own_code"},
     {"configuration_rnn_seq2seq"},
     {"coverage", "entmax", "loss", "readout", "scheduled_sampling"},
     {"attention", "recurrence"},

@@ -114,6 +114,23 @@ HARD_ATTENTION = {
     "attention_normalization": ("softmax", "a position without weight would have no gradient"),
 }
 
+# What a foreign encoder excludes: the only value of each field that it allows, and the reason.
+FOREIGN_ENCODER = {
+    "share_encoder_decoder_embeddings": (False, "the source's word vectors are its own"),
+    "word_dropout": (0, "its words are its own"),
+}
+
+# Without recurrent layers there is nothing that these fields describe.
+NO_LAYERS = {
+    "encoder_hidden_size": None,
+    "bidirectional": "all",
+    "reverse_source": False,
+    "encoder_transition_depth": 1,
+}
+
+# The regions of a picture have no order from left to right.
+PICTURES = {"attention_window": "global", "attention_alignment": ("soft", "hard"), "copy_mechanism": False}
+
 
 class ConfigChecks:
     """The checks of `RnnSeq2SeqConfig`: each method `validate_...` runs when a config is made, and raises `ConfigError`."""
@@ -124,7 +141,7 @@ class ConfigChecks:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{name}={value!r}: must be a finite number")
         positive = ("vocab_size", "source_vocab_size", "embedding_size", "hidden_size", "encoder_hidden_size")
-        positive += ("encoder_layers", "decoder_layers", "encoder_transition_depth", "decoder_transition_depth")
+        positive += ("decoder_layers", "encoder_transition_depth", "decoder_transition_depth")
         positive += ("decoder_upper_transition_depth", "context_size", "attention_size", "num_attention_heads")
         positive += ("attention_window_size", "max_source_positions", "residual_start", "readout_size")
         positive += ("initializer_range", "logits_memory_mb", "coverage_size")
@@ -132,6 +149,9 @@ class ConfigChecks:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name}={value!r}: must be greater than 0")
+        if self.encoder_layers < (1 if self.encoder is None else 0):
+            rule = "must be greater than 0" if self.encoder is None else "must be 0 or more"
+            raise ConfigError(f"encoder_layers={self.encoder_layers}: {rule}")
         rates = ("dropout", "recurrent_dropout", "weight_drop", "zoneout", "zoneout_cell", "word_dropout")
         for name in (*rates, "label_smoothing"):
             value = getattr(self, name)
@@ -142,7 +162,7 @@ class ConfigChecks:
             for token in value if isinstance(value, list) else [value]:
                 if token is not None and not 0 <= token < self.vocab_size:
                     raise ConfigError(f"{name}={value!r}: must be in [0, vocab_size={self.vocab_size})")
-        if self.pad_token_id is not None and self.pad_token_id >= self.source_vocab_size:
+        if self.encoder is None and self.pad_token_id is not None and self.pad_token_id >= self.source_vocab_size:
             raise ConfigError(
                 f"pad_token_id={self.pad_token_id}: must be in [0, source_vocab_size={self.source_vocab_size}), "
                 "both vocabularies share it"
@@ -193,6 +213,43 @@ class ConfigChecks:
                 "or more"
             )
 
+    def validate_foreign_encoder(self) -> None:
+        """A foreign encoder fits the options that read the source."""
+        if self.encoder is None:
+            if self.freeze_encoder:
+                raise ConfigError("freeze_encoder=True: there is no encoder to freeze; set encoder")
+            return
+        kind = f"encoder={self.encoder.model_type!r}"
+        for name, (allowed, reason) in FOREIGN_ENCODER.items():
+            if (value := getattr(self, name)) != allowed:
+                raise ConfigError(f"{name}={value!r}: not with {kind}, {reason}; must be {allowed!r}")
+        if self.source_vocab_size != self.foreign_vocab_size:
+            raise ConfigError(
+                f"source_vocab_size={self.source_vocab_size!r}: {kind} has a vocabulary of {self.foreign_vocab_size}; leave it out"
+            )
+        if self.reads_images:
+            for name, allowed in PICTURES.items():
+                values = allowed if isinstance(allowed, tuple) else (allowed,)
+                if (value := getattr(self, name)) not in values:
+                    raise ConfigError(
+                        f"{name}={value!r}: not with {kind}, which reads pictures: regions have no order from left to right "
+                        f"and are no words; must be {' or '.join(map(repr, values))}"
+                    )
+        if self.encoder_layers:
+            return
+        for name, allowed in NO_LAYERS.items():
+            if (value := getattr(self, name)) != allowed:
+                raise ConfigError(f"{name}={value!r}: encoder_layers=0 has no recurrent layer; must be {allowed!r}")
+        if self.bridge not in ("mean", "zero"):
+            raise ConfigError(
+                f"bridge={self.bridge!r}: reads the final states of a recurrent layer, encoder_layers=0 has none; must be 'mean' "
+                "or 'zero'"
+            )
+        if self.context == "every_step":
+            raise ConfigError(
+                "context='every_step': is the final state of a recurrent layer, encoder_layers=0 has none; set encoder_layers=1"
+            )
+
     def validate_attention(self) -> None:
         """The score is known and fits sizes, window and heads."""
         if self.attention_type not in (known := {*ATTENTION_NAMES, *REGISTERED}):
@@ -209,8 +266,8 @@ class ConfigChecks:
             return
         if self.attention_type in ("dot", "scaled_dot") and self.encoder_output_size != self.hidden_size:
             raise ConfigError(
-                f"attention_type={self.attention_type!r}: the encoder's states ({self.encoder_output_size} wide: "
-                f"encoder_hidden_size times directions) must be as wide as hidden_size={self.hidden_size}"
+                f"attention_type={self.attention_type!r}: the encoder's states ({self.encoder_output_size} wide"
+                f"{': encoder_hidden_size times directions' if self.encoder_layers else ''}) must be as wide as hidden_size={self.hidden_size}"
             )
         if self.attention_type == "location" and self.max_source_positions is None:
             raise ConfigError("max_source_positions=None: attention_type='location' needs the longest source length")
@@ -332,6 +389,8 @@ class ConfigChecks:
 
     def validate_bridge(self) -> None:
         """The encoder computes what the bridge reads."""
+        if not self.encoder_layers:
+            return
         if self.bridge == "backward_tanh" and self.encoder_directions(self.encoder_layers) != 2:
             raise ConfigError(f"bridge='backward_tanh': needs a bidirectional top layer, not {self.bidirectional!r}")
         if self.bridge == "backward_tanh" and self.bidirectional == "alternating":

@@ -9,9 +9,11 @@ from typing import Literal
 from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
 
 from huggingface_hub.dataclasses import strict
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 from .config_checks import MULTI_HEAD_NAMES, REGISTERED, ConfigChecks, ConfigError, plain_errors
+from .foreign_encoder import EncoderKind, encoder_config, encoder_kind
 from .own_code import carry_own_code
 from .presets import PRESETS
 
@@ -32,12 +34,17 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
 
     Args:
         vocab_size: Size of the TARGET vocabulary; `generate()` reshapes logits with it.
-        source_vocab_size: Size of the source vocabulary; None means the target's.
+        source_vocab_size: Size of the source vocabulary; None means the target's, or that of `encoder`, which is None for
+            pictures.
         embedding_size: Width of the word vectors of both sides.
         hidden_size: Width of a decoder layer's state.
         encoder_hidden_size: Width of an encoder layer's state, per direction. None means `hidden_size` divided by
             the directions of the top layer, so that the states the decoder reads are `hidden_size` wide.
-        encoder_layers: Number of encoder layers.
+        encoder_layers: Number of recurrent encoder layers. 0, with `encoder` only: the decoder reads its states raw, and the
+            bridge is `mean` or `zero`.
+        encoder: None, or the configuration (or its dict) of any built-in model of transformers that reads token ids or
+            pixels. Its states take the place of the source's word vectors.
+        freeze_encoder: The `encoder` is not trained: no gradient, and evaluation mode also in training.
         decoder_layers: Number of decoder layers.
         cell_type: `lstm` (Hochreiter and Schmidhuber 1997), `gru` (Cho 2014), `rnn_tanh` or `rnn_relu` (Elman 1990).
         gru_reset: Where the GRU's reset gate acts: `after` the recurrent product (cuDNN, `nn.GRU`) or `before` it
@@ -154,6 +161,8 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     model_type = "rnn_seq2seq"
     keys_to_ignore_at_inference = ["cache"]
     attribute_map = {"num_hidden_layers": "encoder_layers"}
+    # The model type is that of a dict without one, which `encoder_config` refuses before.
+    sub_configs_defaults = {"encoder": SubConfigSpec(AutoConfig, model_type="bert", optional=True)}
 
     vocab_size: int = 8000
     source_vocab_size: int | None = None
@@ -161,6 +170,8 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     hidden_size: int = 512
     encoder_hidden_size: int | None = None
     encoder_layers: int = 1
+    encoder: PreTrainedConfig | dict | None = None
+    freeze_encoder: bool = False
     decoder_layers: int = 1
     cell_type: Literal["lstm", "gru", "rnn_tanh", "rnn_relu"] = "lstm"
     gru_reset: Literal["after", "before"] = "after"
@@ -233,9 +244,11 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         self._refuse_unknown(kwargs)
         if self.attention_type == "concat":
             self.attention_type = "additive"
+        if self.encoder is not None:
+            self.encoder = encoder_config(self.encoder)
         if self.source_vocab_size is None:
-            self.source_vocab_size = self.vocab_size
-        if self.encoder_hidden_size is None:
+            self.source_vocab_size = self.foreign_vocab_size if self.encoder else self.vocab_size
+        if self.encoder_hidden_size is None and self.encoder_layers:
             self.encoder_hidden_size = max(1, self.hidden_size // self.encoder_directions(self.encoder_layers))
         if self.decoder_upper_transition_depth is None:
             self.decoder_upper_transition_depth = self.decoder_transition_depth
@@ -308,8 +321,30 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         return 2 if both else 1
 
     @property
+    def encoder_kind(self) -> EncoderKind | None:
+        """What the foreign `encoder` reads, and the width of its states; None without one."""
+        return None if self.encoder is None else encoder_kind(self.encoder)
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the source is a picture."""
+        return self.encoder is not None and self.encoder_kind.input_name == "pixel_values"
+
+    @property
+    def foreign_vocab_size(self) -> int | None:
+        """Size of the vocabulary of the foreign `encoder`; None if it reads pictures."""
+        return None if self.reads_images else self.encoder.vocab_size
+
+    @property
+    def source_width(self) -> int:
+        """Width of the vectors that the recurrent encoder reads: word vectors, or the states of `encoder`."""
+        return self.embedding_size if self.encoder is None else self.encoder_kind.width
+
+    @property
     def encoder_output_size(self) -> int:
         """Width of the encoder states that the decoder reads."""
+        if not self.encoder_layers:
+            return self.source_width
         return self.encoder_hidden_size * self.encoder_directions(self.encoder_layers)
 
     def _refuse_unknown(self, kwargs: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .dropout import drop, drop_words
+from .foreign_encoder import ForeignEncoder
 from .recurrence import RecurrentLayer
 
 
@@ -23,7 +24,7 @@ class RnnEncoderOutput(ModelOutput):
 
     Args:
         last_hidden_state: (batch, source, directions x hidden), zero at padding.
-        hidden_states: word vectors and each layer's states, with `output_hidden_states`.
+        hidden_states: word vectors (or the states of a foreign encoder) and each layer's states, with `output_hidden_states`.
         final_state: (batch, layers, directions, hidden), the state after each direction's last word; the second
             direction of a one-way layer is zero.
         final_cell: the same for the LSTM's cell, None for other cells.
@@ -85,7 +86,7 @@ class RnnEncoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: RnnSeq2SeqConfig, layer: int) -> None:
         super().__init__()
-        below = config.embedding_size
+        below = config.source_width
         # Two stacks that alternate their direction (Zhou 2016; Miceli Barone 2017, section 2.2.1), each reads its own output.
         self.alternating = config.bidirectional == "alternating" and layer > 1
         self.swapped = self.alternating and layer % 2 == 0
@@ -135,21 +136,28 @@ class RnnEncoderLayer(GradientCheckpointingLayer):
 
 
 class RnnEncoder(nn.Module):
-    """Word vectors and a stack of recurrent layers."""
+    """Word vectors, or the states of a foreign encoder, and a stack of recurrent layers."""
 
     main_input_name = "input_ids"
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.source_vocab_size, config.embedding_size, config.pad_token_id)
+        self.foreign = None if config.encoder is None else ForeignEncoder(config.encoder, config.freeze_encoder)
+        if self.foreign is None:
+            self.embed_tokens = nn.Embedding(config.source_vocab_size, config.embedding_size, config.pad_token_id)
+        else:
+            self.main_input_name = self.foreign.kind.input_name
         self.layers = nn.ModuleList(RnnEncoderLayer(config, layer + 1) for layer in range(config.encoder_layers))
 
     def get_input_embeddings(self) -> nn.Embedding:
-        return self.embed_tokens
+        return self.embed_tokens if self.foreign is None else self.foreign.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embed_tokens = value
+        if self.foreign is None:
+            self.embed_tokens = value
+        else:
+            self.foreign.model.set_input_embeddings(value)
 
     def forward(
         self,
@@ -158,30 +166,38 @@ class RnnEncoder(nn.Module):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        pixel_values: Tensor | None = None,
         **kwargs: object,
     ) -> RnnEncoderOutput | tuple:
         """Reads a batch of sources.
 
         Args:
             input_ids: (batch, source), or
-            inputs_embeds: (batch, source, embedding).
-            attention_mask: (batch, source), nonzero at real words. None: every word that is not the pad token.
+            inputs_embeds: (batch, source, width) in the place of the word vectors: of a foreign encoder its states, for
+                example computed once and stored; or
+            pixel_values: (batch, channels, height, width), with a foreign encoder that reads pictures.
+            attention_mask: (batch, source), nonzero at real words. None: every word that is not the pad token. Pictures
+                have no padding: it is not read.
             output_hidden_states: also return word vectors and each layer's states.
             return_dict: False for a plain tuple.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds` given, an id outside the vocabulary, or
-                shapes that do not fit.
+            ValueError: not exactly one source given, an id outside the vocabulary, or shapes that do not fit.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        self._check_source(input_ids, inputs_embeds, pixel_values)
+        if pixel_values is not None:
+            inputs_embeds, attention_mask = self.foreign(pixel_values=pixel_values), None
         mask = self._mask(input_ids, inputs_embeds, attention_mask)
         config, order = self.config, ReadingOrder(mask)
-        states = self._embed(input_ids, inputs_embeds)
         # An exported graph must work for every batch, so it must not depend on the values of this one.
         ragged = torch.compiler.is_compiling() or not (mask.device.type == "cpu" and bool(mask.all()))
-        if ragged:
-            states = order.to_front(states)
+        if inputs_embeds is not None or self.foreign is None:
+            states = self._embed(input_ids, inputs_embeds)
+            states = order.to_front(states) if ragged else states
+        else:
+            # Its positions count from the first word, wherever the padding is.
+            ids = input_ids.gather(1, order.index) if ragged else input_ids
+            states = self._embed(None, self.foreign(ids, order.front))
         if config.reverse_source:
             states = order.flip(states)
         lengths = order.read_lengths if ragged else None
@@ -199,12 +215,22 @@ class RnnEncoder(nn.Module):
             hidden_states=(
                 tuple(self._restore(each, order, ragged) for each in layer_states) if output_hidden_states else None
             ),
-            final_state=torch.stack(finals, 1) * present,
-            final_cell=torch.stack(cells, 1) * present if cells[0] is not None else None,
+            final_state=torch.stack(finals, 1) * present if finals else None,
+            final_cell=torch.stack(cells, 1) * present if cells and cells[0] is not None else None,
             source_mask=mask,
             source_ids=input_ids if config.copy_mechanism else None,
         )
         return output if return_dict is not False else output.to_tuple()
+
+    def _check_source(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, pixel_values: Tensor | None
+    ) -> None:
+        """Exactly one source is given, and the encoder reads it."""
+        if sum(given is not None for given in (input_ids, inputs_embeds, pixel_values)) != 1:
+            raise ValueError(f"give exactly one of {self.main_input_name} and inputs_embeds")
+        other = "input_ids" if pixel_values is None else "pixel_values"
+        if inputs_embeds is None and other != self.main_input_name:
+            raise ValueError(f"{other}: this model's encoder reads {self.main_input_name}")
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """Word vectors (batch, source, embedding) with the dropout of training."""
@@ -242,6 +268,8 @@ class RnnEncoder(nn.Module):
                     f"{tuple(given.shape[:2])}"
                 )
             return attention_mask.bool()
+        if input_ids is not None and self.foreign is not None:
+            return self.foreign.mask(input_ids)
         if input_ids is None or self.config.pad_token_id is None:
             return torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
         return input_ids != self.config.pad_token_id

@@ -126,6 +126,7 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__(config)
         self.encoder = RnnEncoder(config)
+        self.main_input_name = self.encoder.main_input_name
         self.bridge = Bridge(config)
         self.decoder = RnnDecoder(config)
         if config.share_encoder_decoder_embeddings:
@@ -139,10 +140,10 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         return self.decoder
 
     def get_input_embeddings(self) -> nn.Embedding:
-        return self.encoder.embed_tokens
+        return self.encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.encoder.embed_tokens = value
+        self.encoder.set_input_embeddings(value)
         if self.config.share_encoder_decoder_embeddings:
             self.decoder.embed_tokens = value
 
@@ -162,12 +163,15 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        pixel_values: Tensor | None = None,
         **kwargs: object,
     ) -> Seq2SeqModelOutput | tuple:
         """Reads a source and the target words before each position.
 
         Args:
-            input_ids: (batch, source) or `inputs_embeds` (batch, source, embedding), or `encoder_outputs`.
+            input_ids: (batch, source), or `inputs_embeds` (batch, source, embedding; of a foreign encoder its states), or
+                `encoder_outputs`, or
+            pixel_values: (batch, channels, height, width), with an encoder that reads pictures.
             attention_mask: (batch, source), nonzero at real words; None means every word that is not the pad token.
             decoder_input_ids: (batch, target) or `decoder_inputs_embeds` (batch, target, embedding). None: the source
                 shifted right by one, as in denoising models; needs vocabularies of one size.
@@ -200,8 +204,10 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
             raise ValueError(f"cache of type {type(cache).__name__}: must be an RnnSeq2SeqCache or None")
         cache = RnnSeq2SeqCache() if cache is None else cache
         source = None
-        if any(given is not None for given in (encoder_outputs, input_ids, inputs_embeds)) or not cache.is_initialized:
-            source = self.encode(input_ids, attention_mask, inputs_embeds, encoder_outputs, output_hidden_states)
+        given = (input_ids, attention_mask, inputs_embeds, encoder_outputs, output_hidden_states, pixel_values)
+        sources = (encoder_outputs, input_ids, inputs_embeds, pixel_values)
+        if any(one is not None for one in sources) or not cache.is_initialized:
+            source = self.encode(*given)
         if fresh := not cache.is_initialized:
             self.start_cache(cache, source)
         words = self.target_words(decoder_input_ids, decoder_inputs_embeds, input_ids)
@@ -233,10 +239,13 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         output_hidden_states: bool | None = None,
+        pixel_values: Tensor | None = None,
     ) -> RnnEncoderOutput:
         """Runs the encoder unless `encoder_outputs` are given; arguments as `forward`."""
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, output_hidden_states)
+            encoder_outputs = self.encoder(
+                input_ids, attention_mask, inputs_embeds, output_hidden_states, pixel_values=pixel_values
+            )
         return self.encoder_output(encoder_outputs, attention_mask, input_ids)
 
     @staticmethod
@@ -308,6 +317,8 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
             )
         if embeds is not None or ids is not None:
             return ids
+        if self.config.encoder is not None:
+            raise ValueError("give decoder_input_ids or labels: source ids are words of the encoder's own vocabulary")
         if source_ids is None:
             raise ValueError("give decoder_input_ids, decoder_inputs_embeds or input_ids")
         if self.config.source_vocab_size != self.config.vocab_size:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
@@ -51,6 +51,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__(config)
         self.model = RnnSeq2SeqModel(config)
+        self.main_input_name = self.model.main_input_name
         self.lm_head = Linear(config.readout_width, config.vocab_size, bias=config.output_bias)
         self._tied_weights_keys = self._ties() or None
         self.post_init()
@@ -121,6 +122,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         skip_logits: bool = False,
         alignments: Tensor | None = None,
         output_figures: bool = False,
+        pixel_values: Tensor | None = None,
         **kwargs: object,
     ) -> RnnSeq2SeqLMOutput | tuple:
         """As `RnnSeq2SeqModel.forward`, and scores the vocabulary.
@@ -156,6 +158,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
             "inputs_embeds": inputs_embeds,
             "encoder_outputs": encoder_outputs,
             "output_hidden_states": output_hidden_states,
+            "pixel_values": pixel_values,
         }
         if labels is not None:
             use_cache = False
@@ -348,6 +351,15 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
             if generation_config.is_assistant:
                 model_kwargs["cache"].activate_past_recording()
 
+    def _prepare_attention_mask_for_generation(
+        self, inputs_tensor: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, object]
+    ) -> Tensor:
+        """As in transformers; but the pad token of a foreign encoder's words is its own."""
+        foreign = self.model.encoder.foreign
+        if foreign is None or foreign.reads_images or inputs_tensor.is_floating_point():
+            return super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)
+        return foreign.mask(inputs_tensor).long()
+
     def _expand_inputs_for_generation(self, *args: object, **kwargs: object) -> tuple[Tensor, dict[str, object]]:
         """Repeats rows for beams in a copy of the encoder's output; transformers would write into the caller's."""
         if isinstance(kwargs.get("encoder_outputs"), dict):
@@ -374,5 +386,6 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
             )
         inputs = {key: value for key, value in kwargs.items() if key not in ("is_first_iteration", "labels")}
         if inputs.get("encoder_outputs") is not None:
-            inputs.pop("inputs_embeds", None)
+            for name in ("inputs_embeds", "pixel_values"):
+                inputs.pop(name, None)
         return {"decoder_input_ids": input_ids[:, read:], "cache": cache, **inputs}

@@ -77,6 +77,9 @@ class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
                 f"device_map={kwargs.get('device_map')!r}: leaves {offloaded[0]} (one of {len(offloaded)} weights) outside its "
                 "device's memory; a recurrent model is loaded whole, on one device or over several with room for it"
             )
+        # Loading makes new parameters, which all have a gradient.
+        if model.config.freeze_encoder:
+            model.base_model.encoder.foreign.requires_grad_(False)
         return loaded
 
     def save_pretrained(self, save_directory: str, *args: object, **kwargs: object) -> None:
@@ -113,6 +116,7 @@ class VocabularyMixin:
         config = self.config
         if new_num_tokens is None and pad_to_multiple_of is None:
             return self.get_input_embeddings()
+        self._require_own_words("call resize_target_embeddings")
         source_size, target_size = config.source_vocab_size, config.vocab_size
         growth = 0 if new_num_tokens is None else new_num_tokens - source_size
         if growth < 0 and source_size != target_size:
@@ -132,6 +136,7 @@ class VocabularyMixin:
         Raises:
             ConfigError: the two vocabularies are shared, or `copy_mechanism` makes them one.
         """
+        self._require_own_words("only resize_target_embeddings can be called")
         self._require_two_vocabularies()
         self._resize_source(new_num_tokens, None, mean_resizing)
         return self.base_model.encoder.embed_tokens
@@ -147,6 +152,10 @@ class VocabularyMixin:
         self._resize_target(new_num_tokens, None, mean_resizing)
         self.tie_weights()
         return self.base_model.decoder.embed_tokens
+
+    def _require_own_words(self, mend: str) -> None:
+        if self.config.encoder is not None:
+            raise ConfigError(f"encoder={self.config.encoder.model_type!r}: has a source vocabulary of its own; {mend}")
 
     def _require_two_vocabularies(self) -> None:
         if self.config.copy_mechanism:

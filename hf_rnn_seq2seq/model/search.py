@@ -30,7 +30,7 @@ from .group_search import group_search
 from .matmul import without_autocast
 from .pretrained import why_not_finite
 from .search_limits import Limits, check_phrases, make_limits
-from .search_options import INPUTS, OWN, SearchError, SearchOptions, limit_length
+from .search_options import INPUTS, OWN, SOURCES, SearchError, SearchOptions, limit_length
 from .search_step import EnsembleStep, GeneralStep, NotFiniteError
 
 logger = logging.getLogger(__name__)
@@ -97,8 +97,8 @@ class SearchMixin:
         computes.
 
         Args:
-            inputs: (batch, source) token ids, the same as `input_ids`; or give `inputs_embeds` or `encoder_outputs`. With
-                padding also give `attention_mask`.
+            inputs: (batch, source) token ids, the same as `input_ids`; of a model that reads pictures its `pixel_values`; or
+                give `inputs_embeds` or `encoder_outputs`. With padding also give `attention_mask`.
             generation_config: as for `generate`.
             positional: further arguments of `generate` in its order.
             options: options of `generate`, and these:
@@ -135,7 +135,7 @@ class SearchMixin:
         """
         call = {**dict(zip(_CALL, positional, strict=False)), **options}
         if inputs is not None:
-            call["input_ids"] = inputs
+            call[self.main_input_name] = inputs
         resolved = SearchOptions.resolve(self.generation_config, generation_config, call)
         reason = generate_reason(self, resolved)
         if reason is None:
@@ -290,9 +290,7 @@ def _build_step(model: nn.Module, options: SearchOptions) -> GeneralStep:
 
 def _prompt(options: SearchOptions, inputs: Inputs, device: torch.device) -> Tensor:
     """(sentences, prompt): the start token, and the given target words, joined as in `generate()`."""
-    source = next(
-        inputs[name] for name in ("input_ids", "inputs_embeds", "encoder_outputs") if inputs[name] is not None
-    )
+    source = next(inputs[name] for name in SOURCES if inputs[name] is not None)
     sentences = len(source if isinstance(source, Tensor) else source[0])
     if options.start_token_id is None:
         raise SearchError("decoder_start_token_id=None: the model's generation config must name a start token")
@@ -357,8 +355,17 @@ def _search_constrained(
 
 
 def _split(inputs: Inputs, rows: int | None) -> list[tuple[Tensor | slice, Inputs]]:
-    """Parts of at most `rows` sentences of similar length, longest first, without columns that are all padding."""
+    """Parts of at most `rows` sentences of similar length, longest first, without columns that are all padding.
+
+    Pictures keep their order.
+    """
     inputs = {name: value for name, value in inputs.items() if name != "decoder_input_ids" and value is not None}
+    if rows is not None and [*inputs] == ["pixel_values"]:
+        pixels = inputs["pixel_values"]
+        return [
+            (part, {"pixel_values": pixels[part]})
+            for part in torch.arange(len(pixels), device=pixels.device).split(rows)
+        ]
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     if rows is None or ids is None or mask is None or len(inputs) > 2:
         return [(slice(None), inputs)]

@@ -22,7 +22,8 @@ FOLLOWED = frozenset(
 SAMPLING = frozenset({"epsilon_cutoff", "eta_cutoff", "min_p", "temperature", "top_h", "top_k", "top_p", "typical_p"})
 
 # Arguments of generate() that the encoder and the prompt are made of.
-INPUTS = ("attention_mask", "decoder_input_ids", "encoder_outputs", "input_ids", "inputs_embeds")
+SOURCES = ("input_ids", "pixel_values", "inputs_embeds", "encoder_outputs")
+INPUTS = (*SOURCES, "attention_mask", "decoder_input_ids")
 
 # Options that generate() does not have.
 OWN = ("gnmt_alpha", "coverage_penalty", "ensemble", "weight_type", "return_alignments", "shortlist", "prefix")
@@ -266,7 +267,7 @@ def _not_followed(values: Options, arguments: Options) -> list[str]:
     for name, value in arguments.items():
         if name not in known and value is not None and value is not False and value != []:
             missing.append(name)
-    if all(arguments.get(name) is None for name in ("input_ids", "inputs_embeds", "encoder_outputs")):
+    if all(arguments.get(name) is None for name in SOURCES):
         missing.append("a missing source")
     return missing
 

@@ -218,10 +218,11 @@ class GeneralStep:
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         encoder_outputs: ModelOutput | tuple | None = None,
+        pixel_values: Tensor | None = None,
     ) -> RnnEncoderOutput:
         """The encoder's output for a batch of sources, or `encoder_outputs` with a mask."""
         if encoder_outputs is None:
-            encoder_outputs = self.base.encoder(input_ids, attention_mask, inputs_embeds)
+            encoder_outputs = self.base.encoder(input_ids, attention_mask, inputs_embeds, pixel_values=pixel_values)
         return self.base.encoder_output(encoder_outputs, attention_mask, input_ids)
 
     def source_mask(self, source: RnnEncoderOutput) -> Tensor:
@@ -316,12 +317,16 @@ class EnsembleStep(GeneralStep):
         return all(step.has_weights for step in self.steps)
 
     def read(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **others: object
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        **others: object,
     ) -> list[RnnEncoderOutput]:
         """The output of each member's encoder for the same sources."""
         if any(value is not None for value in others.values()):
-            raise SearchError("ensemble: each member reads the source itself; give input_ids alone")
-        return [step.read(input_ids, attention_mask) for step in self.steps]
+            raise SearchError("ensemble: each member reads the source itself; give input_ids or pixel_values alone")
+        return [step.read(input_ids, attention_mask, pixel_values=pixel_values) for step in self.steps]
 
     def source_mask(self, source: list[RnnEncoderOutput]) -> Tensor:
         return self.steps[0].source_mask(source[0])

@@ -1,0 +1,176 @@
+"""An encoder of transformers in the place of the word vectors: BERT, the encoder of Marian or T5, ViT, ResNet and others.
+
+The recurrent layers of `RnnEncoder` read its states. An image network gives a sequence of regions, row by row: its patches,
+or the positions of its last feature map.
+"""
+
+import functools
+import inspect
+import json
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_MAPPING_NAMES
+
+from .config_checks import ConfigError
+
+
+class EncoderKind(NamedTuple):
+    """What an encoder reads and gives."""
+
+    input_name: str  # `input_ids` or `pixel_values`
+    width: int  # of its states
+
+
+class ForeignEncoder(nn.Module):
+    """States of an encoder of transformers, (batch, source, width), with the weights of `config` drawn at random.
+
+    Args:
+        config: of any built-in model that reads token ids or pixels.
+        frozen: the encoder has no gradient, and stays in evaluation mode.
+    """
+
+    def __init__(self, config: PreTrainedConfig, frozen: bool) -> None:
+        super().__init__()
+        self.kind, self.frozen = encoder_kind(config), frozen
+        self.use(_half(_class(config)._from_config(config, **_options(config))))
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the encoder reads pixels and not token ids."""
+        return self.kind.input_name == "pixel_values"
+
+    def use(self, model: PreTrainedModel) -> None:
+        """Takes `model` as the encoder."""
+        self.model = model.requires_grad_(not self.frozen)
+        self.train(self.training)
+
+    def load(self, name: str, revision: str | None = None) -> None:
+        """Takes the weights of a checkpoint of the same configuration, from a folder or from the Hub."""
+        config = self.model.config
+        whole = _class(config).from_pretrained(
+            name, config=config, revision=revision, dtype=next(self.parameters()).dtype, **_options(config)
+        )
+        self.use(_half(whole))
+
+    def train(self, mode: bool = True) -> "ForeignEncoder":
+        return super().train(mode and not self.frozen)
+
+    def mask(self, input_ids: Tensor) -> Tensor:
+        """bool (batch, source), True at every word that is not the encoder's own pad token."""
+        pad = getattr(self.model.config, "pad_token_id", None)
+        return torch.ones_like(input_ids, dtype=torch.bool) if pad is None else input_ids != pad
+
+    def forward(
+        self, input_ids: Tensor | None = None, mask: Tensor | None = None, pixel_values: Tensor | None = None
+    ) -> Tensor:
+        """States (batch, source, width) of words or of regions.
+
+        Args:
+            input_ids: (batch, source), words first and padding after them, with
+            mask: bool (batch, source), True at words; or
+            pixel_values: (batch, channels, height, width).
+
+        Raises:
+            ValueError: a source is longer than the positions that the encoder knows.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if self.reads_images:
+                return _sequence(self.model(pixel_values=pixel_values).last_hidden_state)
+            longest = getattr(self.model.config, "max_position_embeddings", None)
+            if longest and 0 < longest < input_ids.shape[1]:
+                raise ValueError(
+                    f"input_ids of shape {tuple(input_ids.shape)}: the encoder ({self.model.config.model_type}) reads at most "
+                    f"{longest} tokens (max_position_embeddings); cut the source"
+                )
+            # Attention over nothing is not a number: a row without words reads its first pad.
+            first = torch.arange(mask.shape[1], device=mask.device) == 0
+            readable = mask | (first & ~mask.any(1, keepdim=True))
+            return self.model(input_ids=input_ids, attention_mask=readable.long()).last_hidden_state
+
+
+def encoder_config(given: PreTrainedConfig | dict[str, object]) -> PreTrainedConfig:
+    """A configuration of its own from that of a built-in model of transformers or its dict.
+
+    Raises:
+        ConfigError: transformers has no such model, or it can give no sequence of states.
+    """
+    custom = isinstance(given, PreTrainedConfig) and type(given).__module__.split(".")[0] != "transformers"
+    fields = given.to_dict() if isinstance(given, PreTrainedConfig) else dict(given)
+    kind = fields.get("model_type")
+    if custom or kind not in MODEL_MAPPING_NAMES:
+        raise ConfigError(
+            f"encoder.model_type={kind!r}: must be a model of transformers itself, such as 'bert', 'marian' or 'resnet'; a "
+            "model with code of its own cannot be nested, because its code would not travel with the checkpoint"
+        )
+    config = AutoConfig.for_model(**fields)
+    encoder_kind(config)
+    return config
+
+
+def encoder_kind(config: PreTrainedConfig) -> EncoderKind:
+    """What the encoder reads, and the width of its states, found by a run without weights.
+
+    Raises:
+        ConfigError: the model reads something else, or gives no sequence of states.
+    """
+    return _kind(config.to_json_string(use_diff=False))
+
+
+@functools.lru_cache(maxsize=64)
+def _kind(text: str) -> EncoderKind:
+    config = AutoConfig.for_model(**json.loads(text))
+    named = f"encoder.model_type={config.model_type!r}"
+    cls = _class(config)
+    name = getattr(cls, "main_input_name", None)
+    if name not in ("input_ids", "pixel_values"):
+        raise ConfigError(f"{named}: reads {name}; must be a model that reads input_ids or pixel_values")
+    try:
+        states = _run(config, name, "meta")
+    except Exception:  # some look at the values of their tensors
+        try:
+            with torch.random.fork_rng(devices=[]), no_init_weights():
+                states = _run(config, name, "cpu")
+        except Exception as error:  # any model of transformers, which fails in its own way
+            raise ConfigError(
+                f"{named}: gives no states for {name} alone ({type(error).__name__}: {error}); must be an encoder, or one "
+                "half of a model with two, such as 'clip_vision_model'"
+            ) from error
+    return EncoderKind(name, states.shape[-1])
+
+
+@torch.no_grad()
+def _run(config: PreTrainedConfig, name: str, device: str) -> Tensor:
+    """The states, (1, source, width), of two words or of one picture."""
+    with torch.device(device):
+        model = _half(_class(config)._from_config(config, **_options(config))).eval()
+        if name == "input_ids":
+            return model(input_ids=torch.ones(1, 2, dtype=torch.long)).last_hidden_state
+        size = getattr(config, "image_size", None) or 64
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        return _sequence(model(pixel_values=torch.zeros(1, config.num_channels, *size)).last_hidden_state)
+
+
+def _class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class without a head; of several the first."""
+    found = MODEL_MAPPING[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _options(config: PreTrainedConfig) -> dict[str, bool]:
+    """No pooling layer, whose weights nothing would train."""
+    takes = inspect.signature(_class(config).__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+
+
+def _half(model: PreTrainedModel) -> PreTrainedModel:
+    """The encoder of an encoder-decoder, and any other model itself."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model
+
+
+def _sequence(states: Tensor) -> Tensor:
+    """A feature map (batch, channels, height, width) as regions (batch, height x width, channels)."""
+    return states.flatten(2).transpose(1, 2) if states.dim() == 4 else states

@@ -92,7 +92,9 @@ class Parser(argparse.ArgumentParser):
         words = [action.metavar or action.dest for action in self._actions if not action.option_strings]
         return " ".join(["usage:", self.prog, *map(str, words), "[--option value ...]"]) + "\n"
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """Reads a command as it is typed.
 
         `-` stands for `_` in a name, a flag may be followed by true or false, options may stand before the positional
@@ -283,7 +285,7 @@ def add_search_option(parser: Parser) -> None:
     )
 
 
-def find_search(name: str | None, model: Any) -> Callable[..., Any] | None:
+def find_search(name: str | None, model: object) -> Callable[..., Any] | None:
     """The callable behind --search; raises ValueError when there is none of that name."""
     if name is None:
         return None

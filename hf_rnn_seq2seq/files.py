@@ -10,7 +10,6 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from hf_rnn_seq2seq.errors import InUseError
 
@@ -26,7 +25,7 @@ def content_hash(paths: Sequence[Path]) -> str:
     return total.hexdigest()
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 

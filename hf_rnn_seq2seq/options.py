@@ -565,7 +565,7 @@ def version() -> str:
     return sys.modules["hf_rnn_seq2seq"].__version__
 
 
-def help_line(name: str, kind: str, meaning: str, default: Any) -> str:
+def help_line(name: str, kind: str, meaning: str, default: object) -> str:
     """One line of `--help`: the option, what it takes, what it means, and its default."""
     default = "" if default is None or default == [] or "(default" in meaning else f" (default: {default})"
     head, tail = f"  --{name} {kind}".rstrip(), f"{meaning}{default}"

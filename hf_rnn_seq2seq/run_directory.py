@@ -13,7 +13,8 @@ from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.files import digest, write_atomically
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
@@ -42,7 +43,7 @@ DATA_OPTIONS = (
 
 def load_checkpoint(
     name: str | os.PathLike[str], *, device: str | None = None, dtype: str | None = None, attention: bool = False
-) -> tuple[Any, Any]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (in evaluation mode) and tokenizer of a local directory, or of a Hub repository `user/name`.
 
     `attention` asks for an implementation that returns attention weights. `device` defaults to a GPU where there is
@@ -89,7 +90,7 @@ def read_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def require_finite(tensors: Iterable[tuple[str, Any]], where: str) -> None:
+def require_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
     """Raises CheckpointError, which begins with `where`, for the first of the named tensors that holds nan or inf."""
     for name, tensor in tensors:
         if tensor.is_floating_point() and not bool((finite := tensor.isfinite()).all()):
@@ -140,7 +141,9 @@ def members(name: str | os.PathLike[str]) -> list[str]:
         raise CheckpointError(f"{path}: not readable; expected {{'members': [directories]}}") from None
 
 
-def load_models(names: Sequence[str], *, attention: bool = False, **options: str | None) -> tuple[Any, Any, list[Any]]:
+def load_models(
+    names: Sequence[str], *, attention: bool = False, **options: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[PreTrainedModel]]:
     """The first model of some directories or ensembles, its tokenizer, and the models that decode together with it.
 
     Arguments as for `load_checkpoint`. Raises CheckpointError as `load_checkpoint` and `load_ensemble`.
@@ -151,8 +154,12 @@ def load_models(names: Sequence[str], *, attention: bool = False, **options: str
 
 
 def load_ensemble(
-    directories: Sequence[str], first: str, model: Any, tokenizer: Any, **options: str | None
-) -> list[Any]:
+    directories: Sequence[str],
+    first: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    **options: str | None,
+) -> list[PreTrainedModel]:
     """The models that decode together with `model`, which was loaded from `first`; `options` as for `load_checkpoint`.
 
     Raises:
@@ -171,12 +178,12 @@ def load_ensemble(
     return members
 
 
-def _vocabularies(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]]:
+def _vocabularies(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], dict[str, int]]:
     """Tokens by name; the second is that of the target where it has its own."""
     return tokenizer.get_vocab(), getattr(tokenizer, "get_target_vocab", dict)()
 
 
-def require_vocabulary(name: str | os.PathLike[str], tokenizer: Any) -> None:
+def require_vocabulary(name: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase) -> None:
     """Tokens must have the ids that they have in the checkpoint `name`; further ones may follow.
 
     Raises:
@@ -195,12 +202,12 @@ def require_vocabulary(name: str | os.PathLike[str], tokenizer: Any) -> None:
             )
 
 
-def vocabulary_hash(tokenizer: Any) -> str:
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of what token ids mean; files that hold ids keep it, so that they are read with the right tokenizer."""
     return digest(_vocabularies(tokenizer))
 
 
-def model_hash(model: Any) -> str:
+def model_hash(model: PreTrainedModel) -> str:
     """Hash of what a model says: its weights, its configuration and its generation config, wherever it was loaded."""
     import torch
 

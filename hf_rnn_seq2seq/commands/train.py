@@ -34,8 +34,10 @@ def draw_learning_curve(directory: Path) -> str:
 
     picture = directory / "learning_curve.png"
     try:
-        from hf_rnn_seq2seq.visualization.learning_curve import plot_learning_curve
+        from hf_rnn_seq2seq.visualization.learning_curve import has_curve, plot_learning_curve
 
+        if not has_curve(directory / LOG_FILE):
+            return f"no {picture.name}: nothing was logged twice"
         plot_learning_curve(directory / LOG_FILE, picture)
     except ImportError as error:
         return f"no {picture.name}: {error} (pip install 'hf_rnn_seq2seq[plot]')"

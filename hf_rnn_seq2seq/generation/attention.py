@@ -4,11 +4,12 @@ Axes: `target` counts generated tokens (end of sentence included), `source` inpu
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 
 from hf_rnn_seq2seq.data.pieces import SPECIAL, source_pieces, splits_letters, target_pieces, word_groups
 from hf_rnn_seq2seq.errors import AttentionError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from hf_rnn_seq2seq.generation.translate import Hypothesis
 
 
-def stack_layer(attentions: Sequence[Any] | None, layer: int = -1) -> Tensor:
+def stack_layer(attentions: Sequence[Tensor | None] | None, layer: int = -1) -> Tensor:
     """One layer of `cross_attentions`, (batch, heads, target, source).
 
     Raises:
@@ -31,7 +32,7 @@ def stack_layer(attentions: Sequence[Any] | None, layer: int = -1) -> Tensor:
     return weights[layer]
 
 
-def hypothesis_attention(output: Any, index: int, length: int, source_length: int, layer: int = -1) -> Tensor:
+def hypothesis_attention(output: ModelOutput, index: int, length: int, source_length: int, layer: int = -1) -> Tensor:
     """Attention of row `index` of `output.sequences`, (heads, target, source).
 
     `output` is what `generate(return_dict_in_generate=True, output_attentions=True)` returns; `length` counts the

@@ -9,11 +9,15 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from hf_rnn_seq2seq.errors import DataError, InUseError
 from hf_rnn_seq2seq.files import FileLock, content_hash, write_atomically
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Line = TypeVar("Line")
 _HASH = re.compile("[0-9a-f]{16,64}")
 _GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
@@ -117,9 +121,9 @@ def _damage_warnings(reader: "LineReader | DatasetReader") -> list[str]:
     return [f"{count} line(s) could not be read whole (first: line {first})"] if count else []
 
 
-def windows(lines: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def windows(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
     """Lists of at most `size` lines; the lines before damaged input are yielded before its error is raised."""
-    window: list[Any] = []
+    window: list[Line] = []
     try:
         for line in lines:
             window.append(line)
@@ -171,7 +175,7 @@ class DatasetReader:
             raise DataError(f"source_lang {language!r}: the data set {name!r} has {', '.join(keys)}")
 
     @staticmethod
-    def _load(name: str, config: str | None, split: str) -> Any:
+    def _load(name: str, config: str | None, split: str) -> "Dataset":
         import datasets
 
         if name == "cldr":

@@ -8,13 +8,17 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.files import write_atomically
 from hf_rnn_seq2seq.run_directory import vocabulary_hash
+
+if TYPE_CHECKING:
+    from hf_rnn_seq2seq.model.search import SearchMixin, SearchOutput
 
 
 class Shortlist:
@@ -74,10 +78,10 @@ class Shortlist:
         matches = (word for source_id in set(source) for word in self.by_source.get(source_id, ()))
         return sorted({*self.always, *matches})
 
-    def search(self, model: Any) -> Callable[..., Any]:
+    def search(self, model: "SearchMixin") -> "Callable[..., Tensor | SearchOutput]":
         """`model.search` that allows each sentence the ids of `words`."""
 
-        def decode(input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
+        def decode(input_ids: Tensor, attention_mask: Tensor, **options: Any) -> "Tensor | SearchOutput":
             rows = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
             lists = [self.words(row) for row in rows]
             return model.search(input_ids=input_ids, attention_mask=attention_mask, shortlist=lists, **options)
@@ -90,7 +94,7 @@ class Shortlist:
         write_atomically(path, json.dumps(content) + "\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], tokenizer: Any) -> "Shortlist":
+    def load(cls, path: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase) -> "Shortlist":
         """Reads a file that `save` wrote, for use with `tokenizer`.
 
         Raises:

@@ -73,7 +73,7 @@ def software(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return f"transformers {config['transformers_version']}" if config.get("transformers_version") else ""
 
 
-def table_cell(value: Any) -> str:
+def table_cell(value: object) -> str:
     """A value as the text of a table cell: without line breaks, with pipes escaped, mappings and lists in words."""
     if isinstance(value, Mapping):
         text = ", ".join(f"{key} {table_cell(item)}" for key, item in value.items()) or "none"

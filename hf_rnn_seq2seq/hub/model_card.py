@@ -160,7 +160,7 @@ def render_again(folder: str | os.PathLike[str]) -> list[Path]:
     return cards
 
 
-def strip_local_paths(value: Any) -> Any:
+def strip_local_paths(value: object) -> Any:
     """A copy in which each absolute path, also inside a command or a list, is replaced by its last name."""
     if isinstance(value, Mapping):
         return {key: strip_local_paths(item) for key, item in value.items()}
@@ -178,7 +178,7 @@ def template_path() -> Path:
     raise CheckpointError(f"{here.with_name(TEMPLATE)}: the card template is missing; install the package again")
 
 
-def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
+def _read(path: Path, parse: Callable[[str], object]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
@@ -190,7 +190,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
     return content
 
 
-def _load_yaml(text: str) -> Any:
+def _load_yaml(text: str) -> object:
     import yaml
 
     try:

@@ -22,7 +22,7 @@ from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.word_vectors import embedding_table, load_word_vectors
 
 
-def freeze(model: nn.Module, patterns: Sequence[str], log: Callable[[str], Any] = lambda _: None) -> dict[str, Any]:
+def freeze(model: nn.Module, patterns: Sequence[str], log: Callable[[str], object] = lambda _: None) -> dict[str, Any]:
     """Excludes the parameters whose names match a pattern from training: no gradient, no optimizer state.
 
     A pattern is a glob such as `model.encoder.*`. One of the names of a tied tensor is enough to freeze it.
@@ -83,7 +83,7 @@ class Adaptation:
         facts: for the summary of the run.
     """
 
-    def __init__(self, arguments: TrainingOptions, *, resumed: bool, log: Callable[[str], Any]) -> None:
+    def __init__(self, arguments: TrainingOptions, *, resumed: bool, log: Callable[[str], object]) -> None:
         self.arguments, self.resumed, self.log = arguments, resumed, log
         self.facts: dict[str, Any] = {}
         self._kept_rows = (0, 0)

@@ -50,7 +50,7 @@ class CheckpointStore:
     def __init__(self, output_dir: str | Path, limit: int | None = None) -> None:
         self.folder = Path(output_dir) / CHECKPOINTS
         self.limit = limit
-        self.readers: dict[Path, Future[Any]] = {}
+        self.readers: dict[Path, Future[object]] = {}
 
     def all(self) -> list[Path]:
         """Renamed checkpoints, oldest first, verified or not."""

@@ -78,7 +78,7 @@ def check_before_work(arguments: TrainingOptions) -> None:
 
 
 def check_savable(
-    arguments: TrainingOptions, model: PreTrainedModel, save_tokenizer: Callable[[Path], Any] | None
+    arguments: TrainingOptions, model: PreTrainedModel, save_tokenizer: Callable[[Path], object] | None
 ) -> None:
     """Saves a checkpoint without its tensors into a temporary folder.
 

@@ -37,7 +37,7 @@ class RunLog:
             lines = [line for line in _read(path) if (line.get("step") or 0) <= resumed_step]
             write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
-    def write(self, event: str, **facts: Any) -> None:
+    def write(self, event: str, **facts: object) -> None:
         """Appends one line."""
         if self.path is not None:
             line = json.dumps(_finite({"event": event, **facts}), ensure_ascii=False)
@@ -58,7 +58,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -36,7 +36,7 @@ class CheckpointManager:
         *,
         limit: int | None,
         identity: Mapping[str, Any],
-        save_tokenizer: Callable[[Path], Any] | None,
+        save_tokenizer: Callable[[Path], object] | None,
         log: Callable[[str], None],
     ) -> None:
         self.output_dir, self.accelerator = output_dir, accelerator
@@ -105,7 +105,7 @@ class CheckpointManager:
         assert folder is not None
         return folder
 
-    def spare(self, folder: Path, reader: Future[Any]) -> None:
+    def spare(self, folder: Path, reader: Future[object]) -> None:
         """Keeps a checkpoint until `reader` is done, even if newer ones replace it."""
         self.store.readers[folder] = reader
 

@@ -101,7 +101,7 @@ def train_here(recipe: str | None, options: Mapping[str, Any]) -> TrainedRun:
     return TrainedRun(directory, reason, facts)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """A value as the command line has it."""
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value)) or "none"

@@ -7,10 +7,10 @@ is a word and its numbers, separated by single spaces; word2vec and fastText wri
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ def wanted_words(names: Sequence[str], texts: Sequence[str | None]) -> dict[byte
     return wanted
 
 
-def read_vectors(path: str | Path, wanted: Mapping[bytes, Any], width: int) -> Iterator[tuple[bytes, list[float]]]:
+def read_vectors(path: str | Path, wanted: Collection[bytes], width: int) -> Iterator[tuple[bytes, list[float]]]:
     """The (word, numbers) of a file whose word is wanted, in the order of the file.
 
     The numbers of other words are counted, not parsed.
@@ -112,7 +112,7 @@ def read_vectors(path: str | Path, wanted: Mapping[bytes, Any], width: int) -> I
             raise DataError(f"{where}: damaged gzip archive ({error}); fetch or pack it again") from None
 
 
-def _rows(file: Any, wanted: Mapping[bytes, Any], width: int, where: str) -> Iterator[tuple[bytes, list[float]]]:
+def _rows(file: BinaryIO, wanted: Collection[bytes], width: int, where: str) -> Iterator[tuple[bytes, list[float]]]:
     announced: int | None = None
     count = 0
     for number, raw in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):

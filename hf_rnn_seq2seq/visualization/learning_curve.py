@@ -77,6 +77,12 @@ def _series(rows: Rows, key: str | None) -> tuple[list[int], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
+def has_curve(log: PathLike) -> bool:
+    """Whether a log has two values of some quantity, so that there is a line to draw."""
+    rows = read_log(log)
+    return any(len(_series(rows, key)[0]) > 1 for chart in CHARTS for key in chart[1:3])
+
+
 def _named(logs: PathLike | Sequence[PathLike] | Mapping[str, PathLike]) -> dict[str, Rows]:
     """Rows of each log by the name of its line: that of the directory, or the whole path if two have the same name."""
     if isinstance(logs, Mapping):

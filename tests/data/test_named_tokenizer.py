@@ -94,7 +94,7 @@ def test_a_model_learns_to_stop(kind: str, tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text(table + "\n", encoding="utf-8")
     sizes = "--hidden_size 48 --encoder_hidden_size 24 --embedding_size 32 --dropout 0 --max_steps 90 --cpu_threads 1"
     words = f"--train_file {tmp_path}/a.tsv --source_lang en --target_lang fr --report_to none {sizes}"
-    words += " --learning_rate 2e-2 --per_device_train_batch_size 16 --max_new_tokens 20"
+    words += " --logging_steps 90 --learning_rate 2e-2 --per_device_train_batch_size 16 --max_new_tokens 20"
     folder = tmp_path / "run"
     ended = run("train.py", *words.split(), "--tokenizer_name_or_path", tmp_path / "named", "--output_dir", folder)
     assert ended.returncode == 0, ended.stderr[-2000:]

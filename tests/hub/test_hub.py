@@ -92,8 +92,8 @@ REPOS = {
 def test_round_trip(child: Child, published: dict[str, Any], package: bool) -> None:
     header = "import hf_rnn_seq2seq" if package else ""
     options = "" if package else '"trust_remote_code": True'
-    # Each repository brings its own copy of the code, which takes seconds to load.
-    repos = REPOS if package else {name: REPOS[name] for name in ("joint", "separate")}
+    # Each repository brings its own copy of the code, which takes seconds to load; this one has the tokenizer's too.
+    repos = REPOS if package else {"separate": REPOS["separate"]}
     loaded = child.run(LOAD.format(header=header, options=options), package=package, repos=repos, sentence=SENTENCE)
     for name in repos:
         assert loaded[name]["logits"] == published[name]["logits"]
@@ -161,6 +161,7 @@ def test_remote_model_trains_and_is_pushed_again(child: Child, published: dict[s
     assert loaded["again"]["logits"] == again["logits"] != published["separate"]["logits"]
 
 
+@pytest.mark.long
 def test_an_attention_and_a_model_of_ones_own_travel_and_train(child: Child) -> None:
     """From the Hub, where nothing is installed, and pushed again from there with the same files."""
     scores = """

@@ -1,8 +1,6 @@
-"""The fused scan: equal to the time loop; with hooks, checkpointing, autocast and two processes."""
+"""The fused scan: equal to the time loop; with hooks, checkpointing and autocast."""
 
 import itertools
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from hf_rnn_seq2seq.model.scan import ScanMixer, ScanPlan, attention_scan
 from hf_rnn_seq2seq.model.scan_cells import ScanLayer
 from hf_rnn_seq2seq.model.scan_scores import ScanSource
-from tests.helpers import warm
 from tests.helpers.models import batch, tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
 BEFORE = {"attention_order": "before_cell"}
 CELLS: dict[str, dict[str, Any]] = {
     "lstm": {},
@@ -205,35 +201,6 @@ def test_gradient_checkpointing_changes_nothing(options: dict[str, Any]) -> None
     plain = gradients(False, False)
     torch.testing.assert_close(gradients(True, False), plain)
     torch.testing.assert_close(gradients(False, True), plain)
-
-
-def gradients_of_a_share(rank: int, folder: str) -> None:
-    """One of two processes: its rows of the batch, gradients averaged by DistributedDataParallel."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    model = tiny_model(decoder_layers=2, decoder_recurrence="scan").train()
-    rows = slice(0, 2) if rank == 0 else slice(2, 3)
-    share = {name: tensor[rows] for name, tensor in batch().items()}
-    # The loss is the words' sum, over all words, times the processes that share the average.
-    trained = torch.nn.parallel.DistributedDataParallel(model)
-    (trained(**share, num_items_in_batch=11).loss * 2).backward()
-    torch.save({name: parameter.grad for name, parameter in model.named_parameters()}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    """The gradients of the node's weights come from one backward pass, when DistributedDataParallel sends them."""
-    model = tiny_model(decoder_layers=2, decoder_recurrence="scan").train()
-    model(**batch(), num_items_in_batch=11).loss.backward()
-    program = (
-        "import sys; from tests.model.test_scan import gradients_of_a_share as run; run(int(sys.argv[1]), sys.argv[2])"
-    )
-    command = [*warm.python(), "-c", program]
-    workers = [subprocess.Popen([*command, str(rank), str(tmp_path)], cwd=ROOT) for rank in range(2)]
-    assert [worker.wait(timeout=200) for worker in workers] == [0, 0]
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        torch.testing.assert_close(found, {name: parameter.grad for name, parameter in model.named_parameters()})
 
 
 @pytest.mark.parametrize("options", [{}, BEFORE | {"attention_type": "additive", "cell_type": "gru"}])

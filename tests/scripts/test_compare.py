@@ -129,7 +129,7 @@ def test_table_has_means_spreads_and_failures() -> None:
 
 
 DATA = """--dataset_name cldr --source_lang en --target_lang fr --max_train_samples 60 --max_eval_samples 6
---max_predict_samples 12 --max_steps 4 --eval_steps 2 --save_steps none --report_to none --vocab_size 300"""
+--max_predict_samples 12 --max_steps 4 --eval_steps 4 --save_steps none --report_to none --vocab_size 300"""
 TOY = """
 options: {preset: seminar, embedding_size: 12, hidden_size: 16, max_source_length: 48, max_target_length: 48}
 systems:

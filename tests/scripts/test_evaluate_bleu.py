@@ -93,6 +93,7 @@ def test_evaluate_bleu_says_where_the_attention_looks(runs: Path, tmp_path: Path
     assert refused.returncode == 2 and b"'b'" in refused.stderr
 
 
+@pytest.mark.long
 def test_the_demo_teaches_where_a_word_comes_from(fresh_accelerate: None, tmp_path: Path) -> None:
     """A small model by the demo's recipe: after a few updates 95 % of the aligned words look where they come from."""
     sizes = {"embedding_size": 64, "hidden_size": 64, "vocab_size": 500, "max_train_samples": 2000, "dropout": 0}

@@ -32,9 +32,9 @@ TINY = {
     "hidden_size": 12,
     "max_new_tokens": 12,
     "max_steps": 4,
-    "eval_steps": 2,
+    "eval_steps": 4,
     "per_device_train_batch_size": 8,
-    "logging_steps": 2,
+    "logging_steps": 4,
     "cpu_threads": 1,
     "report_to": "none",
 }
@@ -217,9 +217,11 @@ def test_dry_run_prints_the_plan_and_writes_nothing(recipe, tmp_path, capsys):
     assert set(tmp_path.iterdir()) == before
 
 
-def test_the_learning_curve_is_drawn_and_without_matplotlib_a_line_says_why_not(tmp_path, monkeypatch):
-    (tmp_path / "train_log.jsonl").write_text('{"event": "train", "step": 1, "loss": 2.0}\n')
-    picture = tmp_path / "learning_curve.png"
+def test_the_learning_curve_is_drawn_or_a_line_says_why_not(tmp_path, monkeypatch):
+    log, picture = tmp_path / "train_log.jsonl", tmp_path / "learning_curve.png"
+    log.write_text('{"event": "train", "step": 1, "loss": 2.0}\n')
+    assert script.draw_learning_curve(tmp_path) == "no learning_curve.png: nothing was logged twice"
+    log.write_text(log.read_text() + '{"event": "train", "step": 2, "loss": 1.0}\n')
     assert script.draw_learning_curve(tmp_path) == f"learning curve in {picture}"
     assert picture.stat().st_size > 1000
     picture.unlink()

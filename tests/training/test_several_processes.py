@@ -93,7 +93,12 @@ def two(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["bart", "rnn", "rnn_tied", "accumulated", "stream"])
 def test_two_processes_equal_one(kind, two, tmp_path):
-    """Tied and untied, with label smoothing (rnn_tied), in parts of 2, from a table and a stream."""
+    """Tied and untied, with label smoothing (rnn_tied), in parts of 2, from a table and a stream.
+
+    The recurrent models run by the fused scan: the gradients of its weights come from one backward pass, and
+    DistributedDataParallel averages them.
+    """
+    assert kind == "bart" or build_model("rnn").train().get_decoder().recurrence_path == "scan"
     options = arguments(tmp_path, eval_steps=RUNS.get(kind, {}).get("eval_steps"))
     own = {"train": text_stream(70, 30)} if kind == "stream" else {}
     build_loop(kind if kind in RUNS else "rnn", options, **own).run()

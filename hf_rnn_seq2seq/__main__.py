@@ -6,7 +6,7 @@ from importlib import import_module
 
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.options import suggestion, version
+from hf_rnn_seq2seq.option_parser import suggestion, version
 
 # name -> module in hf_rnn_seq2seq.commands, and what it does
 COMMANDS = {

@@ -22,7 +22,8 @@ from hf_rnn_seq2seq.errors import (
     reason,
     undecodable,
 )
-from hf_rnn_seq2seq.options import expand_path, help_line, import_code, suggestion, version
+from hf_rnn_seq2seq.option_parser import help_line, help_screen, suggestion, version
+from hf_rnn_seq2seq.options import expand_path, import_code
 
 # Where an option or a positional word names files or folders.
 PATHS = {"model", "models", "directory", "directories", "teachers", "runs", "sources", "pairs", "targets", "input"}
@@ -72,20 +73,11 @@ class Parser(argparse.ArgumentParser):
 
     def help_text(self, everything: bool) -> str:
         """The text of `--help`, or of `--help all` with the options that commands share and all of the description."""
-        text = (self.description or "").strip()
-        lines = [text if everything else text.partition("\n")[0], "", self.format_usage().strip()]
-        left_out = 0
-        for group in self._action_groups:
+        groups = []
+        for number, group in enumerate(self._action_groups):
             actions = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
-            shared = group not in self._action_groups[:2]
-            if shared and not everything:
-                left_out += len(actions)
-                continue
-            if actions:
-                lines += ["", f"{group.title}:", *map(_help_line, actions)]
-        if left_out:
-            lines += ["", f"{left_out} more options, of data, model and generation: --help all"]
-        return "\n".join(lines) + "\n"
+            groups.append((f"{group.title}:", [(_help_line(action), number < 2) for action in actions]))
+        return help_screen(self.description or "", self.format_usage(), groups, everything) + "\n"
 
     def format_usage(self) -> str:
         """The program and its positional words."""

@@ -24,7 +24,8 @@ from pathlib import Path
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.presets import PRESETS
-from hf_rnn_seq2seq.options import OptionGroup, option, read_words
+from hf_rnn_seq2seq.option_parser import read_words
+from hf_rnn_seq2seq.options import OptionGroup, option
 from hf_rnn_seq2seq.training.arguments import GROUPS
 from hf_rnn_seq2seq.training.experiments import Run, dry_run, plan_runs, prepare, read_systems, train
 from hf_rnn_seq2seq.training.model_fields import model_fields

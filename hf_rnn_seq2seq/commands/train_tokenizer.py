@@ -15,7 +15,7 @@ from pathlib import Path
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.options import parse_arguments
+from hf_rnn_seq2seq.option_parser import parse_arguments
 from hf_rnn_seq2seq.training.arguments import GenerationArguments, TrainingOptions
 from hf_rnn_seq2seq.training.model_fields import model_fields
 

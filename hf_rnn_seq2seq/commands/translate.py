@@ -55,7 +55,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_file", help="file in place of standard output; it appears when it is complete")
     parser.add_argument("--resume", action="store_true", help="continue the interrupted OUTPUT_FILE.part")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT_FILE if it exists")
-    parser.add_argument("--output_format", choices=("text", "jsonl", *LEXICONS), default="text")
+    parser.add_argument(
+        "--output_format", choices=("text", "jsonl", *LEXICONS), default="text", help="of the output lines"
+    )
     parser.add_argument("--n_best", type=command_line.at_least(1), help="hypotheses a line (default: 1)")
     parser.add_argument(
         "--mass", type=command_line.finite(0, 1), metavar="P", help="hypotheses until their probabilities sum to P"

@@ -17,7 +17,8 @@ import yaml
 
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.options import OptionGroup, import_code, option, parse_arguments
+from hf_rnn_seq2seq.option_parser import parse_arguments
+from hf_rnn_seq2seq.options import OptionGroup, import_code, option
 from hf_rnn_seq2seq.training.model_fields import model_fields
 
 if TYPE_CHECKING:

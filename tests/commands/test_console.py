@@ -11,10 +11,11 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 
 import hf_rnn_seq2seq
-from hf_rnn_seq2seq import RnnSeq2SeqConfig, options
+from hf_rnn_seq2seq import RnnSeq2SeqConfig, option_parser
 from hf_rnn_seq2seq.__main__ import COMMANDS, main
 from hf_rnn_seq2seq.commands.launch import launcher_names, split_words
 from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.recipes import find_recipe, read_recipe
 from hf_rnn_seq2seq.training import train
 from hf_rnn_seq2seq.training.arguments import GROUPS
 from hf_rnn_seq2seq.training.model_fields import model_fields
@@ -106,7 +107,7 @@ def test_help_of_training_is_a_screen_and_all_of_it_a_line_for_each(capsys: pyte
     texts = []
     for more in ([], ["all"]):
         with pytest.raises(SystemExit):
-            options.parse_arguments(["--help", *more], GROUPS, model_fields(), description="Trains.\n\nMore.")
+            option_parser.parse_arguments(["--help", *more], GROUPS, model_fields(), description="Trains.\n\nMore.")
         texts.append(capsys.readouterr().out)
     assert len(texts[0].splitlines()) <= 40 and "more options: --help all" in texts[0]
     for name, field in model_fields().items():
@@ -130,10 +131,10 @@ def test_names_of_other_toolkits_lead_to_names_that_exist() -> None:
     known = {field for group in GROUPS for field in group.__dataclass_fields__} | set(model_fields())
     known |= launcher_names_without_dashes() | {"batch_size", "device", "dtype", "input_file", "model", "n_best"}
     known |= {"num_beams", "output_file"}
-    for name, meant in options._ELSEWHERE.items():
+    for name, meant in option_parser._ELSEWHERE.items():
         assert set(meant) <= known, name
-    assert options.suggestion("bf16", known) == "; here it is called mixed_precision or dtype"
-    assert options.suggestion("do_train", known).startswith("; the command itself says what is done")
+    assert option_parser.suggestion("bf16", known) == "; here it is called mixed_precision or dtype"
+    assert option_parser.suggestion("do_train", known).startswith("; the command itself says what is done")
 
 
 def launcher_names_without_dashes() -> set[str]:
@@ -193,11 +194,11 @@ def test_train_from_python(tmp_path: Path) -> None:
 
 
 def test_a_recipe_is_found_by_name_or_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert options.find_recipe("cldr_en_fr") == ROOT / "scripts" / "recipes" / "cldr_en_fr.yaml"
+    assert find_recipe("cldr_en_fr") == ROOT / "scripts" / "recipes" / "cldr_en_fr.yaml"
     (tmp_path / "mine.yaml").write_text("hidden_size: 3\n")
-    assert options.read_recipe(tmp_path / "mine.yaml") == {"hidden_size": 3}
+    assert read_recipe(tmp_path / "mine.yaml") == {"hidden_size": 3}
     with pytest.raises(ArgumentError, match="recipe='cldr_en_fx': cannot be read"):
-        options.read_recipe("cldr_en_fx")
+        read_recipe("cldr_en_fx")
     recipes = importlib.import_module("hf_rnn_seq2seq.commands.recipes")
     assert recipes.main(["cldr_en_fr"]) == 0
     assert capsys.readouterr().out == (ROOT / "scripts" / "recipes" / "cldr_en_fr.yaml").read_text("utf-8")

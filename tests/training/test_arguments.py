@@ -15,7 +15,9 @@ from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.config_checks import ConfigError
-from hf_rnn_seq2seq.options import OptionGroup, convert, option, parse_arguments, read_recipe
+from hf_rnn_seq2seq.option_parser import parse_arguments
+from hf_rnn_seq2seq.options import OptionGroup, convert, option
+from hf_rnn_seq2seq.recipes import read_recipe
 from hf_rnn_seq2seq.training.arguments import GenerationArguments, TrainingOptions, dump_recipe
 from tests.helpers.script_runs import ROOT
 

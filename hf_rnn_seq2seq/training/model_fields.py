@@ -14,7 +14,7 @@ from typing import Any, Literal
 from hf_rnn_seq2seq.model.presets import PRESETS
 
 _SOURCE = Path(__file__).resolve().parents[1] / "model" / "configuration_rnn_seq2seq.py"
-_NOT_OPTIONS = {"vocab_size", "source_vocab_size", "use_cache", "is_encoder_decoder", "transformers_version"}
+_NOT_OPTIONS = {"encoder", "vocab_size", "source_vocab_size", "use_cache", "is_encoder_decoder", "transformers_version"}
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Command:
         if given[:1] == ["growth"]:
             small = [*small, "--only", "decoder_layers"]
         # A quarter of a minute each; tests of their own run them.
-        if given[:1] == ["train"] or (self.script == "export_onnx.py" and "--format" not in given):
+        if given[:1] == ["train"] or (self.script == "export_onnx.py" and "numpy" not in given):
             return {"script": self.script, "parse": [*given, *small]}
         return {"script": self.script, "arguments": [*given, *small], "stdin": self.stdin}
 
@@ -136,9 +136,10 @@ def test_every_command_is_accounted_for() -> None:
     assert {command.script for command in commands()} == {path.name for path in (ROOT / "scripts").glob("*.py")}
     assert len(commands()) >= 35
     fences = sum(len(re.findall("^ *```", text(document), re.M)) for document in DOCUMENTS)
-    counts = {language: len(blocks(language)) for language in ("bash", "python", "yaml", "text", "tree")}
+    counts = {language: len(blocks(language)) for language in ("bash", "python", "yaml", "text", "tree", "js")}
     assert fences == 2 * sum(counts.values())
     assert counts["python"] >= 8 and counts["yaml"] == 1 and counts["tree"] == 1
+    assert counts["js"] == 1  # tests/export/test_export.py runs it
 
 
 def test_files_that_a_room_lists_are_there() -> None:

@@ -2,7 +2,8 @@
 
 --format onnx (the default) writes encoder.onnx, decoder.onnx, decoding.json and the tokenizer.
 `hf_rnn_seq2seq.export.onnx_runtime` translates with them, using onnxruntime and numpy, by greedy or beam search; the
-results are those of `generate()`. --format numpy writes g2p.npz and g2p.py, which needs nothing but numpy, for small
+results are those of `generate()`. --format onnx_greedy writes greedy.onnx, one graph from source ids to target ids, for
+programs in other languages. --format numpy writes g2p.npz and g2p.py, which needs nothing but numpy, for small
 models of characters or words, such as pronunciations. The files are compared with the model before they are kept.
 --text translates a line with them.
 """
@@ -26,9 +27,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", metavar="DIR", required=True, help="a new or empty folder")
     parser.add_argument(
         "--format",
-        choices=("onnx", "numpy"),
+        choices=("onnx", "onnx_greedy", "numpy"),
         default="onnx",
-        help="numpy: for a small model of characters or words (default: onnx)",
+        help="onnx_greedy: one graph with the search inside; numpy: for a small model of characters or words",
     )
     parser.add_argument("--weights", choices=("int8", "float32"), help="of --format numpy (default: int8)")
     parser.add_argument("--text", help="a line to translate with the exported files")
@@ -49,11 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _onnx(arguments: argparse.Namespace, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    one_graph = arguments.format == "onnx_greedy"
+    if one_graph and (arguments.num_beams or 1) > 1:
+        raise ArgumentError(
+            f"num_beams={arguments.num_beams}: the search of --format onnx_greedy is greedy; leave it out"
+        )
     try:
         from hf_rnn_seq2seq.export.onnx import export_onnx
+        from hf_rnn_seq2seq.export.onnx_greedy import GREEDY, export_onnx_greedy, search
         from hf_rnn_seq2seq.export.onnx_runtime import OnnxTranslator
 
-        difference = export_onnx(model, arguments.output_dir)
+        difference = (export_onnx_greedy if one_graph else export_onnx)(model, arguments.output_dir)
     except ImportError as error:
         raise ValueError(f"{error}; the extra `onnx` installs it: pip install 'hf_rnn_seq2seq[onnx]'") from None
     tokenizer.save_pretrained(arguments.output_dir)
@@ -61,9 +68,12 @@ def _onnx(arguments: argparse.Namespace, model: "PreTrainedModel", tokenizer: "P
     print(f"largest difference of the logits from the model: {difference:.1e}")
     if arguments.text is not None:
         source = tokenizer(arguments.text, return_tensors="np")
-        written = OnnxTranslator(arguments.output_dir).generate(
-            source["input_ids"], source["attention_mask"], num_beams=arguments.num_beams
-        )
+        if one_graph:
+            written = search(Path(arguments.output_dir) / GREEDY, source["input_ids"])
+        else:
+            written = OnnxTranslator(arguments.output_dir).generate(
+                source["input_ids"], source["attention_mask"], num_beams=arguments.num_beams
+            )
         print(tokenizer.batch_decode(written, skip_special_tokens=True)[0])
 
 

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +132,41 @@ def test_onnx_decodes_what_generate_does(exported: tuple[Any, Programs, Any], op
             )
             assert single.tolist() == model.generate(**alone, max_new_tokens=limit, **options).tolist()
     assert len(lengths) == 2
+
+
+def equals_generate(folder: Path, model: Any, tmp_path: Path) -> None:
+    """The files of `export_onnx` in `folder`, joined, write what `generate()` writes, at every limit."""
+    import onnx
+
+    from hf_rnn_seq2seq.export.onnx_greedy import join, search
+    from hf_rnn_seq2seq.export.onnx_runtime import OnnxTranslator
+
+    translator, given, pads = OnnxTranslator(folder), sources(), set()
+    free = model.generate(**given, num_beams=1, max_new_tokens=9)
+    for ends in ([2], [int(free[1, 2]), int(free[2, -2])]):  # with these two words, rows end at different places
+        translator.settings["eos_token_id"] = ends
+        for limit in (1, 9):
+            translator.settings["max_new_tokens"] = limit
+            onnx.save(join(folder, translator), tmp_path / "one.onnx")
+            for rows in (slice(0, 3), slice(1, 2)):
+                part = {name: tensor[rows] for name, tensor in given.items()}
+                wanted = model.generate(**part, num_beams=1, max_new_tokens=limit, eos_token_id=ends)
+                assert search(tmp_path / "one.onnx", part["input_ids"].numpy()).tolist() == wanted.tolist()
+                pads |= {*(wanted[:, 1:] == 0).sum(1).tolist()}
+    assert len(pads) > 1
+
+
+def test_one_graph_writes_what_generate_does(exported: tuple[Any, Programs, Any], tmp_path: Path) -> None:
+    model, programs, translator = exported
+    if translator is None:
+        pytest.skip("onnxruntime or onnxscript is not installed")
+    from hf_rnn_seq2seq.export.onnx import export_onnx
+    from hf_rnn_seq2seq.export.onnx_greedy import export_onnx_greedy
+
+    export_onnx_greedy(model, tmp_path / "one", programs)
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["greedy.onnx"]
+    export_onnx(model, tmp_path / "two", programs)
+    equals_generate(tmp_path / "two", model, tmp_path)
 
 
 @pytest.mark.thinned(3)
@@ -262,6 +300,48 @@ def test_the_script_exports_and_translates(tmp_path: Path, capsys: pytest.Captur
     assert {"encoder.onnx", "decoder.onnx", "decoding.json", "tokenizer.json"} <= names
     settings = json.loads((tmp_path / "onnx" / "decoding.json").read_text())
     assert settings["max_new_tokens"] == 12 and settings["eos_token_id"] == [2]
+    equals_generate(tmp_path / "onnx", model, tmp_path)
+
+
+def npm_package(name: str) -> Path | None:
+    """The folder with a Node package that this machine has, from NODE_PATH or `npm root -g`; None without Node."""
+    folders = [Path(folder) for folder in os.environ.get("NODE_PATH", "").split(os.pathsep) if folder]
+    if shutil.which("node") is None:
+        return None
+    if shutil.which("npm") is not None:
+        folders.append(Path(subprocess.run(["npm", "root", "-g"], capture_output=True, text=True).stdout.strip()))
+    return next((folder for folder in folders if (folder / name).is_dir()), None)
+
+
+@pytest.mark.long
+@needs_torch
+def test_one_graph_runs_in_node(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
+    modules = npm_package("onnxruntime-web")
+    if modules is None:
+        pytest.skip(
+            "no Node with onnxruntime-web: `npm install -g onnxruntime-web`, or NODE_PATH names its node_modules"
+        )
+    from hf_rnn_seq2seq.commands.export import main
+    from tests.helpers.checkpoints import SOURCES, save_checkpoint, tiny_rnn, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    model = tiny_rnn(tokenizer)
+    folder = save_checkpoint(tmp_path / "run", model, tokenizer)
+    assert main([str(folder), "--output_dir", str(tmp_path / "one"), "--format", "onnx_greedy"]) == 0
+    assert {"greedy.onnx", "tokenizer.json"} <= {path.name for path in (tmp_path / "one").iterdir()}
+    ids = tokenizer(SOURCES)["input_ids"]
+    readme = (ROOT / "hf_rnn_seq2seq" / "export" / "README.md").read_text(encoding="utf-8")
+    snippet = readme.partition("```js\n")[2].partition("```")[0]
+    every = "(async () => { for (const row of %s) console.log(JSON.stringify(await translate(row))); })();"
+    (tmp_path / "one" / "run.cjs").write_text(snippet + every % json.dumps(ids), encoding="utf-8")
+    environment = {**os.environ, "NODE_PATH": str(modules)}
+    done = subprocess.run(
+        ["node", "run.cjs"], cwd=tmp_path / "one", env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert found == [model.generate(torch.tensor([row]), num_beams=1)[0].tolist() for row in ids]
 
 
 def test_the_helpers_of_the_loop() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# Read by `datasets` when it is imported, so it stands before any test module is.
-_CACHE = Path(tempfile.mkdtemp(prefix="hf_rnn_seq2seq-tests-"))
-os.environ["HF_DATASETS_CACHE"] = str(_CACHE / "datasets")
+# Read by `datasets` when it is imported, so it stands before any test module is. The workers of xdist find that of the
+# process that started them: they share it, and so the waiting processes of `tests.helpers.warm`.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="hf_rnn_seq2seq-tests-")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 # Nothing is looked for on the network; tests of the Hub talk to one of their own.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -45,8 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(warm.session())
 
 
-def pytest_unconfigure() -> None:
-    shutil.rmtree(_CACHE, ignore_errors=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

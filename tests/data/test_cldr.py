@@ -138,6 +138,7 @@ def test_the_words_of_a_value_are_aligned(fact, pair, expected):
     assert sorted(f"{words[0][s]}>{words[1][t]}" for s, t in pairs) == sorted(expected.split())
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_aligned_words_have_the_same_digits(pair):
     """The words of a number in digits differ only in punctuation and in what is written without a space."""
@@ -182,7 +183,8 @@ def test_no_date_amount_or_list_occurs_in_two_splits(pair):
     assert not found["validation"] & found["test"]
 
 
-@pytest.mark.parametrize("pair", few(PAIRS[:4]), ids="-".join)
+@pytest.mark.long  # twenty thousand sentences
+@pytest.mark.parametrize("pair", PAIRS[:4], ids="-".join)
 def test_every_word_of_the_held_out_splits_occurs_in_train(pair):
     train = rows(*pair, "train", 20_000)
     for side in ("source", "target"):
@@ -200,6 +202,7 @@ def test_one_source_has_one_translation(pair):
     assert {source: found for source, found in translations.items() if len(found) > 1} == {}
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_text_is_plain_and_complete(pair):
     for row, side in product(rows(*pair, "train", 2000), ("source", "target")):

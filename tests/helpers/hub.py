@@ -4,12 +4,15 @@ with running_hub() as hub:
     subprocess.run([...], env=hub.environment(cache=tmp_path, token=OWNER_TOKEN))
 """
 
+import atexit
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import urllib.request
 from collections.abc import Iterator
@@ -57,7 +60,7 @@ class Hub:
         Libraries read the cache's address when they are imported, so all children have one, a link that turns here.
         """
         cache.mkdir(parents=True, exist_ok=True)
-        link = warm.home() / "of_a_hub"
+        link = _home() / "of_a_hub"
         link.unlink(missing_ok=True)
         link.symlink_to(cache)
         kept = {
@@ -83,6 +86,14 @@ class Hub:
         """
         rules = json.dumps([{"pattern": pattern, "status": status, "times": times, "seconds": seconds}]).encode()
         urllib.request.urlopen(urllib.request.Request(f"{self.url}/_test/fail", data=rules)).close()
+
+
+@lru_cache
+def _home() -> Path:
+    """A folder for HF_HOME that the children of a worker share, so that one waiting process serves them."""
+    folder = Path(tempfile.mkdtemp(prefix="hf_rnn_seq2seq-home-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @dataclass

@@ -42,21 +42,12 @@ def python(environment: dict[str, str] | None = None, *, package: bool = True) -
     """The words of a command that stand for `python`; one process waits for each environment at import."""
     kept = os.environ if environment is None else environment
     if not package and environment is None:
-        kept = {**kept, "HF_HOME": str(home()), "HF_HUB_OFFLINE": "1"}
-        shutil.rmtree(home() / "modules", ignore_errors=True)
+        kept = {**kept, "HF_HOME": os.path.join(os.environ["WARM_SESSION"], "home"), "HF_HUB_OFFLINE": "1"}
     kept = {**kept, "PYTHONPATH": str(ROOT) if package else "", "OMP_NUM_THREADS": "1"}
     # The rest is read when it is needed.
     fixed = {name: value for name, value in kept.items() if name.startswith(AT_IMPORT) and name != "HF_TOKEN"}
     other = {name: value for name, value in os.environ.items() if not name.startswith((*AT_IMPORT, "PYTEST_"))}
     return _waiting(tuple(sorted((other | fixed).items())), package)
-
-
-@lru_cache
-def home() -> Path:
-    """A folder for HF_HOME that several processes share, so that one waiting process serves them."""
-    folder = Path(tempfile.mkdtemp(prefix="hf_rnn_seq2seq-home-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 @lru_cache
@@ -107,6 +98,14 @@ def import_libraries() -> None:
     sys.modules["hf_rnn_seq2seq"] = None  # type: ignore[assignment] - however it is installed, importing it fails
 
 
+def empty_module_cache(folder: str) -> None:
+    """Lets the copies of a checkpoint's code go into `folder`, which no other process has."""
+    from transformers import dynamic_module_utils
+    from transformers.utils import hub
+
+    hub.HF_MODULES_CACHE = dynamic_module_utils.HF_MODULES_CACHE = folder
+
+
 def import_package() -> None:
     import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401 - what pictures import when they are drawn
@@ -130,6 +129,8 @@ def wait(address: str, imported: str) -> None:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
+                if imported == "libraries":
+                    empty_module_cache(tempfile.mkdtemp(prefix="modules-", dir=Path(address).parent))
                 return answer(connection)
             connection.close()
             with contextlib.suppress(ChildProcessError):  # none is left

@@ -402,6 +402,7 @@ def test_changes_of_the_whole_model_send_the_search_to_generate(what: str, caplo
             handle.remove()
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("system", "how"),
     [*(("feeding", how) for how in ("data", "numpy", "swap", "pointer", "no_grad")), ("before the cell", "data")],

@@ -85,6 +85,7 @@ def test_greedy_takes_the_best_word_again_and_again(model: Model) -> None:
         assert row[len(target) :].tolist() == [PAD] * (len(row) - len(target))
 
 
+@pytest.mark.thinned(5)  # every model and every search, not every pair of them
 @pytest.mark.parametrize(
     "search",
     [
@@ -130,6 +131,7 @@ def test_wide_enough_beam_search_is_exhaustive(plain: Model) -> None:
         assert tuple(words(row)) == max(totals, key=totals.__getitem__)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
 def test_each_row_of_a_batch_equals_the_row_alone_with_any_padding(model: Model, search: dict[str, Any]) -> None:
     alone = [words(model.generate(**sources([row]), **search)[0]) for row in SOURCES]
@@ -139,6 +141,7 @@ def test_each_row_of_a_batch_equals_the_row_alone_with_any_padding(model: Model,
     assert [words(row) for row in model.generate(input_ids=pad(SOURCES), **search)] == alone
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=["greedy", "beam"])
 def test_transition_scores_are_the_log_probabilities_of_a_forward_pass(model: Model, search: dict[str, Any]) -> None:
     actual = model.generate(**sources(), **search, return_dict_in_generate=True, output_scores=True)

@@ -197,6 +197,7 @@ def test_invalid_overrides_are_refused(name: str, options: dict[str, Any], messa
 # ------------------------------------------------------------------------------------------------ it works
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_preset_learns_and_generates(name: str) -> None:
     """The loss decreases, and each greedy word is the most probable one after the words before it."""

@@ -96,6 +96,7 @@ def test_maps_below_each_other_keep_just_the_room_their_labels_take(letters: int
         assert 0 <= gap < 1.2 * figure.dpi
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("tokens", [1, 5, 30, 80])
 def test_labels_stay_readable_and_apart(tokens: int, tmp_path: Path) -> None:
     names = [f"token{index}" for index in range(tokens)]

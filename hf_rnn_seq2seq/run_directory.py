@@ -20,6 +20,8 @@ SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
 LOG_FILE = "train_log.jsonl"
 CHECKPOINTS = "checkpoints"
+WEIGHTS = "model.safetensors"
+ATTENTION, LEARNING_CURVE = "attention.png", "learning_curve.png"
 ENSEMBLE = "ensemble.json"
 # The format of the rows of a run's files; another file is read in the same format.
 ROW_FORMAT = ("header", "feature_column", "file_format", "several_references")

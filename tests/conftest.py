@@ -1,4 +1,4 @@
-"""What every test may use: a cache of its own session, and the optional corpora beside the repository."""
+"""What every test may use: a cache of its own session, and the optional corpora next to the repository."""
 
 import os
 import shutil
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# Read by `datasets` when it is imported, so it stands before any test module is. The workers of xdist find that of the
-# process that started them: they share it, and so the waiting processes of `tests.helpers.warm`.
+# `datasets` reads these when it is imported, so they are set before any test module is. The workers of xdist inherit the
+# cache of the process that started them, and so share the waiting processes of `tests.helpers.warm`.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="hf_rnn_seq2seq-tests-")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
@@ -53,7 +53,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real parallel corpora, `shared/data` beside the repository; most machines have none."""
+    """The folder of real parallel corpora, `shared/data` next to the repository; most machines have none."""
     folder = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"the optional corpora are not there: {folder.name} beside the repository")

@@ -82,10 +82,10 @@ def test_a_script_ends_in_one_line(
     monkeypatch.setattr(errors, "_last", None)
     with pytest.raises(SystemExit) as ended:
         command_line.run(main)
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert ended.value.code == code
-    assert said.startswith("error: " + message)
-    assert said.count("\n") == 1 and len(said) < 1100
+    assert printed.startswith("error: " + message)
+    assert printed.count("\n") == 1 and len(printed) < 1100
 
 
 def test_what_nobody_expected_is_told_with_the_last_input(

@@ -1,4 +1,4 @@
-"""Who may write a directory or a file: one process at a time, and nobody once it has ended."""
+"""Locks: one process at a time may write a directory or a file, and its lock ends with it."""
 
 import errno
 import os

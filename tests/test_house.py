@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can check: imports, entries, versions, exports, words that must not stand."""
+"""The rules of the repository that a machine can check: imports, entries, versions, exports, forbidden words."""
 
 import ast
 import re
@@ -88,7 +88,7 @@ LAW = {
     "commands": {*_TEXT, "evaluation", "training", "visualization", "hub", "export"},
     "__main__": _COMMON,
 }
-# import name -> requirement; what stands in brackets comes with one of the core requirements
+# import name -> requirement; in brackets: what comes with one of the core requirements
 DECLARED = {
     "accelerate": "accelerate",
     "babel": "Babel",
@@ -268,7 +268,7 @@ print(sorted({heavy - set(allowed.split())} & (set(sys.modules) - before)))
 
 def tracked() -> list[Path]:
     if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout: what belongs to the project cannot be told from what lies around")
+        pytest.skip("not a git checkout: what belongs to the project cannot be distinguished from other files")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     return [ROOT / name for name in listed.decode().split("\0") if name and (ROOT / name).is_file()]
 

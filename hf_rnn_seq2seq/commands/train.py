@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 def draw_learning_curve(directory: Path) -> str:
     """Draws the learning curve of a run; returns the line to print."""
-    from hf_rnn_seq2seq.run_directory import LOG_FILE
+    from hf_rnn_seq2seq.run_directory import LEARNING_CURVE, LOG_FILE
 
-    picture = directory / "learning_curve.png"
+    picture = directory / LEARNING_CURVE
     try:
         from hf_rnn_seq2seq.visualization.learning_curve import has_curve, plot_learning_curve
 

@@ -19,7 +19,7 @@ from hf_rnn_seq2seq.evaluation.scores import LOWER_IS_BETTER, TITLES, score
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, default_metrics, read_test_set
 from hf_rnn_seq2seq.generation.encoding import encode_sources, source_problems
 from hf_rnn_seq2seq.generation.translate import translate
-from hf_rnn_seq2seq.run_directory import load_models, members
+from hf_rnn_seq2seq.run_directory import LEARNING_CURVE, LOG_FILE, RECIPE, SUMMARY, WEIGHTS, load_models, members
 
 
 @dataclass
@@ -218,11 +218,11 @@ def run_summary(directory: str | os.PathLike[str], summary: Mapping[str, Any], c
         lines += ["", f"  source       {sample['source']}", f"  translation  {sample['translation']}"]
         lines.append(f"  reference  {verdict} {sample['reference']}")
     files = {
-        "checkpoint": "model.safetensors",
-        "options": "recipe.yaml",
-        "log": "train_log.jsonl",
-        "learning curve": "learning_curve.png",
-        "facts": "summary.json",
+        "checkpoint": WEIGHTS,
+        "options": RECIPE,
+        "log": LOG_FILE,
+        "learning curve": LEARNING_CURVE,
+        "facts": SUMMARY,
     }
     paths = {label: Path(directory) / name for label, name in files.items()}
     return "\n".join([*lines, "", *(f"  {label:<15}{path}" for label, path in paths.items() if path.exists())])

@@ -5,12 +5,12 @@ import json
 import os
 import re
 import sys
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from hf_rnn_seq2seq.data.readers import GZIP_ERRORS
 from hf_rnn_seq2seq.errors import DataError, InUseError
 from hf_rnn_seq2seq.files import FileLock, content_hash, write_atomically
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 Line = TypeVar("Line")
 _HASH = re.compile("[0-9a-f]{16,64}")
-_GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 
 
@@ -61,7 +60,7 @@ class LineReader:
                 while block := file.read(1 << 20):
                     total += block.count(b"\n")
                     last = block[-1:]
-        except _GZIP_ERRORS:
+        except GZIP_ERRORS:
             return None
         return total + (last != b"\n")
 
@@ -75,7 +74,7 @@ class LineReader:
             with self._open() as file:
                 for number, line in enumerate(file, start=1):
                     yield self._text(line.removesuffix(b"\n").removesuffix(b"\r"), number)
-        except _GZIP_ERRORS as error:
+        except GZIP_ERRORS as error:
             raise DataError(
                 f"input {self.path!r}, line {number + 1}: not a whole gzip file ({error}); unpack or fetch it again"
             ) from None

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.evaluation.describe import architecture
 from hf_rnn_seq2seq.hub import card_text
+from hf_rnn_seq2seq.run_directory import ATTENTION, LEARNING_CURVE, RECIPE, SUMMARY
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 TEMPLATE = "model_card_template.md"
-PICTURES = ("attention.png", "learning_curve.png")
 METRICS = {
     "bleu": "BLEU",
     "chrf": "chrF",
@@ -99,9 +99,9 @@ def read_facts(
     facts = {
         "repo_id": repo_id or f"user/{path.resolve().name}",
         "config": config,
-        "summary": _read(path / "summary.json", json.loads) or {},
-        "recipe": _read(path / "recipe.yaml", _load_yaml) or {},
-        "pictures": [name for name in PICTURES if (path / name).is_file()],
+        "summary": _read(path / SUMMARY, json.loads) or {},
+        "recipe": _read(path / RECIPE, _load_yaml) or {},
+        "pictures": [name for name in (ATTENTION, LEARNING_CURVE) if (path / name).is_file()],
     }
     return strip_local_paths(facts | ({"license": license} if license else {}))
 

@@ -14,11 +14,13 @@ from pathlib import Path
 
 from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError, InputError
 from hf_rnn_seq2seq.hub.model_card import read_facts, render, strip_local_paths
+from hf_rnn_seq2seq.run_directory import ATTENTION, CHECKPOINTS, LEARNING_CURVE, LOG_FILE, RECIPE, SUMMARY, WEIGHTS
 
+RUN_FILES = (SUMMARY, RECIPE, LOG_FILE)  # which may name folders of this machine
 UPLOADED = (
     "config.json",
     "generation_config.json",
-    "model.safetensors",
+    WEIGHTS,
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
@@ -36,14 +38,12 @@ UPLOADED = (
     "custom_generate/*.py",
     "custom_generate/requirements.txt",
     "README.md",
-    "attention.png",
-    "learning_curve.png",
-    "summary.json",
-    "recipe.yaml",
-    "train_log.jsonl",
+    ATTENTION,
+    LEARNING_CURVE,
+    *RUN_FILES,
 )
 NOT_UPLOADED = (
-    "checkpoints/*",
+    f"{CHECKPOINTS}/*",
     "tensorboard/*",
     "nonfinite/*",
     "__pycache__/*",
@@ -102,7 +102,7 @@ def plan_upload(directory: str | os.PathLike[str], repo_id: str, *, license: str
         else:
             left_out.append(name)
     _check_checkpoint(root, files)
-    for name in ("recipe.yaml", "summary.json", "train_log.jsonl"):
+    for name in RUN_FILES:
         if name in files:
             files[name] = _public(root / name)
     if "README.md" in files and license is not None:

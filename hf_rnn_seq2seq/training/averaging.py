@@ -10,8 +10,7 @@ from torch import Tensor
 
 from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.model.pretrained import not_finite
-from hf_rnn_seq2seq.run_directory import read_tokenizer, vocabulary_hash
-from hf_rnn_seq2seq.training.checkpoints import WEIGHTS
+from hf_rnn_seq2seq.run_directory import SUMMARY, WEIGHTS, read_tokenizer, vocabulary_hash
 
 
 def average_weights(directories: Sequence[str | os.PathLike[str]]) -> dict[str, Tensor]:
@@ -92,7 +91,7 @@ def average_checkpoints(directories: Sequence[str | os.PathLike[str]], output: s
         carried = ("*.json", "*.txt", "*.model", "custom_generate/*.py", "*.py")
         for source in sorted({path for pattern in carried for path in first.glob(pattern)}):
             # The summary and the trainer state describe one run, not the average.
-            if source.name not in ("summary.json", "trainer_state.json", "model.safetensors.index.json"):
+            if source.name not in (SUMMARY, "trainer_state.json", "model.safetensors.index.json"):
                 target = part / source.relative_to(first)
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(source, target)

@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
-from hf_rnn_seq2seq.run_directory import CHECKPOINTS
+from hf_rnn_seq2seq.run_directory import CHECKPOINTS, WEIGHTS
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 AVERAGE = "average.safetensors"
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")

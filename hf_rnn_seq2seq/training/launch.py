@@ -21,9 +21,8 @@ from huggingface_hub import get_token
 from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.errors import ArgumentError, TrainingError
-from hf_rnn_seq2seq.run_directory import CHECKPOINTS, LOG_FILE, RECIPE, SUMMARY
+from hf_rnn_seq2seq.run_directory import CHECKPOINTS, LOG_FILE, RECIPE, SUMMARY, WEIGHTS
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
-from hf_rnn_seq2seq.training.checkpoints import WEIGHTS
 from hf_rnn_seq2seq.training.log import usable_trackers
 
 RUN_FILES = ("config.json", WEIGHTS, RECIPE, LOG_FILE, SUMMARY, CHECKPOINTS)

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
+from hf_rnn_seq2seq.run_directory import WEIGHTS
 from hf_rnn_seq2seq.training import checkpoints
 from hf_rnn_seq2seq.training.state import TrainingState
 
@@ -69,7 +70,7 @@ class CheckpointManager:
             ArgumentError: the checkpoint belongs to a run with other data, another seed or other batches.
             CheckpointError: the checkpoint belongs to another model.
         """
-        checkpoints.load_weights(state.model, checkpoint / checkpoints.WEIGHTS)
+        checkpoints.load_weights(state.model, checkpoint / WEIGHTS)
         stored = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))
         for name, value in self.identity.items():
             if stored["identity"].get(name) != value:

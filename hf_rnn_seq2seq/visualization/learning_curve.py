@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.run_directory import LOG_FILE
 from hf_rnn_seq2seq.visualization.figure import (
     INK,
     QUIET,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from hf_rnn_seq2seq.evaluation.length_bins import LengthBin
 
-LOG_FILE = "train_log.jsonl"
 # title, key of the thin line (training), key of the line with markers (evaluation), whether the axis is logarithmic
 CHARTS = (
     ("loss", "loss", "eval_loss", False),

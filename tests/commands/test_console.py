@@ -44,7 +44,7 @@ def test_every_command_has_a_module_and_a_line(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "said"),
+    ("words", "status", "printed"),
     [
         (["-m", "hf_rnn_seq2seq", "train", "--help"], 0, "--learning_rate X"),
         (["-m", "hf_rnn_seq2seq", "train", "cldr_en_fr", "--lr", "1"], 2, "lr: no such option; here it is called le"),
@@ -54,14 +54,14 @@ def test_every_command_has_a_module_and_a_line(capsys: pytest.CaptureFixture[str
         (["scripts/train_tokenizer.py", "--vocabsize", "3"], 2, "the nearest is vocab_size"),
     ],
 )  # fmt: skip
-def test_help_and_a_wrong_option_load_no_torch(words: list[str], status: int, said: str) -> None:
+def test_help_and_a_wrong_option_load_no_torch(words: list[str], status: int, printed: str) -> None:
     command = [sys.executable, "-X", "importtime", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == status, done.stderr[-2000:]
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "argparse" in loaded and not loaded & {"torch", "transformers", "numpy", "datasets", "accelerate"}
-    assert said in done.stdout + "".join(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert printed in done.stdout + "".join(line for line in done.stderr.splitlines() if line.startswith("error: "))
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_old_spellings_are_read_with_a_line(capsys: pytest.CaptureFixture[str]) 
     parse = importlib.import_module("hf_rnn_seq2seq.commands.translate").parse
     found = parse(["--model_name_or_path", "runs/demo", "--input", "a.txt"])
     assert (found.model, found.input_file) == ("runs/demo", "a.txt")
-    said = capsys.readouterr().err
-    assert said == "warning: --input is called --input_file now; the old name ends with the next release\n"
+    printed = capsys.readouterr().err
+    assert printed == "warning: --input is called --input_file now; the old name ends with the next release\n"
     with pytest.raises(SystemExit):
         parse(["runs/demo", "--text", "a", "--input_file", "b"])
     assert "--text, --input_file and --dataset_name: give one of them" in capsys.readouterr().err

@@ -103,9 +103,9 @@ def test_every_row_once_in_each_epoch_in_other_pieces(kind: str, tmp_path: Path)
     seen = record(loop)
     loop.run()
     rows, tokenizer = letter_rows(30)
-    wanted = Counter((row["source"].replace(" ", ""), row["target"].replace(" ", "")) for row in rows)
+    expected = Counter((row["source"].replace(" ", ""), row["target"].replace(" ", "")) for row in rows)
     spelled = [tuple(tokenizer.decode(ids[:-1]).replace(" ", "") for ids in row) for row in seen]
-    assert Counter(spelled[:30]) == Counter(spelled[30:]) == wanted
+    assert Counter(spelled[:30]) == Counter(spelled[30:]) == expected
     assert len({str(row) for row in seen}) > 50, "the second epoch has other pieces"
     # The loss is divided by the tokens that were read, which are more than the plan knows of.
     tokens = sum(len(labels) for _, labels in seen)

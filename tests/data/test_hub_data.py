@@ -54,8 +54,8 @@ def test_the_stock_metrics(child: Child, shared_data: Path, name: str) -> None:
     if not script.is_file():
         pytest.skip(f"the stock metric is not there: {script.relative_to(shared_data)} in the optional corpora")
     publish_metric(child, name, script.read_text(encoding="utf-8"))
-    wanted = STOCK[name]().corpus_score(HYPOTHESES, [REFERENCES]).score
-    assert score(child, name)["score"] == pytest.approx(wanted, abs=1e-9)
+    expected = STOCK[name]().corpus_score(HYPOTHESES, [REFERENCES]).score
+    assert score(child, name)["score"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_data_are_pushed_and_loaded_by_name(child: Child) -> None:

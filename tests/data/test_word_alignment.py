@@ -50,7 +50,7 @@ def test_every_token_of_a_word_is_aligned_with_every_token_of_the_other(algorith
     for source, target, line, flat in zip(SOURCES, TARGETS, LINES, found, strict=True):
         sides = [tokenizer(source), tokenizer(text_target=target)]
         ids = [side["input_ids"] for side in sides]
-        wanted = {(len(ids[0]) - 1, len(ids[1]) - 1)}
+        expected = {(len(ids[0]) - 1, len(ids[1]) - 1)}
         texts = [
             [tokenizer.decode(row[:end], skip_special_tokens=True).strip() for end in range(1, len(row))] for row in ids
         ]
@@ -58,9 +58,9 @@ def test_every_token_of_a_word_is_aligned_with_every_token_of_the_other(algorith
         words = [[len(text.split()) - 1 for text in side] for side in texts]
         if algorithm in ("bpe", "word") and "日" not in source:
             for a, b in parse_pharaoh(line, ""):
-                wanted |= {(s, t) for s, x in enumerate(words[0]) for t, y in enumerate(words[1]) if (x, y) == (a, b)}
-            assert pairs(flat) == wanted
-        assert pairs(flat) >= wanted and len(pairs(flat)) >= len(line.split()) + 1
+                expected |= {(s, t) for s, x in enumerate(words[0]) for t, y in enumerate(words[1]) if (x, y) == (a, b)}
+            assert pairs(flat) == expected
+        assert pairs(flat) >= expected and len(pairs(flat)) >= len(line.split()) + 1
 
 
 def test_alignments_between_tokens_and_beyond_the_end() -> None:
@@ -135,10 +135,10 @@ def test_alignments_in_a_batch() -> None:
         {"input_ids": [5, 2], "labels": [8, 9, 2], "alignment": [1, 2]},
     ]
     batch = Collator()(rows)
-    wanted = torch.zeros(2, 3, 3, dtype=torch.bool)
+    expected = torch.zeros(2, 3, 3, dtype=torch.bool)
     for row, target, source in ((0, 0, 0), (0, 0, 1), (0, 1, 2), (1, 2, 1)):
-        wanted[row, target, source] = True
-    assert torch.equal(batch["alignments"], wanted)
+        expected[row, target, source] = True
+    assert torch.equal(batch["alignments"], expected)
 
 
 def test_computed_alignments_find_the_dictionary() -> None:

@@ -92,14 +92,14 @@ def test_exported_programs_equal_the_model(exported: tuple[Any, Programs, Any]) 
     words = torch.tensor([[1, 4, 3], [1, 9, 9], [1, 3, 3]])
     for given in (sources(), {name: left[name] for name in ("input_ids", "attention_mask")}):
         with torch.no_grad():
-            wanted = model(**given, decoder_input_ids=words, output_attentions=True)
+            expected = model(**given, decoder_input_ids=words, output_attentions=True)
             start = encoder(given["input_ids"], given["attention_mask"])
             state, memory = start[: len(programs.state)], start[len(programs.state) :]
             for time in range(words.shape[1]):
                 logits, *rest = decoder(words[:, time], *state, *memory)
                 weights, *state = rest if programs.has_weights else (None, *rest)
-                torch.testing.assert_close(logits, wanted.logits[:, time], atol=1e-5, rtol=1e-4)
-                torch.testing.assert_close(weights, wanted.cross_attentions[0][:, :, time], atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(logits, expected.logits[:, time], atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(weights, expected.cross_attentions[0][:, :, time], atol=1e-5, rtol=1e-4)
     with torch.no_grad():
         alone = encoder(*(tensor[:2] for tensor in sources().values()))
         torch.testing.assert_close(alone[0], encoder(*sources().values())[0][:2], atol=1e-6, rtol=1e-5)
@@ -121,11 +121,11 @@ def test_onnx_decodes_what_generate_does(exported: tuple[Any, Programs, Any], op
     given = sources()
     lengths = set()
     for limit in (2, 9):
-        wanted = model.generate(**given, max_new_tokens=limit, **options)
+        expected = model.generate(**given, max_new_tokens=limit, **options)
         found = translator.generate(*(tensor.numpy() for tensor in given.values()), max_new_tokens=limit, **options)
-        assert found.tolist() == wanted.tolist()
+        assert found.tolist() == expected.tolist()
         lengths.add(found.shape[1])
-        for row in range(len(wanted)):
+        for row in range(len(expected)):
             alone = {name: tensor[row : row + 1] for name, tensor in given.items()}
             single = translator.generate(
                 *(tensor.numpy() for tensor in alone.values()), max_new_tokens=limit, **options
@@ -202,10 +202,10 @@ def test_the_loops_decode_what_generate_does(model: str, options: dict[str, Any]
             found.lm_head.bias[2] += 1.5  # sentences end, some at once and some later
         translator = TorchTranslator(found)
         for limit in (1, 2, 9):
-            wanted = found.generate(**given, max_new_tokens=limit, **options)
+            expected = found.generate(**given, max_new_tokens=limit, **options)
             written = translator.generate(*arrays, max_new_tokens=limit, **options)
-            assert written.tolist() == wanted.tolist()
-            short += int((wanted[:, 1:] == 2).any(1).sum())
+            assert written.tolist() == expected.tolist()
+            short += int((expected[:, 1:] == 2).any(1).sum())
     assert short, "no sentence ended before the limit"
 
 
@@ -351,8 +351,8 @@ def test_the_helpers_of_the_loop() -> None:
 
     values = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)
     for count in (1, 7, 20):
-        wanted = torch.from_numpy(values).topk(count)
+        expected = torch.from_numpy(values).topk(count)
         best, index = top(values, count)
-        assert best.tolist() == wanted.values.tolist() and index.tolist() == wanted.indices.tolist()
-    wanted = torch.from_numpy(values).log_softmax(-1)
-    np.testing.assert_allclose(log_softmax(values), wanted.numpy(), atol=1e-6)
+        assert best.tolist() == expected.values.tolist() and index.tolist() == expected.indices.tolist()
+    expected = torch.from_numpy(values).log_softmax(-1)
+    np.testing.assert_allclose(log_softmax(values), expected.numpy(), atol=1e-6)

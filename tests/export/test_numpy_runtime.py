@@ -158,10 +158,10 @@ def test_it_writes_what_the_model_writes(name: str, tmp_path: Path) -> None:
         g2p = G2p(tmp_path / f"{seed} {bias}")
         given = tokenizer([word for word in WORDS if word], return_tensors="pt", padding=True)
         written = iter(phones(tokenizer, model.generate(given["input_ids"], attention_mask=given["attention_mask"])))
-        wanted = [next(written) if word else [] for word in WORDS]
-        assert [g2p(word) for word in WORDS] == wanted
-        assert g2p.batch(WORDS) == wanted and g2p.batch(WORDS, batch_size=2) == wanted
-        lengths |= set(map(len, wanted))
+        expected = [next(written) if word else [] for word in WORDS]
+        assert [g2p(word) for word in WORDS] == expected
+        assert g2p.batch(WORDS) == expected and g2p.batch(WORDS, batch_size=2) == expected
+        lengths |= set(map(len, expected))
         for word in WORDS[:2]:
             given = dict(tokenizer(word, return_tensors="pt"))
             found = model.search(**given, num_beams=4, num_return_sequences=4, return_dict_in_generate=True)
@@ -183,16 +183,16 @@ def test_the_generation_config_rules(options: Options, limit: int, tmp_path: Pat
     export_numpy(model, tokenizer, tmp_path / "pack", "float32")
     g2p = G2p(tmp_path / "pack")
     for word in WORDS[:6]:
-        wanted = written_by(model, tokenizer, word, num_beams=3, num_return_sequences=3)
-        assert [symbols for symbols, _ in g2p.n_best(word, n=3)] == wanted
+        expected = written_by(model, tokenizer, word, num_beams=3, num_return_sequences=3)
+        assert [symbols for symbols, _ in g2p.n_best(word, n=3)] == expected
         assert g2p.n_best(word, n=1) == g2p.n_best(word, n=3)[:1]
 
 
 def test_n_best_takes_five_beams_or_more(folder: Path) -> None:
     g2p, model, tokenizer = G2p(folder), pronouncer(), letters_to_phones()
     for n, beams in ((2, 5), (5, 5), (7, 7)):
-        wanted = written_by(model, tokenizer, "cab", num_beams=beams, num_return_sequences=n)
-        assert [symbols for symbols, _ in g2p.n_best("cab", n)] == wanted
+        expected = written_by(model, tokenizer, "cab", num_beams=beams, num_return_sequences=n)
+        assert [symbols for symbols, _ in g2p.n_best("cab", n)] == expected
     assert g2p.n_best("", 3) == [([], 1.0)]
     with pytest.raises(ValueError, match="n=0, num_beams=None: must be at least 1"):
         g2p.n_best("cab", 0)
@@ -233,7 +233,7 @@ print(sorted({name.partition(".")[0] for name, module in sys.modules.items() if 
 
 
 def test_numpy_is_enough(folder: Path) -> None:
-    """The folder alone, in a process that can import none of the libraries of training."""
+    """Only the folder is used, in a process that can import none of the libraries of training."""
     done = subprocess.run([sys.executable, "-c", PROCESS], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     g2p, (results, imported) = G2p(folder), done.stdout.splitlines()
@@ -387,7 +387,7 @@ UNREAD |= {"is_encoder_decoder"}
 
 
 def test_every_field_of_a_config_is_computed_or_refused() -> None:
-    """A new field stands in one of the lists."""
+    """A new field must be in one of the lists."""
     fields = {name for name in RnnSeq2SeqConfig.__annotations__ if name != "model_type"}
     checked = {*numpy_pack.SUPPORTED, *numpy_pack.SUPPORTED_ATTENTION}
     assert fields == EXPORTED | REFUSED_BY | UNREAD | checked

@@ -35,7 +35,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with nan in one weight, beside a whole one and two files of text."""
+    """A checkpoint with nan in one weight, a whole one, and two files of text."""
     folder, tokenizer = tmp_path_factory.mktemp("spoiled"), tiny_tokenizer()
     save_checkpoint(folder / "whole", tiny_rnn(tokenizer), tokenizer)
     shutil.copytree(folder / "whole", folder / "nan")

@@ -65,8 +65,8 @@ def test_what_the_search_says_of_its_hypotheses_is_their_score(loaded: tuple[Any
     found = model.search(**ids, num_beams=3, max_new_tokens=8, return_dict_in_generate=True)
     targets = [row[:n] for row, n in zip(found.sequences[:, 1:].tolist(), found.lengths.tolist(), strict=True)]
     scores = score_ids(model, tokenizer(SOURCES)["input_ids"], targets)
-    told = [score.log_probability for score in scores]
-    assert found.log_probabilities.tolist() == pytest.approx(told, abs=1e-4)
+    expected = [score.log_probability for score in scores]
+    assert found.log_probabilities.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_pairs_that_cannot_be_scored(loaded: tuple[Any, Any]) -> None:
@@ -97,19 +97,19 @@ def test_score_script_reads_one_file_or_two(loaded: tuple[Any, Any], checkpoint:
     (tmp_path / "targets.txt").write_text("".join(f"{target}\n" for _, target in PAIRS), encoding="utf-8")
     code, out, err = run("score", checkpoint, "-", "--window", 4, stdin=text)
     assert code == 0, err
-    told = score_texts(*loaded, *map(list, zip(*PAIRS, strict=True)))
-    for line, score in zip(out.splitlines(), told, strict=True):
+    expected = score_texts(*loaded, *map(list, zip(*PAIRS, strict=True)))
+    for line, score in zip(out.splitlines(), expected, strict=True):
         log_probability, tokens, perplexity = line.split("\t")
         assert float(log_probability) == pytest.approx(score.log_probability, abs=1e-4)
         assert (int(tokens), float(perplexity)) == (score.tokens, pytest.approx(score.perplexity, rel=1e-3))
-    assert f"loss {summarize(told)['loss']:.4f}"[:10] in err
+    assert f"loss {summarize(expected)['loss']:.4f}"[:10] in err
     two = run("score", checkpoint, tmp_path / "sources.txt", "--targets", tmp_path / "targets.txt")
     assert [line.split("\t")[1] for line in two[1].splitlines()] == [line.split("\t")[1] for line in out.splitlines()]
-    for line, score in zip(two[1].splitlines(), told, strict=True):
+    for line, score in zip(two[1].splitlines(), expected, strict=True):
         assert float(line.split("\t")[0]) == pytest.approx(score.log_probability, abs=1e-4)
     (tmp_path / "pairs.tsv").write_text(text, encoding="utf-8")
     rows = run("score", checkpoint, tmp_path / "pairs.tsv", "--output_format", "jsonl")[1].splitlines()
-    assert [len(json.loads(row)["per_token"]) for row in rows] == [score.tokens for score in told]
+    assert [len(json.loads(row)["per_token"]) for row in rows] == [score.tokens for score in expected]
 
 
 def test_score_writes_a_line_for_each_line(checkpoint: Path, tmp_path: Path) -> None:
@@ -231,8 +231,8 @@ def test_the_pipeline_gives_what_the_search_gives(loaded: tuple[Any, Any], check
         if not text.strip():
             assert row == {"translation_text": "", "score": 0.0, "log_probability": 0.0, "probability": 1.0}
             continue
-        wanted = model.generate(**tokenizer([text], return_tensors="pt"), num_beams=3, max_new_tokens=8)[0]
-        assert row["translation_text"] == tokenizer.decode(wanted, skip_special_tokens=True)
+        expected = model.generate(**tokenizer([text], return_tensors="pt"), num_beams=3, max_new_tokens=8)[0]
+        assert row["translation_text"] == tokenizer.decode(expected, skip_special_tokens=True)
         assert row["score"] > row["log_probability"]
     alone = translator(texts[0], max_new_tokens=8)
     assert alone["translation_text"] == found[0]["translation_text"]
@@ -275,12 +275,12 @@ MODES: dict[str, dict[str, Any]] = {
 def test_the_pipeline_takes_the_options_of_generate(mode: str, checkpoint: Path, loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     options = MODES[mode] if mode == "config" else {"max_new_tokens": 8, **MODES[mode]}
-    wanted = {**options, "tokenizer": tokenizer} if mode == "strings" else options
+    own_options = {**options, "tokenizer": tokenizer} if mode == "strings" else options
     translator = pipeline("rnn-translation", model=str(checkpoint))
     found = translator([*SOURCES[:3], " "], batch_size=2, return_alignments=True, **options)
     for text, rows in zip(SOURCES[:3], found, strict=False):
         source = tokenizer([text], return_tensors="pt")
-        sequences = model.generate(**source, **{**wanted, "return_dict_in_generate": False})
+        sequences = model.generate(**source, **{**own_options, "return_dict_in_generate": False})
         assert isinstance(rows, list) == (len(sequences) > 1)
         for row, sequence in zip(rows if isinstance(rows, list) else [rows], sequences, strict=True):
             assert row["translation_text"] == tokenizer.decode(sequence, skip_special_tokens=True)
@@ -299,12 +299,14 @@ def test_the_pipeline_draws_and_a_checkpoints_own_options_count(
     config.update(no_repeat_ngram_size=2, max_new_tokens=6)
     config.save_pretrained(own)
     translator = pipeline("rnn-translation", model=str(own))
-    wanted = loaded[0].generate(**loaded[1](SOURCES[0], return_tensors="pt"), no_repeat_ngram_size=2, max_new_tokens=6)
-    assert translator(SOURCES[0])["translation_text"] == loaded[1].decode(wanted[0], skip_special_tokens=True)
+    expected = loaded[0].generate(
+        **loaded[1](SOURCES[0], return_tensors="pt"), no_repeat_ngram_size=2, max_new_tokens=6
+    )
+    assert translator(SOURCES[0])["translation_text"] == loaded[1].decode(expected[0], skip_special_tokens=True)
     torch.manual_seed(3)
     drawn = translator(SOURCES[:2], do_sample=True, num_return_sequences=4)
     assert [len(rows) for rows in drawn] == [4, 4] and len({row["translation_text"] for row in drawn[0]}) > 1
-    assert translator(SOURCES[0], return_tensors=True)["translation_token_ids"].tolist() == wanted[0, 1:].tolist()
+    assert translator(SOURCES[0], return_tensors=True)["translation_token_ids"].tolist() == expected[0, 1:].tolist()
     with pytest.raises(ValueError, match="typo"):
         translator(SOURCES[0], typo=1)
 
@@ -321,11 +323,11 @@ def test_what_the_pipeline_was_made_with_holds_until_a_call_says_otherwise(check
 def test_the_pipeline_takes_as_many_beams_as_it_returns(name: str, checkpoint: Path) -> None:
     """Only an explicit `num_beams` is too few; in the constructor, in a call, and where generate() decodes."""
     options = {"max_new_tokens": 5, name: 3}
-    wanted = pipeline("rnn-translation", model=str(checkpoint))(SOURCES[0], num_beams=3, **options)
-    assert len(wanted) == 3
-    assert pipeline("rnn-translation", model=str(checkpoint))(SOURCES[:2], **options)[0] == wanted
+    expected = pipeline("rnn-translation", model=str(checkpoint))(SOURCES[0], num_beams=3, **options)
+    assert len(expected) == 3
+    assert pipeline("rnn-translation", model=str(checkpoint))(SOURCES[:2], **options)[0] == expected
     translator = pipeline("rnn-translation", model=str(checkpoint), **options)
-    assert translator(SOURCES[0]) == wanted
+    assert translator(SOURCES[0]) == expected
     assert len(translator(SOURCES[0], no_repeat_ngram_size=2)) == 3
     with pytest.raises(ValueError, match="num_return_sequences"):
         translator(SOURCES[0], num_beams=2)
@@ -344,18 +346,18 @@ def test_the_pipeline_tells_which_texts_were_not_read_whole(tmp_path: Path, capl
     translator = pipeline("rnn-translation", model=tiny_rnn(tokenizer), tokenizer=tokenizer, max_new_tokens=3)
     texts = ["three", "qqq zzz", "three days ago in an hour", "qqq", " "]
     translator(texts, max_source_length=4)
-    wanted = [
+    expected = [
         "2 of 5 sources hold nothing but unknown tokens (the first is text 2)",
         "1 of 5 sources are longer than the limit and were cut (the first is text 3)",
     ]
-    assert caplog.messages == wanted
+    assert caplog.messages == expected
     caplog.clear()
     assert len(list(translator((text for text in texts), max_source_length=4))) == 5
-    assert caplog.messages == wanted
+    assert caplog.messages == expected
 
 
 def test_the_pipeline_without_this_package_name_in_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
-    """It needs the weights, the configuration and the tokenizer, and no code beside them."""
+    """It needs the weights, the configuration and the tokenizer, and no other code."""
     bare = shutil.copytree(checkpoint, tmp_path / "bare", ignore=shutil.ignore_patterns("*.py", "custom_generate"))
     text = SOURCES[0]
     same = [pipeline("rnn-translation", model=str(folder))(text, max_new_tokens=5) for folder in (bare, checkpoint)]

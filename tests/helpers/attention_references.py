@@ -27,11 +27,11 @@ def entmax(scores: list[Tensor], alpha: Tensor | float) -> list[Tensor]:
         total = sum((number - middle) ** exponent for number in numbers if number > middle)
         low, high = (middle, high) if total > 1 else (low, middle)
     inside = [number > high for number in numbers]
-    excess = sum((value - high) ** power for value, held in zip(scaled, inside, strict=True) if held) - 1
+    excess = sum((value - high) ** power for value, kept in zip(scaled, inside, strict=True) if kept) - 1
     slope = sum(exponent * (number - high) ** (exponent - 1) for number in numbers if number > high)
     tau = high + excess / slope
     zero = torch.zeros((), dtype=torch.float64)
-    return [(value - tau) ** power if held else zero for value, held in zip(scaled, inside, strict=True)]
+    return [(value - tau) ** power if kept else zero for value, kept in zip(scaled, inside, strict=True)]
 
 
 def alpha_of(config: RnnSeq2SeqConfig, weights: Weights, number: int) -> Tensor | float:

@@ -36,15 +36,17 @@ def open_page(
     page = context.new_page()
     page.set_default_timeout(60_000)
     complaints: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    requested: list[str] = []
+    page.on(
+        "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
+    )
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requested.append(request.url))
     try:
         page.goto(address)
         yield page
         assert complaints == []
-        assert [url for url in asked if not url.startswith((allowed, "data:", "blob:"))] == []
+        assert [url for url in requested if not url.startswith((allowed, "data:", "blob:"))] == []
     finally:
         context.close()
 

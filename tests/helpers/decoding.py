@@ -74,10 +74,10 @@ def exhaustive(model: Model, source: list[int], limit: int) -> list[tuple[tuple[
     targets = padded([list(hypothesis) for hypothesis in hypotheses], -100)
     count = len(hypotheses)
     ids = torch.tensor([source]).expand(count, -1)
-    told = model(input_ids=ids, labels=targets, output_attentions=True)
-    chosen = told.logits.log_softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    output = model(input_ids=ids, labels=targets, output_attentions=True)
+    chosen = output.logits.log_softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     totals = (chosen * (targets != -100)).sum(1).tolist()
-    attention = told.cross_attentions[0].mean(1)
+    attention = output.cross_attentions[0].mean(1)
     return [(h, total, attention[i, : len(h)]) for i, (h, total) in enumerate(zip(hypotheses, totals, strict=True))]
 
 

@@ -1,4 +1,4 @@
-"""A metric of a user's own, as it stands in a file or, under evaluate-metric/NAME, in a space of the Hub."""
+"""A metric of a user's own: in a file, or in a space of the Hub under evaluate-metric/NAME."""
 
 import datasets
 import evaluate

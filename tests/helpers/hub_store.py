@@ -169,7 +169,7 @@ class Store:
         return repository
 
     def upload_mode(self, tree: dict[str, Entry], file: dict[str, Any]) -> dict[str, Any]:
-        """Decide whether a file goes through LFS, and name the content that stands there now."""
+        """Decide whether a file goes through LFS, and name the content that is there now."""
         sample = base64.b64decode(file["sample"])
         lfs = file["path"].endswith(LFS_SUFFIXES) or b"\0" in sample or file["size"] > 10_000_000
         present = tree.get(file["path"])

@@ -99,8 +99,8 @@ def weighted(weights: list[Tensor], values: list[Tensor]) -> Tensor:
 def additive(w: Weights, query: Tensor, states: list[Tensor]) -> Tensor:
     """Bahdanau 2014, appendix A.1.2; GNMT, equation 4: v . tanh(W s + U h), softmax, weighted sum."""
     name = "model.decoder.attention"
-    asked = times(w, f"{name}.query", query)
-    scores = [w[f"{name}.energy.weight"][0] @ torch.tanh(asked + times(w, f"{name}.key", h)) for h in states]
+    query_part = times(w, f"{name}.query", query)
+    scores = [w[f"{name}.energy.weight"][0] @ torch.tanh(query_part + times(w, f"{name}.key", h)) for h in states]
     return weighted(shares(scores), states)
 
 
@@ -224,9 +224,9 @@ def rnmt_plus2018(w: Weights, source: list[int], target: list[int]) -> list[Tens
     for x in words_of(w, "decoder", target):
         heads = []
         for head in (slice(0, 2), slice(2, 4)):
-            asked = w[f"{name}.query.weight"][head] @ state[0][0]
+            query_part = w[f"{name}.query.weight"][head] @ state[0][0]
             v = w[f"{name}.energy.weight"][head.start // 2]
-            align = shares([v @ torch.tanh(asked + w[f"{name}.key.weight"][head] @ h) for h in below])
+            align = shares([v @ torch.tanh(query_part + w[f"{name}.key.weight"][head] @ h) for h in below])
             heads.append(weighted(align, [w[f"{name}.value.weight"][head] @ h for h in below]))
         a = times(w, f"{name}.output", torch.cat(heads))
         for layer in range(3):

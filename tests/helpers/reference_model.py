@@ -224,8 +224,8 @@ def copy_words(
         shares = []
         for word in range(config.vocab_size):
             share = generates * powers[word] / powers.sum()
-            for place, held in enumerate(source):
-                if held == word and total > 0:
+            for place, source_word in enumerate(source):
+                if source_word == word and total > 0:
                     share = share + (1 - generates) * attention[place] / total
             shares.append(torch.log(share))
         written.append(torch.stack(shares))

@@ -204,10 +204,12 @@ def score(
         if kind == "normed_additive":  # Salimans and Kingma 2016, equation 2
             v = weights["gain"][0] * v / torch.sqrt((v**2).sum())
         return v @ inner
-    asked, offered = (head(weights[f"{name}.weight"], number, config) for name in ("query", "key"))
+    query_weight, key_weight = (head(weights[f"{name}.weight"], number, config) for name in ("query", "key"))
     if kind == "multi_head":  # Vaswani 2017, section 3.2.2
-        return (asked @ query) @ (offered @ key) / math.sqrt(len(asked))
-    return weights["energy.weight"][number] @ torch.tanh(asked @ query + offered @ key)  # Chen 2018, section 4.1
+        return (query_weight @ query) @ (key_weight @ key) / math.sqrt(len(query_weight))
+    return weights["energy.weight"][number] @ torch.tanh(
+        query_weight @ query + key_weight @ key
+    )  # Chen 2018, section 4.1
 
 
 def align(config: RnnSeq2SeqConfig, weights: Weights, scores: list[Tensor], number: int) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Options that make a training command small; they stand behind a command's own."""
+"""Options that make a training command small; they follow the command's own and override them."""
 
 TOY = {
     "max_train_samples": 64,

@@ -15,7 +15,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def assert_same_weights(first: dict, second: dict, tolerance: float = 2e-5) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        # BART's key biases move all scores alike: their gradient is rounding, which Adam makes steps of.
+        # BART's key biases change all scores equally: their gradient is rounding error, which Adam scales up.
         near = 1e-4 if name.endswith("k_proj.bias") else tolerance
         torch.testing.assert_close(tensor, second[name], atol=near, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 

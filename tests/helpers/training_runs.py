@@ -70,7 +70,7 @@ def text_stream(rows: int, buffer: int, longest: int = 128) -> TextStream:
 
 
 def letter_rows(rows: int) -> tuple[datasets.Dataset, PreTrainedTokenizerFast]:
-    """Text of words of eight letters at most, and a byte-pair tokenizer of them with as many entries as the models."""
+    """Text of words of at most eight letters, and a byte-pair tokenizer with the vocabulary size of the models."""
     letters, pairs = "abcdefgh", ["ab", "cd", "ef", "gh", "ba", "dc", "fe", "hg", "ac", "eg"]
     merges = [(pair[0], pair[1]) for pair in pairs] + [("ab", "cd"), ("ef", "gh")]
     names = ["<pad>", "<s>", "</s>", "<unk>", *letters, *(first + second for first, second in merges)]

@@ -142,7 +142,7 @@ def wait(address: str, imported: str) -> None:
 def answer(connection: socket.socket) -> None:
     """Forks what was asked for, and sends its number and how it ended."""
     _, streams, *_ = socket.recv_fds(connection, 1, 3)
-    asked = json.loads(connection.makefile().readline())
+    request = json.loads(connection.makefile().readline())
     child = os.fork()
     if child:
         connection.sendall(f"{child}\n".encode())
@@ -153,12 +153,12 @@ def answer(connection: socket.socket) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    os.chdir(asked["folder"])
+    os.chdir(request["folder"])
     os.environ.clear()
-    os.environ.update(asked["environment"])
+    os.environ.update(request["environment"])
     signal.alarm(PATIENCE)
-    sys.executable = str(Path(asked["address"]).with_name("python"))
-    sys.argv = asked["words"]
+    sys.executable = str(Path(request["address"]).with_name("python"))
+    sys.argv = request["words"]
     while sys.argv[0] in ("-u", "-P"):  # what launchers put in front; streams are not buffered by much here
         sys.argv.pop(0)
     try:
@@ -206,8 +206,8 @@ def ask(address: str, words: list[str]) -> int:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         socket.send_fds(connection, [b"\n"], [0, 1, 2])
-        asked = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ), "address": address}
-        connection.sendall(json.dumps(asked).encode() + b"\n")
+        request = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ), "address": address}
+        connection.sendall(json.dumps(request).encode() + b"\n")
         answers = connection.makefile()
         child = int(answers.readline())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):

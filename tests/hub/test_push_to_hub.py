@@ -31,7 +31,7 @@ def owner(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> HfApi:
 
 @pytest.fixture
 def run_directory(tmp_path: Path) -> Path:
-    """A finished run with an unfinished state, TensorBoard events and a hidden file beside what is published."""
+    """A finished run that also holds what is not published: a training state, TensorBoard events and a hidden file."""
     directory = tmp_path / "run"
     tokenizer = tiny_tokenizer()
     tiny_rnn(tokenizer).save_pretrained(directory)
@@ -161,7 +161,7 @@ def test_own_card_is_kept(run_directory: Path) -> None:
 
 
 def test_a_folder_that_a_trainer_wrote(script: Script, tmp_path: Path) -> None:
-    """Pickles and the optimizer are left out and named; nobody decides the license but the owner."""
+    """Pickles and the optimizer are left out and named; the license is the owner's choice."""
     folder, tokenizer = tmp_path / "trainer", tiny_tokenizer()
     trainer = Seq2SeqTrainer(
         tiny_rnn(tokenizer),

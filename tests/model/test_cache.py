@@ -52,7 +52,7 @@ def test_tensors_of_a_cache(kind: str) -> None:
         for state, tensor in enumerate(layer):
             assert cache.get_recurrent_state(number, state) is tensor
     assert repr(cache) == f"RnnSeq2SeqCache(length=4, tensors={len(cache.states)})"
-    # Every tensor that differs between the rows must be moved with them: none is alike by chance.
+    # Every tensor that differs between the rows must be moved with them: no two rows are equal by chance.
     told_apart = [tensor for tensor in cache.states if len(tensor.unique(dim=0)) == 3]
     assert len(told_apart) == len(cache.states) - 1  # all but the positions
 

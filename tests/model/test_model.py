@@ -68,40 +68,40 @@ def test_model_equals_the_equations(case: str) -> None:
             break
 
 
-def final_states(told: Seq2SeqLMOutput) -> list[Tensor]:
+def final_states(output: Seq2SeqLMOutput) -> list[Tensor]:
     """Every tensor of the decoder's last state."""
-    state = told.cache.state
+    state = output.cache.state
     return [tensor for layer in state.layers for tensor in layer] + [state.feed] * (state.feed is not None)
 
 
-def reference_ends(wanted: list[reference_model.Sentence]) -> list[Tensor]:
+def reference_ends(expected: list[reference_model.Sentence]) -> list[Tensor]:
     """The same tensors of the reference, its rows stacked."""
-    ends = [sentence.target.ends for sentence in wanted]
+    ends = [sentence.target.ends for sentence in expected]
     states = [
         torch.stack([row[layer][part] for row in ends])
         for layer in range(len(ends[0]))
         for part in range(len(ends[0][0]))
     ]
-    fed = [sentence.target.feed for sentence in wanted]
+    fed = [sentence.target.feed for sentence in expected]
     return states if fed[0] is None else [*states, torch.stack(fed)]
 
 
-def check_hidden_states(told: Seq2SeqLMOutput, wanted: list[reference_model.Sentence]) -> None:
+def check_hidden_states(output: Seq2SeqLMOutput, expected: list[reference_model.Sentence]) -> None:
     """Word vectors and each layer's states, on both sides."""
-    for number, states in enumerate(told.decoder_hidden_states):
-        torch.testing.assert_close(list(states), [torch.stack(sentence.target.hidden[number]) for sentence in wanted])
-    for number, states in enumerate(told.encoder_hidden_states):
-        alone = [torch.stack(sentence.source.hidden[number]) for sentence in wanted]
+    for number, states in enumerate(output.decoder_hidden_states):
+        torch.testing.assert_close(list(states), [torch.stack(sentence.target.hidden[number]) for sentence in expected])
+    for number, states in enumerate(output.encoder_hidden_states):
+        alone = [torch.stack(sentence.source.hidden[number]) for sentence in expected]
         torch.testing.assert_close(rows(states, SOURCE_LENGTHS), alone)
 
 
-def check_weights(told: Seq2SeqLMOutput, wanted: list[reference_model.Sentence]) -> None:
+def check_weights(output: Seq2SeqLMOutput, expected: list[reference_model.Sentence]) -> None:
     """Attention weights (batch, heads, target, source), exactly zero at padding."""
-    if not wanted[0].target.weights:
-        assert told.cross_attentions is None
+    if not expected[0].target.weights:
+        assert output.cross_attentions is None
         return
-    (weights,) = told.cross_attentions
-    for row, sentence in enumerate(wanted):
+    (weights,) = output.cross_attentions
+    for row, sentence in enumerate(expected):
         heads = [torch.stack([torch.stack(head) for head in step]) for step in sentence.target.weights]
         torch.testing.assert_close(weights[row, ..., : SOURCE_LENGTHS[row]], torch.stack(heads, 1))
         assert not weights[row, ..., SOURCE_LENGTHS[row] :].any()

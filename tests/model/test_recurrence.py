@@ -1,4 +1,4 @@
-"""A recurrent layer alone: each path computes the equation, and a dropout mask is the same for a whole sentence."""
+"""A single recurrent layer: each path computes the equation, and a dropout mask is the same for a whole sentence."""
 
 from typing import Any
 
@@ -69,12 +69,14 @@ def alone(
     ]
 
 
-def compare(layer: RecurrentLayer, outputs: Tensor, ends: tuple[Tensor, ...], wanted: list, read: list[Tensor]) -> None:
+def compare(
+    layer: RecurrentLayer, outputs: Tensor, ends: tuple[Tensor, ...], expected: list, read: list[Tensor]
+) -> None:
     """Outputs at real positions, states at each row's end, and the gradients of both."""
     found = [outputs[row, : LENGTHS[row]] for row in range(BATCH)]
-    known = [torch.stack([state[0] for state in states]) for states in wanted]
+    known = [torch.stack([state[0] for state in states]) for states in expected]
     torch.testing.assert_close(found, known)
-    known_ends = [torch.stack([states[-1][part] for states in wanted]) for part in range(len(ends))]
+    known_ends = [torch.stack([states[-1][part] for states in expected]) for part in range(len(ends))]
     torch.testing.assert_close(list(ends), known_ends)
     gradients = []
     for tensors in ([*found, *ends], [*known, *known_ends]):

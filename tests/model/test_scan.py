@@ -64,10 +64,10 @@ def cases() -> dict[str, dict[str, Any]]:
 CASES = cases()
 
 
-def objective(told: Any) -> Tensor:
+def objective(output: Any) -> Tensor:
     """A number that depends on logits, every layer's states and weights, at each position with another factor."""
-    read = [told.logits, *told.decoder_hidden_states, *told.cross_attentions]
-    return told.loss + sum((part * torch.arange(part.numel()).view_as(part).sin()).sum() for part in read)
+    read = [output.logits, *output.decoder_hidden_states, *output.cross_attentions]
+    return output.loss + sum((part * torch.arange(part.numel()).view_as(part).sin()).sum() for part in read)
 
 
 def outputs_and_gradients(options: dict[str, Any], path: str) -> tuple[list[Tensor], dict[str, Tensor]]:

@@ -92,8 +92,8 @@ def test_a_device_that_is_not_there_is_one_clear_line() -> None:
     done = run("train", "--device", "cuda")
     assert (done.returncode, done.stderr) == (2, "error: --device cuda: torch finds no CUDA device; must be cpu\n")
     done = run("growth", "--device", "cuda")
-    wanted = "error: --device cuda: growth measures processes on a CPU; must be cpu\n"
-    assert (done.returncode, done.stderr) == (2, wanted)
+    expected = "error: --device cuda: growth measures processes on a CPU; must be cpu\n"
+    assert (done.returncode, done.stderr) == (2, expected)
 
 
 def test_a_bad_size_is_one_clear_line() -> None:

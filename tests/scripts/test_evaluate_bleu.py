@@ -66,10 +66,10 @@ def test_evaluate_bleu_says_where_the_attention_looks(runs: Path, tmp_path: Path
     lines = load_corpus(given, splits=("test",), aligned_splits=("test",)).splits["test"]["alignment"]
     aligned_words = sum(len({pair.split("-")[1] for pair in line.split()}) for line in lines)
     model, tokenizer = load_checkpoint(runs / "attention")
-    told = attention_agreement(model, tokenizer, SOURCES[: len(TARGETS)], TARGETS, ["0-0"] * len(TARGETS))
+    agreement = attention_agreement(model, tokenizer, SOURCES[: len(TARGETS)], TARGETS, ["0-0"] * len(TARGETS))
     for recipe, options, words in (
-        (data, ["--alignment_column", "a"], told[1]),
-        (data + "alignment_column: a\n", [], told[1]),
+        (data, ["--alignment_column", "a"], agreement[1]),
+        (data + "alignment_column: a\n", [], agreement[1]),
         (data + "alignment_column: a\nalignment_unit: token\n", [], None),
         (data + "alignment_column: no\n", [], None),  # the training split may have had one
         (data, [], None),
@@ -85,7 +85,7 @@ def test_evaluate_bleu_says_where_the_attention_looks(runs: Path, tmp_path: Path
             assert summary.get("aligned_words") == (words if name == "attention" else None)
             if "aligned_words" in summary:
                 share = summary["attention_agreement"]
-                assert words != told[1] or share == 100 * told[0] / told[1]
+                assert words != agreement[1] or share == 100 * agreement[0] / agreement[1]
                 assert f"attention {share:.2f} %   of {words:,} aligned words" in result.stdout.decode()
             else:
                 assert "aligned words" not in result.stdout.decode()
@@ -133,9 +133,9 @@ def test_every_line_of_the_test_set_is_in_the_figures(checkpoint: Path, tmp_path
         (found,) = json.loads((tmp_path / "all.json").read_text())["systems"]
         cut = encode_sources(tokenizer, sources, 5)
         hypotheses = translate(model, tokenizer, cut, progress=False)
-        wanted = score(hypotheses, references, metrics)
+        expected = score(hypotheses, references, metrics)
         assert hypotheses[2] == hypotheses[4] == ""
-        assert {name: found[name] for name in metrics} == {name: wanted[name] for name in metrics}
+        assert {name: found[name] for name in metrics} == {name: expected[name] for name in metrics}
         assert (found["test_sentences"], found["test_lines"]) == (5, lines)
         assert found["left_out"] == ({} if lines == 5 else {"wrong_field_count": 1})
         assert (found["empty_sources"], found["empty_references"]) == (2, 2)

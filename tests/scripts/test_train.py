@@ -271,9 +271,9 @@ def test_a_metric_that_cannot_tell_is_named_with_better_ones(tmp_path, recipe, c
     plan |= {"min_frequency": 1, "eval_steps": 2, "learning_rate": 0.01}
     Path(recipe).write_text(yaml.safe_dump(plan))
     assert train(recipe, "--output_dir", tmp_path / "bleu") == 0
-    said = capsys.readouterr().err
-    assert said.count("warning: metric_for_best_model='bleu': bleu counts runs of four words, and 9 of 9 ref") == 1
-    assert "choose exact_match, sequence_error or chrf" in said
+    printed = capsys.readouterr().err
+    assert printed.count("warning: metric_for_best_model='bleu': bleu counts runs of four words, and 9 of 9 ref") == 1
+    assert "choose exact_match, sequence_error or chrf" in printed
     best = ("--metric_for_best_model", "exact_match")
     assert train(recipe, *best, "--output_dir", tmp_path / "exact") == 0
     assert "warning" not in capsys.readouterr().err
@@ -288,8 +288,8 @@ def test_what_could_not_be_saved_is_refused_before_the_first_update(tmp_path, re
         return str(caught.value)
 
     for more in ((), ("--dry_run",)):
-        said = refused("--length_penalty", 0.6, "--output_dir", tmp_path / "run", *more)
-        assert said.startswith("length_penalty=0.6, num_beams=1: cannot be saved together"), said
+        printed = refused("--length_penalty", 0.6, "--output_dir", tmp_path / "run", *more)
+        assert printed.startswith("length_penalty=0.6, num_beams=1: cannot be saved together"), printed
     assert refused("--num_beams", 1, "--length_penalty", 2, "--dry_run").startswith("length_penalty=2.0, num_beams=1")
     (tmp_path / "file").write_text("")
     assert "/file is a file; must be a directory" in refused("--output_dir", tmp_path / "file" / "run")
@@ -307,9 +307,9 @@ def test_the_generation_options_of_a_checkpoint_are_carried_over(tmp_path, recip
         train(*tuned, "--num_beams", 1, "--dry_run")
     assert train(*tuned, "--output_dir", tmp_path / "a") == 0
     assert train(*tuned, "--num_beams", 1, "--length_penalty", 1, "--output_dir", tmp_path / "b") == 0
-    held = [json.loads((tmp_path / run / "generation_config.json").read_text()) for run in ("a", "b")]
-    assert [config.get("num_beams") for config in held] == [2, 1]
-    assert [config.get("length_penalty") for config in held] == [0.6, None]
+    configs = [json.loads((tmp_path / run / "generation_config.json").read_text()) for run in ("a", "b")]
+    assert [config.get("num_beams") for config in configs] == [2, 1]
+    assert [config.get("length_penalty") for config in configs] == [0.6, None]
 
 
 def test_a_directory_that_another_process_writes_is_refused(tmp_path, recipe):

@@ -1,4 +1,4 @@
-"""The script that trains a tokenizer alone."""
+"""The script that trains only a tokenizer."""
 
 import subprocess
 from pathlib import Path

@@ -93,7 +93,7 @@ def test_a_bare_word_goes_in_and_what_is_unknown_is_named(g2p: Path, caplog: pyt
 
 
 def test_the_lexicon_is_asked_first_and_the_model_second(g2p: Path, tmp_path: Path) -> None:
-    """In each format, with as many variants as cover a probability; what is written trains and answers again."""
+    """In each format, with the variants that cover a probability; the written lexicon trains and answers again."""
     (tmp_path / "cmudict").write_text(";;; mine\nHAT  h æ t\nHAT(2)  a t\n", encoding="utf-8")
     words = ("--num_beams", 4, "--lexicon", tmp_path / "cmudict")
     done = run("translate.py", g2p, *words, "--n_best", 2, "--scores", stdin=b"hat\ntac\n\n")

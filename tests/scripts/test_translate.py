@@ -105,10 +105,10 @@ def test_a_data_set_is_read_row_by_row(checkpoint: Path, tmp_path: Path) -> None
     rows.insert(1, {"translation": {"en": None, "fr": "x"}, "text": None})
     datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "data")
     text = "".join(f"{source}\n" for source in (SOURCES[0], "", *SOURCES[1:3]))
-    wanted = run("translate.py", checkpoint, stdin=text.encode()).stdout
+    expected = run("translate.py", checkpoint, stdin=text.encode()).stdout
     for options in (("--source_lang", "en"), ("--source_column", "text")):
         found = run("translate.py", checkpoint, "--dataset_name", tmp_path / "data", *options)
-        assert found.stdout == wanted, found.stderr
+        assert found.stdout == expected, found.stderr
         assert b"1 line(s) could not be read whole (first: line 2)" in found.stderr
     for options, message in (
         (("--source_column", "nothing"), b"has no column 'nothing'; it has translation, text"),
@@ -127,11 +127,11 @@ def test_options_of_the_models_own_search(checkpoint: Path, tmp_path: Path) -> N
     text = "".join(f"{source}\n" for source in SOURCES[:4]).encode()
     plain = run("translate.py", checkpoint, "--num_beams", 3, stdin=text).stdout.decode()
 
-    def wanted(**options: object) -> str:
+    def expected(**options: object) -> str:
         found = evaluation.translate(model, tokenizer, SOURCES[:4], num_beams=3, progress=False, **options)
         return "".join(" ".join(line.splitlines() or [""]) + "\n" for line in found)
 
-    assert plain == wanted()
+    assert plain == expected()
     for chosen, options in (
         (("--gnmt_alpha", 1.5, "--coverage_penalty", 2), {"gnmt_alpha": 1.5, "coverage_penalty": 2.0}),
         (("--stop_at_top",), {"stop_at_top": True}),
@@ -139,9 +139,9 @@ def test_options_of_the_models_own_search(checkpoint: Path, tmp_path: Path) -> N
         (("--ensemble", checkpoint), {"ensemble": [model]}),
     ):
         result = run("translate.py", checkpoint, "--num_beams", 3, *chosen, stdin=text)
-        assert result.stdout.decode() == wanted(**options), result.stderr
+        assert result.stdout.decode() == expected(**options), result.stderr
     rich = run("translate.py", checkpoint, "--num_beams", 3, "--scores", "--gnmt_alpha", 1.5, stdin=text)
-    assert [line.split("\t")[0] for line in rich.stdout.decode().splitlines()] == wanted(gnmt_alpha=1.5).splitlines()
+    assert [line.split("\t")[0] for line in rich.stdout.decode().splitlines()] == expected(gnmt_alpha=1.5).splitlines()
     (tmp_path / "pairs.tsv").write_text("".join(f"{s}\t{t}\n" for s, t in zip(SOURCES, TARGETS, strict=False)))
     learnt = run("learn_shortlist.py", checkpoint, tmp_path / "pairs.tsv", "--output_file", tmp_path / "words.json")
     assert b"6 pairs" in learnt.stdout, learnt.stderr
@@ -174,8 +174,8 @@ def test_unknown_words_are_replaced(tmp_path: Path) -> None:
     assert run(*call, stdin=b"three\n").stdout == b"three\n"
     assert run(*call, tmp_path / "words.tsv", stdin=b"three\n\n").stdout == b"trois\n\n"
     assert run(*call[:-1], stdin=b"three\n").stdout != b"three\n"
-    told = run(*call[:-1], stdin=b"qqq zzz\nthree\n\nqqq three\n").stderr
-    assert b"warning: 1 of 4 sources hold nothing but unknown tokens" in told
+    warnings = run(*call[:-1], stdin=b"qqq zzz\nthree\n\nqqq three\n").stderr
+    assert b"warning: 1 of 4 sources hold nothing but unknown tokens" in warnings
 
 
 @pytest.mark.slow

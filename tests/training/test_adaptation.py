@@ -29,12 +29,12 @@ def frozen_names(model: torch.nn.Module) -> set[str]:
 
 
 def test_patterns_freeze_what_they_name() -> None:
-    model, told = tiny_model(), []
-    facts = freeze(model, ["model.encoder.embed_tokens.*", "lm_head.bias"], told.append)
+    model, printed = tiny_model(), []
+    facts = freeze(model, ["model.encoder.embed_tokens.*", "lm_head.bias"], printed.append)
     assert frozen_names(model) == {"model.encoder.embed_tokens.weight", "lm_head.bias"}
     assert facts == {"frozen_parameters": SOURCE_VOCABULARY * 5 + VOCABULARY}
     tensors, total = len(list(model.parameters())), sum(one.numel() for one in model.parameters())
-    assert told == [f"frozen: 76 of {total:,} parameters, in 2 of {tensors} tensors"]
+    assert printed == [f"frozen: 76 of {total:,} parameters, in 2 of {tensors} tensors"]
     assert freeze(tiny_model(), []) == {}
 
 
@@ -216,7 +216,7 @@ def test_models_of_other_families_grow_too() -> None:
 
 
 def test_a_run_with_new_tokens_from_a_checkpoint(recipe: str, tmp_path: Path, capsys) -> None:
-    """From a checkpoint with frozen encoder, two vocabularies, and vectors for the new tokens alone; then resumed."""
+    """From a checkpoint, with a frozen encoder, two vocabularies, and vectors for the new tokens only; then resumed."""
     first = tmp_path / "first"
     assert train(recipe, "--output_dir", first, "--joint_vocabulary", "false", "--source_vocab_size", 280) == 0
     (tmp_path / "words.txt").write_text("frobnic\nglimmert\n")
@@ -235,9 +235,9 @@ def test_a_run_with_new_tokens_from_a_checkpoint(recipe: str, tmp_path: Path, ca
     words += ["--freeze", "model.encoder.*,model.bridge.*", "--source_vectors", tmp_path / "v.txt"]
     capsys.readouterr()
     assert train(recipe, "--output_dir", tmp_path / "second", *words) == 0
-    told = capsys.readouterr().err
-    assert "extend_vocabulary: 2 source and 2 new tokens" in told and "frozen: " in told
-    assert "source_vectors: v.txt: 1 of 2 entries (50.0%) have a vector" in told
+    printed = capsys.readouterr().err
+    assert "extend_vocabulary: 2 source and 2 new tokens" in printed and "frozen: " in printed
+    assert "source_vectors: v.txt: 1 of 2 entries (50.0%) have a vector" in printed
     old, new = (AutoModelForSeq2SeqLM.from_pretrained(tmp_path / name) for name in ("first", "second"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "second")
     assert (new.config.source_vocab_size, new.config.vocab_size) == (282, old.config.vocab_size + 2)

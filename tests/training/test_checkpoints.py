@@ -95,10 +95,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over(harm, reason, tmp_path):
     store = CheckpointStore(tmp_path)
     good, bad = store.save(1, write_text()), store.save(2, write_text())
     harm(bad)
-    said: list[str] = []
-    assert store.latest(said.append) == good
-    assert len(said) == 1 and reason in said[0] and str(bad) in said[0]
-    assert store.latest(said.append) == good and bad.is_dir(), "nothing is deleted by looking"
+    messages: list[str] = []
+    assert store.latest(messages.append) == good
+    assert len(messages) == 1 and reason in messages[0] and str(bad) in messages[0]
+    assert store.latest(messages.append) == good and bad.is_dir(), "nothing is deleted by looking"
 
 
 def test_leftovers_of_a_killed_process_are_no_checkpoints_and_go(tmp_path):

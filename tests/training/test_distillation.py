@@ -114,13 +114,13 @@ def test_interpolation_takes_the_hypothesis_closest_to_the_reference(teacher: Pa
     words = ("--num_beams", 4, "--train_file", tmp_path / "train.jsonl", "--output_file", output)
     result = run("distill.py", teacher, *words, "--interpolate", 4)
     assert result.returncode == 0, result.stderr
-    wanted = []
+    expected = []
     for hypotheses, reference in zip(found, references, strict=True):
         scores = [bleu(hypothesis.text, reference) for hypothesis in hypotheses]
-        wanted.append(one_cell(hypotheses[scores.index(max(scores))].text))
+        expected.append(one_cell(hypotheses[scores.index(max(scores))].text))
     header, *table_rows = table(output)
-    assert header == ["source", "target"] and [row[1] for row in table_rows] == wanted
-    assert sum(map(str.__ne__, wanted, translations(teacher, SOURCES, num_beams=4))) >= 3
+    assert header == ["source", "target"] and [row[1] for row in table_rows] == expected
+    assert sum(map(str.__ne__, expected, translations(teacher, SOURCES, num_beams=4))) >= 3
     refused = run("distill.py", teacher, "--num_beams", 2, "--interpolate", 3, "--output_file", tmp_path / "x.tsv")
     assert refused.returncode == 2 and b"n_best is 3; allowed: 1 to the number of beams (2)" in refused.stderr
 

@@ -154,7 +154,7 @@ for line in sys.stdin:
     for rank in "01":
         child = os.fork()
         if child == 0:
-            # What a launcher tells its workers.
+            # What a launcher sets for its workers.
             places = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
             os.environ.update(places, MASTER_PORT=line.strip(), ACCELERATE_USE_CPU="true")
             code = 1
@@ -208,7 +208,7 @@ def life_of_two(process: subprocess.Popen, run: Path, victims, kill_when) -> lis
 
 
 def test_two_workers_of_which_one_or_both_are_killed(tmp_path):
-    """The other ends by itself and says why; what follows ends like a run that was left alone, bit for bit."""
+    """The other worker ends with the reason; the resumed run ends like an uninterrupted one, bit for bit."""
     draw, kills, inside, survivors = random.Random(1), 0, 0, 0
     run, whole = tmp_path / "run", tmp_path / "whole"
     with (tmp_path / "errors.txt").open("w") as errors:

@@ -71,8 +71,8 @@ def test_a_truncated_newest_checkpoint_costs_only_its_own_steps(tmp_path, capsys
     os.truncate(tmp_path / "damaged/checkpoints/step-00000008/optimizer.safetensors", 100)
     again = arguments(tmp_path / "damaged", resume_from_checkpoint="latest", **options)
     assert build_loop("rnn_dropout", again).run() == "max_steps"
-    said = capsys.readouterr().err
-    assert "step-00000008 is not used: optimizer.safetensors has 100 bytes" in said and "at step 4" in said
+    printed = capsys.readouterr().err
+    assert "step-00000008 is not used: optimizer.safetensors has 100 bytes" in printed and "at step 4" in printed
     assert_identical_states(tmp_path / "whole", tmp_path / "damaged", step=12)
 
 

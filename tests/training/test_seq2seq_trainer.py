@@ -86,8 +86,8 @@ def test_two_steps(options: str, tmp_path: Path) -> None:
     seen: list[Any] = []
     run = trainer(tmp_path, seen, **OPTIONS[options])
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
-    told = run.train()
-    assert told.global_step == 2 and 0 < told.training_loss < 10
+    output = run.train()
+    assert output.global_step == 2 and 0 < output.training_loss < 10
     moved = {name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == set(before)  # every parameter learns
     assert len(seen) == 2 and len(seen[0].predictions) == 5
@@ -103,8 +103,8 @@ def test_the_loss_it_reports_is_ours(tmp_path: Path) -> None:
     run = trainer(tmp_path, per_device_eval_batch_size=5)
     batch = Padding()(ROWS[:5])
     with torch.no_grad():
-        wanted = run.model.eval()(**batch).loss
-    assert run.evaluate()["eval_loss"] == pytest.approx(float(wanted), rel=1e-5)
+        expected = run.model.eval()(**batch).loss
+    assert run.evaluate()["eval_loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -131,8 +131,8 @@ def test_label_smoothing_of_the_trainer_is_ours(tmp_path: Path) -> None:
     """Both spread the same share over the vocabulary."""
     batch = Padding()(ROWS[:3])
     ours = tiny_model(label_smoothing=0.1, dtype=torch.float32).train()(**batch).loss
-    told = tiny_model(dtype=torch.float32).train()(**batch, skip_logits=False)
-    theirs = transformers.trainer_pt_utils.LabelSmoother(epsilon=0.1)({"logits": told.logits}, batch["labels"])
+    output = tiny_model(dtype=torch.float32).train()(**batch, skip_logits=False)
+    theirs = transformers.trainer_pt_utils.LabelSmoother(epsilon=0.1)({"logits": output.logits}, batch["labels"])
     torch.testing.assert_close(ours, theirs)
 
 
@@ -179,7 +179,7 @@ def test_a_loss_of_the_users_reads_the_logits(tmp_path: Path) -> None:
         train_dataset=ROWS,
         eval_dataset=ROWS[:5],
         data_collator=Padding(),
-        compute_metrics=lambda told: seen.append(told.predictions) or {"words": 1.0},
+        compute_metrics=lambda output: seen.append(output.predictions) or {"words": 1.0},
     )
     assert 0 < own.train().training_loss < 10
     logits = seen[0][0] if isinstance(seen[0], tuple) else seen[0]

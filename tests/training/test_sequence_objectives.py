@@ -158,7 +158,7 @@ def test_draws_come_as_often_as_the_model_says(kind: str, sharper: float) -> Non
     inputs, samples = batch(), 6000
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(sharper)
-        # A word that comes often stands for the end.
+        # A frequent word has the role of the end of the sentence.
         end = int(model(**inputs).logits[0, 0].topk(2).indices[1])
         model.generation_config.eos_token_id = end
         draws = draw(model, Source.read(model, inputs["input_ids"], inputs["attention_mask"]), samples, 3)
@@ -191,7 +191,7 @@ def test_candidates_stand_once_with_their_numbers() -> None:
 
 
 def exact_expected_reward(model, sources, references) -> Tensor:
-    """Sum over sentences and over every target of P x reward, each target alone with its source."""
+    """Sum over sentences and over every target of P x reward, each target computed by itself with its source."""
     total = torch.zeros((), dtype=torch.float64)
     for source, reference in zip(sources, references, strict=True):
         for target in every_target():

@@ -64,10 +64,10 @@ def start(runs: list[dict], folder: Path, *words: str, python: Sequence[str] = (
 
 def launch(runs: list[dict], folder: Path) -> None:
     process = start(runs, folder, "--num_machines", "1", "--main_process_port", "0")
-    assert process.wait(timeout=PATIENCE) == 0, told(folder)
+    assert process.wait(timeout=PATIENCE) == 0, error_output(folder)
 
 
-def told(folder: Path) -> str:
+def error_output(folder: Path) -> str:
     return "\n".join(path.read_text()[-3000:] for path in sorted(folder.glob("errors*")))
 
 
@@ -185,14 +185,14 @@ def test_a_worker_that_dies_ends_the_run_and_leaves_it_resumable(victim, tmp_pat
     process = start(begun, tmp_path, *address, python=[sys.executable])  # whose children are the workers
     log, deadline = run / "train_log.jsonl", time.monotonic() + PATIENCE
     while not (log.exists() and '"event": "save"' in log.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline, told(tmp_path)
+        assert process.poll() is None and time.monotonic() < deadline, error_output(tmp_path)
         time.sleep(0.05)
     os.kill(workers(process.pid)[victim], signal.SIGKILL)
     killed = time.monotonic()
     assert process.wait(timeout=PATIENCE) != 0
     assert time.monotonic() - killed < 60, "nobody waits for a process that is gone"
     survivor = 1 - int(victim)
-    assert f"error: process {survivor} of 2: another process of this run has ended" in told(tmp_path)
+    assert f"error: process {survivor} of 2: another process of this run has ended" in error_output(tmp_path)
     step = int(CheckpointStore(run).latest().name[5:13])
     assert step >= 5
     resumed = arguments(
@@ -209,7 +209,7 @@ def test_two_machines_equal_one(two, tmp_path):
     options = {"output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 4, "eval_steps": 5}
     runs = [{"model": "rnn", "options": options}]
     machines = [start(runs, tmp_path, *address, "--machine_rank", rank, "--same_network") for rank in ("0", "1")]
-    assert [machine.wait(timeout=PATIENCE) for machine in machines] == [0, 0], told(tmp_path)
+    assert [machine.wait(timeout=PATIENCE) for machine in machines] == [0, 0], error_output(tmp_path)
     assert_same_weights(weights(tmp_path / "run" / LAST), weights(two / "rnn" / LAST), tolerance=0)
     assert {path.name for path in (tmp_path / "run").glob("seen*")} == {"seen0of2.json", "seen1of2.json"}
 

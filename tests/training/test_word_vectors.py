@@ -97,7 +97,7 @@ def test_how_words_are_found() -> None:
     """Ids 0 to 5; 0 is special. `Ġ` and `##` are marks of a piece, `Ã©tÃ©` is how byte-level names spell été."""
     names = ["<pad>", "ĠHouse", "##ing", "Ã©tÃ©", "the", "."]
     texts = [None, " House", "##ing", "été", "the", "."]
-    wanted = wanted_words(names, texts)
+    words_of_rows = wanted_words(names, texts)
     table = nn.Embedding(6, 1)
     start = table.weight.detach().clone()
     kinds = np.full(6, len(KINDS))
@@ -105,19 +105,19 @@ def test_how_words_are_found() -> None:
 
     def found(path: Path, *lines: str) -> list[int]:
         write(path, "".join(f"{line.strip()} {words[line]}\n" for line in lines))
-        fill_table(table, wanted, path, kinds)
+        fill_table(table, words_of_rows, path, kinds)
         return kinds.tolist()
 
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "v.txt"
-        # House is found as it stands although house comes first, and its second vector changes nothing.
+        # House is found as it is written although house comes first, and its second vector changes nothing.
         assert found(path, "<pad>", "house", "House", "House ", "ing", "été", "The") == [3, 1, 1, 1, 3, 3]
         assert table.weight[1:4, 0].tolist() == [3, 5, 6]
         assert torch.equal(table.weight[[0, 4, 5]], start[[0, 4, 5]])
         # A second file for the same table fills what the first has left, and nothing else.
-        wanted[b"The"] = [(4, 2)]
+        words_of_rows[b"The"] = [(4, 2)]
         assert found(path, "house", "The") == [3, 1, 1, 1, 2, 3]
         assert table.weight[1:5, 0].tolist() == [3, 5, 6, 7]
 
@@ -232,9 +232,9 @@ def test_a_run_with_vectors(recipe: str, tmp_path: Path, capsys: pytest.CaptureF
     )
     words = [recipe, "--target_vectors", vectors, "--tokenizer_algorithm", "word", "--min_frequency", 1]
     assert train(*words, "--output_dir", tmp_path / "free") == 0
-    told = capsys.readouterr().err
-    assert "target_vectors: fr.vec.gz: 2 of " in told and "(2 exact, 0 stripped, 0 lowercased)" in told
-    assert "frozen:" not in told
+    printed = capsys.readouterr().err
+    assert "target_vectors: fr.vec.gz: 2 of " in printed and "(2 exact, 0 stripped, 0 lowercased)" in printed
+    assert "frozen:" not in printed
     assert train(*words, "--output_dir", tmp_path / "frozen", "--freeze_vectors", "--weight_decay", 0.5) == 0
     assert "frozen: 3,600 of " in capsys.readouterr().err
     tables = {}

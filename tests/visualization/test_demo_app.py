@@ -135,7 +135,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def address(runs: Path) -> Iterator[str]:
-    """The script, serving two models; it listens on loopback alone."""
+    """The address of the script, which serves two models on loopback only."""
     pytest.importorskip("gradio", reason="gradio (of the extra `app`) is not installed")
     port = free_port()
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -143,13 +143,13 @@ def address(runs: Path) -> Iterator[str]:
     process = subprocess.Popen(
         [*command, "--port", str(port)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    said = ""
+    printed = ""
     for line in process.stdout:
-        said += line
+        printed += line
         if f"http://127.0.0.1:{port}" in line:
             break
     else:
-        raise AssertionError(f"the app did not start:\n{said}")
+        raise AssertionError(f"the app did not start:\n{printed}")
     yield f"http://127.0.0.1:{port}"
     process.terminate()  # not SIGINT, which a test run in the background may have told its children to ignore
     process.communicate(timeout=60)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# `datasets` reads these when it is imported, so they are set before any test module is. The workers of xdist inherit the
-# cache of the process that started them, and so share the waiting processes of `tests.helpers.warm`.
+# `datasets` reads these when it is imported, so they are set before any test module is. The workers of xdist inherit
+# the cache of the process that started them, and so share the waiting processes of `tests.helpers.warm`.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="hf_rnn_seq2seq-tests-")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"

@@ -17,11 +17,14 @@ those that its saved tokenizer and generation config name.
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq import command_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -46,28 +49,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def identity(
-    arguments: argparse.Namespace, fingerprint: Any, teachers: Sequence[Any], tokenizer: Any
+    arguments: argparse.Namespace,
+    fingerprint: list[str | None],
+    teachers: Sequence["PreTrainedModel"],
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> dict[str, Any]:
     """Everything that the rows depend on; an interrupted output made with other values is not continued."""
     from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
+    from hf_rnn_seq2seq.generation.lines import NOT_CONTENT
     from hf_rnn_seq2seq.run_directory import model_hash
 
-    ignored = (
-        "resume",
-        "overwrite",
-        "disable_tqdm",
-        "window",
-        "batch_size",
-        "max_tokens",
-        "output_file",
-        "device",
-    )
-    given = {name: value for name, value in vars(arguments).items() if name not in ignored}
+    given = {name: value for name, value in vars(arguments).items() if name not in NOT_CONTENT}
     given |= {"corpus": fingerprint, "tokenizer": tokenizer_hash(tokenizer)}
     return given | {"teachers": [model_hash(teacher) for teacher in teachers]}
 
 
-def load_teacher(arguments: argparse.Namespace, counts: Counter[str]) -> tuple[Any, list[Any], Any]:
+def load_teacher(
+    arguments: argparse.Namespace, counts: Counter[str]
+) -> tuple[Callable[..., list[str]], list["PreTrainedModel"], "PreTrainedTokenizerBase"]:
     """(sources, references) -> targets, by the teacher or the ensemble; the models; their tokenizer.
 
     `counts` counts the sources that were truncated or had unknown tokens.

@@ -35,6 +35,9 @@ from hf_rnn_seq2seq.data.lexicon import LEXICONS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hf_rnn_seq2seq.generation.lines import DatasetReader, LineReader
+    from hf_rnn_seq2seq.generation.translate_lines import Request
+
 # Options of the model's own search.
 VALUES = ("gnmt_alpha", "coverage_penalty", "stop_at_top", "weight_type")
 SEARCH_OPTIONS = (*VALUES, "shortlist", "ensemble", "replace_unknown")
@@ -138,52 +141,67 @@ def search_options(
     return options
 
 
-def beams(options: dict[str, Any], model: "PreTrainedModel") -> int:
-    """The number of beams of the search; raises ValueError if there is one."""
-    number = options.get("num_beams") or model.generation_config.num_beams or 1
-    if number < 2:
+def open_reader(arguments: argparse.Namespace) -> "LineReader | DatasetReader":
+    """The lines to translate: of the data set, the file, --text, or standard input."""
+    from hf_rnn_seq2seq.generation.lines import DatasetReader, LineReader
+
+    if arguments.dataset_name is not None:
+        place = (arguments.dataset_config_name, arguments.split, arguments.source_column, arguments.source_lang)
+        return DatasetReader(arguments.dataset_name, *place)
+    if arguments.text is not None:
+        sys.stdin = io.TextIOWrapper(io.BytesIO(arguments.text.encode()))
+    return LineReader(arguments.input_file, arguments.source_column or "source")
+
+
+def make_request(arguments: argparse.Namespace, options: dict[str, Any], model: "PreTrainedModel") -> "Request":
+    """What is written for each line; `options` are those of generation and search.
+
+    Raises:
+        ValueError: --mass needs several beams.
+    """
+    import torch
+
+    from hf_rnn_seq2seq.data.lexicon import read_lexicon
+    from hf_rnn_seq2seq.data.readers import read_lines
+    from hf_rnn_seq2seq.generation.translate_lines import Request
+    from hf_rnn_seq2seq.generation.unknown_words import read_dictionary
+
+    beams = options.get("num_beams") or model.generation_config.num_beams or 1
+    if arguments.mass is not None and beams < 2:
         raise ValueError("--mass: one beam has one hypothesis; choose --num_beams of at least 2")
-    return number
+    dictionary, lexicon = arguments.replace_unknown, arguments.lexicon
+    limits = {"batch_size": arguments.batch_size, "max_tokens": arguments.max_tokens}
+    return Request(
+        options | limits | {"workers": torch.get_num_threads(), "progress": False},
+        n_best=arguments.n_best or (beams if arguments.mass is not None else 1),
+        replace_unknown=dictionary is not None,
+        dictionary=read_dictionary(dictionary) if dictionary else None,
+        lexicon=read_lexicon(read_lines(Path(lexicon)), arguments.lexicon_format) if lexicon else {},
+        **{
+            name: getattr(arguments, name)
+            for name in ("mass", "scores", "alignments", "output_format", "max_source_length")
+        },
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     import torch
 
-    from hf_rnn_seq2seq.data.lexicon import read_lexicon
-    from hf_rnn_seq2seq.data.readers import read_lines
     from hf_rnn_seq2seq.generation.encoding import source_problems
-    from hf_rnn_seq2seq.generation.lines import DatasetReader, LineReader, LineWriter
-    from hf_rnn_seq2seq.generation.translate_lines import Request, identity, translate_lines
-    from hf_rnn_seq2seq.generation.unknown_words import read_dictionary
+    from hf_rnn_seq2seq.generation.lines import LineWriter
+    from hf_rnn_seq2seq.generation.translate_lines import identity, translate_lines
     from hf_rnn_seq2seq.run_directory import load_models
     from hf_rnn_seq2seq.training.environment import peak_memory_mb
 
     command_line.load_libraries()
-    if arguments.text is not None:
-        sys.stdin = io.TextIOWrapper(io.BytesIO(arguments.text.encode()))
-    if arguments.dataset_name is None:
-        reader = LineReader(arguments.input_file, arguments.source_column or "source")
-    else:
-        place = (arguments.dataset_config_name, arguments.split, arguments.source_column, arguments.source_lang)
-        reader = DatasetReader(arguments.dataset_name, *place)
-    replaces = arguments.replace_unknown is not None
-    where = {"device": arguments.device, "dtype": arguments.dtype}
+    reader = open_reader(arguments)
     names = [arguments.model, *(arguments.ensemble or ())]
-    model, tokenizer, others = load_models(names, attention=arguments.alignments or replaces, **where)
+    attention = arguments.alignments or arguments.replace_unknown is not None
+    where = {"device": arguments.device, "dtype": arguments.dtype}
+    model, tokenizer, others = load_models(names, attention=attention, **where)
     options = command_line.generation_options(arguments) | search_options(arguments, model, tokenizer, others)
-    limits = {"batch_size": arguments.batch_size, "max_tokens": arguments.max_tokens}
-    request = Request(
-        options | limits | {"workers": torch.get_num_threads(), "progress": False},
-        replace_unknown=replaces,
-        dictionary=read_dictionary(arguments.replace_unknown) if arguments.replace_unknown else None,
-        n_best=arguments.n_best or (beams(options, model) if arguments.mass is not None else 1),
-        lexicon=read_lexicon(read_lines(Path(arguments.lexicon)), arguments.lexicon_format)
-        if arguments.lexicon
-        else {},
-        **{name: getattr(arguments, name) for name in ("mass", "scores", "alignments", "output_format")},
-        max_source_length=arguments.max_source_length,
-    )
+    request = make_request(arguments, options, model)
     resuming: dict[str, Any] = {}
     if arguments.output_file:
         facts = identity(vars(arguments), reader, model, tokenizer, options.get("ensemble", ()))
@@ -194,8 +212,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in (*source_problems(counts), *reader.warnings()):
         print(f"warning: {problem}", file=sys.stderr)
     if progress:
-        print(
-            f"{writer.done + writer.written} lines; memory: {peak_memory_mb(torch.device('cpu')):.0f} MB at most",
-            file=sys.stderr,
-        )
+        lines, memory = writer.done + writer.written, peak_memory_mb(torch.device("cpu"))
+        print(f"{lines} lines; memory: {memory:.0f} MB at most", file=sys.stderr)
     return 0

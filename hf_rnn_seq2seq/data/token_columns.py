@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -96,30 +96,32 @@ def tokenize_corpus(
         desc="Tokenizing",
         **options,
     )
-    counts = {"too_long_source": 0, "too_long_target": 0}
-    for long_source, long_target in _too_long(rows, max_source_length, max_target_length):
+    return _within_limits(rows, max_source_length, max_target_length, folder, key)
+
+
+def _within_limits(
+    rows: Dataset, max_source_length: int, max_target_length: int, folder: Path, key: str
+) -> tuple[Dataset, dict[str, int]]:
+    """The rows that are short enough, and the number of the others by reason; `key` names their file in `folder`."""
+    counts, short = {"too_long_source": 0, "too_long_target": 0}, []
+    for batch in rows.select_columns(["source_length", "target_length"]).with_format("numpy").iter(1 << 16):
+        long_source = batch["source_length"] > max_source_length
+        long_target = batch["target_length"] > max_target_length
         counts["too_long_source"] += int(long_source.sum())
         counts["too_long_target"] += int((long_target & ~long_source).sum())
+        short.append(~(long_source | long_target))
     counts = {reason: count for reason, count in counts.items() if count}
     if counts:
-        short = [~(source | target) for source, target in _too_long(rows, max_source_length, max_target_length)]
         kept = np.flatnonzero(np.concatenate(short))
         if not len(kept):
             raise DataError(
-                f"{split.split or 'corpus'}: none of its {len(rows)} rows is within {max_source_length=}, "
+                f"{rows.split or 'corpus'}: none of its {len(rows)} rows is within {max_source_length=}, "
                 f"{max_target_length=} ({listed(counts)}); raise them, or name another file"
             )
         # On disk, like the rows: their numbers would take 8 bytes each in memory.
         file = folder / f"kept-{digest([key, max_source_length, max_target_length])[:32]}.arrow"
         rows = rows.select(kept, indices_cache_file_name=str(file))
     return rows, counts
-
-
-def _too_long(rows: Dataset, source: int, target: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Which rows exceed each limit, batch by batch."""
-    lengths = rows.select_columns(["source_length", "target_length"]).with_format("numpy")
-    for batch in lengths.iter(batch_size=1 << 16):
-        yield batch["source_length"] > source, batch["target_length"] > target
 
 
 def encode(

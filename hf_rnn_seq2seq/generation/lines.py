@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Line = TypeVar("Line")
+# Options of a command that do not change the lines that it writes.
+NOT_CONTENT = ("resume", "overwrite", "disable_tqdm", "window", "batch_size", "max_tokens", "output_file", "device")
 _HASH = re.compile("[0-9a-f]{16,64}")
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 

@@ -18,13 +18,10 @@ from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.files import content_hash
 from hf_rnn_seq2seq.generation.attention import word_pairs
 from hf_rnn_seq2seq.generation.encoding import Encoded, encode_sources
-from hf_rnn_seq2seq.generation.lines import DatasetReader, LineReader, LineWriter, windows
+from hf_rnn_seq2seq.generation.lines import NOT_CONTENT, DatasetReader, LineReader, LineWriter, windows
 from hf_rnn_seq2seq.generation.translate import Hypothesis, translate, translate_n_best
 from hf_rnn_seq2seq.generation.unknown_words import replace_unknown
 from hf_rnn_seq2seq.run_directory import model_hash
-
-# Options that do not change the lines.
-_NOT_CONTENT = ("resume", "overwrite", "disable_tqdm", "window", "batch_size", "max_tokens", "output_file", "device")
 
 
 @dataclass(frozen=True)
@@ -180,7 +177,7 @@ def identity(
     # Here, since it imports `datasets`, for most of a second, and standard output needs no identity.
     from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
 
-    options = {name: value for name, value in options.items() if name not in _NOT_CONTENT}
+    options = {name: value for name, value in options.items() if name not in NOT_CONTENT}
     files = {
         name: content_hash([Path(path)])
         for name in ("shortlist", "replace_unknown", "lexicon")

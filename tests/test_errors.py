@@ -88,7 +88,7 @@ def test_a_script_ends_in_one_line(
     assert printed.count("\n") == 1 and len(printed) < 1100
 
 
-def test_what_nobody_expected_is_told_with_the_last_input(
+def test_an_unexpected_error_names_the_last_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\nthree\n")

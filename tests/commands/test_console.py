@@ -155,7 +155,7 @@ def test_old_spellings_are_read_with_a_line(capsys: pytest.CaptureFixture[str]) 
 # ------------------------------------------------------------------------------------------------ training
 
 
-def test_words_of_the_launcher_are_told_from_those_of_training() -> None:
+def test_words_of_the_launcher_and_of_training_are_separated() -> None:
     launcher = launch_command_parser()
     assert {name for name in launcher._option_string_actions if name.startswith("--")} <= launcher_names() | {"--help"}
     words = ["--num_processes", "2", "--multi_gpu", "mine.yaml", "--mixed_precision", "bf16", "--config_file=c.yaml"]

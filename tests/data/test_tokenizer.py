@@ -52,7 +52,7 @@ BUILT = {(algorithm, joint): build(algorithm, joint) for algorithm, joint in EVE
 @example(text="é e\u0301 \u202f\u200d\ufeff\x00")
 @example(text="日本語 한국어 👩\u200d👩\u200d👧 🇫🇷")
 @example(text="<0x41> Ġ▁##x\r\n\t")
-def test_any_unicode_text_comes_back(algorithm, joint, text):
+def test_any_unicode_text_is_restored(algorithm, joint, text):
     tokenizer = BUILT[algorithm, joint]
     encoded = tokenizer(text, text_target=text)
     assert tokenizer.decode(encoded["labels"], skip_special_tokens=True) == text
@@ -61,7 +61,7 @@ def test_any_unicode_text_comes_back(algorithm, joint, text):
     assert encoded["labels"].count(2) == 1  # a text cannot end itself
 
 
-def test_words_of_tokenized_text_come_back_one_for_one():
+def test_tokenized_words_are_restored_one_for_one():
     tokenizer = build("word", min_frequency=2, lowercase=True, vocab_size=1000)
     text = "the cat 's 12 houses , hello ."
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text

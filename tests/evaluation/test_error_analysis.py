@@ -106,7 +106,7 @@ def test_analysis_counts_and_orders() -> None:
         analysis.analyze(["a"], [], [], tokenizer)
 
 
-def test_short_names_tell_apart() -> None:
+def test_short_names_differ() -> None:
     assert analysis.short_names(["runs/a", "runs/b/"]) == ["a", "b"]
     assert analysis.short_names(["one/a", "two/a"]) == ["one/a", "two/a"]
     assert analysis.short_names(["runs/a", "runs/a"]) == ["a", "a"]
@@ -134,7 +134,7 @@ def test_script_prints_tables_and_writes_every_sentence(
         script.main([*models, *data_of(runs), "--output_file", str(tmp_path / "no" / "x.jsonl")])
 
 
-def test_every_line_is_analysed_and_what_was_cut_is_said(
+def test_every_line_is_analyzed_and_cuts_are_reported(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command_line, "load_libraries", lambda: None)

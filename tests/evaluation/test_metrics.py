@@ -115,7 +115,7 @@ def test_the_nearest_of_several_references_counts() -> None:
     assert merged(["x", "y", "x"], ["1", "2", "3"]) == (["x", "y"], [["1", "3"], ["2"]])
 
 
-def test_bleu_cannot_tell_texts_without_a_run_of_four() -> None:
+def test_bleu_does_not_distinguish_texts_without_a_run_of_four() -> None:
     assert why_blind("bleu", ["cat", "a red cat", "", "a red cat slept"]) == (
         "bleu counts runs of four words, and 3 of 4 references are shorter: it says little about them; choose "
         "exact_match, sequence_error or chrf"

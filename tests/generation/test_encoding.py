@@ -37,7 +37,7 @@ def test_a_long_source_is_cut_keeps_its_end_and_is_reported(rnn, caplog: pytest.
     assert "1 of 1 sources are longer than the limit and were cut" in caplog.text
 
 
-def test_what_the_model_cannot_read_whole_is_counted() -> None:
+def test_cut_and_unknown_sources_are_counted() -> None:
     tokenizer = tiny_tokenizer("word")
     sources = ["three days ago", "never seen", "", "three strangers", "in an hour in an hour"]
     encoded = encode_sources(tokenizer, sources, max_source_length=6)

@@ -311,7 +311,7 @@ def test_the_pipeline_draws_and_a_checkpoints_own_options_count(
         translator(SOURCES[0], typo=1)
 
 
-def test_what_the_pipeline_was_made_with_holds_until_a_call_says_otherwise(checkpoint: Path) -> None:
+def test_options_of_the_pipeline_hold_unless_a_call_overrides_them(checkpoint: Path) -> None:
     made = {"n_best": 2, "num_beams": 3, "max_new_tokens": 5, "return_alignments": True, "max_source_length": 3}
     translator = pipeline("rnn-translation", model=str(checkpoint), **made)
     rows = translator(SOURCES[1])
@@ -333,7 +333,7 @@ def test_the_pipeline_takes_as_many_beams_as_it_returns(name: str, checkpoint: P
         translator(SOURCES[0], num_beams=2)
 
 
-def test_the_pipeline_names_what_is_no_text(checkpoint: Path) -> None:
+def test_the_pipeline_names_inputs_that_are_not_text(checkpoint: Path) -> None:
     translator = pipeline("rnn-translation", model=str(checkpoint))
     assert translator([]) == [] == translator(())
     for given, kind in (([["a"]], "list"), (None, "NoneType"), ([b"a"], "bytes"), ({"text": "a"}, "dict")):

@@ -193,7 +193,7 @@ def test_n_best_starts_with_the_translation_and_is_bounded(rnn) -> None:
         translate_n_best(model, tokenizer, SOURCES, n_best=4, num_beams=3)
 
 
-def test_a_model_without_attention_says_so() -> None:
+def test_a_model_without_attention_is_reported() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_rnn(tokenizer, context="initial_state")
     with pytest.raises(errors.AttentionError, match="returned no cross_attentions"):

@@ -106,7 +106,7 @@ def test_saving_never_waits(hub: Hub, owner: HfApi, run_directory: Path, tmp_pat
 
 
 @pytest.mark.parametrize(("token", "status"), [("hf_wrong", "401"), (READER_TOKEN, "403")])
-def test_a_refusal_is_reported_at_once_and_training_goes_on(
+def test_a_refusal_is_reported_at_once_and_training_continues(
     hub: Hub, run_directory: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str, status: str
 ) -> None:
     act_as(token, hub.url, monkeypatch)
@@ -149,7 +149,7 @@ def test_a_stopped_run_uploads_nothing_more(hub: Hub, owner: HfApi, run_director
     assert [commit.title for commit in owner.list_repo_commits("owner/stopped")] == ["initial commit"]
 
 
-def test_what_must_not_be_published_is_not(owner: HfApi, run_directory: Path) -> None:
+def test_a_token_is_not_published(owner: HfApi, run_directory: Path) -> None:
     (run_directory / "summary.json").write_text(json.dumps({"token": "hf_" + "a1" * 17}))
     run = Recorded("owner/secret")
     assert not run.uploads.finish(run_directory, 2)

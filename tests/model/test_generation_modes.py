@@ -126,7 +126,7 @@ def test_a_rule_is_followed_by_beams_too(plain: Any, name: str) -> None:
 # ---------------------------------------------------------------- drawing
 
 
-def test_drawn_words_come_as_often_as_the_model_says(plain: Any) -> None:
+def test_drawn_words_have_the_frequencies_of_the_model(plain: Any) -> None:
     torch.manual_seed(0)
     draws = 4000
     call = {"do_sample": True, "num_return_sequences": draws, "max_new_tokens": 1}
@@ -209,7 +209,7 @@ def test_stop_strings_end_at_the_text(speaker: tuple[Any, Any], beams: int) -> N
         assert torch.equal(found[0], whole[: place + 1])
 
 
-def test_text_is_streamed_as_it_is_made(speaker: tuple[Any, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_is_streamed_while_it_is_generated(speaker: tuple[Any, Any], capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = speaker
     source = tokenizer(["three days ago"], return_tensors="pt")
     expected = tokenizer.decode(model.generate(**source, max_new_tokens=12)[0], skip_special_tokens=True)
@@ -309,7 +309,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_work_says_so(plain: Any, name: str) -> None:
+def test_modes_that_cannot_work_are_refused(plain: Any, name: str) -> None:
     options, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         plain.generate(**sources(), **options)

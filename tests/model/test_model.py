@@ -141,7 +141,7 @@ def test_loss(smoothing: float) -> None:
         torch.testing.assert_close(found, known, rtol=1e-4, atol=1e-6)
 
 
-def test_logits_of_every_position_of_some_and_of_none() -> None:
+def test_logits_of_all_positions_of_some_or_of_none() -> None:
     model = tiny_model()
     whole = model(**batch())
     assert whole.logits.shape == (3, 5, 11) and whole.cache is None

@@ -82,7 +82,7 @@ def test_scores_of_gnmt_follow_from_log_probability_and_attention() -> None:
 
 
 @given(st.lists(st.integers(0, len(ROWS) - 1), min_size=1, max_size=9), st.sampled_from(list(SEARCHES)))
-def test_company_never_changes_an_output(chosen: list[int], name: str) -> None:
+def test_other_rows_of_a_batch_never_change_an_output(chosen: list[int], name: str) -> None:
     alone = {number: call(trained(), [ROWS[number]], **SEARCHES[name])[0] for number in set(chosen)}
     together = call(trained(), [ROWS[number] for number in chosen], **SEARCHES[name])
     assert together == [alone[number] for number in chosen]
@@ -219,7 +219,7 @@ def contains(row: list[int], phrase: list[int]) -> bool:
 
 
 @pytest.mark.parametrize("returned", [1, 3])
-def test_phrases_stand_in_every_hypothesis(returned: int) -> None:
+def test_every_hypothesis_contains_the_phrases(returned: int) -> None:
     generator = random.Random(3)
     rows = ROWS[:8]
     phrases = [
@@ -244,7 +244,7 @@ def test_phrases_stand_in_every_hypothesis(returned: int) -> None:
             assert found.sequences[row, 1 : 1 + int(found.lengths[row])].tolist() == plain[0]
 
 
-def test_phrases_that_stand_anyway_cost_nothing() -> None:
+def test_phrases_that_occur_anyway_change_nothing() -> None:
     rows = [row for row in ROWS if call(trained(), [row], **BEAMS)[0] == translation(row)][:6]
     assert rows, "the model has learned something"
     phrases = [[[word] for word in dict.fromkeys(translation(row)[:-1])] for row in rows]
@@ -310,7 +310,7 @@ def test_a_long_list_of_options_makes_no_long_message(caplog: pytest.LogCaptureF
 
 
 @pytest.mark.parametrize("weight_type", ["bfloat16", "int8"])
-def test_other_weights_say_nearly_the_same(weight_type: str) -> None:
+def test_other_weight_types_give_nearly_the_same(weight_type: str) -> None:
     for model in (trained(), trained("gru", False, 120, seed=1)):
         plain = detailed(model, ROWS, **BEAMS)
         found = detailed(model, ROWS, weight_type=weight_type, **BEAMS)
@@ -345,7 +345,7 @@ def test_changed_weights_are_noticed() -> None:
         assert call(model, rows, max_new_tokens=6) != before
 
 
-def test_a_model_that_searched_can_go() -> None:
+def test_a_model_is_freed_after_a_search() -> None:
     model = tiny_model(dtype=torch.float32, vocab_size=40)
     for weight_type in ("float32", "bfloat16", "int8"):
         model.search(torch.tensor([[3, 2]]), max_new_tokens=2, weight_type=weight_type)
@@ -369,7 +369,9 @@ def test_a_model_that_searched_can_go() -> None:
         {"prefix_allowed_tokens_fn": lambda batch, ids: [2, 7, 9]},
     ],
 )
-def test_what_it_does_not_cover_is_handed_to_generate_and_said(options: dict, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_it_does_not_cover_is_decoded_by_generate_with_a_message(
+    options: dict, caplog: pytest.LogCaptureFixture
+) -> None:
     model = trained()
     from hf_rnn_seq2seq.model import search
 
@@ -386,7 +388,7 @@ def test_what_it_does_not_cover_is_handed_to_generate_and_said(options: dict, ca
     assert not model.search_covers(**options) and model.search_covers(num_beams=3, length_penalty=0.5)
 
 
-def test_sampling_and_training_mode_are_left_to_generate() -> None:
+def test_sampling_and_training_mode_use_generate() -> None:
     model = trained()
     torch.manual_seed(0)
     expected = model.generate(**inputs(ROWS), do_sample=True, max_new_tokens=9)

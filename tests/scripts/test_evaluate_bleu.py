@@ -56,7 +56,7 @@ def test_evaluate_bleu_scores_a_run_on_its_own_test_split(checkpoint: Path, tmp_
     assert len((tmp_path / "t.jsonl").read_text().splitlines()) == len(TARGETS)
 
 
-def test_evaluate_bleu_says_where_the_attention_looks(runs: Path, tmp_path: Path) -> None:
+def test_evaluate_bleu_reports_the_attention_agreement(runs: Path, tmp_path: Path) -> None:
     """On any corpus with alignments, for any model with attention; into the summary on the run's own test split."""
     rows = [f"{source}\t{target}\t0-0" for source, target in zip(SOURCES, TARGETS, strict=False)]
     (tmp_path / "t.tsv").write_text("\n".join(["en\tfr\ta", *rows]) + "\n")
@@ -94,7 +94,7 @@ def test_evaluate_bleu_says_where_the_attention_looks(runs: Path, tmp_path: Path
 
 
 @pytest.mark.long
-def test_the_demo_teaches_where_a_word_comes_from(fresh_accelerate: None, tmp_path: Path) -> None:
+def test_the_demo_learns_word_alignments(fresh_accelerate: None, tmp_path: Path) -> None:
     """A small model by the demo's recipe: after a few updates 95 % of the aligned words look where they come from."""
     sizes = {"embedding_size": 64, "hidden_size": 64, "vocab_size": 500, "max_train_samples": 2000, "dropout": 0}
     steps = {"max_steps": 200, "learning_rate": 1e-2, "warmup_steps": 20, "max_eval_samples": 20, "cpu_threads": 1}
@@ -108,7 +108,7 @@ def test_the_demo_teaches_where_a_word_comes_from(fresh_accelerate: None, tmp_pa
     assert found["aligned_words"] > 500 and found["attention_agreement"] >= 95
 
 
-def test_evaluate_bleu_names_a_metric_that_cannot_tell(checkpoint: Path, tmp_path: Path) -> None:
+def test_evaluate_bleu_names_an_uninformative_metric(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "words.tsv").write_text("en\tfr\n" + "un\tone\n" * 3)
     data = ("--test_file", tmp_path / "words.tsv", "--source_lang", "en", "--target_lang", "fr", "--no-summary")
     result = run("evaluate_bleu.py", checkpoint, *data, "--scores", "exact_match")

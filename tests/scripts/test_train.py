@@ -83,7 +83,7 @@ def test_recipes_hold_only_options_and_fit_the_model():
 @pytest.mark.parametrize(
     ("chosen", "expected"), [({}, "2000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")]
 )
-def test_waiting_threads_spin_shortly_unless_the_user_says_otherwise(chosen, expected, monkeypatch):
+def test_threads_spin_briefly_unless_the_user_sets_otherwise(chosen, expected, monkeypatch):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         # Set first, so that what the script sets is taken back after the test.
         monkeypatch.setenv(name, "")
@@ -164,7 +164,7 @@ def test_files_with_rows_that_cannot_be_used(recipe, tmp_path, capsys):
     assert "train: 30 rows; left out: 1 empty_target, 1 too_long_source" in capsys.readouterr().err
 
 
-def test_a_streamed_run_goes_on_and_a_finished_one_says_so(recipe, tmp_path, capsys):
+def test_a_streamed_run_resumes_and_a_finished_one_is_reported(recipe, tmp_path, capsys):
     run = tmp_path / "run"
     words = [recipe, "--streaming", "--streaming_buffer", 20, "--max_eval_samples", 5, "--output_dir", run]
     assert train(*words, "--max_steps", 2) == 0
@@ -261,7 +261,7 @@ def test_bad_input_ends_in_one_line(recipe, tmp_path):
     assert result.stderr.strip() == "error: mixed_precision='fp16': needs a GPU; on a CPU bf16 or no"
 
 
-def test_a_metric_that_cannot_tell_is_named_with_better_ones(tmp_path, recipe, capsys):
+def test_an_uninformative_metric_is_named_with_better_ones(tmp_path, recipe, capsys):
     words = "en\tfr\n" + "".join(f"w{number % 7}\tm{number % 7}\n" for number in range(40))
     for name in ("train", "dev"):
         (tmp_path / f"{name}.tsv").write_text(words)

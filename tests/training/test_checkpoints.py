@@ -101,7 +101,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(harm, reason, tmp_path):
     assert store.latest(messages.append) == good and bad.is_dir(), "nothing is deleted by looking"
 
 
-def test_leftovers_of_a_killed_process_are_no_checkpoints_and_go(tmp_path):
+def test_leftovers_of_a_killed_process_are_deleted(tmp_path):
     store = CheckpointStore(tmp_path, limit=1)
     good = store.save(1, write_text())
     for name in (".writing-step-00000002", ".deleting-step-00000000", "step-junk", "notes"):

@@ -88,7 +88,7 @@ def test_sharded_models_are_refused_with_the_reason(sharding, monkeypatch):
         build_accelerator(arguments(None))
 
 
-def test_a_tracker_that_nobody_knows_is_refused(tmp_path):
+def test_an_unknown_tracker_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match="report_to='tensorbord': must be one of .*tensorboard.*wandb"):
         build_accelerator(arguments(tmp_path, report_to=["tensorbord"]))
 

@@ -44,7 +44,7 @@ def test_a_resumed_run_is_bit_identical(options, tmp_path):
     assert [(line["step"], line["loss"]) for line in lines[0]] == [(line["step"], line["loss"]) for line in lines[1]]
 
 
-def test_a_stop_in_the_middle_of_an_accumulation_is_taken_up_behind_it(tmp_path):
+def test_a_stop_within_an_accumulation_resumes_after_it(tmp_path):
     """The signal comes in the second of the three passes of update 5: the update is finished, then saved."""
     options = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 3, "ema_decay": 0.9}
     build_loop("rnn_dropout", arguments(tmp_path / "whole", **options)).run()

@@ -151,7 +151,7 @@ def test_reference_has_the_loss_of_the_model(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "sharper"), [("bart", 8), ("rnn", 40)])
-def test_draws_come_as_often_as_the_model_says(kind: str, sharper: float) -> None:
+def test_draws_have_the_frequencies_of_the_model(kind: str, sharper: float) -> None:
     """Of targets of up to three words, cut or ended, in a batch whose draws end at different positions."""
     torch.manual_seed(3)
     model = build_model(kind).eval()
@@ -175,7 +175,7 @@ def test_draws_come_as_often_as_the_model_says(kind: str, sharper: float) -> Non
         assert found.most_common(1)[0][1] > samples / 20
 
 
-def test_candidates_stand_once_with_their_numbers() -> None:
+def test_each_candidate_occurs_once_with_its_count() -> None:
     labels = torch.tensor([[5, 2], [4, 2]])
     draws = torch.tensor([[[7, 2, -100], [5, 2, -100], [7, 2, -100]], [[6, 2, -100], [6, 6, 6], [2, -100, -100]]])
     found = Candidates.of(labels, draws)
@@ -304,7 +304,7 @@ def test_loss_is_the_mixture_for_each_target_token(kind: str) -> None:
 # ------------------------------------------------------------------------------------------------ the model's mode
 
 
-def test_nothing_of_training_acts_and_the_mode_comes_back() -> None:
+def test_training_options_are_off_and_the_mode_is_restored() -> None:
     """Neither dropout, nor label smoothing, nor the model's own words as inputs (the ratio 0 would make all so)."""
     acting = {"dropout": 0.5, "word_dropout": 0.3, "label_smoothing": 0.2, "teacher_forcing_ratio": 0.0}
     found = []

@@ -135,7 +135,7 @@ def test_processes_split_rows_apart_and_count_the_pieces_together(two):
     assert summary["target_tokens"] == tokens > sum(len(tokenizer(row)["input_ids"]) for row in rows["target"])
 
 
-def test_frozen_weights_stay_bit_for_bit_on_both(two, tmp_path):
+def test_frozen_weights_stay_bit_for_bit_on_both_processes(two, tmp_path):
     build_loop("rnn", arguments(tmp_path, freeze=FROZEN)).run()
     first, last = build_model("rnn").state_dict(), weights(two / "frozen" / LAST)
     assert_same_weights(weights(tmp_path / LAST), last, tolerance=2e-4)
@@ -143,7 +143,7 @@ def test_frozen_weights_stay_bit_for_bit_on_both(two, tmp_path):
     assert len(frozen) > 2 and {name for name in last if torch.equal(last[name], first[name])} == frozen
 
 
-def test_two_processes_go_on_bit_for_bit(two, tmp_path):
+def test_two_processes_resume_bit_for_bit(two, tmp_path):
     """Stopped at step 5 of 12, in the middle of an epoch of 9 updates; with dropout, both generators must come back."""
     copy_until(two / "rnn_dropout", tmp_path / "resumed", step=5)
     again = {"output_dir": str(tmp_path / "resumed"), "per_device_train_batch_size": 4}
@@ -151,7 +151,7 @@ def test_two_processes_go_on_bit_for_bit(two, tmp_path):
     assert_identical_states(two / "rnn_dropout", tmp_path / "resumed", step=12)
 
 
-def test_one_process_goes_on_with_what_two_began(two, tmp_path, capsys):
+def test_one_process_resumes_a_run_of_two(two, tmp_path, capsys):
     """The same samples follow: losses and weights are those of the two, but for rounding."""
     copy_until(two / "bart", tmp_path / "run", step=5)
     options = arguments(tmp_path / "run", eval_steps=5, resume_from_checkpoint="latest")

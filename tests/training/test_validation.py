@@ -108,7 +108,7 @@ def test_the_best_evaluation(case):
     assert (progress.best_step, progress.evaluations_without_gain) == (best, waiting)
 
 
-def test_a_threshold_counts_small_gains_as_none_and_keeps_their_weights_all_the_same():
+def test_a_gain_below_the_threshold_does_not_count_but_its_weights_are_kept():
     progress = Progress()
     for step, value in enumerate((5.0, 5.5, 5.9), start=1):
         progress.step = step

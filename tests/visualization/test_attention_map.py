@@ -74,7 +74,7 @@ def test_panels_for_hypotheses_and_heads_share_one_scale() -> None:
     assert found[0].images[0].get_clim()[1] >= max(float(panel.weights.max()) for panel in panels)
 
 
-def test_many_heads_go_on_in_the_next_line(tmp_path: Path) -> None:
+def test_many_heads_continue_in_the_next_line(tmp_path: Path) -> None:
     figure = plotting.attention_heatmap(weights_of(8, 5, 30), [f"word{n}" for n in range(30)], "abcde")
     figure.savefig(tmp_path / "a.png")
     assert figure.get_size_inches()[0] < 16
@@ -222,7 +222,7 @@ def test_right_to_left_sources_run_from_right_to_left() -> None:
     assert unicodedata.bidirectional(labels(ax)[1][0][0]) == "AL"
 
 
-def test_a_title_may_hold_what_no_font_has(tmp_path: Path) -> None:
+def test_a_title_may_contain_missing_glyphs(tmp_path: Path) -> None:
     figure = plotting.attention_heatmap(weights_of(1, 1), "a", "b", title="il\x11 y\na", output=tmp_path / "a.png")
     assert maps(figure)[0].get_xlabel() == "il\ufffd y a"
 

@@ -105,7 +105,7 @@ def test_panels_hold_every_system_and_escape_what_is_typed(runs: Path) -> None:
     assert "the sentence was cut" in list(translate_live(systems[1:], "3 kg " * 300, 1, 0.0, 1, True))[-1]
 
 
-def test_a_system_that_fails_says_so_and_the_others_go_on(runs: Path) -> None:
+def test_a_system_that_fails_shows_its_error_and_the_others_continue(runs: Path) -> None:
     tokenizer = tiny_tokenizer()
     short = tiny_rnn(tokenizer, attention_type="location", max_source_positions=3)
     systems = [LoadedSystem("short", short, tokenizer), *load_systems([str(runs / "attention")])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -33,16 +33,16 @@ def one_line(value: object, limit: int = LONGEST) -> str:
     return words if len(words) <= limit else f"{words[: limit * 2 // 3]} ... {words[-(limit // 3 - 5) :]}"
 
 
-def quoted(value: object, limit: int = 80) -> str:
+def quoted(value: object) -> str:
     """A value as Python writes it, shortened."""
-    return one_line(repr(value[: 2 * limit] if isinstance(value, (str, bytes)) else value), limit)
+    return one_line(repr(value[:160] if isinstance(value, (str, bytes)) else value), 80)
 
 
-def listed_names(names: object, limit: int = 12) -> str:
-    """The first names, quoted, and the number of the others."""
-    names = list(names)  # type: ignore[call-overload]
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(quoted(name) for name in names[:limit]) + more
+def listed_names(names: Iterable[object]) -> str:
+    """The first twelve names, quoted, and the number of the others."""
+    names = list(names)
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return ", ".join(map(quoted, names[:12])) + more
 
 
 def reason(error: BaseException) -> str:

@@ -137,11 +137,11 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def only_writer(folder: str | os.PathLike[str], option: str = "output_dir") -> Iterator[None]:
-    """Meanwhile no other process can write the directory so; it is made where it is missing.
+def only_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """A lock of a directory: no other process can take it meanwhile. A missing directory is made.
 
-    What was made here and is still empty in the end is removed again. Code of this process that asks for a directory
-    which the process holds already just goes on.
+    What was made here and is still empty in the end is removed again. A second lock of the same directory by this
+    process has no effect.
 
     Raises:
         InUseError: another process holds it.
@@ -160,8 +160,8 @@ def only_writer(folder: str | os.PathLike[str], option: str = "output_dir") -> I
         with contextlib.suppress(OSError):
             holder = f" ({(path / LOCK).read_text(encoding='utf-8').strip()})"
         raise InUseError(
-            f"{option}={str(folder)!r}: another process{holder} is writing this directory; wait until it has ended, or "
-            "give another directory"
+            f"output_dir={str(folder)!r}: another process{holder} is writing this directory; wait until it has ended, "
+            "or give another directory"
         ) from None
     _FOLDERS.add(path)
     try:

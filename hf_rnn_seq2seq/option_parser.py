@@ -115,7 +115,6 @@ def parse_arguments(
     model_options: Mapping[str, Any] | None = None,
     *,
     description: str = "",
-    positional: str = "RECIPE.yaml",
 ) -> tuple[Any, ...]:
     """Reads `[RECIPE.yaml] [--option value ...]`; the command line wins over the recipe, the recipe over defaults.
 
@@ -133,7 +132,7 @@ def parse_arguments(
         ArgumentError: unknown option (with the nearest name), value of the wrong type or out of range.
         SystemExit: after printing the options, for `--help`.
     """
-    given, words = read_words(argv, groups, model_options, description=description, positional=positional)
+    given, words = read_words(argv, groups, model_options, description=description)
     if len(words) > 1:
         raise ArgumentError(f"{words[1]!r}: one recipe only ({words[0]!r} came first); options start with --")
     options = read_recipe(words[0]) if words else {}

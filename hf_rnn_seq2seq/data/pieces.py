@@ -8,16 +8,13 @@ from transformers import PreTrainedTokenizerBase
 SPECIAL = ("</s>", "<s>", "<pad>", "<unk>")
 
 
-def source_pieces(tokenizer: PreTrainedTokenizerBase, text: str, length: int, *, target: bool = False) -> list[str]:
+def source_pieces(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> list[str]:
     """The part of `text` that each of its first `length` tokens covers, with the white space before it.
 
-    Special tokens have their names. `target` encodes `text` with the target vocabulary.
+    Special tokens have their names.
     """
-    encoding = tokenizer(
-        **({"text_target": text} if target else {"text": text}), return_offsets_mapping=True, verbose=False
-    )
-    key = "labels" if "labels" in encoding and "input_ids" not in encoding else "input_ids"
-    tokens = _token_names(tokenizer, encoding[key], target=target)
+    encoding = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    tokens = tokenizer.convert_ids_to_tokens(encoding["input_ids"])
     pieces, previous_end = [], 0
     for token, (start, end) in zip(tokens, encoding["offset_mapping"], strict=True):
         if start == end:
@@ -38,7 +35,8 @@ def target_pieces(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) 
     has the character and the others are empty.
     """
     special = set(tokenizer.all_special_ids)
-    names = _token_names(tokenizer, token_ids, target=True)
+    convert = getattr(tokenizer, "convert_target_ids_to_tokens", tokenizer.convert_ids_to_tokens)
+    names = convert(list(token_ids))
     pieces, decoded = [], ""
     for position, token_id in enumerate(token_ids):
         if token_id in special:
@@ -51,11 +49,6 @@ def target_pieces(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) 
         pieces.append(prefix[len(decoded) :] or names[position])
         decoded = prefix
     return pieces
-
-
-def _token_names(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], *, target: bool) -> list[str]:
-    of_target = getattr(tokenizer, "convert_target_ids_to_tokens", None) if target else None
-    return list((of_target or tokenizer.convert_ids_to_tokens)(list(token_ids)))
 
 
 def is_unspaced_script(character: str) -> bool:
@@ -71,13 +64,13 @@ def splits_letters(tokenizer: PreTrainedTokenizerBase, *, target: bool = False) 
     return type(getattr(backend, "decoder", None)).__name__ == "Fuse"
 
 
-def word_groups(pieces: Sequence[str], special: Sequence[str] = SPECIAL) -> list[list[int]]:
+def word_groups(pieces: Sequence[str]) -> list[list[int]]:
     """Groups token positions into words at white space; in scripts without spaces each token is a word."""
     groups: list[list[int]] = []
     word = ""
     for position, piece in enumerate(pieces):
         text = piece.strip()
-        boundary = piece in special or word in special
+        boundary = piece in SPECIAL or word in SPECIAL
         if word.strip():  # white space alone belongs to the word after it
             boundary |= piece[:1].isspace() or word[-1].isspace()
             boundary |= bool(text) and (is_unspaced_script(text[0]) or is_unspaced_script(word[-1]))

@@ -47,21 +47,21 @@ def _figure_class() -> type:
         """A figure with the method that a notebook calls to display a value; without pyplot a Figure has none."""
 
         def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-            content = _rendered(self, "png", DPI)
+            content = _rendered(self, "png")
             width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))  # PNG, IHDR
             return content, {"width": width * 100 // DPI, "height": height * 100 // DPI}  # sharp on a dense display
 
     return Picture
 
 
-def save_figure(figure: "Figure", output: str | os.PathLike[str], dpi: int = DPI) -> Path:
+def save_figure(figure: "Figure", output: str | os.PathLike[str]) -> Path:
     """Writes a figure as PNG, SVG or PDF, atomically; the same picture gives the same bytes."""
     path = check_output(output)
-    write_atomically(path, _rendered(figure, path.suffix.lower()[1:], dpi))
+    write_atomically(path, _rendered(figure, path.suffix.lower()[1:]))
     return path
 
 
-def _rendered(figure: "Figure", kind: str, dpi: int) -> bytes:
+def _rendered(figure: "Figure", kind: str) -> bytes:
     import matplotlib
 
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}[kind]
@@ -70,7 +70,7 @@ def _rendered(figure: "Figure", kind: str, dpi: int) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "hf_rnn_seq2seq"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # reported by `choose_fonts`, once
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata, **margins)
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata, **margins)
     return buffer.getvalue()
 
 

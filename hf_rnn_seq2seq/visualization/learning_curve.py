@@ -168,9 +168,7 @@ def _draw_chart(
     ax.set_xlabel("update", fontsize=8, color=QUIET, loc="right", labelpad=2)
 
 
-def plot_score_by_length(
-    systems: Mapping[str, Sequence["LengthBin"]], output: PathLike | None = None, *, title: str = ""
-) -> "Figure":
+def plot_score_by_length(systems: Mapping[str, Sequence["LengthBin"]], output: PathLike | None = None) -> "Figure":
     """Draws BLEU and length ratio by source length (Cho et al. 2014; Bahdanau et al. 2014, figure 2).
 
     Args:
@@ -206,7 +204,7 @@ def plot_score_by_length(
     left.set_ylim(0, 1.15 * max(left.get_ylim()[1], 1e-6))
     right.set_xlim(left.get_xlim())
     right.axhline(1.0, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)))
-    style_axes(left, title or "BLEU")
+    style_axes(left, "BLEU")
     style_axes(right, "length of the translation / of the reference")
     for ax in (left, right):
         ax.set_xlabel("source length, words (bars: sentences)", fontsize=8, color=QUIET, loc="right")

@@ -23,8 +23,6 @@ def stream_translation(
     *,
     num_beams: int = 1,
     temperature: float = 0.0,
-    max_new_tokens: int | None = None,
-    seed: int | None = None,
 ) -> Iterator[Hypothesis]:
     """Yields the translation after each token; attention is averaged over heads, and None if the model has none.
 
@@ -34,31 +32,24 @@ def stream_translation(
     Raises:
         ArgumentError: the source has no text, or an option is out of range.
     """
-    limit = max_new_tokens or longest_output(model.generation_config) or 128
-    if temperature < 0 or num_beams < 1 or limit < 1:
+    if temperature < 0 or num_beams < 1:
         raise ArgumentError(
-            f"temperature={temperature}, num_beams={num_beams}, max_new_tokens={limit}: "
-            "temperature must be at least 0, the others at least 1"
+            f"temperature={temperature}, num_beams={num_beams}: must be at least 0 and at least 1, in this order"
         )
     (ids,) = encoded_sources(tokenizer, [source]).ids
     if not ids:
         raise ArgumentError("source: must contain text")
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    limit = longest_output(model.generation_config) or 128
     model.eval()
     if num_beams > 1 and temperature == 0:
         yield _beam_search(model, tokenizer, source, num_beams, limit)
     else:
-        yield from _token_by_token(model, tokenizer, ids, temperature, limit, generator)
+        yield from _token_by_token(model, tokenizer, ids, temperature, limit)
 
 
 @torch.no_grad()
 def _token_by_token(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    ids: list[int],
-    temperature: float,
-    limit: int,
-    generator: torch.Generator | None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int], temperature: float, limit: int
 ) -> Iterator[Hypothesis]:
     inputs = torch.tensor([ids], device=model.device)
     mask = torch.ones_like(inputs)
@@ -79,7 +70,7 @@ def _token_by_token(
         )
         log_probabilities = output.logits[0, -1].float().log_softmax(-1).cpu()
         if temperature > 0:
-            token = int(torch.multinomial((log_probabilities / temperature).softmax(-1), 1, generator=generator))
+            token = int(torch.multinomial((log_probabilities / temperature).softmax(-1), 1))
         else:
             token = int(log_probabilities.argmax())
         prefix.append(token)

@@ -62,27 +62,27 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def product_rate(dtype: torch.dtype, device: str = "cpu", repeats: int = 3) -> float:
-    """Operations per second of a large matrix product: the best of `repeats` with each library of torch.
+def product_rate(dtype: torch.dtype, device: str = "cpu") -> float:
+    """Operations per second of a large matrix product: the best of three with each library of torch.
 
     Measured in CPU time, or in wall time on a device. The size doubles up to 2,048 on a CPU (8,192 on a device) while a
     product takes less than a tenth of a second: where a type is emulated, the largest would take many seconds.
     """
     size, largest = (512, 2048) if device == "cpu" else (8192, 8192)
     while True:
-        seconds = _product_seconds(dtype, size, device, repeats)
+        seconds = _product_seconds(dtype, size, device)
         if seconds >= 0.1 or size == largest:
             return 2 * size**3 / seconds
         size *= 2
 
 
-def _product_seconds(dtype: torch.dtype, size: int, device: str, repeats: int) -> float:
+def _product_seconds(dtype: torch.dtype, size: int, device: str) -> float:
     seconds = time.process_time if device == "cpu" else time.perf_counter
     pairs = [torch.randn(2, size, size, device=device).to(dtype)]
     if device == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
         pairs.append([side.to_mkldnn() for side in pairs[0]])
     best = float("inf")
-    for _ in range(repeats + 1):
+    for _ in range(4):  # the first warms up
         for left, right in pairs:
             wait(device)
             started = seconds()

@@ -22,13 +22,15 @@ INPUTS = ["input_ids", "attention_mask"]
 PADS = ("<pad>", "[PAD]")
 
 
-def load_tokenizer(name: str, log: Callable[[str], None] = lambda _: None) -> PreTrainedTokenizerBase:
-    """The completed tokenizer of that name; `log` receives a message for each change.
+def load_tokenizer(
+    name: str, log: Callable[[str], None] = lambda _: None, *, option: str = "tokenizer_name_or_path"
+) -> PreTrainedTokenizerBase:
+    """The completed tokenizer of that name, which `option` gave; `log` receives a message for each change.
 
     Raises:
         ValueError: it cannot be loaded or completed; the message says how to mend it.
     """
-    option = f"tokenizer_name_or_path={name!r}"
+    option = f"{option}={name!r}"
     try:
         tokenizer = read_tokenizer(name)
     except Exception as error:  # tokenizers, json, a missing sentencepiece and the Hub each raise classes of their own

@@ -133,6 +133,11 @@ def check(model: nn.Module) -> None:
     """Raises ArgumentError for a model of another class, or with encoder layers that are not one operation."""
     if not isinstance(model, RnnSeq2SeqForConditionalGeneration):
         raise ArgumentError(f"{type(model).__name__}: only RnnSeq2SeqForConditionalGeneration can be exported")
+    if model.config.encoder is not None:
+        raise ArgumentError(
+            f"encoder={model.config.encoder.model_type!r}: only models whose encoder is recurrent and reads words can "
+            "be exported; train one without encoder"
+        )
     if model.config.aligns_hard:
         raise ArgumentError(
             f"attention_alignment={model.config.attention_alignment!r}: the sum over source positions cannot be "

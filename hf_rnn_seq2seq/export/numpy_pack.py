@@ -132,6 +132,11 @@ def check_model(model: RnnSeq2SeqForConditionalGeneration) -> None:
     if not isinstance(model, RnnSeq2SeqForConditionalGeneration):
         raise ArgumentError(f"{type(model).__name__}: only RnnSeq2SeqForConditionalGeneration can be exported")
     config = model.config
+    if config.encoder is not None:
+        raise ArgumentError(
+            f"encoder={config.encoder.model_type!r}: the module for numpy computes recurrent encoders of words only; "
+            "train one without encoder"
+        )
     supported = SUPPORTED | (SUPPORTED_ATTENTION if config.context == "attention" else {})
     for name, values in supported.items():
         if getattr(config, name) not in values:

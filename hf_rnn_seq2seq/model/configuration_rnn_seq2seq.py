@@ -43,7 +43,8 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         encoder_layers: Number of recurrent encoder layers. 0, with `encoder` only: the decoder reads its states raw, and the
             bridge is `mean` or `zero`.
         encoder: None, or the configuration (or its dict) of any built-in model of transformers that reads token ids or
-            pixels. Its states take the place of the source's word vectors.
+            pixels. Its states take the place of the source's word vectors. A dict without `vocab_size` has that of the source
+            and its special tokens.
         freeze_encoder: The `encoder` is not trained: no gradient, and evaluation mode also in training.
         decoder_layers: Number of decoder layers.
         cell_type: `lstm` (Hochreiter and Schmidhuber 1997), `gru` (Cho 2014), `rnn_tanh` or `rnn_relu` (Elman 1990).
@@ -245,7 +246,11 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         if self.attention_type == "concat":
             self.attention_type = "additive"
         if self.encoder is not None:
-            self.encoder = encoder_config(self.encoder)
+            end = self.eos_token_id[0] if isinstance(self.eos_token_id, list) else self.eos_token_id
+            words = {"vocab_size": self.source_vocab_size or self.vocab_size, "pad_token_id": self.pad_token_id}
+            self.encoder = encoder_config(
+                self.encoder, {**words, "bos_token_id": self.bos_token_id, "eos_token_id": end}
+            )
         if self.source_vocab_size is None:
             self.source_vocab_size = self.foreign_vocab_size if self.encoder else self.vocab_size
         if self.encoder_hidden_size is None and self.encoder_layers:
@@ -292,6 +297,9 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
                 * `seminar`: the GRU of the PyTorch tutorial (Robertson, NLP from scratch), without attention.
                 * `seminar_attention`: `seminar` with the dot attention of Luong et al. 2015.
                 * `multi_head`: a recurrent decoder with the 8 heads of Vaswani et al. 2017, Attention Is All You Need.
+                * `transformer_encoder`: the encoder of Vaswani et al. 2017 under a recurrent decoder.
+                * `bert_encoder`: the encoder of Devlin et al. 2019, BERT: Pre-training of Deep Bidirectional Transformers for
+                  Language Understanding, frozen, under recurrent layers; for `from_encoder_pretrained`.
             overrides: Fields of this class that replace the preset's; `help(RnnSeq2SeqConfig)` lists them with their
                 defaults. `vocab_size` sets both vocabularies, unless `source_vocab_size` is given too. Sizes that a preset
                 sets do not follow another one: a smaller `hidden_size` leaves its `encoder_hidden_size`, `context_size` and

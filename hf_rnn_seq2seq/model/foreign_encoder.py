@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_MAPPING_NAMES
 
@@ -36,7 +36,8 @@ class ForeignEncoder(nn.Module):
     def __init__(self, config: PreTrainedConfig, frozen: bool) -> None:
         super().__init__()
         self.kind, self.frozen = encoder_kind(config), frozen
-        self.use(_half(_class(config)._from_config(config, **_options(config))))
+        model = _class(config)._from_config(config, dtype=torch.get_default_dtype(), **_options(config))
+        self.use(_half(model))
 
     @property
     def reads_images(self) -> bool:
@@ -45,8 +46,17 @@ class ForeignEncoder(nn.Module):
 
     def use(self, model: PreTrainedModel) -> None:
         """Takes `model` as the encoder."""
-        self.model = model.requires_grad_(not self.frozen)
+        self.model = model
+        self.choose_trained()
         self.train(self.training)
+
+    def choose_trained(self) -> None:
+        """Says which parameters have a gradient; loading a checkpoint makes new ones, which all have."""
+        self.model.requires_grad_(not self.frozen)
+        for part in self.model.modules():
+            # Positions by a formula are no parameters, though Marian's are stored as one.
+            if "Sinusoidal" in type(part).__name__:
+                part.requires_grad_(False)
 
     def load(self, name: str, revision: str | None = None) -> None:
         """Takes the weights of a checkpoint of the same configuration, from a folder or from the Hub."""
@@ -92,8 +102,12 @@ class ForeignEncoder(nn.Module):
             return self.model(input_ids=input_ids, attention_mask=readable.long()).last_hidden_state
 
 
-def encoder_config(given: PreTrainedConfig | dict[str, object]) -> PreTrainedConfig:
+def encoder_config(given: PreTrainedConfig | dict[str, object], words: dict[str, object]) -> PreTrainedConfig:
     """A configuration of its own from that of a built-in model of transformers or its dict.
+
+    Args:
+        given: the configuration. Where a dict has no vocab_size, the source has
+        words: the size of the vocabulary and the ids of special tokens.
 
     Raises:
         ConfigError: transformers has no such model, or it can give no sequence of states.
@@ -106,9 +120,19 @@ def encoder_config(given: PreTrainedConfig | dict[str, object]) -> PreTrainedCon
             f"encoder.model_type={kind!r}: must be a model of transformers itself, such as 'bert', 'marian' or 'resnet'; a "
             "model with code of its own cannot be nested, because its code would not travel with the checkpoint"
         )
+    if "vocab_size" not in fields and hasattr(CONFIG_MAPPING[kind], "vocab_size"):
+        fields = {**words, **fields}
     config = AutoConfig.for_model(**fields)
+    # The outer model decides the type of the weights, and the folder of an encoder is of no use elsewhere.
+    config.dtype, config.name_or_path = None, ""
     encoder_kind(config)
     return config
+
+
+def read_encoder(name: str, revision: str | None = None) -> dict[str, object]:
+    """The configuration of a pretrained encoder, as a dict, from a folder or from the Hub; no code of its own is run."""
+    fields, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    return {key: value for key, value in fields.items() if key not in ("auto_map", "transformers_version")}
 
 
 def encoder_kind(config: PreTrainedConfig) -> EncoderKind:
@@ -146,7 +170,7 @@ def _kind(text: str) -> EncoderKind:
 def _run(config: PreTrainedConfig, name: str, device: str) -> Tensor:
     """The states, (1, source, width), of two words or of one picture."""
     with torch.device(device):
-        model = _half(_class(config)._from_config(config, **_options(config))).eval()
+        model = _half(_class(config)._from_config(config, dtype=torch.float32, **_options(config))).eval()
         if name == "input_ids":
             return model(input_ids=torch.ones(1, 2, dtype=torch.long)).last_hidden_state
         size = getattr(config, "image_size", None) or 64

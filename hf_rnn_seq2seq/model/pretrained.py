@@ -12,6 +12,7 @@ from .attention import Attention, NormedAdditiveAttention
 from .config_checks import ConfigError
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .entmax import SparseWeights
+from .foreign_encoder import read_encoder
 from .recurrence import TransitionCell
 
 
@@ -77,10 +78,37 @@ class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
                 f"device_map={kwargs.get('device_map')!r}: leaves {offloaded[0]} (one of {len(offloaded)} weights) outside its "
                 "device's memory; a recurrent model is loaded whole, on one device or over several with room for it"
             )
-        # Loading makes new parameters, which all have a gradient.
-        if model.config.freeze_encoder:
-            model.base_model.encoder.foreign.requires_grad_(False)
+        if model.config.encoder is not None:
+            model.base_model.encoder.foreign.choose_trained()
         return loaded
+
+    @classmethod
+    def from_encoder_pretrained(
+        cls, name: str, *, preset: str | None = None, revision: str | None = None, **fields: object
+    ) -> "RnnSeq2SeqPreTrainedModel":
+        """A new model over a pretrained encoder, whose weights are loaded; all others are drawn at random.
+
+        `from_encoder_pretrained("google-bert/bert-base-uncased", vocab_size=8000, freeze_encoder=True)`
+
+        Args:
+            name: a folder, or a repository of the Hub, with a built-in model of transformers that reads token ids or pixels.
+                Of an encoder-decoder, such as T5 or Marian, the encoder is taken.
+            preset: of `RnnSeq2SeqConfig.from_preset`, for example `bert_encoder`.
+            revision: of a repository of the Hub.
+            fields: of `RnnSeq2SeqConfig`; `vocab_size` is the target's.
+
+        Returns:
+            the model, in evaluation mode.
+
+        Raises:
+            ConfigError: the encoder's type is unknown, or the fields do not fit it.
+            OSError: there is no such folder or repository.
+        """
+        fields["encoder"] = read_encoder(name, revision)
+        config = RnnSeq2SeqConfig.from_preset(preset, **fields) if preset else RnnSeq2SeqConfig(**fields)
+        model = cls(config).eval()
+        model.base_model.encoder.foreign.load(name, revision)
+        return model
 
     def save_pretrained(self, save_directory: str, *args: object, **kwargs: object) -> None:
         """As in transformers; config.json also has the class for `AutoModel` with `trust_remote_code=True`."""

@@ -93,6 +93,12 @@ class TrainingOptions(OptionGroup):
         None, "`mine.py` or a module with an attention or a model of your own; several between commas", path=True
     )
     model_name_or_path: str | None = option(None, "start from the weights and tokenizer of this checkpoint", path=True)
+    encoder: str | None = option(
+        None,
+        "a pretrained encoder of transformers (folder or Hub) in the place of the source's word vectors; its own "
+        "tokenizer reads the source",
+        path=True,
+    )
     extend_vocabulary: str | None = option(
         None,
         "text file of new tokens, one a line, added to the vocabulary; two files `source,target` where it is two",
@@ -188,6 +194,14 @@ class TrainingOptions(OptionGroup):
         self.report_to = [name for name in self.report_to if name != "none"]
         self._validate_vectors()
         self._validate_objective()
+        for name in ("model_name_or_path", "source_vectors", "extend_vocabulary"):
+            if self.encoder and getattr(self, name):
+                reason = (
+                    "decides what the model is" if name == "model_name_or_path" else "changes the source's word vectors"
+                )
+                raise ArgumentError(
+                    f"encoder={self.encoder!r}: {name}={getattr(self, name)!r} {reason}; leave out one of them"
+                )
 
     def _validate_objective(self) -> None:
         of_mrt, of_both = ("mrt_alpha",), ("objective_metric", "objective_samples", "ml_weight")
@@ -250,7 +264,7 @@ class RunOptions:
 _OF_ONE_START = ("output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub", "hub_model_id", "hub_strategy")
 _OF_ONE_START += ("hub_token", "hub_private_repo")
 _PATHS = ("imports", "train_file", "validation_file", "test_file", "alignment_file")
-_PATHS += ("dataset_name", "tokenizer_name_or_path", "model_name_or_path")
+_PATHS += ("dataset_name", "tokenizer_name_or_path", "model_name_or_path", "encoder")
 _PATHS += ("extend_vocabulary", "source_vectors", "target_vectors")
 
 

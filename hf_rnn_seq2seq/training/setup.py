@@ -22,6 +22,7 @@ from hf_rnn_seq2seq.data.bpe_dropout import BpeDropout
 from hf_rnn_seq2seq.data.corpus import Corpus, load_corpus
 from hf_rnn_seq2seq.data.loader import BatchLoader
 from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer, start_token_id
+from hf_rnn_seq2seq.data.paired_tokenizer import pair_tokenizer
 from hf_rnn_seq2seq.data.streaming import TextStream
 from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
@@ -29,6 +30,7 @@ from hf_rnn_seq2seq.data.word_alignment import with_alignments
 from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
 from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged, score, why_blind
 from hf_rnn_seq2seq.generation.translate import translate
+from hf_rnn_seq2seq.model.foreign_encoder import read_encoder
 from hf_rnn_seq2seq.run_directory import read_tokenizer, require_finite, require_vocabulary
 from hf_rnn_seq2seq.training.adaptation import Adaptation, freeze, grow_tables
 from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions, TrainingOptions
@@ -152,6 +154,8 @@ def make_tokenizer(
     if accelerator.is_main_process:
         if checkpoint is None and named is not None:
             tokenizers = [load_tokenizer(named, partial(print, file=sys.stderr))]
+        elif checkpoint is None and options.training.encoder is not None:
+            tokenizers = [encoder_tokenizer(options, corpus)]
         elif checkpoint is not None or start is not None:
             saved = str(checkpoint or start)
             with reading(f"the tokenizer of {saved!r}", ArgumentError):
@@ -163,6 +167,29 @@ def make_tokenizer(
     if start and named and checkpoint is None:
         require_vocabulary(start, tokenizers[0])
     return tokenizers[0]
+
+
+def encoder_tokenizer(options: RunOptions, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """The encoder's own tokenizer for the source, and one trained on the training split for the target."""
+    given, name = options.tokenizer, options.training.encoder
+    of_source = ("tokenizer_name_or_path", "source_tokenizer_algorithm", "source_vocab_size", "source_unicode_form")
+    for field in of_source:
+        if (value := getattr(given, field)) is not None:
+            raise ArgumentError(
+                f"{field}={value!r}: encoder={name!r} reads the source with its own tokenizer; leave it out"
+            )
+    rows = corpus.splits["train"]
+    source = load_tokenizer(name, partial(print, file=sys.stderr), option="encoder")
+    return pair_tokenizer(
+        source,
+        (rows.take(STREAMED_TOKENIZER_ROWS) if options.data.streaming else rows)["target"],
+        algorithm=given.target_tokenizer_algorithm or given.tokenizer_algorithm,
+        vocab_size=given.vocab_size,
+        min_frequency=given.min_frequency,
+        lowercase=given.lowercase,
+        unicode_form=given.target_unicode_form,
+        model_max_length=options.data.max_source_length,
+    )
 
 
 def train_tokenizer(options: TokenizerArguments, data: DataArguments, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -227,7 +254,21 @@ def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> PreTr
     else:
         special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         special["decoder_start_token_id"] = start_token_id(tokenizer)
-        model = AutoModelForSeq2SeqLM.from_config(model_config(options, **sizes, **special))
+        encoder = options.training.encoder
+        if encoder is not None:
+            sizes = {
+                "vocab_size": sizes["vocab_size"],
+                "encoder": pretrained_encoder(encoder, sizes["source_vocab_size"]),
+            }
+        config = model_config(options, **sizes, **special)
+        if config.freeze_encoder and encoder is None:
+            raise ArgumentError(
+                "freeze_encoder=True: the encoder's weights are random; name a pretrained one with encoder"
+            )
+        model = AutoModelForSeq2SeqLM.from_config(config)
+        if encoder is not None:
+            with reading(f"encoder={encoder!r}", ArgumentError):
+                model.base_model.encoder.foreign.load(encoder)
     options.generation.set(model.generation_config, options.training.model_name_or_path)
     return model
 
@@ -239,6 +280,16 @@ def model_config(options: RunOptions, **fields: Any) -> RnnSeq2SeqConfig:
         fields.setdefault("max_source_positions", options.data.max_source_length)
     preset = fields.pop("preset", None)
     return RnnSeq2SeqConfig.from_preset(preset, **fields) if preset else RnnSeq2SeqConfig(**fields)
+
+
+def pretrained_encoder(name: str, source_entries: int) -> dict[str, Any]:
+    """The configuration of a pretrained encoder that reads words, whose tokenizer has `source_entries`."""
+    with reading(f"encoder={name!r}", ArgumentError):
+        fields = read_encoder(name)
+    size = fields.get("vocab_size")
+    if size is not None and source_entries > size:
+        raise ArgumentError(f"encoder={name!r}: has {size} word vectors, its tokenizer {source_entries} entries")
+    return fields
 
 
 def load_model(options: RunOptions, sizes: dict[str, int]) -> PreTrainedModel:

@@ -92,8 +92,9 @@ def word_gradients(
 ) -> list[float]:
     """|d loss / d word vector| by distance from the end of the source, averaged over sentences.
 
-    The loss is that of the model on the first word of the reference, so it measures what the decoder knows about the
-    source at its first step.
+    Of a model over a foreign encoder the vectors are the states of that, which stand in the place of word vectors. The
+    loss is that of the model on the first word of the reference, so it measures what the decoder knows about the source
+    at its first step.
 
     Raises:
         ArgumentError: no pair has text on both sides.
@@ -107,8 +108,11 @@ def word_gradients(
                 continue
             encoding = tokenizer(text_target=reference, verbose=False)
             labels = (encoding["labels"] if "labels" in encoding else encoding["input_ids"])[:1]
-            vectors = model.get_input_embeddings()(torch.tensor([ids], device=model.device)).detach().requires_grad_()
-            mask = torch.ones(vectors.shape[:2], dtype=torch.long, device=model.device)
+            words = torch.tensor([ids], device=model.device)
+            mask = torch.ones_like(words)
+            foreign = getattr(model.get_encoder(), "foreign", None)
+            vectors = model.get_input_embeddings()(words) if foreign is None else foreign(words, mask.bool())
+            vectors = vectors.detach().requires_grad_()
             target = torch.tensor([labels], device=model.device)
             with torch.enable_grad():
                 loss = model(inputs_embeds=vectors, attention_mask=mask, labels=target).loss

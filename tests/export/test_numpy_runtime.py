@@ -332,6 +332,7 @@ def test_tokenizers_of_our_own(algorithm: str, lowercase: bool, tmp_path: Path) 
         assert "".join(g2p.symbols(ids[5:])) == tokenizer.decode(ids[5:], skip_special_tokens=True) == "\ufffd" * 2
 
 
+TINY = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4}
 REFUSED: list[tuple[Options, str]] = [
     ({"cell_type": "rnn_tanh"}, "cell_type='rnn_tanh': the module for numpy computes 'lstm' or 'gru' only"),
     ({"cell_type": "gru", "gru_reset": "before"}, "gru_reset='before'"),
@@ -352,6 +353,7 @@ REFUSED: list[tuple[Options, str]] = [
     ({"attention_layer": "bottom", "decoder_layers": 2}, "attention_layer='bottom'"),
     ({"embedding_activation": "relu"}, "embedding_activation='relu'"),
     ({"readout_state": "previous", "attention_order": "before_cell"}, "readout_state='previous'"),
+    ({"encoder": {"model_type": "bert", **TINY}}, "encoder='bert': the module for numpy computes recurrent encoders"),
 ]
 
 
@@ -378,7 +380,7 @@ EXPORTED |= {"tie_word_embeddings", "share_encoder_decoder_embeddings", "bos_tok
 EXPORTED |= {"decoder_start_token_id"}
 # Of an option that is refused itself.
 REFUSED_BY = {"context_size", "num_attention_heads", "attention_window_size", "max_source_positions", "alignment_order"}
-REFUSED_BY |= {"entmax_alpha", "entmax_learned", "coverage_size"}
+REFUSED_BY |= {"entmax_alpha", "entmax_learned", "coverage_size", "encoder", "freeze_encoder"}
 UNREAD = {"coverage_loss", "guided_alignment_weight", "dropout", "recurrent_dropout", "variational_dropout"}
 UNREAD |= {"weight_drop", "word_dropout", "word_dropout_unit", "label_smoothing", "teacher_forcing_ratio", "use_cache"}
 UNREAD |= {"teacher_forcing_unit", "scheduled_sampling", "scheduled_sampling_decay", "scheduled_sampling_floor"}

@@ -129,7 +129,7 @@ NO_LAYERS = {
 }
 
 # The regions of a picture have no order from left to right.
-PICTURES = {"attention_window": "global", "attention_alignment": ("soft", "hard"), "copy_mechanism": False}
+PICTURES = {"attention_window": "global", "attention_alignment": ("soft", "hard")}
 
 
 class ConfigChecks:
@@ -232,8 +232,8 @@ class ConfigChecks:
                 values = allowed if isinstance(allowed, tuple) else (allowed,)
                 if (value := getattr(self, name)) not in values:
                     raise ConfigError(
-                        f"{name}={value!r}: not with {kind}, which reads pictures: regions have no order from left to right "
-                        f"and are no words; must be {' or '.join(map(repr, values))}"
+                        f"{name}={value!r}: not with {kind}, which reads pictures: regions have no order from left to "
+                        f"right; must be {' or '.join(map(repr, values))}"
                     )
         if self.encoder_layers:
             return

@@ -5,9 +5,12 @@ scores of each position, as its paper's equations give them. Sizes are read off 
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from hf_rnn_seq2seq.model.presets import PRESETS
 
 Weights = Mapping[str, Tensor]
 System = Callable[[Weights, list[int], list[int]], list[Tensor]]
@@ -338,8 +341,102 @@ def multi_head(w: Weights, source: list[int], target: list[int]) -> list[Tensor]
     return scores
 
 
+def plain_norm(w: Weights, name: str, x: Tensor, eps: float) -> Tensor:
+    """Ba 2016, equation 4, over all units."""
+    centred = x - x.mean()
+    return w[f"{name}.weight"] * centred / (centred.pow(2).mean() + eps).sqrt() + w[f"{name}.bias"]
+
+
+def transformer_layer(
+    w: Weights, parts: dict[str, str], below: list[Tensor], activate: Callable[[Tensor], Tensor], eps: float
+) -> list[Tensor]:
+    """Vaswani 2017, sections 3.1, 3.2.2 and 3.3: LayerNorm(x + Sublayer(x)) of 2 heads, and of max(0, x W_1) W_2."""
+    queries, keys, values = ([times(w, parts[name], x) for x in below] for name in ("query", "key", "value"))
+    width = len(below[0]) // 2
+    above = []
+    for x, query in zip(below, queries, strict=True):
+        heads = []
+        for head in (slice(0, width), slice(width, 2 * width)):
+            align = shares([query[head] @ key[head] / width**0.5 for key in keys])
+            heads.append(weighted(align, [value[head] for value in values]))
+        x = plain_norm(w, parts["norm"], x + times(w, parts["output"], torch.cat(heads)), eps)
+        inner = times(w, parts["outer"], activate(times(w, parts["inner"], x)))
+        above.append(plain_norm(w, parts["last_norm"], x + inner, eps))
+    return above
+
+
+def transformer_encoder(w: Weights, source: list[int], target: list[int]) -> list[Tensor]:
+    """Section 3.4: vectors times sqrt(d), plus positions; 2 layers; an LSTM asks the states raw, from their mean."""
+    base = "model.encoder.foreign.model"
+    table, places = w[f"{base}.embed_tokens.weight"], w[f"{base}.embed_positions.weight"]
+    states = [table[word] * table.shape[1] ** 0.5 + places[i] for i, word in enumerate(source)]
+    for layer in range(2):
+        name = f"{base}.layers.{layer}"
+        parts = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
+        parts = {part: f"{name}.self_attn.{end}" for part, end in parts.items()}
+        parts |= {"norm": f"{name}.self_attn_layer_norm", "last_norm": f"{name}.final_layer_norm"}
+        parts |= {"inner": f"{name}.fc1", "outer": f"{name}.fc2"}
+        states = transformer_layer(w, parts, states, torch.relu, 1e-5)
+    mean = sum(states) / len(states)
+    state = tuple(torch.tanh(times(w, f"model.bridge.projections.0.{k}", mean)) for k in range(2))
+    name, scores = "model.decoder.attention", []
+    for x in words_of(w, "decoder", target):
+        state = lstm(w, "model.decoder.layers.0", x, *state)
+        heads = []
+        for head in (slice(0, 2), slice(2, 4)):
+            query = w[f"{name}.query.weight"][head] @ state[0]
+            align = shares([query @ (w[f"{name}.key.weight"][head] @ s) / 2**0.5 for s in states])
+            heads.append(weighted(align, [w[f"{name}.value.weight"][head] @ s for s in states]))
+        c = times(w, f"{name}.output", torch.cat(heads))
+        read = torch.cat([state[0], c])
+        scores.append(times(w, "lm_head", torch.tanh(w["model.decoder.readout.project.weight"] @ read)))
+    return scores
+
+
+def bert_encoder(w: Weights, source: list[int], target: list[int]) -> list[Tensor]:
+    """Devlin 2019, section 3: words + positions + segment, normalized; GELU. A two-way LSTM reads the states; Luong's
+    decoder asks it."""
+    base = "model.encoder.foreign.model"
+    tables = [w[f"{base}.embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type")]
+    sums = [tables[0][word] + tables[1][i] + tables[2][0] for i, word in enumerate(source)]
+    states = [plain_norm(w, f"{base}.embeddings.LayerNorm", x, 1e-12) for x in sums]
+    for layer in range(2):
+        name = f"{base}.encoder.layer.{layer}"
+        parts = {part: f"{name}.attention.self.{part}" for part in ("query", "key", "value")}
+        parts |= {"output": f"{name}.attention.output.dense", "norm": f"{name}.attention.output.LayerNorm"}
+        parts |= {"inner": f"{name}.intermediate.dense", "outer": f"{name}.output.dense"}
+        parts |= {"last_norm": f"{name}.output.LayerNorm"}
+        states = transformer_layer(w, parts, states, lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2, 1e-12)
+    onward = memories_of(w, "model.encoder.layers.0.forward_layer", states)
+    backward = memories_of(w, "model.encoder.layers.0.backward_layer", states[::-1])
+    read = [torch.cat([f[0], b[0]]) for f, b in zip(onward, backward[::-1], strict=True)]
+    ends = [torch.cat(both) for both in zip(onward[-1], backward[-1], strict=True)]
+    state = tuple(torch.tanh(times(w, f"model.bridge.projections.0.{k}", end)) for k, end in enumerate(ends))
+    tilde, scores = torch.zeros_like(state[0]), []
+    for word in words_of(w, "decoder", target):
+        state = lstm(w, "model.decoder.layers.0", torch.cat([word, tilde]), *state)
+        align = shares([state[0] @ times(w, "model.decoder.attention.key", s) for s in read])
+        both = torch.cat([state[0], weighted(align, read)])
+        tilde = torch.tanh(w["model.decoder.readout.project.weight"] @ both)
+        scores.append(times(w, "lm_head", tilde))
+    return scores
+
+
+# An encoder of transformers of 2 layers of 4 units and 2 heads.
+MARIAN = {"d_model": 4, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 6}
+MARIAN |= {"decoder_attention_heads": 2, "max_position_embeddings": 8}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 4,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 6,
+}
+BERT |= {"max_position_embeddings": 8, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+TRANSFORMER = PRESETS["transformer_encoder"]()["encoder"] | MARIAN | {"dropout": 0.0}
+
 # Sizes at which the functions above are written; numbers of layers keep every mechanism of the paper in play.
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "sutskever2014": {"encoder_layers": 2, "decoder_layers": 2},
     "cho2014": {"encoder_hidden_size": 3, "context_size": 6, "readout_size": 3},
     "bahdanau2014": {"encoder_hidden_size": 3, "readout_size": 3},
@@ -350,5 +447,8 @@ SIZES: dict[str, dict[str, int]] = {
     "seminar": {},
     "seminar_attention": {},
     "multi_head": {"num_attention_heads": 2},
+    "transformer_encoder": {"num_attention_heads": 2, "encoder": TRANSFORMER},
+    # Trained here, so that its gradients are compared too.
+    "bert_encoder": {"encoder": BERT, "freeze_encoder": False},
 }
 EQUATIONS: dict[str, System] = {name: globals()[name] for name in SIZES}

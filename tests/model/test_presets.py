@@ -19,7 +19,7 @@ from tests.helpers.models import SOURCES, TARGETS, batch, decoder_inputs, random
 from tests.helpers.paper_systems import EQUATIONS, SIZES
 
 NAMES = ["sutskever2014", "cho2014", "bahdanau2014", "luong2015", "gnmt2016", "rnmt_plus2018", "bideep2017"]
-NAMES += ["seminar", "seminar_attention", "multi_head"]
+NAMES += ["seminar", "seminar_attention", "multi_head", "transformer_encoder", "bert_encoder"]
 SMALL = {"vocab_size": 13, "embedding_size": 5, "hidden_size": 4}
 
 
@@ -75,7 +75,8 @@ def cross_entropy(scores: list[Tensor]) -> Tensor:
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    names, parameters = zip(*model.named_parameters(), strict=True)
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    names, parameters = zip(*trained, strict=True)
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     return {
         name: torch.zeros_like(parameter) if gradient is None else gradient
@@ -107,6 +108,8 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
         ("seminar", "1 1 256 256 256 8000 8000 0.0 None"),
         ("seminar_attention", "1 1 256 256 256 8000 8000 0.0 None"),
         ("multi_head", "2 2 256 512 512 32000 32000 0.1 None"),
+        ("transformer_encoder", "0 1 None 512 512 32000 32000 0.1 None"),
+        ("bert_encoder", "1 1 256 512 256 30522 8000 0.2 None"),
     ],
 )
 def test_sizes_are_the_papers(name: str, sizes: str) -> None:
@@ -228,7 +231,7 @@ def test_with_its_own_dropout_and_smoothing_a_step_is_finite(name: str) -> None:
     torch.manual_seed(0)
     model = RnnSeq2SeqForConditionalGeneration(small_config(name)).train()
     model(**batch()).loss.backward()
-    assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in model.parameters())
+    assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
 LOADER = """

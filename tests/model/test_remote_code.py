@@ -81,6 +81,15 @@ KINDS: dict[str, dict[str, Any]] = {
         "readout_size": 5,
         "copy_mechanism": True,
     },
+    "an encoder of transformers": {
+        "encoder": {
+            "model_type": "bert",
+            "hidden_size": 4,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 6,
+        },
+    },
     "first order alignment": {"attention_alignment": "monotonic", "alignment_order": 1},
 }
 

@@ -61,7 +61,7 @@ class OptionGroup:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = convert(field.name, getattr(self, field.name), hints[field.name])
-            if field.metadata.get("path") and value is not None:
+            if field.metadata.get("path") and isinstance(value, str):
                 value = expand_path(field.name, value)
             _check_allowed(field.name, value, field.metadata)
             setattr(self, field.name, value)

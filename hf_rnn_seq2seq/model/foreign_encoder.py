@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_MAPPING_NAMES
 
@@ -36,7 +36,7 @@ class ForeignEncoder(nn.Module):
     def __init__(self, config: PreTrainedConfig, frozen: bool) -> None:
         super().__init__()
         self.kind, self.frozen = encoder_kind(config), frozen
-        model = _class(config)._from_config(config, dtype=torch.get_default_dtype(), **_options(config))
+        model = AutoModel.from_config(config, dtype=torch.get_default_dtype(), **_options(config))
         self.use(_half(model))
 
     @property
@@ -61,7 +61,7 @@ class ForeignEncoder(nn.Module):
     def load(self, name: str, revision: str | None = None) -> None:
         """Takes the weights of a checkpoint of the same configuration, from a folder or from the Hub."""
         config = self.model.config
-        whole = _class(config).from_pretrained(
+        whole = AutoModel.from_pretrained(
             name, config=config, revision=revision, dtype=next(self.parameters()).dtype, **_options(config)
         )
         self.use(_half(whole))
@@ -170,7 +170,7 @@ def _kind(text: str) -> EncoderKind:
 def _run(config: PreTrainedConfig, name: str, device: str) -> Tensor:
     """The states, (1, source, width), of two words or of one picture."""
     with torch.device(device):
-        model = _half(_class(config)._from_config(config, dtype=torch.float32, **_options(config))).eval()
+        model = _half(AutoModel.from_config(config, dtype=torch.float32, **_options(config))).eval()
         if name == "input_ids":
             return model(input_ids=torch.ones(1, 2, dtype=torch.long)).last_hidden_state
         size = getattr(config, "image_size", None) or 64

@@ -93,10 +93,10 @@ class TrainingOptions(OptionGroup):
         None, "`mine.py` or a module with an attention or a model of your own; several between commas", path=True
     )
     model_name_or_path: str | None = option(None, "start from the weights and tokenizer of this checkpoint", path=True)
-    encoder: str | None = option(
+    encoder: dict | str | None = option(
         None,
         "a pretrained encoder of transformers (folder or Hub) in the place of the source's word vectors; its own "
-        "tokenizer reads the source",
+        "tokenizer reads the source. Or the fields of one that starts at random: {model_type: marian, d_model: 256}",
         path=True,
     )
     extend_vocabulary: str | None = option(
@@ -195,7 +195,7 @@ class TrainingOptions(OptionGroup):
         self._validate_vectors()
         self._validate_objective()
         for name in ("model_name_or_path", "source_vectors", "extend_vocabulary"):
-            if self.encoder and getattr(self, name):
+            if self.encoder is not None and getattr(self, name):
                 reason = (
                     "decides what the model is" if name == "model_name_or_path" else "changes the source's word vectors"
                 )
@@ -227,6 +227,11 @@ class TrainingOptions(OptionGroup):
                 f"{given[0]}={getattr(self, given[0])!r}: cannot be combined with model_name_or_path, whose "
                 "embeddings would be lost, unless extend_vocabulary adds tokens, whose embeddings are filled"
             )
+
+    @property
+    def pretrained_encoder(self) -> str | None:
+        """The folder or the repository of a pretrained encoder."""
+        return self.encoder if isinstance(self.encoder, str) else None
 
     @property
     def best_metric(self) -> str:
@@ -280,8 +285,8 @@ def dump_recipe(groups: Sequence[Any], model_options: Mapping[str, Any]) -> str:
     for name in _OF_ONE_START:
         options.pop(name, None)
     for name in _PATHS:
-        if options.get(name) is not None:
+        if isinstance(options.get(name), str):
             options[name] = ",".join(
-                os.path.abspath(part) if Path(part).exists() else part for part in str(options[name]).split(",")
+                os.path.abspath(part) if Path(part).exists() else part for part in options[name].split(",")
             )
     return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)

@@ -31,6 +31,7 @@ from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
 from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged, score, why_blind
 from hf_rnn_seq2seq.generation.translate import translate
 from hf_rnn_seq2seq.model.foreign_encoder import read_encoder
+from hf_rnn_seq2seq.model.presets import PRESETS
 from hf_rnn_seq2seq.run_directory import read_tokenizer, require_finite, require_vocabulary
 from hf_rnn_seq2seq.training.adaptation import Adaptation, freeze, grow_tables
 from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions, TrainingOptions
@@ -154,7 +155,7 @@ def make_tokenizer(
     if accelerator.is_main_process:
         if checkpoint is None and named is not None:
             tokenizers = [load_tokenizer(named, partial(print, file=sys.stderr))]
-        elif checkpoint is None and options.training.encoder is not None:
+        elif checkpoint is None and options.training.pretrained_encoder is not None:
             tokenizers = [encoder_tokenizer(options, corpus)]
         elif checkpoint is not None or start is not None:
             saved = str(checkpoint or start)
@@ -171,7 +172,7 @@ def make_tokenizer(
 
 def encoder_tokenizer(options: RunOptions, corpus: Corpus) -> PreTrainedTokenizerBase:
     """The encoder's own tokenizer for the source, and one trained on the training split for the target."""
-    given, name = options.tokenizer, options.training.encoder
+    given, name = options.tokenizer, options.training.pretrained_encoder
     of_source = ("tokenizer_name_or_path", "source_tokenizer_algorithm", "source_vocab_size", "source_unicode_form")
     for field in of_source:
         if (value := getattr(given, field)) is not None:
@@ -245,7 +246,10 @@ def _limits(data: DataArguments) -> dict[str, int]:
 
 def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A model that fits the tokenizer: of a checkpoint, of a preset, or of configuration fields."""
-    sizes = {"source_vocab_size": source_vocabulary_size(tokenizer), "vocab_size": target_vocabulary_size(tokenizer)}
+    sizes: dict[str, Any] = {
+        "source_vocab_size": source_vocabulary_size(tokenizer),
+        "vocab_size": target_vocabulary_size(tokenizer),
+    }
     if options.model.get("copy_mechanism") and hasattr(tokenizer, "target_vocab_size"):
         # The check of the config compares sizes only, and a copied source id would be another target word.
         raise ArgumentError("copy_mechanism=True: source words are copied as target words; needs joint_vocabulary=True")
@@ -254,12 +258,9 @@ def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> PreTr
     else:
         special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         special["decoder_start_token_id"] = start_token_id(tokenizer)
-        encoder = options.training.encoder
+        encoder = options.training.pretrained_encoder
         if encoder is not None:
-            sizes = {
-                "vocab_size": sizes["vocab_size"],
-                "encoder": pretrained_encoder(encoder, sizes["source_vocab_size"]),
-            }
+            sizes["encoder"] = read_pretrained(encoder, sizes.pop("source_vocab_size"))
         config = model_config(options, **sizes, **special)
         if config.freeze_encoder and encoder is None:
             raise ArgumentError(
@@ -279,10 +280,13 @@ def model_config(options: RunOptions, **fields: Any) -> RnnSeq2SeqConfig:
     if fields.get("attention_type") == "location":
         fields.setdefault("max_source_positions", options.data.max_source_length)
     preset = fields.pop("preset", None)
+    if isinstance(options.training.encoder, dict):
+        of_preset = PRESETS[preset]().get("encoder", {}) if preset in PRESETS else {}
+        fields["encoder"] = {**of_preset, **options.training.encoder}
     return RnnSeq2SeqConfig.from_preset(preset, **fields) if preset else RnnSeq2SeqConfig(**fields)
 
 
-def pretrained_encoder(name: str, source_entries: int) -> dict[str, Any]:
+def read_pretrained(name: str, source_entries: int) -> dict[str, Any]:
     """The configuration of a pretrained encoder that reads words, whose tokenizer has `source_entries`."""
     with reading(f"encoder={name!r}", ArgumentError):
         fields = read_encoder(name)

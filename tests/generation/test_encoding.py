@@ -6,13 +6,7 @@ from hf_rnn_seq2seq import errors
 from hf_rnn_seq2seq.generation.batches import length_batches
 from hf_rnn_seq2seq.generation.encoding import encode_sources, source_problems
 from hf_rnn_seq2seq.generation.translate import translate
-from tests.helpers.checkpoints import tiny_rnn, tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def rnn():
-    tokenizer = tiny_tokenizer()
-    return tiny_rnn(tokenizer), tokenizer
+from tests.helpers.checkpoints import tiny_tokenizer
 
 
 def test_batches_hold_similar_lengths_within_the_token_budget() -> None:

@@ -6,13 +6,7 @@ import torch
 from hf_rnn_seq2seq import errors
 from hf_rnn_seq2seq.data.pieces import target_pieces
 from hf_rnn_seq2seq.generation.scoring import forced_hypotheses, forced_hypothesis
-from tests.helpers.checkpoints import SOURCES, TARGETS, tiny_bart, tiny_rnn, tiny_tokenizer
-
-
-@pytest.fixture(scope="module", params=["rnn", "rnn, two vocabularies", "bart"])
-def pair(request: pytest.FixtureRequest):
-    tokenizer = tiny_tokenizer(joint=request.param != "rnn, two vocabularies")
-    return (tiny_bart(tokenizer) if request.param == "bart" else tiny_rnn(tokenizer)), tokenizer
+from tests.helpers.checkpoints import SOURCES, TARGETS
 
 
 def test_forced_hypothesis_equals_the_models_loss(pair) -> None:

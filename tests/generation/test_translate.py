@@ -8,19 +8,7 @@ import torch
 from hf_rnn_seq2seq import errors
 from hf_rnn_seq2seq.generation.attention import stack_layer
 from hf_rnn_seq2seq.generation.translate import MAX_WORKERS, Hypothesis, _map, translate, translate_n_best
-from tests.helpers.checkpoints import SOURCES, tiny_bart, tiny_rnn, tiny_tokenizer
-
-
-@pytest.fixture(scope="module", params=["rnn", "rnn, two vocabularies", "bart"])
-def pair(request: pytest.FixtureRequest):
-    tokenizer = tiny_tokenizer(joint=request.param != "rnn, two vocabularies")
-    return (tiny_bart(tokenizer) if request.param == "bart" else tiny_rnn(tokenizer)), tokenizer
-
-
-@pytest.fixture(scope="module")
-def rnn():
-    tokenizer = tiny_tokenizer()
-    return tiny_rnn(tokenizer), tokenizer
+from tests.helpers.checkpoints import SOURCES, tiny_rnn, tiny_tokenizer
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -27,7 +27,7 @@ from hf_rnn_seq2seq.visualization.demo_app import (
 from hf_rnn_seq2seq.visualization.live_translation import stream_translation
 from hf_rnn_seq2seq.visualization.pages import environment
 from tests.helpers import warm
-from tests.helpers.browser import open_page, running_browser
+from tests.helpers.browser import open_page
 from tests.helpers.checkpoints import SOURCES, tiny_bart, tiny_rnn, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -152,12 +152,6 @@ def address(runs: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     process.terminate()  # not SIGINT, which a test run in the background may have told its children to ignore
     process.communicate(timeout=60)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with running_browser() as started:
-        yield started
 
 
 @pytest.mark.thinned(2)

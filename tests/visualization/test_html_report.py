@@ -7,7 +7,6 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from hf_rnn_seq2seq.evaluation.test_set import TestSet
 from hf_rnn_seq2seq.generation.attention import merge_words
 from hf_rnn_seq2seq.generation.translate import Hypothesis
 from hf_rnn_seq2seq.visualization.html_report import render_report, report_data
-from tests.helpers.browser import open_page, running_browser, wait_until
+from tests.helpers.browser import open_page, wait_until
 from tests.helpers.checkpoints import SOURCES, TARGETS, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -133,12 +132,6 @@ def test_script_refuses_in_one_line(
 
 
 # ---------------------------------------------------------------- in the browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with running_browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ the Hub, copy the files into its repository, push.
 """
 
 import argparse
+import importlib.util
 from collections.abc import Sequence
 
 from hf_rnn_seq2seq import command_line
@@ -30,12 +31,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command_line.load_libraries()
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise ValueError(
-            "gradio is not installed; the extra `app` installs it: pip install 'hf_rnn_seq2seq[app]'"
-        ) from None
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("gradio is not installed; the extra `app` installs it: pip install 'hf_rnn_seq2seq[app]'")
     from hf_rnn_seq2seq.visualization.demo_app import build_app, example_sentences, launch, load_systems
 
     examples = arguments.example if arguments.example is not None else example_sentences(arguments.models)

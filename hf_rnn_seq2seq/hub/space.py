@@ -119,10 +119,8 @@ def _copy_model(name: str, space: Path) -> str:
 
 
 def _card(title: str, names: Sequence[str], license: str | None) -> str:
-    from gradio import __version__ as version
-
     hub = [str(name) for name in names if not Path(name).is_dir()]
     models = "models:\n" + "".join(f"- {name}\n" for name in hub) if hub else ""
-    package = importlib.metadata.version("hf_rnn_seq2seq")
+    version, package = map(importlib.metadata.version, ("gradio", "hf_rnn_seq2seq"))
     license_line = f"license: {license}\n" if license else ""
     return CARD.format(title=_literal(title), version=version, license=license_line, models=models, package=package)

@@ -62,7 +62,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps one state per process; what a test leaves of it ends with the test."""
+    """Resets Accelerate's state, which is global in a process, after the test."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     yield
@@ -82,7 +82,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints with attention and without, six sentence pairs, and three of them."""
+    """Two checkpoints (with attention and without), a file of six sentence pairs, and a file of three of them."""
     from tests.helpers.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
 
     folder, tokenizer = tmp_path_factory.mktemp("runs"), tiny_tokenizer()

@@ -1,4 +1,4 @@
-"""Command lines as people type them: what every script makes of the order, the spelling and the paths of its words."""
+"""Command lines as people type them: the order of words, their spelling, and paths."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_what_cannot_be_read_is_named_in_one_line(line: str, message: str) -> No
 
 
 def test_every_path_of_a_script_is_one_of_the_paths() -> None:
-    """A FILE or DIR of which `command_line` does not know would keep its `~`."""
+    """An option FILE or DIR that is missing from `PATHS` would keep its `~`."""
     root = Path(__file__).parents[1]
     files = [*(root / "scripts").glob("*.py"), *(root / "hf_rnn_seq2seq" / "commands").glob("*.py")]
     text = "".join(path.read_text() for path in files)

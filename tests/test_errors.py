@@ -1,4 +1,4 @@
-"""How scripts end: one line, whatever went wrong, and an exit code that says whose fault it is."""
+"""How scripts end: one line for any error, and an exit code that separates bad input from failures."""
 
 import errno
 import json

@@ -250,7 +250,7 @@ def test_third_party_imports_are_declared() -> None:
     ],
 )
 def test_imports_are_light(modules: str, allowed: str) -> None:
-    """Plotting, data, metrics and pages load with what needs them."""
+    """Libraries of plots, data, metrics and pages are imported only where they are used."""
     heavy = {"matplotlib", "datasets", "evaluate", "sacrebleu", "babel", "jiwer", "tensorboard", "gradio", "jinja2"}
     names = ", ".join(["hf_rnn_seq2seq", *(f"hf_rnn_seq2seq.{name}" for name in modules.split())])
     code = f"""

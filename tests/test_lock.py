@@ -1,4 +1,4 @@
-"""The versions that were tested: a lock of every requirement, which the sdist carries and the README shows."""
+"""The tested versions: a lock of every requirement, which is in the sdist and in the README."""
 
 import re
 import subprocess
@@ -58,7 +58,7 @@ def test_the_lock_satisfies_every_requirement(python: str) -> None:
 
 
 def test_the_lock_is_complete() -> None:
-    """It is installed without its dependencies: what the locked releases require is locked too."""
+    """The lock is installed without resolving dependencies, so it must contain the requirements of its releases."""
     versions = locked(f"{sys.version_info.major}.{sys.version_info.minor}")
     checked = 0
     for name, version in versions.items():

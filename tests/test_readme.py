@@ -207,7 +207,7 @@ class Result:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory like the repository's root, and the files that a reader would bring."""
+    """A working directory like the repository's root, with the files that a reader would have."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("scripts", "hf_rnn_seq2seq", "tests"):
         (folder / name).symlink_to(ROOT / name)
@@ -278,7 +278,7 @@ def test_snippets_run(results: dict[str, Result], hub: Hub) -> None:
 
 @pytest.mark.slow
 def test_shown_outputs_have_the_form_of_real_ones(results: dict[str, Result]) -> None:
-    """The README shows what a trained model writes; a toy writes other words in the same columns."""
+    """The README shows the output of a trained model; a toy writes other words in the same columns."""
     pairs = [
         pair
         for document in DOCUMENTS

@@ -1,4 +1,4 @@
-"""`hf-rnn`: its commands, what they load before they work, names and help, the launcher, and `train` from Python."""
+"""`hf-rnn`: its commands, their imports, names of options, help, the launcher, and `train` from Python."""
 
 import importlib
 import os

@@ -85,7 +85,7 @@ def test_tokenizers_without_merges_are_refused(algorithm: str, kind: str) -> Non
 
 @pytest.mark.parametrize("joint", [True, False], ids=["joint", "separate"])
 def test_a_loaded_tokenizer_has_no_dropout(joint: bool, tmp_path: Path) -> None:
-    """Somebody else's file may have one: translations of one text would differ."""
+    """A foreign tokenizer.json may contain dropout, and the translations of a text would differ between calls."""
     tokenizer = tokenizer_of("bpe", joint)
     tokenizer.save_pretrained(tmp_path)
     for file in tmp_path.glob("*tokenizer.json"):

@@ -32,7 +32,7 @@ def rows(source, target, split, count, seed=0):
 
 
 def words(text):
-    """Words, numbers and punctuation marks; a number is a word of its own even without a space."""
+    """Words, numbers and punctuation marks; a number is a separate word even without a space."""
     return re.findall(r"\d+|[^\W\d]+|[^\w\s]", text)
 
 
@@ -141,7 +141,7 @@ def test_the_words_of_a_value_are_aligned(fact, pair, expected):
 @pytest.mark.thinned(3)
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_aligned_words_have_the_same_digits(pair):
-    """The words of a number in digits differ only in punctuation and in what is written without a space."""
+    """Words aligned with a number have its digits; they differ in punctuation and in attached letters only."""
     count = 0
     for row in rows(*pair, "train", 2000):
         sides = row["source"].split(), row["target"].split()

@@ -106,7 +106,7 @@ def test_columns_without_names_are_numbered_from_0(tmp_path):
 
 
 def test_a_table_without_header_is_read_from_its_first_row(tmp_path):
-    """As SIGMORPHON has them; the languages are not taken for names of columns."""
+    """SIGMORPHON's tables have no header; the languages are not read as column names."""
     path = write(tmp_path / "x.tsv", "walk\twalked\tV;PST\ngo\twent\tV;PST\nox\toxen\t\n")
     options = {"train_file": path, "header": False, "source_lang": "en", "target_lang": "en"}
     assert pairs_of(load_corpus(DataArguments(**options)).splits["train"])[0] == ("walk", "walked")
@@ -129,7 +129,7 @@ def test_a_table_without_header_is_read_from_its_first_row(tmp_path):
 
 
 def test_a_lexicon_is_a_corpus(tmp_path):
-    """Variants are rows of their own, comments are none, and a word without phones is counted."""
+    """Each variant is a row, a comment is not, and a word without phones is counted."""
     lines = ";;; CMU\nREAD  R EH D\nREAD(2)  R IY D\nNOTHING\nEM  AH  M\n"
     path = write(tmp_path / "cmudict-0.7b", lines)
     corpus = load_corpus(DataArguments(train_file=path, file_format="cmudict"))

@@ -1,4 +1,4 @@
-"""How an update is split over processes and micro-batches, and how its batches are loaded."""
+"""How an update is divided into processes and micro-batches, and how its batches are loaded."""
 
 import itertools
 

@@ -125,7 +125,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path):
 
 
 def test_a_stream_has_a_tokenizer_of_its_own():
-    """Another thread may translate with the original, whose vocabularies are swapped while it reads a target."""
+    """A second thread may use the original tokenizer, which swaps its vocabularies while it encodes a target."""
     words = {"algorithm": "word", "joint": False, "min_frequency": 1}
     tokenizer = build_tokenizer(["a b c"], ["z y a"], vocab_size=9, **words)
     row = {"id": 0, "source": "c b a", "target": "a y"}

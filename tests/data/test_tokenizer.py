@@ -241,7 +241,7 @@ def test_batches_of_text_are_padded_on_the_right(joint):
 @pytest.mark.parametrize("lowercase", [False, True])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_special_tokens_in_the_training_text_take_no_entry(algorithm, lowercase):
-    """Many corpora hold <unk>: as a counted word it took an id of its own, beyond the size of the vocabulary."""
+    """Many corpora contain `<unk>`; counted as a word, it would get a second id beyond the vocabulary."""
     text = ["a <unk> b <UNK> </s>", "<pad> b"] * 3
     tokenizer = train_tokenizer(text, algorithm=algorithm, vocab_size=400, min_frequency=1, lowercase=lowercase)
     assert [tokenizer.token_to_id(token) for token in ("<pad>", "<s>", "</s>", "<unk>")] == [0, 1, 2, 3]
@@ -293,7 +293,7 @@ def letters(**options):
 
 
 def test_letters_in_and_whole_symbols_out():
-    """The vocabulary is what was seen: no bytes; features before the tab are tokens, and other than letters."""
+    """The vocabulary has the seen letters and no bytes; features before the tab are tokens, distinct from letters."""
     tokenizer = letters()
     seen = {"V\t", "PST\t", "3\t", "SG\t", *"walkgochàoanh각나", " ", *SPECIAL_TOKENS.values()}
     assert set(tokenizer.get_vocab()) == seen
@@ -310,7 +310,7 @@ def test_letters_in_and_whole_symbols_out():
 
 @pytest.mark.parametrize("form", ["nfd", "nfkd"])
 def test_a_unicode_form_is_read_and_undone_in_outputs(form, tmp_path):
-    """Korean as letters (jamo) inside, as syllables outside; saved, loaded, and where nothing of it was decomposed."""
+    """The model reads Korean as letters (jamo), outputs are syllables; also after saving, and for undecomposed text."""
     options = {"source_algorithm": "letter", "target_algorithm": "letter", "joint": False, "min_frequency": 1}
     forms = {"source_unicode_form": form, "target_unicode_form": form}
     tokenizer = build_tokenizer(["각나"], ["각나"], **options, **forms)

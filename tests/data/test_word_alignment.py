@@ -76,7 +76,7 @@ FILES = {"tsv": "de\ten\ta\nein haus\ta house\t0-0 1-1\n\tx\t0-0\nhaus\thouse\t0
 
 
 def test_a_file_and_a_column(tmp_path) -> None:
-    """One line for each row, those that cannot be used included."""
+    """The file has one line for each row, also for rows that are not used."""
     (tmp_path / "t.tsv").write_text(FILES["tsv"])
     (tmp_path / "t.align").write_text("0-0 1-1\n0-0\n0-0\n")
     given = {"train_file": str(tmp_path / "t.tsv"), "source_lang": "de", "target_lang": "en"}

@@ -85,7 +85,7 @@ def sources() -> dict[str, torch.Tensor]:
 
 
 def test_exported_programs_equal_the_model(exported: tuple[Any, Programs, Any]) -> None:
-    """Rows, lengths and padding differ from those of the example that was traced."""
+    """The inputs have other sizes, lengths and padding than the traced example."""
     model, programs, _ = exported
     encoder, decoder = programs.encoder.module(), programs.decoder.module()
     left = batch(left=True)
@@ -173,7 +173,7 @@ def test_one_graph_writes_what_generate_does(exported: tuple[Any, Programs, Any]
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("model", MODELS)
 def test_the_loops_decode_what_generate_does(model: str, options: dict[str, Any]) -> None:
-    """Many models and limits, with torch computing the steps in the place of onnxruntime."""
+    """Many models and limits; torch computes the steps instead of onnxruntime."""
     from hf_rnn_seq2seq.export.onnx import decoding_settings
     from hf_rnn_seq2seq.export.onnx_runtime import OnnxTranslator
 
@@ -251,7 +251,7 @@ def test_settings_that_the_loop_does_not_know_are_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_onnx_refuses_an_empty_batch(exported: tuple[Any, Programs, Any], options: dict[str, Any]) -> None:
-    """onnxruntime would end the process."""
+    """Without this check, onnxruntime would end the process."""
     if exported[2] is None:
         pytest.skip("onnxruntime or onnxscript is not installed")
     for shape in ((0, 4), (2, 0)):

@@ -313,7 +313,7 @@ def test_features_before_a_word_are_symbols(lowercase: bool, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("algorithm", "lowercase"), [("word", True), ("char", False), ("char", True)])
 def test_tokenizers_of_our_own(algorithm: str, lowercase: bool, tmp_path: Path) -> None:
-    """Characters that `char` does not have are read as bytes, and bytes of a target make characters."""
+    """Characters missing from a `char` vocabulary are read as bytes, and bytes of an output form characters."""
     words = ["né Ah", "été Bé", "où ça"] * 2
     tokenizer = build_tokenizer(words, words, algorithm=algorithm, vocab_size=300, min_frequency=1, lowercase=lowercase)
     model = pronouncer(tokenizer=tokenizer)

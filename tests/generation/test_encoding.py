@@ -1,4 +1,4 @@
-"""Sources as token ids: what is cut, unknown or empty, and which rows form a batch."""
+"""Sources as token ids: truncated, unknown and empty sources, and the rows of a batch."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Streams of lines, plain and gzip: any bytes, and none lost."""
+"""Streams of lines, plain and gzip: any bytes are read, and no line is lost."""
 
 import gzip
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Weights and scores that are not finite: everything that reads them ends with an error that names the tensor."""
+"""Weights and scores that are not finite: every reader raises an error that names the tensor."""
 
 import math
 import re

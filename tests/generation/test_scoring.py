@@ -321,7 +321,7 @@ def test_options_of_the_pipeline_hold_unless_a_call_overrides_them(checkpoint: P
 
 @pytest.mark.parametrize("name", ["n_best", "num_return_sequences"])
 def test_the_pipeline_takes_as_many_beams_as_it_returns(name: str, checkpoint: Path) -> None:
-    """Only an explicit `num_beams` is too few; in the constructor, in a call, and where generate() decodes."""
+    """Only an explicit `num_beams` is refused as too small: in the constructor, in a call, and with generate()."""
     options = {"max_new_tokens": 5, name: 3}
     expected = pipeline("rnn-translation", model=str(checkpoint))(SOURCES[0], num_beams=3, **options)
     assert len(expected) == 3

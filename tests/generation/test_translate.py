@@ -141,7 +141,7 @@ def test_a_search_is_called_in_place_of_generate(rnn) -> None:
 
 @pytest.mark.parametrize("beams", [1, 4])
 def test_attention_and_log_probability_equal_a_forced_pass(pair, beams: int) -> None:
-    """What a hypothesis attended to while it was searched is what one forward pass over it attends to."""
+    """The attention recorded during the search is that of one forward pass over the hypothesis."""
     model, tokenizer = pair
     n_best = min(beams, 3)
     found = translate_n_best(
@@ -162,7 +162,7 @@ def test_attention_and_log_probability_equal_a_forced_pass(pair, beams: int) -> 
 
 
 def test_beams_are_followed_not_read_straight_down(rnn) -> None:
-    """The test above would pass without following where no beam ever moved; here they do."""
+    """The test above passes without reordering if no beam moves; here beams move."""
     model, tokenizer = rnn
     output = model.generate(
         **tokenizer(SOURCES, return_tensors="pt", padding=True),

@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of the pages; of any page: no console error, no address asked."""
+"""A headless Chromium for the tests of the pages: no page may log an error or request another address."""
 
 import shutil
 import time
@@ -31,7 +31,7 @@ def running_browser() -> Iterator[Any]:
 def open_page(
     browser: Any, address: str, *, width: int = 1280, scheme: str = "light", allowed: str = "file://", **options: Any
 ) -> Iterator[Any]:
-    """A page that, when it is left, must have said nothing on its console and asked for no address but `allowed`."""
+    """A page; at its end, nothing may be on its console and no address but `allowed` may have been requested."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
     page = context.new_page()
     page.set_default_timeout(60_000)
@@ -52,7 +52,7 @@ def open_page(
 
 
 def wait_until(page: Any, condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Waits for what the page becomes; asked from here, since a page's policy may forbid to evaluate text in it."""
+    """Waits until a condition holds; polled from Python, since a page's policy may forbid `eval`."""
     start = time.monotonic()
     while not condition():
         assert time.monotonic() - start < seconds, "the page does not become what it must"

@@ -48,7 +48,7 @@ def tiny_rnn(tokenizer: PreTrainedTokenizerBase, **options: Any) -> PreTrainedMo
 
 
 def tiny_bart(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Not of this package, and with four attention heads in two layers."""
+    """A Transformer with two layers of four attention heads."""
     width = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     config = BartConfig(
         vocab_size=len(tokenizer),

@@ -42,7 +42,7 @@ def inputs(rows: list[list[int]]) -> dict[str, Tensor]:
 
 @lru_cache
 def trained(cell_type: str = "lstm", input_feeding: bool = True, steps: int = 250, seed: int = 0) -> Model:
-    """A model that has half learnt to translate word by word: sure of some words, unsure of others."""
+    """A model that was trained briefly to translate word by word: certain of some words, uncertain of others."""
     torch.manual_seed(seed)
     generator = random.Random(seed)
     config = RnnSeq2SeqConfig(

@@ -50,7 +50,7 @@ def ids(tokenizer):
 
 @dataclass(frozen=True)
 class Hub:
-    """What a test holds of the running server."""
+    """A handle of the running server."""
 
     url: str
 
@@ -117,7 +117,7 @@ class Child:
 
 
 def act_as(token: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> HfApi:
-    """Lets the client in this process talk to `endpoint` as the holder of `token`."""
+    """The client in this process, with `endpoint` and `token`."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)

@@ -181,7 +181,7 @@ class Store:
         }
 
     def ticket(self, oid: str) -> str:
-        """Permission to upload one object: the upload itself carries no token."""
+        """A permission to upload one object, since the upload itself carries no token."""
         return self._tickets.setdefault(oid, secrets.token_hex(8))
 
     def put(self, oid: str, ticket: str, content: bytes) -> None:

@@ -39,7 +39,7 @@ def tiny_model(
 
 
 def randomise(module: nn.Module, seed: int = 0, deviation: float = 0.6) -> None:
-    """Normal parameters, the same for the same seed."""
+    """Sets normally distributed parameters, equal for equal seeds."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -71,5 +71,5 @@ def batch(
 
 
 def decoder_inputs(targets: list[list[int]] = TARGETS) -> list[list[int]]:
-    """What the decoder reads: the start token, then each word but the last."""
+    """The inputs of the decoder: the start token, then each word but the last."""
     return [[START, *row[:-1]] for row in targets]

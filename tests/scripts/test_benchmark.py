@@ -39,7 +39,7 @@ def test_the_forms_of_a_training_step_have_one_loss(tmp_path: Path, cell: str) -
 
 @pytest.mark.long
 def test_a_checkpoint_of_the_users_own_is_measured(tmp_path: Path) -> None:
-    """Whatever it is: here one whose attended layers the scan does not cover."""
+    """Any checkpoint can be measured: here one that the scan does not cover."""
     tiny_model(layer_norm=True).float().save_pretrained(tmp_path / "model")
     sizes = ["--batch_size=2", "--target_length=3", "--rounds=1", "--no_memory"]
     done = run("train", "--model", str(tmp_path / "model"), *sizes, "--json", str(tmp_path / "a.json"))

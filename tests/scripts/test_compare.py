@@ -1,4 +1,4 @@
-"""Several systems with one budget: what runs, in which order, and the table of what became of them."""
+"""Several systems with one budget: the runs, their order, and the table of results."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the benchmark says of decoding is what was decoded."""
+"""The benchmark of decoding reports what was decoded."""
 
 import json
 import sys
@@ -45,7 +45,7 @@ def test_the_variants_differ_where_they_say_so(batch_size: int) -> None:
 
 
 def test_on_a_device_8_bit_weights_are_left_out() -> None:
-    """What would run there, and which of two times ratios then compare."""
+    """The variants on a GPU, and the times that are compared there."""
     model = tiny_rnn(tiny_tokenizer())
     sentences = read_sentences(model, tiny_tokenizer(), TEXTS, 3)
     arguments = Namespace(model="tiny", batch_size=1, num_beams=3, target_length=10, device="cuda")

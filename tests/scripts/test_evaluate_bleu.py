@@ -57,7 +57,7 @@ def test_evaluate_bleu_scores_a_run_on_its_own_test_split(checkpoint: Path, tmp_
 
 
 def test_evaluate_bleu_reports_the_attention_agreement(runs: Path, tmp_path: Path) -> None:
-    """On any corpus with alignments, for any model with attention; into the summary on the run's own test split."""
+    """For any corpus with alignments and any model with attention; the run's own test split goes into the summary."""
     rows = [f"{source}\t{target}\t0-0" for source, target in zip(SOURCES, TARGETS, strict=False)]
     (tmp_path / "t.tsv").write_text("\n".join(["en\tfr\ta", *rows]) + "\n")
     data = f"train_file: {tmp_path / 't.tsv'}\ntest_file: {tmp_path / 't.tsv'}\nsource_lang: en\ntarget_lang: fr\n"
@@ -95,7 +95,7 @@ def test_evaluate_bleu_reports_the_attention_agreement(runs: Path, tmp_path: Pat
 
 @pytest.mark.long
 def test_the_demo_learns_word_alignments(fresh_accelerate: None, tmp_path: Path) -> None:
-    """A small model by the demo's recipe: after a few updates 95 % of the aligned words look where they come from."""
+    """With the demo's recipe, after a few updates, 95 % of the aligned words attend most to their source word."""
     sizes = {"embedding_size": 64, "hidden_size": 64, "vocab_size": 500, "max_train_samples": 2000, "dropout": 0}
     steps = {"max_steps": 200, "learning_rate": 1e-2, "warmup_steps": 20, "max_eval_samples": 20, "cpu_threads": 1}
     options = [word for name, value in (sizes | steps).items() for word in (f"--{name}", value)]

@@ -20,7 +20,7 @@ MINE = ",".join(str(ROOT / "tests" / "fixtures" / name) for name in ("my_attenti
 
 
 def call(script: str, *words: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """The script in a process of its own, since what `--import` registers stays registered."""
+    """Runs the script in a new process, since what `--import` registers stays registered."""
     command = [*warm.python(), str(ROOT / "scripts" / script), *map(str, words)]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
 

@@ -183,7 +183,7 @@ def test_a_streamed_run_resumes_and_a_finished_one_is_reported(recipe, tmp_path,
 
 
 def test_a_run_that_asks_something_of_its_attention(recipe, tmp_path):
-    """Computed alignments, and the figures of the log; what does not go together is refused."""
+    """Alignments are computed, the log has the attention's figures, and contradictory options are refused."""
     run = tmp_path / "run"
     assert train(recipe, "--output_dir", run, "--guided_alignment_weight", 0.5, "--coverage_loss", 1) == 0
     lines = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
@@ -234,7 +234,7 @@ def test_the_learning_curve_is_drawn_or_a_line_says_why_not(tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_two_workers_as_the_readme_starts_them(recipe, tmp_path):
-    """Translations are gathered from both; bad input is one line and no traceback of ours."""
+    """Translations are gathered from both processes: the scores are those of one process."""
     two = {"prefix": ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]}
     result = launch(recipe, "--output_dir", tmp_path / "two", environment={"ACCELERATE_USE_CPU": "true"}, **two)
     assert result.returncode == 0, result.stderr[-3000:]

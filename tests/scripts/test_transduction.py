@@ -1,4 +1,4 @@
-"""Words to pronunciations, forms and other scripts, by the recipes, from files as the shared tasks publish them."""
+"""Pronunciation, inflection and transliteration by their recipes, from files in the form of the shared tasks."""
 
 import json
 import math
@@ -68,7 +68,7 @@ def test_the_recipe_learns_sounds_and_prints_both_errors(g2p: Path, tmp_path: Pa
 
 
 def test_another_test_file_is_read_as_the_runs_own(g2p: Path, tmp_path: Path) -> None:
-    """Without header, and with several references; `--scores` gives the same names."""
+    """Tables without header, with several references; `--scores` takes the same names."""
     (tmp_path / "two.tsv").write_text("ta\tx x\nta\tt a\n", encoding="utf-8")
     words = ("--test_file", tmp_path / "two.tsv", "--scores", "sequence_error", "wer", "--json", tmp_path / "a.json")
     refused = run("evaluate_bleu.py", g2p, *words)
@@ -112,7 +112,7 @@ def test_the_lexicon_is_asked_first_and_the_model_second(g2p: Path, tmp_path: Pa
 
 
 def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:
-    """Trained side by side in processes of their own; evaluated, asked and distilled as one, and continued."""
+    """Trained in parallel processes; evaluated, used and distilled as an ensemble, and resumed."""
     files = ("--train_file", g2p.parent / "train.tsv", "--validation_file", g2p.parent / "dev.tsv")
     words = (*files, "--test_file", g2p.parent / "test.tsv", "--output_dir", tmp_path / "two", "--num_seeds", 2)
     options = [word for name, value in TOY.items() for word in (f"--{name}", value)]
@@ -155,7 +155,7 @@ def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:
 
 
 def test_features_choose_the_form(tmp_path: Path) -> None:
-    """The same lemma has another form with other features, and the model reads them from a line of its own."""
+    """A lemma has another form with other features, which the model reads before the lemma."""
     rows = [f"{word}\t{word}{end}\t{tags}\n" for word in words() for end, tags in (("s", "N;PL"), ("", "N;SG"))]
     for name, part in (("train", rows[::2] + rows[1::2]), ("dev", rows[::9])):
         (tmp_path / f"{name}.tsv").write_text("".join(part), encoding="utf-8")

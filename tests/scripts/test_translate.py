@@ -63,7 +63,7 @@ def test_beams_scores_alignments_and_n_best_in_columns(checkpoint: Path) -> None
 
 
 def test_word_alignment_counts_words(checkpoint: Path) -> None:
-    """Weights that point from each target word to one source word come out as those pairs."""
+    """Attention that points from each target word to one source word is printed as those pairs."""
     import torch
 
     from hf_rnn_seq2seq.generation.attention import word_pairs
@@ -180,7 +180,7 @@ def test_unknown_words_are_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(checkpoint: Path, tmp_path: Path) -> None:
-    """As `translate.py --help` shows it with 200,000 lines; here ten times the lines cost less than a tenth more."""
+    """Ten times the lines take less than a tenth more memory."""
     peaks = []
     for count in (2_000, 20_000):
         (tmp_path / "in.txt").write_text("in an hour\n" * count)

@@ -1,4 +1,4 @@
-"""Frozen weights and extended vocabularies: what must not move does not, in the model and in the run."""
+"""Frozen weights and extended vocabularies: what is frozen stays equal, in the model and in the run."""
 
 import json
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_frozen_weights_stay_bit_for_bit_and_have_no_optimizer_state(kind: str, 
 
 
 def test_freezing_leaves_the_other_gradients_alone() -> None:
-    """The fused scan and checkpointed activations too: the first layer then reads vectors that need no gradient."""
+    """Also with the fused scan and checkpointed activations, whose first layer then reads inputs without gradient."""
     for attention, checkpointing in (("additive", False), ("general", True)):
         gradients = []
         for patterns in ([], ["*.embed_tokens.*", "*attention*"]):

@@ -1,4 +1,4 @@
-"""Options: where they come from, what is refused and how."""
+"""Options: recipes, command lines and keyword arguments, and the messages of refusals."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, verified, never lost; and what a run does when it is stopped from outside."""
+"""Checkpoints are complete or absent, verified, and never lost; and what a run does when it is stopped."""
 
 import json
 import os
@@ -113,7 +113,7 @@ def test_leftovers_of_a_killed_process_are_deleted(tmp_path):
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
-    """The kernel refuses to let any file grow beyond a limit, as a full disk would."""
+    """The kernel limits the size of files, which has the effect of a full disk."""
     store = CheckpointStore(tmp_path, limit=1)
     model, optimizer = build_model("rnn"), torch.optim.Adam(build_model("rnn").parameters())
     publish(tmp_path, model.save_pretrained)
@@ -290,7 +290,7 @@ def test_sigterm_finishes_the_step_saves_and_resumes_exactly(tmp_path):
 
 
 def test_a_second_signal_exits_at_once(tmp_path):
-    """In a child, since it ends without any cleaning up."""
+    """In a child process, since it ends without cleanup."""
     code = """
 import os, signal, sys, time
 from hf_rnn_seq2seq.training.launch import StopSignals

@@ -43,7 +43,7 @@ def translations(directory: Path, sources: list[str], **options: object) -> list
 
 
 def one_cell(text: str) -> str:
-    """A text as a cell of a table holds it."""
+    """A text as the cell of a table."""
     return "".join(" " if mark in "\t\r\n" else mark for mark in text)
 
 
@@ -175,7 +175,7 @@ def test_ensembles_and_teachers_of_other_families(teacher: Path, tmp_path: Path)
 
 
 def test_an_ensemble_has_one_vocabulary(teacher: Path, tmp_path: Path) -> None:
-    """On either side: here the targets differ in one word."""
+    """Vocabularies may differ on either side: here the targets differ in one word."""
     saved = []
     for words in (["eins zwei"], ["eins drei"]):
         tokenizer = build_tokenizer(["one two"], words, algorithm="word", min_frequency=1, joint=False)

@@ -1,4 +1,4 @@
-"""The training loop: what an update computes, what it refuses, and what a run directory says."""
+"""The training loop: what an update computes, what is refused, and the contents of a run directory."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def plain_training(kind: str, steps: int) -> tuple[torch.nn.Module, list[float]]:
-    """The same run as a tutorial would write it: the whole global batch at once, plain AdamW, no Accelerate."""
+    """The same run as in a tutorial: the whole global batch at once, plain AdamW, no Accelerate."""
     model, rows = build_model(kind), corpus(70)
     plan = UpdatePlan(rows["source_length"][:], rows["target_length"][:], batch_size=8, max_tokens=None, seed=42)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)

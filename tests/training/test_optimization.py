@@ -1,4 +1,4 @@
-"""Optimizers, the course of the learning rate, and the average of the weights, by hand."""
+"""Optimizers, learning rate schedules and the average of the weights, each against a computation by hand."""
 
 import math
 

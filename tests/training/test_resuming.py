@@ -1,4 +1,4 @@
-"""A run that goes on: bit for bit from a checkpoint, refused where it would not be the same."""
+"""Resumed runs: bit for bit equal, and refused where they would differ."""
 
 import itertools
 import os

@@ -109,7 +109,7 @@ def test_the_loss_it_reports_is_ours(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_accumulated_steps_equal_one_large_step(tmp_path: Path) -> None:
-    """The loss is a sum over the label words of the whole update, however it is cut."""
+    """The loss is a sum over the label words of the whole update, for any division into micro-batches."""
     ends = []
     for number, sizes in enumerate(({}, OPTIONS["accumulation"])):
         run = trainer(tmp_path / str(number), max_steps=1, optim="sgd", max_grad_norm=0.0, **sizes)
@@ -128,7 +128,7 @@ def test_resumed_it_ends_where_it_would_have(tmp_path: Path) -> None:
 
 
 def test_label_smoothing_of_the_trainer_is_ours(tmp_path: Path) -> None:
-    """Both spread the same share over the vocabulary."""
+    """Both label smoothings spread the same share over the vocabulary."""
     batch = Padding()(ROWS[:3])
     ours = tiny_model(label_smoothing=0.1, dtype=torch.float32).train()(**batch).loss
     output = tiny_model(dtype=torch.float32).train()(**batch, skip_logits=False)
@@ -162,7 +162,7 @@ def test_generation_max_length_is_obeyed(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_a_loss_of_the_users_reads_the_logits(tmp_path: Path) -> None:
-    """And `compute_metrics` reads them where nothing is generated."""
+    """Logits are returned, and `compute_metrics` reads them, where nothing is generated."""
 
     class Own(transformers.Seq2SeqTrainer):
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **others: Any) -> Any:

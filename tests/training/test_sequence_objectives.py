@@ -40,14 +40,14 @@ def small_model(**options):
 
 
 def every_target() -> list[tuple[int, ...]]:
-    """What a draw of at most LONGEST words can be: sentences that end, and those that are cut off."""
+    """Every possible draw of at most LONGEST words: sentences that end, and sentences that are cut off."""
     others = [word for word in range(WORDS) if word != END]
     ended = [(*words, END) for size in range(LONGEST) for words in itertools.product(others, repeat=size)]
     return ended + list(itertools.product(others, repeat=LONGEST))
 
 
 def slow_log_probability(model, source: list[int], target: tuple[int, ...]) -> Tensor:
-    """One target, word by word, each prefix read anew."""
+    """The log-probability of one target, word by word; each prefix is read anew."""
     total = torch.zeros((), dtype=torch.float64)
     for position, word in enumerate(target):
         prefix = torch.tensor([[START, *target[:position]]])
@@ -139,7 +139,7 @@ def test_probabilities_are_those_of_a_slow_loop_and_sum_to_one() -> None:
 
 @pytest.mark.parametrize("kind", ["bart", "rnn", "rnn_tied"])
 def test_reference_has_the_loss_of_the_model(kind: str) -> None:
-    """Label smoothing (rnn_tied) has no part in it."""
+    """Label smoothing (of rnn_tied) does not change it."""
     model = build_model(kind).eval()
     inputs = batch()
     objective = SequenceObjective(
@@ -240,7 +240,7 @@ def test_risk_of_some_candidates_by_a_slow_loop() -> None:
 
 
 def test_policy_gradient_of_given_draws_by_a_slow_loop() -> None:
-    """Draw by draw: its reward less the mean of the others', times the slope of its log-probability."""
+    """Each draw contributes its reward minus the mean of the others', times the gradient of its log-probability."""
     draws = [[(7, 2), (5, 2), (7, 2), (6, 2)], [(6, 2), (3, 3), (2,), (3, 3)]]
     labels = torch.tensor([[5, 2], [4, 2]])
     table = torch.tensor([[[*row, *[IGNORED] * (2 - len(row))] for row in rows] for rows in draws])
@@ -288,7 +288,7 @@ def test_many_draws_give_the_gradient_of_the_enumeration() -> None:
 
 @pytest.mark.parametrize("kind", ["mrt", "reinforce"])
 def test_loss_is_the_mixture_for_each_target_token(kind: str) -> None:
-    """Of a model that draws the same translation every time: its reward, and the cross entropy of the reference."""
+    """The numbers of a model that always draws one translation: its reward, and the cross entropy of the reference."""
     model, inputs = build_model("rnn_certain").eval(), batch()
     options = {"kind": kind, "samples": 4, "alpha": 0.0001}
     mixed = SequenceObjective(model, text_of, sentence_metric("gleu"), ml_weight=0.5, **options)
@@ -305,7 +305,7 @@ def test_loss_is_the_mixture_for_each_target_token(kind: str) -> None:
 
 
 def test_training_options_are_off_and_the_mode_is_restored() -> None:
-    """Neither dropout, nor label smoothing, nor the model's own words as inputs (the ratio 0 would make all so)."""
+    """No dropout, no label smoothing, and no scheduled sampling (a ratio of 0 would sample every input)."""
     acting = {"dropout": 0.5, "word_dropout": 0.3, "label_smoothing": 0.2, "teacher_forcing_ratio": 0.0}
     found = []
     for options in ({}, acting):
@@ -342,7 +342,7 @@ BOTH = pytest.mark.parametrize("objective", ["mrt", "reinforce"])
 
 @BOTH
 def test_training_raises_the_reward(objective: str, tmp_path: Path) -> None:
-    """From nothing to two words that are right every time."""
+    """The model learns to write two words that are always right."""
     rows = corpus(64).map(lambda row: {"labels": [5, 6, END], "target_length": 3})
     options = {**OPTIONS, "objective": objective, "objective_samples": 8, "max_steps": 25, "learning_rate": 0.03}
     options |= {"mrt_alpha": 1.0} if objective == "mrt" else {"ml_weight": 0.0}

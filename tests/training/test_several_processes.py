@@ -73,7 +73,7 @@ def error_output(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A folder of runs that two workers did, one run after the other in the same processes."""
+    """A folder of runs of two workers, one after the other in the same processes."""
     folder = tmp_path_factory.mktemp("two")
 
     def run(kind: str, name: str, **more):
@@ -125,7 +125,7 @@ def test_no_row_is_seen_twice_or_left_out_by_any_process(name, two):
 
 
 def test_processes_split_rows_apart_and_count_the_pieces_together(two):
-    """With BPE dropout each process draws its pieces; loss and counters are over those that were drawn."""
+    """With BPE dropout each process draws its pieces; loss and counters include the drawn pieces."""
     seen = [json.loads((two / "bpe_dropout" / f"seen{rank}of2.json").read_text()) for rank in range(2)]
     rows, tokenizer = letter_rows(70)
     spelled = [tokenizer.decode(source[:-1]).replace(" ", "") for source, _ in seen[0] + seen[1]]
@@ -152,7 +152,7 @@ def test_two_processes_resume_bit_for_bit(two, tmp_path):
 
 
 def test_one_process_resumes_a_run_of_two(two, tmp_path, capsys):
-    """The same samples follow: losses and weights are those of the two, but for rounding."""
+    """The same samples follow: losses and weights are those of two processes, up to rounding."""
     copy_until(two / "bart", tmp_path / "run", step=5)
     options = arguments(tmp_path / "run", eval_steps=5, resume_from_checkpoint="latest")
     assert build_loop("bart", options).run() == "max_steps"
@@ -204,7 +204,7 @@ def test_a_worker_that_dies_ends_the_run_and_leaves_it_resumable(victim, tmp_pat
 
 @pytest.mark.long
 def test_two_machines_equal_one(two, tmp_path):
-    """Two launchers, as on two machines, that find each other under an address and a port."""
+    """Two launchers, as on two machines, connected by an address and a port."""
     address = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
     options = {"output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 4, "eval_steps": 5}
     runs = [{"model": "rnn", "options": options}]
@@ -215,7 +215,7 @@ def test_two_machines_equal_one(two, tmp_path):
 
 
 def test_the_slurm_script_launches_what_the_readme_launches():
-    """No such scheduler here: accelerate's own parser reads the line that every machine runs."""
+    """Without a scheduler here, accelerate's own parser reads the line that every machine runs."""
     text = (ROOT / "scripts" / "accelerate" / "slurm.sh").read_text().replace("\\\n", " ")
     assert subprocess.run(["bash", "-n", ROOT / "scripts" / "accelerate" / "slurm.sh"]).returncode == 0
     for name, value in {"$SLURM_NNODES": "2", "$PROCESSES": "8", "$SLURM_NODEID": "1"}.items():

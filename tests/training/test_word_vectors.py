@@ -1,4 +1,4 @@
-"""Pretrained word vectors: every file that must be read or refused, and what lands in the tables, counted by hand."""
+"""Pretrained word vectors: files that are read or refused, and the rows of the tables, counted by hand."""
 
 import gzip
 import json
@@ -225,7 +225,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 
 def test_a_run_with_vectors(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Frozen, the table keeps the file's numbers and its other rows their start; else it is trained."""
+    """A frozen table keeps the vectors of the file and its initial other rows; otherwise it is trained."""
     numbers = [round(0.01 * n, 2) for n in range(12)]
     vectors = write(
         tmp_path / "fr.vec.gz", "2 12\n" + "".join(f"{w} {' '.join(map(str, numbers))}\n" for w in ("ou", "et"))

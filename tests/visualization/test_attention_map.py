@@ -193,7 +193,7 @@ def test_missing_glyphs_are_reported_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_any_script_is_drawn_with_the_installed_fonts(tmp_path: Path) -> None:
-    """Whatever this machine has."""
+    """With the fonts of this machine, whichever they are."""
     texts = [
         "\ufffd\u0651",
         "e\u0301\u0951",
@@ -259,7 +259,7 @@ def plot_attention(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Any:
 def test_the_picture_holds_the_models_cross_attentions(
     kind: str, beams: int, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each hypothesis's map is what one forward pass over that hypothesis attends to."""
+    """The map of each hypothesis is the attention of one forward pass over it."""
     directory, output = checkpoints[kind], tmp_path / "a.png"
     options = ("--num_beams", beams, "--n_best", beams, "--heads")
     figure = plot_attention(monkeypatch, directory, SOURCES[1], "--output_file", output, *options)

@@ -82,7 +82,7 @@ def test_stream_refuses(options: dict[str, Any], message: str) -> None:
 
 @pytest.fixture(scope="module")
 def runs(runs: Path) -> Path:
-    """The checkpoints of every test module, one with an example to offer."""
+    """The checkpoints, one with an example sentence."""
     (runs / "attention" / "summary.json").write_text('{"samples": [{"source": "three days ago"}]}')
     return runs
 

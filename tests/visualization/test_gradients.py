@@ -1,4 +1,4 @@
-"""Gradients are those of finite differences, and gates keep them."""
+"""Gradients equal finite differences, and gates preserve them."""
 
 import importlib
 import math
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
 def test_state_gradients_are_those_of_finite_differences(kind: type[nn.RNNBase]) -> None:
-    """A state moved by a little moves the loss by the gradient's length along the gradient."""
+    """A small step of a state along its gradient changes the loss by the gradient's norm times the step."""
     torch.manual_seed(0)
     kernel = kind(3, 4, batch_first=True).double()
     inputs = torch.randn(1, 5, 3, dtype=torch.double)

@@ -151,7 +151,7 @@ def rows(page: Any) -> list[int]:
 
 
 def weights_shown(page: Any, row: int) -> list[float]:
-    """What the source words of a sentence show now."""
+    """The weights that the source words of a sentence show now."""
     words = page.locator(f'article[data-row="{row}"] [data-kind="source"] .w')
     return words.evaluate_all("all => all.map(one => Number(one.style.getPropertyValue('--weight') || 'NaN'))")
 
@@ -293,7 +293,7 @@ def test_five_thousand_sentences(browser: Any, tmp_path: Path) -> None:
 
 
 class CheapTokenizer:
-    """Words as tokens: tokenising 10,000 sentences is not what the test is about."""
+    """A tokenizer of words, since tokenizing 10,000 sentences is not under test."""
 
     all_special_ids = (2,)
 

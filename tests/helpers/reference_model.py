@@ -23,7 +23,7 @@ from tests.helpers.references import (
 
 
 class Source(NamedTuple):
-    """What an encoder leaves of one sentence."""
+    """The outputs of an encoder for one sentence."""
 
     states: list[Tensor]
     hidden: list[list[Tensor]]  # word vectors, then each layer's states
@@ -100,7 +100,7 @@ def bridge(config: RnnSeq2SeqConfig, weights: Weights, source: Source) -> tuple[
 
 
 class Target(NamedTuple):
-    """What a decoder leaves of one sentence."""
+    """The outputs of a decoder for one sentence."""
 
     readouts: list[Tensor]
     hidden: list[list[Tensor]]  # word vectors, then each layer's states

@@ -149,7 +149,7 @@ def layer(
     keep: Tensor | None = None,
     still: list[State] | None = None,
 ) -> list[State]:
-    """The state after each position; `still` says for each of them which units do not move."""
+    """The state after each position; `still` has 1 for each unit that keeps its state there."""
     states = []
     for time, vector in enumerate(vectors):
         state = position(config, weights, vector, state, keep, None if still is None else still[time])

@@ -1,4 +1,4 @@
-"""What tests of several themes ask of runs and their checkpoints."""
+"""Checks of runs and checkpoints that several test files share."""
 
 import json
 import shutil

@@ -100,7 +100,7 @@ def dropout_stream(rows: int, buffer: int) -> TextStream:
 
 
 def _each(read: Callable[[Any], Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """`datasets` hands a shard over as a list of one."""
+    """Reads the shards, each of which `datasets` passes as a list of one element."""
 
     def read_all(numbers: list[list[int]]) -> Iterator[Any]:
         for shard in numbers:

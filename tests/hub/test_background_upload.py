@@ -1,4 +1,4 @@
-"""`--push_to_hub`: uploads during training, one at a time, whose failures stop nothing and lose nothing."""
+"""`--push_to_hub`: uploads during training, one at a time; a failed one neither stops training nor loses files."""
 
 import json
 import socket

@@ -163,7 +163,7 @@ def test_remote_model_trains_and_is_pushed_again(child: Child, published: dict[s
 
 @pytest.mark.long
 def test_an_attention_and_a_model_of_ones_own_travel_and_train(child: Child) -> None:
-    """From the Hub, where nothing is installed, and pushed again from there with the same files."""
+    """Loaded from the Hub without this package, and pushed again from there with the same files."""
     scores = """
         given = {"input_ids": torch.tensor([[5, 6, 2]]), "decoder_input_ids": torch.tensor([[1, 4, 5]])}
         def found(model, repo):
@@ -207,7 +207,7 @@ def test_an_attention_and_a_model_of_ones_own_travel_and_train(child: Child) -> 
 
 
 def test_refusals_are_clear(child: Child, published: dict[str, Any]) -> None:
-    """Damage is done through the client itself, on branches of the published repository."""
+    """The client itself writes the damaged files, into copies of the published repository."""
     complaints = child.run(
         """
         import pickle

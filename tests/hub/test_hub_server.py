@@ -19,7 +19,7 @@ from tests.helpers.hub_store import OWNER_TOKEN, READER_TOKEN
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process may run with the Hub switched off; here the Hub is on this machine."""
+    """Switches the client online: the session is offline, but this Hub is on loopback."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 

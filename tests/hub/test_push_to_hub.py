@@ -1,4 +1,4 @@
-"""scripts/push_to_hub.py: what goes, what stays, what is refused, and that a stranger gets it back."""
+"""scripts/push_to_hub.py: which files are uploaded, kept here or refused, and that another user can load them."""
 
 import json
 import subprocess

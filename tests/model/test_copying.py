@@ -127,7 +127,7 @@ def test_search_equals_generate(kind: str) -> None:
 
 
 def test_assisted_decoding_equals_greedy() -> None:
-    """Several words are read in one pass, and wrong ones are taken back."""
+    """Several words are read in one pass, and rejected ones are removed from the cache."""
     model = wide_model(copy_mechanism=True)
     given = {name: tensor[4:5] for name, tensor in inputs(model).items()}
     expected = model.generate(**given, max_new_tokens=10)

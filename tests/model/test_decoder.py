@@ -118,7 +118,7 @@ PATHS = {
     ("path", "options"), [(path, options) for path, all_ in PATHS.items() for options in all_], ids=str
 )
 def test_which_path_runs(path: str, options: dict[str, Any]) -> None:
-    """And `recurrence_path` gives the reason for the loop."""
+    """`recurrence_path` also gives the reason for the loop."""
     decoder = tiny_model(**options).get_decoder()
     assert decoder.train().recurrence_path == decoder.eval().recurrence_path
     assert decoder.recurrence_path.split(":")[0] == path

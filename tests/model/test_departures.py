@@ -408,7 +408,7 @@ def test_changes_of_the_whole_model_send_the_search_to_generate(what: str, caplo
     [*(("feeding", how) for how in ("data", "numpy", "swap", "pointer", "no_grad")), ("before the cell", "data")],
 )
 def test_a_search_notices_changed_weights(system: str, how: str) -> None:
-    """In each tensor, by each way of writing, also if only one value changes."""
+    """A change of a single value is noticed, in each tensor and by each way of writing."""
     model = build(system)
     for name, parameter in model.named_parameters():
         before = model.search(**sources(), max_new_tokens=2, return_dict_in_generate=True, num_beams=2)

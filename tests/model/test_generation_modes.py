@@ -58,7 +58,7 @@ def without(scores: Tensor, banned: list[int]) -> Tensor:
 
 
 def repeats(target: list[int], size: int, history: list[int]) -> list[int]:
-    """Words that would complete an n-gram of `history`."""
+    """The words that would complete an n-gram of `history`."""
     grams = [tuple(history[start : start + size]) for start in range(len(history) - size + 1)]
     return [gram[-1] for gram in grams if gram[:-1] == tuple(target[len(target) - size + 1 :])]
 
@@ -110,7 +110,7 @@ def test_a_rule_is_followed(plain: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_is_followed_by_beams_too(plain: Any, name: str) -> None:
-    """With and without a cache beams find the same, and a rule that bans leaves nothing banned in it."""
+    """Beams are equal with and without a cache, and contain nothing that a rule bans."""
     option, rule = RULES[name]
     call = {name: option, "num_beams": 3, "num_return_sequences": 3}
     rows = SOURCES[:1] if name == "encoder_no_repeat_ngram_size" else SOURCES
@@ -194,7 +194,7 @@ def test_stopping_criteria_end_each_sentence(plain: Any) -> None:
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_stop_strings_end_at_the_text(speaker: tuple[Any, Any], beams: int) -> None:
-    """No hypothesis continues after the string; the greedy one is the free one up to the token that completes it."""
+    """No hypothesis continues after the string; the greedy one equals the unrestricted one up to its last token."""
     model, tokenizer = speaker
     call = {**tokenizer(["three days ago"], return_tensors="pt"), "max_new_tokens": 12, "num_beams": beams}
     whole = model.generate(**call)[0]

@@ -203,7 +203,7 @@ def forced(model: Model, words: Tensor, **options: Any) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("parts", [[1, 1, 1, 1, 1], [2, 3], [1, 4]])
 def test_word_by_word(kind: str, parts: list[int]) -> None:
-    """Words read in parts, after a change of rows, as all together."""
+    """Words that are read in parts, after rows were reordered, give the result of one pass."""
     model = tiny_model(**KINDS[kind])
     words = pad(decoder_inputs(), PAD)
     whole = forced(model, words, use_cache=False)
@@ -293,7 +293,7 @@ def test_search_scores_are_those_of_the_model(kind: str) -> None:
 
 
 def test_assisted_decoding_equals_greedy() -> None:
-    """Several words are read in one pass, and wrong ones are taken back."""
+    """Several words are read in one pass, and rejected ones are removed from the cache."""
     model, assistant = wide_model(**MONOTONIC), wide_model(**MONOTONIC, seed=1)
     for row in range(3):
         given = {name: tensor[row : row + 1] for name, tensor in inputs(model).items()}
@@ -413,7 +413,7 @@ def test_long_and_certain() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_without_a_source_word(kind: str) -> None:
-    """A distribution all the same, from no position; the other rows are as they were."""
+    """A row without a source position has a distribution too, and the other rows do not change."""
     model = tiny_model(**KINDS[kind])
     given = batch()
     whole = model(**given)

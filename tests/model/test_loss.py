@@ -147,7 +147,7 @@ def test_blocks_are_for_cpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Notes the most rows of 40,000 logits that any operation makes."""
+    """Records the largest number of rows of 40,000 logits that an operation returns."""
 
     rows = 0
 

@@ -108,7 +108,7 @@ def check_weights(output: Seq2SeqLMOutput, expected: list[reference_model.Senten
 
 
 def test_which_cases_take_the_fused_path() -> None:
-    """Otherwise the comparison above would pass without it."""
+    """The comparison above would pass without the fused path too."""
     paths = {case: tiny_model(**(TWO_LAYERS | CASES[case])).get_decoder().recurrence_path for case in CASES}
     fused = {case for case, path in paths.items() if path == "scan"}
     assert {"one layer", "deeper encoder", "bottom", "before, bottom, all", "GNMT"} <= fused

@@ -104,7 +104,7 @@ def test_imports_that_a_checkpoint_does_not_carry_are_refused(case: str, tmp_pat
 
 
 class Homeless(Attention):
-    """Like a class that is defined at the prompt."""
+    """The class has no source file, like one that is defined at the prompt."""
 
     def score(self, query: Any, keys: Any, source_positions: Any) -> Any:
         return query @ keys.transpose(1, 2).unsqueeze(1)

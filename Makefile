@@ -1,10 +1,11 @@
 # Every target does its own set-up: the virtual environment, torch, and this package with its extras.
 #
-#   make demo   train, score, translate and draw on the embedded corpus (no network beyond the package index)
+#   make demo   train, score, translate and draw on the embedded corpus (no network beyond the package index);
+#               `make demo TASK=captioning` describes drawn pictures
 #   make test   linter, formatter check, tests; `make test-all` adds the long ones
 #
 # Variables: PYTHON (3.11 or newer), VENV, TORCH (requirement), TORCH_INDEX_URL (where torch alone comes from),
-#            DEMO (the demo's run directory), WORKERS (test processes), ARGS (more arguments for pytest or benchmark.py)
+#            TASK and DEMO (the demo's task and run directory), WORKERS (test processes), ARGS (more arguments for pytest or benchmark.py)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,8 @@ VENV ?= .venv
 TESTED_TORCH := torch==2.13.0
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,$(TESTED_TORCH))
 TORCH_INDEX_URL ?=
-DEMO ?= runs/demo
+TASK ?= translation
+DEMO ?= runs/$(patsubst translation,demo,$(TASK))
 WORKERS ?= 2
 ARGS ?=
 
@@ -22,6 +24,22 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(CORES)
 DEMO_SENTENCE := Thursday, March 12, 2026
+DEMO_PICTURE := shapes/test/0/3
+RECIPE_OF_translation := cldr_en_fr
+RECIPE_OF_captioning := shapes_captions
+
+# What a demo shows in the end, by its task.
+define SHOW_translation
+@echo; echo "English in, French out:"
+printf '%s\n' '$(DEMO_SENTENCE)' '3 days ago' '12.5 kilometers per hour' | $(BIN)/python scripts/translate.py $(DEMO)
+$(BIN)/python scripts/plot_attention.py $(DEMO) '$(DEMO_SENTENCE)' --words --output_file $(DEMO)/attention.png
+endef
+
+define SHOW_captioning
+@echo; echo "A picture in, its caption out:"
+$(BIN)/python -c "from hf_rnn_seq2seq.data import shapes; shapes.draw('$(DEMO_PICTURE)').save('$(DEMO)/picture.png')"
+$(BIN)/python scripts/caption.py $(DEMO) $(DEMO)/picture.png --output_file $(DEMO)/attention.png
+endef
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.ready-demo
 LOCK := .ci/requirements.lock
@@ -63,20 +81,18 @@ $(DEMO_READY): pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH_INDEX) "$(TORCH)"
 	$(BIN)/python -m pip install -c $(LOCK) hatchling
-	$(BIN)/python -m pip install -c $(LOCK) --no-build-isolation -e '.[train,plot]'
+	$(BIN)/python -m pip install -c $(LOCK) --no-build-isolation -e '.[train,plot,images]'
 	@touch $@
 
-demo: $(if $(wildcard $(READY)),$(READY),$(DEMO_READY))
+demo: $(if $(RECIPE_OF_$(TASK)),,$(error TASK=$(TASK): must be translation or captioning)) $(if $(wildcard $(READY)),$(READY),$(DEMO_READY))
 	@if test -f $(DEMO)/summary.json; then \
 		echo "$(DEMO) holds a finished run, which is scored again; \`make demo DEMO=runs/other\` trains another"; \
 	else \
-		$(LAUNCH) scripts/train.py scripts/recipes/cldr_en_fr.yaml --output_dir $(DEMO) \
+		$(LAUNCH) scripts/train.py scripts/recipes/$(RECIPE_OF_$(TASK)).yaml --output_dir $(DEMO) \
 			$$(test -d $(DEMO)/checkpoints && echo --resume_from_checkpoint latest); \
 	fi
 	$(BIN)/python scripts/evaluate_bleu.py $(DEMO)
-	@echo; echo "English in, French out:"
-	printf '%s\n' '$(DEMO_SENTENCE)' '3 days ago' '12.5 kilometers per hour' | $(BIN)/python scripts/translate.py $(DEMO)
-	$(BIN)/python scripts/plot_attention.py $(DEMO) '$(DEMO_SENTENCE)' --words --output_file $(DEMO)/attention.png
+	$(SHOW_$(TASK))
 
 lint: $(READY)
 	$(BIN)/ruff check .

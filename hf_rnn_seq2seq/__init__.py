@@ -63,16 +63,20 @@ def register() -> None:
     if _registered:  # what a user has registered since then stays
         return
     from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig  # checks the version of transformers
-    from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+    from transformers import AutoProcessor, AutoTokenizer
 
     from hf_rnn_seq2seq.generation.pipeline import register as register_pipeline
     from hf_rnn_seq2seq.model.encoder_decoder import RnnSeq2SeqModel
     from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
+    from hf_rnn_seq2seq.model.processing_rnn_seq2seq import RnnSeq2SeqProcessor
     from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
 
     AutoConfig.register(RnnSeq2SeqConfig.model_type, RnnSeq2SeqConfig, exist_ok=True)
     AutoModel.register(RnnSeq2SeqConfig, RnnSeq2SeqModel, exist_ok=True)
     AutoModelForSeq2SeqLM.register(RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration, exist_ok=True)
+    AutoModelForImageTextToText.register(RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(RnnSeq2SeqConfig, RnnSeq2SeqProcessor, exist_ok=True)
     # The files of a tokenizer name one of these classes; elsewhere a joint one loads as a plain fast tokenizer.
     AutoTokenizer.register(RnnSeq2SeqConfig, fast_tokenizer_class=RnnSeq2SeqJointTokenizer, exist_ok=True)
     AutoTokenizer.register(RnnSeq2SeqConfig, fast_tokenizer_class=RnnSeq2SeqTokenizer, exist_ok=True)
@@ -81,6 +85,7 @@ def register() -> None:
     RnnSeq2SeqModel.register_for_auto_class("AutoModel")
     RnnSeq2SeqForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
     RnnSeq2SeqTokenizer.register_for_auto_class("AutoTokenizer")
+    RnnSeq2SeqProcessor.register_for_auto_class("AutoProcessor")
     _registered = True
 
 

@@ -12,6 +12,7 @@ from hf_rnn_seq2seq.option_parser import suggestion, version
 COMMANDS = {
     "train": ("launch", "train a model from a recipe, on one process or several"),
     "translate": ("translate", "translate lines, files or data sets"),
+    "caption": ("caption", "describe a picture, and draw where each word looked"),
     "evaluate": ("evaluate", "translate a test set and score it"),
     "score": ("score", "log-probability and perplexity of given translations"),
     "compare": ("compare", "train several systems with one budget and compare them"),

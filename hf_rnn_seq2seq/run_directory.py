@@ -14,7 +14,7 @@ from hf_rnn_seq2seq.files import digest, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
@@ -24,7 +24,7 @@ WEIGHTS = "model.safetensors"
 ATTENTION, LEARNING_CURVE = "attention.png", "learning_curve.png"
 ENSEMBLE = "ensemble.json"
 # The format of the rows of a run's files; another file is read in the same format.
-ROW_FORMAT = ("header", "feature_column", "file_format", "several_references")
+ROW_FORMAT = ("task", "header", "feature_column", "file_format", "several_references", "image_folder", "captions_file")
 DATA_OPTIONS = (
     "dataset_name",
     "dataset_config_name",
@@ -44,12 +44,18 @@ DATA_OPTIONS = (
 
 
 def load_checkpoint(
-    name: str | os.PathLike[str], *, device: str | None = None, dtype: str | None = None, attention: bool = False
+    name: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    attention: bool = False,
+    reads: str = "text",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (in evaluation mode) and tokenizer of a local directory, or of a Hub repository `user/name`.
 
     `attention` asks for an implementation that returns attention weights. `device` defaults to a GPU where there is
-    one. Raises CheckpointError in one line for whatever keeps the checkpoint from loading.
+    one. `reads` says what the caller gives the model: `text`, `pictures` or `anything`. Raises CheckpointError in one
+    line for whatever keeps the checkpoint from loading, and for a model that reads something else.
     """
     from transformers import AutoModelForSeq2SeqLM
 
@@ -71,6 +77,10 @@ def load_checkpoint(
     except Exception as error:  # safetensors, tokenizers and json each raise classes of their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{name}: the checkpoint cannot be loaded: {reason[:300]}") from error
+    found = "pictures" if model.main_input_name == "pixel_values" else "text"
+    if reads not in (found, "anything"):
+        tool = "hf-rnn caption" if found == "pictures" else "hf-rnn translate"
+        raise CheckpointError(f"{name}: the model reads {found}, not {reads}; {tool} is for it")
     require_finite(model.state_dict().items(), f"{name}: " + (f"in {dtype}, " if dtype else ""))
     known = getattr(tokenizer, "target_vocab_size", None) or len(tokenizer)
     if known > model.config.vocab_size:
@@ -90,6 +100,21 @@ def read_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         if getattr(model, "dropout", None):
             model.dropout = None
     return tokenizer
+
+
+def read_image_processor(name: str | os.PathLike[str]) -> BaseImageProcessor:
+    """What prepares the pictures that a model reads.
+
+    Raises:
+        CheckpointError: the directory does not say how they are prepared.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except Exception as error:  # of transformers, the Hub's client and json
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{name}: its image processor cannot be loaded: {reason[:300]}") from error
 
 
 def require_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
@@ -211,14 +236,16 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def model_hash(model: PreTrainedModel) -> str:
     """Hash of what a model says: its weights, its configuration and its generation config, wherever it was loaded."""
+    return tensors_hash(model.state_dict(), [model.config.to_dict(), model.generation_config.to_dict()])
+
+
+def tensors_hash(tensors: Mapping[str, Tensor], configs: Sequence[Mapping[str, Any]]) -> str:
+    """Hash of named tensors and of the configurations that belong to them."""
     import torch
 
-    configs = [
-        {name: value for name, value in config.to_dict().items() if name not in _NOT_CONTENT}
-        for config in (model.config, model.generation_config)
-    ]
-    total = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    content = [{name: value for name, value in config.items() if name not in _NOT_CONTENT} for config in configs]
+    total = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()

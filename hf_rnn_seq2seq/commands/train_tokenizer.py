@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line.load_libraries()
     from hf_rnn_seq2seq.data.corpus import load_corpus
     from hf_rnn_seq2seq.data.tokenizer import source_vocabulary_size, target_vocabulary_size
-    from hf_rnn_seq2seq.training.setup import train_tokenizer
+    from hf_rnn_seq2seq.training.components import train_tokenizer
 
     corpus = load_corpus(data, splits=("train",))
     tokenizer = train_tokenizer(options, data, corpus)

@@ -8,13 +8,29 @@ from hf_rnn_seq2seq.options import OptionGroup, option
 
 ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char", "letter")
 FORMS = ("nfc", "nfd", "nfkc", "nfkd")
+TASKS = ("translation", "captioning")
+# Options that not every task reads, with the tasks that do.
+OF_TASKS = {
+    **dict.fromkeys(("captions_file", "image_folder", "image_size"), ("captioning",)),
+    **dict.fromkeys(
+        ("source_lang", "max_source_length", "feature_column", "file_format", "several_references")
+        + ("alignment_file", "alignment_column", "alignment_unit", "streaming", "streaming_buffer")
+        + ("source_tokenizer_algorithm", "target_tokenizer_algorithm", "source_unicode_form", "source_vocab_size")
+        + ("joint_vocabulary", "bpe_dropout", "extend_vocabulary", "source_vectors", "target_vectors")
+        + ("objective", "guided_alignment_weight", "word_dropout", "reverse_source", "copy_mechanism"),
+        ("translation",),
+    ),
+}
 
 
 @dataclass
 class DataArguments(OptionGroup):
     """The corpus."""
 
-    dataset_name: str | None = option(None, "`cldr`, a saved `datasets` folder, or a data set of the Hub", path=True)
+    task: str = option("translation", "what is read and what is written", choices=TASKS)
+    dataset_name: str | None = option(
+        None, "`cldr` or `shapes`, a saved `datasets` folder, or a data set of the Hub", path=True
+    )
     dataset_config_name: str | None = option(None, "its configuration; for cldr a pair of locales such as en-fr")
     train_file: str | None = option(
         None, "TSV, CSV, JSONL or Parquet file, or two text files `a,b`; may be .gz", path=True
@@ -23,8 +39,12 @@ class DataArguments(OptionGroup):
     test_file: str | None = option(None, "like train_file", path=True)
     source_lang: str | None = option(None, "language of the source sentences")
     target_lang: str | None = option(None, "language of the target sentences")
-    source_column: str | None = option(None, "column of a table that holds the source (default: source_lang)")
-    target_column: str | None = option(None, "column of a table that holds the target (default: target_lang)")
+    source_column: str | None = option(
+        None, "column of a table that holds the source (default: source_lang; of pictures: image)"
+    )
+    target_column: str | None = option(
+        None, "column of a table that holds the target (default: target_lang; of pictures: caption)"
+    )
     header: bool = option(True, "the first row of a table names its columns; false: columns are numbers from 0")
     feature_column: str | None = option(
         None,
@@ -45,12 +65,25 @@ class DataArguments(OptionGroup):
         None, "column of train_file or of the data set with the alignments; cldr has `alignment`"
     )
     alignment_unit: str = option("word", "alignments count words between spaces, or tokens", choices=("word", "token"))
+    image_folder: str | None = option(
+        None, "captioning: the folder or .zip of the pictures that the rows name", path=True
+    )
+    captions_file: str | None = option(
+        None,
+        "captioning: lines `picture#number<TAB>caption` (Flickr8k); the files of the splits then list pictures",
+        path=True,
+    )
+    image_size: int | None = option(
+        None,
+        "captioning: pictures are scaled to squares of so many pixels (default: as the encoder was trained)",
+        at_least=1,
+    )
     max_train_samples: int | None = option(None, "use only this number of training rows, the first", at_least=1)
     max_eval_samples: int | None = option(None, "use only this number of validation rows, the first", at_least=1)
     max_predict_samples: int | None = option(None, "use only this number of test rows, the first", at_least=1)
     max_source_length: int = option(128, "longest source in tokens, with the end token", at_least=1)
     max_target_length: int = option(128, "longest target in tokens, with the end token", at_least=1)
-    data_seed: int = option(0, "seed of the phrases that cldr draws", at_least=0)
+    data_seed: int = option(0, "seed of what cldr and shapes draw", at_least=0)
     preprocessing_num_workers: int | None = option(None, "processes that tokenize (default: one)", at_least=1)
     streaming: bool = option(False, "read the training split while training instead of writing it to the cache first")
     streaming_buffer: int = option(
@@ -58,6 +91,8 @@ class DataArguments(OptionGroup):
     )
 
     def validate(self) -> None:
+        if self.task == "captioning":
+            self._validate_pictures()
         if self.dataset_name and self.train_file:
             raise ArgumentError(
                 f"train_file={self.train_file!r}: either dataset_name ({self.dataset_name!r}) or files, not both"
@@ -66,6 +101,17 @@ class DataArguments(OptionGroup):
             value = getattr(self, name)
             if not self.header and value is not None and not value.isdecimal():
                 raise ArgumentError(f"{name}={value!r}: a table without header has numbered columns; the first is 0")
+
+    def _validate_pictures(self) -> None:
+        if self.dataset_name == "cldr":
+            raise ArgumentError("dataset_name='cldr': has no pictures; task='captioning' has `shapes`")
+        if self.dataset_name == "shapes" and self.image_folder:
+            raise ArgumentError(f"image_folder={self.image_folder!r}: dataset_name='shapes' draws its pictures")
+        given = self.dataset_name or self.train_file or self.validation_file or self.test_file
+        if given and given != "shapes" and not self.image_folder:
+            raise ArgumentError("image_folder=None: task='captioning' needs the folder or .zip of the pictures")
+        if self.captions_file and self.dataset_name:
+            raise ArgumentError(f"captions_file={self.captions_file!r}: goes with train_file, not with dataset_name")
 
 
 @dataclass

@@ -163,7 +163,7 @@ class Collator:
         input_ids, filled = self._pad(columns["input_ids"], self.pad_token_id)
         batch = {"input_ids": input_ids, "attention_mask": filled.long()}
         if "labels" in columns:
-            batch["labels"], _ = self._pad(columns["labels"], self.label_pad_token_id)
+            batch["labels"] = self.labels(columns["labels"])
         if "alignment" in columns:
             # Flat lists of pairs, source before target.
             aligned = torch.zeros(*batch["labels"].shape, input_ids.shape[1], dtype=torch.bool)
@@ -171,6 +171,10 @@ class Collator:
                 row[flat[1::2], flat[::2]] = True
             batch["alignments"] = aligned
         return batch
+
+    def labels(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Label ids of each row, padded: (batch, target)."""
+        return self._pad(rows, self.label_pad_token_id)[0]
 
     def _pad(self, sequences: Sequence[Sequence[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
         lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))

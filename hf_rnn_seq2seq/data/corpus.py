@@ -1,5 +1,7 @@
 """Corpora (embedded, local files, saved data sets, the Hub) -> splits of two text columns.
 
+The source of a caption is the name of its picture.
+
 Rows are written once to the cache of `datasets` (`HF_HOME`, `HF_DATASETS_CACHE`) and memory-mapped from there. The
 cache key contains the content of the files, so a changed file is never served from an old cache.
 """
@@ -9,19 +11,20 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
-from datasets.exceptions import DatasetGenerationError
 
 from hf_rnn_seq2seq.data.arguments import DataArguments
+from hf_rnn_seq2seq.data.caption_files import caption_rows
+from hf_rnn_seq2seq.data.embedded import ALIGNED, EMBEDDED, TEXT, Loaded, generated
 from hf_rnn_seq2seq.data.readers import SPANS, Columns, Row, listed, read_rows, split_paths
 from hf_rnn_seq2seq.data.token_columns import AnyDataset
-from hf_rnn_seq2seq.errors import DataError, is_out_of_memory, reading, reason
+from hf_rnn_seq2seq.errors import DataError, is_out_of_memory, reading
 from hf_rnn_seq2seq.files import content_hash, digest
 
 SPLITS = ("train", "validation", "test")
@@ -31,11 +34,6 @@ SPLIT_NAMES = {
     "test": ("test",),
 }
 EMPTY = ("empty_source", "empty_target")
-CLDR_ROWS = {"train": 20_000, "validation": 1_000, "test": 1_000}
-CLDR_SHARD = 50_000
-
-_TEXT = {"source": Value("string"), "target": Value("string"), "id": Value("int64")}
-_ALIGNED = _TEXT | {"alignment": Value("string")}
 _UNCLOSED = "where that is not meant, a quote was opened and not closed"
 logger = logging.getLogger(__name__)
 
@@ -95,11 +93,14 @@ def load_corpus(
             "file with train_file, or a column of train_file or of a data set"
         )
     limits = dict(zip(SPLITS, (data.max_train_samples, data.max_eval_samples, data.max_predict_samples), strict=True))
-    if data.dataset_name == "cldr":
-        found, facts = _load_cldr(data, limits, splits, aligned_splits)
+    if data.dataset_name in EMBEDDED:
+        found, facts = EMBEDDED[data.dataset_name](data, limits, splits, aligned_splits)
     elif data.dataset_name is None:
         chosen = {split: value for split, value in named.items() if value and split in splits}
-        files = {split: split_paths(value, data.file_format) for split, value in chosen.items()}
+        files = {
+            split: [_picture_list(value)] if data.captions_file else split_paths(value, data.file_format)
+            for split, value in chosen.items()
+        }
         found, facts = _load_files(data, files, splits, aligned_splits)
     else:
         found, facts = _load_named(data, data.dataset_name, splits, aligned_splits)
@@ -115,56 +116,18 @@ def load_corpus(
     return Corpus((IterableDatasetDict if data.streaming else DatasetDict)(kept), skipped, description, notes)
 
 
-Loaded = tuple[dict[str, AnyDataset], dict[str, Any]]  # the splits, and entries of the description
-
-
-def _load_cldr(
-    data: DataArguments, limits: Mapping[str, int | None], splits: Sequence[str], aligned_splits: Sequence[str]
-) -> Loaded:
-    try:
-        from hf_rnn_seq2seq.data import cldr
-    except ModuleNotFoundError as error:
-        raise DataError("dataset_name='cldr': needs Babel; pip install 'hf_rnn_seq2seq[train]'") from error
-
-    if data.alignment_column not in (None, "alignment"):
-        raise DataError(f"alignment_column={data.alignment_column!r}: the column of cldr is 'alignment'")
-    config, source, target = data.dataset_config_name, data.source_lang, data.target_lang
-    if config is not None:
-        pair = cldr.parse_pair(config)
-        for name, given, parsed in (("source_lang", source, pair[0]), ("target_lang", target, pair[1])):
-            if given is not None and cldr.parse_locale(given) != cldr.parse_locale(parsed):
-                raise DataError(f"{name}={given!r}: contradicts dataset_config_name={config!r}; leave one of them out")
-        source, target = pair
-    if source is None or target is None:
-        raise DataError("dataset_config_name=None: cldr needs it, such as en-fr, or source_lang and target_lang")
-    source, target = map(str, cldr.phrase_book(source, target).locales)
-    version = cldr.generator_version()
-    found: dict[str, AnyDataset] = {}
-    for split in (split for split in SPLITS if split in splits):
-        rows = limits[split] or CLDR_ROWS[split]
-        step = CLDR_SHARD if split == "train" else rows  # only train rows can be drawn independently of each other
-        ranges = [(start, min(start + step, rows)) for start in range(0, rows, step)]
-        seed = data.data_seed if split == "train" else 0
-        arguments = {"source": source, "target": target, "split": split, "seed": seed, "ranges": ranges}
-        arguments["version"] = version
-        found[split] = _generated(cldr.generate, arguments, _ALIGNED, split, data.streaming, len(ranges))
-        if data.alignment_column is None or split not in aligned_splits:
-            found[split] = found[split].remove_columns("alignment")
-    facts = {"config": f"{source}-{target}", "source_lang": source, "target_lang": target, "license": cldr.LICENSE}
-    facts["fingerprint"] = digest([source, target, data.data_seed, version, {split: limits[split] for split in found}])
-    return found, facts
-
-
 def _column_options(data: DataArguments) -> list[str | None]:
     names = [data.source_column, data.target_column, data.source_lang, data.target_lang]
+    names += [data.task] if data.task != "translation" else []
     return names + [one for one in (data.feature_column, data.file_format, None if data.header else "0") if one]
 
 
 def _columns(data: DataArguments, alignment: str | None) -> Columns:
     if not data.header:
         return Columns(data.source_column or "0", data.target_column or "1", alignment, data.feature_column)
-    source = data.source_column or data.source_lang or "source"
-    return Columns(source, data.target_column or data.target_lang or "target", alignment, data.feature_column)
+    names = ("image", "caption") if data.task == "captioning" else ("source", "target")
+    source = data.source_column or data.source_lang or names[0]
+    return Columns(source, data.target_column or data.target_lang or names[1], alignment, data.feature_column)
 
 
 def _load_files(
@@ -180,6 +143,10 @@ def _load_files(
         if data.feature_column is not None and (len(paths) > 1 or data.file_format):
             kind = "a lexicon has" if data.file_format else "text files have"
             raise DataError(f"feature_column={data.feature_column!r}: {kind} no columns; give a table")
+        if data.captions_file is not None:
+            hashes[split] = content_hash([*paths, Path(data.captions_file)])
+            found[split] = _captions(data.captions_file, paths[0], hashes[split], split)
+            continue
         column = data.alignment_column if split in aligned_splits else None
         file = data.alignment_file if split == "train" and split in aligned_splits else None
         hashes[split] = content_hash([*paths, *([Path(file)] if file else [])])
@@ -192,8 +159,8 @@ def _load_files(
             "content": hashes[split],
             "version": content_hash([Path(__file__).with_name(name) for name in ("readers.py", "lexicon.py")]),
         }
-        features = (_ALIGNED if column or file else _TEXT) | {"problem": Value("string")}
-        found[split] = _generated(_file_rows, arguments, features, split, data.streaming)
+        features = (ALIGNED if column or file else TEXT) | {"problem": Value("string")}
+        found[split] = generated(_file_rows, arguments, features, split, data.streaming)
     names = {split: [path.name for path in paths] for split, paths in files.items()}
     identity = [hashes, _column_options(data), *filter(None, [data.alignment_column])]
     return found, {"files": names, "fingerprint": digest(identity)}
@@ -218,28 +185,17 @@ def _record(row: Row, number: int, aligned: bool) -> dict[str, Any]:
     return record if aligned else {name: value for name, value in record.items() if name != "alignment"}
 
 
-def _generated(
-    generator: Callable[..., Iterator[dict[str, Any]]],
-    arguments: dict[str, Any],
-    features: dict[str, Any],
-    split: str,
-    streaming: bool,
-    shards: int = 1,
-) -> AnyDataset:
-    options: dict[str, Any] = {"features": Features(features), "gen_kwargs": arguments, "split": datasets.Split(split)}
-    if streaming:
-        return IterableDataset.from_generator(generator, **options)
-    workers = min(shards, os.cpu_count() or 1)
-    try:
-        return Dataset.from_generator(generator, num_proc=workers if workers > 1 else None, **options)
-    except DatasetGenerationError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None and not isinstance(cause, DataError):
-            cause = cause.__cause__
-        if isinstance(cause, DataError) or is_out_of_memory(cause):
-            raise cause from None
-        cache = datasets.config.HF_DATASETS_CACHE
-        raise DataError(f"{split}: its rows cannot be written to the cache in {cache} ({reason(cause)})") from error
+def _picture_list(value: str) -> Path:
+    if not Path(value).is_file():
+        raise DataError(f"file {value} does not exist; with captions_file each split is a list of pictures")
+    return Path(value)
+
+
+def _captions(captions_file: str, pictures: Path, content: str, split: str) -> AnyDataset:
+    """The captions of a list of pictures."""
+    arguments = {"captions_file": os.path.abspath(captions_file), "pictures": os.path.abspath(pictures)}
+    arguments |= {"content": content, "version": content_hash([Path(__file__).with_name("caption_files.py")])}
+    return generated(caption_rows, arguments, TEXT | {"problem": Value("string")}, split, streaming=False)
 
 
 def _load_named(data: DataArguments, name: str, splits: Sequence[str], aligned_splits: Sequence[str]) -> Loaded:
@@ -298,7 +254,7 @@ def _two_columns(rows: AnyDataset, columns: Columns, where: str) -> AnyDataset:
     rows = rows.select_columns(columns.of_table(rows.column_names or list(first), languages, where))
     if isinstance(rows, Dataset) and not len(rows):
         raise DataError(f"{where} holds no rows")
-    features = (_ALIGNED if columns.alignment else _TEXT) | {"problem": Value("string")}
+    features = (ALIGNED if columns.alignment else TEXT) | {"problem": Value("string")}
     with reading(where, DataError):
         return rows.map(
             _pair,

@@ -32,6 +32,16 @@ def column(dataset: Dataset, name: str) -> np.ndarray:
     return values
 
 
+def label_count(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The number of labels of a batch, by which its loss is a mean, ()."""
+    return (inputs["labels"] != -100).sum()
+
+
+def source_size(columns: Mapping[str, Sequence[Any]]) -> int:
+    """The source tokens of some rows; a picture counts as one."""
+    return sum(map(len, columns["input_ids"])) if "input_ids" in columns else sum(columns["source_length"])
+
+
 @dataclass(frozen=True)
 class Update:
     """The rows of one optimizer step, over all processes; the numbers of tokens are None if not known beforehand."""
@@ -161,8 +171,8 @@ class BatchLoader:
     """Reads and pads a rank's micro-batches in a thread, a few updates ahead of the model.
 
     Args:
-        dataset: rows with `input_ids` and `labels`; `dataset[list_of_rows]` gives a dict of lists.
-        collate: pads such a dict.
+        dataset: rows with `input_ids` or `source_length`; `dataset[list_of_rows]` gives a dict of lists.
+        collate: makes the model's inputs of such a dict, `labels` among them.
         rank, processes, accumulation: how an update is split.
         device: of the tensors.
     """
@@ -189,8 +199,8 @@ class BatchLoader:
             # Every rank runs every pass, because gradients are exchanged in it. The filler is a real row of weight 0.
             columns = self.columns(update, part or update.rows[:1])
             inputs = self.collate(columns)
-            tokens = int((inputs["labels"] != -100).sum()) if part else 0
-            source_tokens = sum(map(len, columns["input_ids"])) if part else 0
+            tokens = int(label_count(inputs)) if part else 0
+            source_tokens = source_size(columns) if part else 0
             micro_batches.append(MicroBatch(self.to_device(inputs), tokens, source_tokens))
         return micro_batches
 

@@ -1,5 +1,7 @@
 """Translations and scores of systems on a test set: how they are made, printed, and stored in a run's summary."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import time
@@ -7,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,9 +19,21 @@ from hf_rnn_seq2seq.evaluation.describe import architecture
 from hf_rnn_seq2seq.evaluation.error_analysis import AnalyzedSystem
 from hf_rnn_seq2seq.evaluation.scores import LOWER_IS_BETTER, TITLES, score
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, default_metrics, read_test_set
-from hf_rnn_seq2seq.generation.encoding import encode_sources, source_problems
-from hf_rnn_seq2seq.generation.translate import translate
-from hf_rnn_seq2seq.run_directory import LEARNING_CURVE, LOG_FILE, RECIPE, SUMMARY, WEIGHTS, load_models, members
+from hf_rnn_seq2seq.generation.encoding import PictureSources, encode_sources, source_problems
+from hf_rnn_seq2seq.generation.translate import translate, translate_n_best
+from hf_rnn_seq2seq.run_directory import (
+    LEARNING_CURVE,
+    LOG_FILE,
+    RECIPE,
+    SUMMARY,
+    WEIGHTS,
+    load_models,
+    members,
+    read_image_processor,
+)
+
+if TYPE_CHECKING:
+    from hf_rnn_seq2seq.evaluation.pointing import Pointing
 
 
 @dataclass
@@ -35,6 +49,7 @@ class System:
     scores: dict[str, Any] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)  # of `Encoded.counts`
     agreement: tuple[int, int] | None = None  # of `attention_agreement`
+    pointing: Pointing | None = None
 
     def notes(self) -> list[str]:
         """Warnings about sources that the model did not read completely."""
@@ -51,11 +66,48 @@ def translate_test_set(
 ) -> System:
     """Translates every source; `options` are those of `translate` (num_beams, batch_size, search, ...)."""
     start = time.perf_counter()
-    encoded = encode_sources(tokenizer, test_set.sources, options.pop("max_source_length", None))
+    limit = options.pop("max_source_length", None)
+    encoded = picture_sources(directory, test_set, model) or encode_sources(tokenizer, test_set.sources, limit)
     hypotheses = translate(model, tokenizer, encoded, **options)
     seconds = time.perf_counter() - start
     beams = options.get("num_beams") or model.generation_config.num_beams or 1
     return System(name, directory, test_set, hypotheses, beams, seconds, counts=encoded.counts())
+
+
+def picture_sources(directory: str, test_set: TestSet, model: PreTrainedModel) -> PictureSources | None:
+    """The pictures of a test set as the model reads them; None where the sources are texts.
+
+    Raises:
+        ArgumentError: the model reads the other.
+    """
+    reads = "pictures" if model.main_input_name == "pixel_values" else "text"
+    given = "text" if test_set.pictures is None else "pictures"
+    if reads != given:
+        raise ArgumentError(f"{directory}: the model reads {reads}, the sources of the test set are {given}")
+    if test_set.pictures is None:
+        return None
+    from hf_rnn_seq2seq.data.images import PixelReader
+
+    read = PixelReader(test_set.pictures, read_image_processor(members(directory)[0]))
+    return PictureSources.of(model, test_set.sources, read)
+
+
+def measure_pointing(
+    system: System, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any
+) -> None:
+    """Sets `system.pointing` if the test set knows where everything is and the model returns its attention.
+
+    `options` are those of the captions that were scored, which are made again here.
+    """
+    test_set = system.test_set
+    if test_set.pictures is None or test_set.pictures.folder is not None:
+        return
+    from hf_rnn_seq2seq.evaluation.pointing import pointing
+
+    sources = picture_sources(system.directory, test_set, model)
+    with contextlib.suppress(AttentionError):
+        captions = translate_n_best(model, tokenizer, sources, attention=True, **options)
+        system.pointing = pointing(test_set.sources, [best for best, *_ in captions], tokenizer)
 
 
 def score_system(system: System, metrics: Sequence[str], n_bootstrap: int = 0) -> None:
@@ -97,7 +149,7 @@ def evaluate_systems(
     """
     systems: list[System] = []
     for directory in directories:
-        model, tokenizer, others = load_models([directory], device=device, dtype=dtype)
+        model, tokenizer, others = load_models([directory], device=device, dtype=dtype, reads="anything")
         test_set = read_test_set(members(directory)[0], chosen, split)
         if systems and test_set.references != systems[0].test_set.references:
             raise ArgumentError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
@@ -112,6 +164,7 @@ def evaluate_systems(
         score_system(system, metrics or default_metrics(test_set), n_bootstrap)
         if not others:
             measure_attention(system, model, tokenizer, options.get("batch_size", 64))
+            measure_pointing(system, model, tokenizer, **{k: v for k, v in options.items() if k != "max_source_length"})
         systems.append(system)
     return systems
 
@@ -156,6 +209,9 @@ def summary_facts(system: System) -> dict[str, Any]:
     if system.agreement is not None and system.agreement[1]:
         agreed, aligned_words = system.agreement
         facts |= {"attention_agreement": 100 * agreed / aligned_words, "aligned_words": aligned_words}
+    if system.pointing is not None and system.pointing.words:
+        found = system.pointing
+        facts |= {"pointing": found.share, "pointing_by_chance": found.share_by_chance, "pointing_words": found.words}
     return facts
 
 
@@ -213,6 +269,12 @@ def run_summary(directory: str | os.PathLike[str], summary: Mapping[str, Any], c
     if "attention_agreement" in summary:
         share, words = summary["attention_agreement"], summary["aligned_words"]
         lines.append(f"attention {share:.2f} %   of {words:,} aligned words attend most to the word they come from")
+    if "pointing" in summary:
+        share, words, chance = (summary[name] for name in ("pointing", "pointing_words", "pointing_by_chance"))
+        lines.append(
+            f"pointing {share:.2f} %   of {words:,} words look inside the box of their object "
+            f"({chance:.2f} % by chance)"
+        )
     for sample in summary.get("samples", [])[:5]:
         verdict = "=" if sample["translation"] == sample["reference"] else "≠"
         lines += ["", f"  source       {sample['source']}", f"  translation  {sample['translation']}"]

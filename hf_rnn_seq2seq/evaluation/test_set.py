@@ -14,6 +14,7 @@ from hf_rnn_seq2seq.run_directory import ROW_FORMAT, data_options, recipe_option
 
 if TYPE_CHECKING:
     from hf_rnn_seq2seq.data.corpus import Corpus
+    from hf_rnn_seq2seq.data.images import Pictures
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class TestSet:
     description: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> rows of the file that are not scored
     alignments: Sequence[str | None] | None = None  # word alignments in Pharaoh's format, if the data has them
+    pictures: Pictures | None = None  # where the sources are names of pictures
     several: Sequence[Sequence[str]] | None = None  # all references of each source; `references` has the first
     best_metric: str | None = None  # that chose the best checkpoint of the run
 
@@ -94,13 +96,15 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
         raise ArgumentError(f"{directory}: the {split} split has no usable row")
     sources, references = [str(text) for text in rows["source"]], [str(text) for text in rows["target"]]
     several = None
-    if options.get("several_references"):
+    captions = options.get("task") == "captioning"
+    if options.get("several_references") or captions:
         sources, several = merged(sources, references)
         references = [row[0] for row in several]
     return TestSet(
         sources=sources,
         references=references,
         several=several,
+        pictures=_pictures(options, sources) if captions else None,
         best_metric=recipe_options(directory).get("metric_for_best_model"),
         split=split,
         own=not given.keys() - {"alignment_column"} and split == "test",
@@ -108,6 +112,15 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
         left_out=corpus.skipped[split],
         alignments=list(rows["alignment"]) if "alignment" in rows.column_names else None,
     )
+
+
+def _pictures(options: Mapping[str, Any], names: Sequence[str]) -> Pictures:
+    """The pictures of a test set; raises DataError if some are missing."""
+    from hf_rnn_seq2seq.data.images import Pictures
+
+    shown = Pictures(None if options.get("dataset_name") == "shapes" else options.get("image_folder"))
+    shown.require(names)
+    return shown
 
 
 def _load_split(options: Mapping[str, Any], split: str, required: bool) -> Corpus:

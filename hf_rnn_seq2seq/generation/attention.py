@@ -3,6 +3,7 @@
 Axes: `target` counts generated tokens (end of sentence included), `source` input tokens. Weights are float32 on CPU.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,23 @@ def _sums(weights: Tensor, groups: Sequence[Sequence[int]], axis: int) -> Tensor
     group_of = [number for number, group in enumerate(groups) for _ in group]
     index = torch.tensor(group_of, dtype=torch.long, device=weights.device)
     return weights.new_zeros(shape).index_add_(axis, index, weights)
+
+
+def region_grid(weights: Tensor) -> Tensor:
+    """Weights of regions (..., regions), row by row, as maps (..., side, side).
+
+    The first state of a Vision Transformer is that of the whole picture and has no place; it is left out.
+
+    Raises:
+        AttentionError: the regions are no square.
+    """
+    states = weights.shape[-1]
+    side = math.isqrt(states)
+    if states - side * side not in (0, 1):
+        raise AttentionError(
+            f"{states} states of a picture: must be the regions of a square, perhaps after one of its own"
+        )
+    return weights[..., states - side * side :].unflatten(-1, (side, side))
 
 
 def hard_alignment(weights: Tensor) -> list[tuple[int, int]]:

@@ -1,15 +1,17 @@
-"""Texts as the token ids that the model reads, and which texts it cannot read completely."""
+"""Sources as the model reads them: texts as token ids, pictures; and which texts it cannot read completely."""
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakSet
 
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.pieces import splits_letters
 from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.generation.batches import evaluation_mode, model_inputs
 
 logger = logging.getLogger(__name__)
 # Tokenizers whose first unseen letter was named; the later ones are counted.
@@ -26,6 +28,19 @@ class Encoded:
     truncated: list[int]  # longer than the limit: the end was cut off
     unknown: list[int]  # all tokens are unknown: the model reads nothing of the text
     unseen: list[int] = field(default_factory=list)  # with letters or features that training never saw
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each source; 0 for one without text."""
+        return list(map(len, self.ids))
+
+    def inputs(self, model: PreTrainedModel, rows: Sequence[int]) -> dict[str, Tensor]:
+        """What the model reads of some sources, padded."""
+        return model_inputs(model, [self.ids[row] for row in rows])
+
+    def source_ids(self, row: int) -> tuple[int, ...]:
+        """The tokens of a source."""
+        return tuple(self.ids[row])
 
     def counts(self) -> Counter[str]:
         """`sources` and those with a problem as numbers; the counts of several batches can be added."""
@@ -87,14 +102,52 @@ def _first_unknown(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
     return source[start:end]
 
 
+@dataclass(frozen=True)
+class PictureSources:
+    """Pictures in the place of encoded texts: their names, what reads them, and the regions that the model sees."""
+
+    names: Sequence[str]
+    read: Callable[[Sequence[str]], dict[str, Tensor]]
+    regions: int
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, names: Sequence[str], read: Callable[[Sequence[str]], dict[str, Tensor]]
+    ) -> "PictureSources":
+        """The pictures as `model` sees them, which is found with the first one."""
+        with evaluation_mode(model):
+            inputs = {name: tensor.to(model.device) for name, tensor in read(names[:1]).items()}
+            return cls(names, read, model.model.encode(**inputs).last_hidden_state.shape[1])
+
+    @property
+    def lengths(self) -> list[int]:
+        """Regions of each picture."""
+        return [self.regions] * len(self.names)
+
+    def inputs(self, model: PreTrainedModel, rows: Sequence[int]) -> dict[str, Tensor]:
+        """What the model reads of some pictures."""
+        inputs = self.read([self.names[row] for row in rows])
+        return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+    def source_ids(self, row: int) -> tuple[int, ...]:
+        """None: a picture has no tokens."""
+        return ()
+
+    def counts(self) -> Counter[str]:
+        """As those of `Encoded`: every picture is read completely."""
+        return Counter(sources=len(self.names))
+
+
 def encoded_sources(
-    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str] | Encoded, max_source_length: int | None = None
-) -> Encoded:
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str] | Encoded | PictureSources,
+    max_source_length: int | None = None,
+) -> Encoded | PictureSources:
     """Encodes texts, and logs a warning about sources that were not read completely.
 
-    Sources that are `Encoded` already are returned as they are, without a warning: the caller has their counts.
+    Sources that are encoded already, and pictures, are returned as they are: the caller has their counts.
     """
-    if isinstance(sources, Encoded):
+    if isinstance(sources, Encoded | PictureSources):
         return sources
     encoded = encode_sources(tokenizer, sources, max_source_length)
     for problem in source_problems(encoded.counts()):

@@ -20,8 +20,8 @@ from transformers.utils import ModelOutput
 
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.generation.attention import hypothesis_attention
-from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, evaluation_mode, length_batches, model_inputs, until_end
-from hf_rnn_seq2seq.generation.encoding import Encoded, encoded_sources
+from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, evaluation_mode, length_batches, until_end
+from hf_rnn_seq2seq.generation.encoding import Encoded, PictureSources, encoded_sources
 from hf_rnn_seq2seq.model.pretrained import why_not_finite
 
 FEW_ROWS = 4  # batches of so few rows are limited by Python, which runs one thread at a time
@@ -44,7 +44,7 @@ class Hypothesis:
 
 def translate_ids(
     model: PreTrainedModel,
-    sources: Sequence[Sequence[int]],
+    sources: Sequence[Sequence[int]] | Encoded | PictureSources,
     *,
     search: Search | None = None,
     batch_size: int = 64,
@@ -67,9 +67,10 @@ def translate_ids(
     Returns:
         one row per source; an empty source gives an empty row and is not decoded.
     """
-    results: list[list[int]] = [[] for _ in sources]
+    encoded = sources if isinstance(sources, Encoded | PictureSources) else Encoded(list(sources), [], [])
+    results: list[list[int]] = [[] for _ in encoded.lengths]
     limits = {"batch_size": batch_size, "max_tokens": max_tokens, "workers": workers, "progress": progress}
-    with closing(_decode_batches(model, sources, search, generation, **limits)) as outputs:
+    with closing(_decode_batches(model, encoded, search, generation, **limits)) as outputs:
         for batch, output in outputs:
             sequences = output if isinstance(output, Tensor) else output.sequences
             copies = len(sequences) // len(batch)  # num_return_sequences
@@ -81,7 +82,7 @@ def translate_ids(
 def translate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[str] | Encoded,
+    sources: Sequence[str] | Encoded | PictureSources,
     *,
     max_source_length: int | None = None,
     **options: Any,
@@ -92,15 +93,15 @@ def translate(
     of `translate_ids`. Sources of more than `max_source_length` tokens are cut (see `encode_sources`), and a warning
     counts them. Sources that are `Encoded` already cause no warning.
     """
-    encoded = encoded_sources(tokenizer, sources, max_source_length).ids
+    encoded = encoded_sources(tokenizer, sources, max_source_length)
     texts = tokenizer.batch_decode(translate_ids(model, encoded, **options), skip_special_tokens=True)
-    return [text if row else "" for text, row in zip(texts, encoded, strict=True)]
+    return [text if length else "" for text, length in zip(texts, encoded.lengths, strict=True)]
 
 
 def translate_n_best(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[str] | Encoded,
+    sources: Sequence[str] | Encoded | PictureSources,
     *,
     n_best: int = 1,
     attention: bool = False,
@@ -125,7 +126,8 @@ def translate_n_best(
     samples = generation.get("do_sample", model.generation_config.do_sample)
     if n_best < 1 or (n_best > beams and not samples):
         raise ArgumentError(f"n_best is {n_best}; allowed: 1 to the number of beams ({beams})")
-    encoded = encoded_sources(tokenizer, sources, max_source_length).ids
+    encoded = encoded_sources(tokenizer, sources, max_source_length)
+    lengths = encoded.lengths
     generation |= {"num_return_sequences": n_best, "return_dict_in_generate": True}
     if search is not None or _search_covers(model, generation) and (not attention or _search_attends(model, layer)):
         search, read_rows = search or model.search, _searched_rows
@@ -133,17 +135,17 @@ def translate_n_best(
     else:
         search, read_rows = model.generate, _generated_rows
         generation |= {"output_scores": True, "output_attentions": attention}
-    results: list[list[Hypothesis]] = [[Hypothesis("")] for _ in encoded]
+    results: list[list[Hypothesis]] = [[Hypothesis("")] for _ in lengths]
     limits = {"batch_size": batch_size, "max_tokens": max_tokens, "workers": workers, "progress": progress}
     with closing(_decode_batches(model, encoded, search, generation, **limits)) as outputs:
         for batch, output in outputs:
-            rows = read_rows(model, output, [len(encoded[index]) for index in batch], layer)
+            rows = read_rows(model, output, [lengths[index] for index in batch], layer)
             if any(math.isnan(log_probability) for _, log_probability, _ in rows):
                 raise ArgumentError(why_not_finite([model]))
             for row, index in enumerate(batch):
                 results[index] = [
                     Hypothesis(
-                        tokenizer.decode(ids, skip_special_tokens=True), tuple(ids), tuple(encoded[index]), *facts
+                        tokenizer.decode(ids, skip_special_tokens=True), tuple(ids), encoded.source_ids(index), *facts
                     )
                     for ids, *facts in rows[row * n_best : (row + 1) * n_best]
                 ]
@@ -152,7 +154,7 @@ def translate_n_best(
 
 def _decode_batches(
     model: PreTrainedModel,
-    sources: Sequence[Sequence[int]],
+    sources: Encoded | PictureSources,
     search: Search | None,
     generation: Mapping[str, Any],
     *,
@@ -167,12 +169,12 @@ def _decode_batches(
     if workers < 1:
         raise ArgumentError(f"workers is {workers}; must be at least 1")
     beams = generation.get("num_beams") or model.generation_config.num_beams or 1
-    batches = length_batches([len(row) for row in sources], batch_size, max_tokens, beams)
+    batches = length_batches(sources.lengths, batch_size, max_tokens, beams)
     own_search = getattr(model, "search", None)
     search = search or own_search or model.generate
 
     def decode(batch: Sequence[int]) -> Any:
-        return search(**model_inputs(model, [sources[index] for index in batch]), **generation)
+        return search(**sources.inputs(model, batch), **generation)
 
     count = sum(map(len, batches))
     bar = tqdm(total=count, desc="translating", unit=" sentences", disable=None if progress else True, leave=False)

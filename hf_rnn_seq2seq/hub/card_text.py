@@ -11,6 +11,8 @@ def opening_sentence(config: Mapping[str, Any], summary: Mapping[str, Any], corp
     size = f", {summary['parameters']:,} parameters" if isinstance(summary.get("parameters"), int) else ""
     languages = [corpus.get("source_lang"), corpus.get("target_lang")]
     task = f" It translates {languages[0]} to {languages[1]}." if all(languages) else ""
+    if "pictures" in summary:
+        task = " It describes pictures."
     return f"{_kind(config)}{size}.{task}"
 
 

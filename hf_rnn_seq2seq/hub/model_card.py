@@ -32,6 +32,7 @@ METRICS = {
     "exact_match": "exact match",
     "sequence_error": "WER, whole outputs",
     "symbol_error": "PER",
+    "pointing": "words that look at what they name (%)",
 }
 # The options in the table of a card, in this order; recipe.yaml has all of them.
 TRAINING_OPTIONS = (
@@ -132,6 +133,7 @@ def render(facts: Mapping[str, Any]) -> str:
         template_path=str(template_path()),
         name=name,
         repo_id=facts.get("repo_id", "user/model"),
+        captioning=recipe.get("task") == "captioning",
         sentence=card_text.opening_sentence(config, summary, corpus),
         results=results,
         pictures=facts.get("pictures") or [],
@@ -251,13 +253,15 @@ def _metadata(
 
     languages = [str(corpus[key]).replace("_", "-") for key in ("source_lang", "target_lang") if corpus.get(key)]
     config = facts["config"]
+    captioning = (facts.get("recipe") or {}).get("task") == "captioning"
+    task, title = ("image-to-text", "Image captioning") if captioning else ("translation", "Translation")
     tags = ["seq2seq", "rnn", str(config.get("cell_type", "rnn"))]
     tags += ["attention"] if config.get("context") == "attention" else []
     data_name = " ".join(str(corpus[key]) for key in ("name", "config") if corpus.get(key)) or "unknown"
     evaluated = [
         EvalResult(
-            task_type="translation",
-            task_name="Translation",
+            task_type=task,
+            task_name=title,
             dataset_type=str(corpus.get("name", "unknown")),
             dataset_name=data_name,
             dataset_split=result["split"],
@@ -271,7 +275,7 @@ def _metadata(
         language=languages or None,
         license=facts.get("license"),
         library_name="transformers",
-        pipeline_tag="translation",
+        pipeline_tag="image-text-to-text" if captioning else task,
         tags=tags,
         # The Hub links a data set by `user/name`; others are described in the text.
         datasets=[corpus["name"]] if str(corpus.get("name", "")).count("/") == 1 else None,

@@ -26,6 +26,8 @@ UPLOADED = (
     "tokenizer.json",
     "target_tokenizer.json",
     "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     # tokenizers of other models

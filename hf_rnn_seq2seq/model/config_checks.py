@@ -98,6 +98,7 @@ ATTENTION_DEFAULTS = {
     "coverage": "none",
     "context_gate": "none",
     "coverage_loss": 0,
+    "doubly_stochastic": 0,
     "guided_alignment_weight": 0,
 }
 
@@ -333,7 +334,7 @@ class ConfigChecks:
                 f"coverage={self.coverage!r}: enters an additive score; attention_type must be one of "
                 f"{', '.join(map(repr, ADDITIVE_NAMES))}, not {self.attention_type!r}"
             )
-        for name in ("coverage_loss", "guided_alignment_weight"):
+        for name in ("coverage_loss", "doubly_stochastic", "guided_alignment_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be 0 or more")
         if self.coverage != "gru" and self.coverage_size != 10:
@@ -341,8 +342,8 @@ class ConfigChecks:
 
     def validate_context_gate(self) -> None:
         """The context enters at one place, which the gate can act on."""
-        if self.context_gate == "none" or self.context != "attention":
-            return
+        if self.context_gate in ("none", "scalar") or self.context != "attention":
+            return  # a scaled context may enter anywhere
         name = f"context_gate={self.context_gate!r}"
         if self.context_layers == "all":
             raise ConfigError(f"{name}: gates the context of one layer, not of context_layers='all'")

@@ -95,8 +95,11 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         coverage_size: Width of the memory of a word with `gru`.
         context_gate: Weighs the `source` part (the context), the `target` part (word and state) or `both` where the
             context enters: the cell with `before_cell` attention (Tu 2017, section 3), else the readout. Not covered
-            by the scan: costs a time loop.
+            by the scan: costs a time loop. `scalar` multiplies the context by a number between 0 and 1 that the query
+            gives, wherever it enters (Xu 2015, section 4.2.1); its loop too.
         coverage_loss: Weight in the training loss of the coverage loss, against repeated attention (See 2017, equation 12).
+        doubly_stochastic: Weight in the training loss of sum_i (1 - sum_t a_ti)^2, against regions that no word looks at
+            (Xu 2015, equation 14, whose lambda it is).
         guided_alignment_weight: Weight in the training loss of the cross entropy between `alignments` given to
             `forward` and the attention (Chen 2016).
         max_source_positions: Longest source of the `location` score (Luong 2015, equation 8); required there.
@@ -201,8 +204,9 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     alignment_order: int = 0
     coverage: Literal["none", "sum", "gru"] = "none"
     coverage_size: int = 10
-    context_gate: Literal["none", "source", "target", "both"] = "none"
+    context_gate: Literal["none", "source", "target", "both", "scalar"] = "none"
     coverage_loss: float | int = 0.0
+    doubly_stochastic: float | int = 0.0
     guided_alignment_weight: float | int = 0.0
     input_feeding: bool | None = None
     bridge: Literal["zero", "copy", "mean", "dense", "backward_tanh"] = "dense"
@@ -399,7 +403,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     @property
     def supervises_attention(self) -> bool:
         """Whether the training loss has a term on the attention weights."""
-        return bool(self.coverage_loss or self.guided_alignment_weight)
+        return bool(self.coverage_loss or self.doubly_stochastic or self.guided_alignment_weight)
 
     @property
     def readout_input_width(self) -> int:

@@ -21,7 +21,7 @@ from .departures import departure, override
 from .dropout import State, drop, drop_words, dropout_mask
 from .hard_attention import Jumps, start
 from .matmul import linear
-from .readout import ContextGate, Readout, gates_cell
+from .readout import ContextGate, Readout, ScalarGate, gates_cell
 from .recurrence import RecurrentLayer
 from .scan_decoder import attended_scan, scan_refusal
 
@@ -55,6 +55,7 @@ class RnnDecoder(nn.Module):
             self.feed_size = config.readout_size if self.feeds_readout else config.context_width
         self.layers = nn.ModuleList(self._build_layer(number) for number in range(config.decoder_layers))
         self.context_gate = ContextGate(config, config.hidden_size) if gates_cell(config) else None
+        self.scalar_gate = ScalarGate(config) if config.context_gate == "scalar" else None
         self.readout = Readout(config)
         self.copy_gate = CopyGate(config) if config.copy_mechanism else None
         self.aligns_hard = self.attention is not None and config.aligns_hard
@@ -233,7 +234,10 @@ class RnnDecoder(nn.Module):
         context, weights, attention_state = self.attention(
             query.unsqueeze(1), memory.keys, memory.values, memory.mask, state.position.unsqueeze(1), state.attention
         )
-        return context.squeeze(1), weights, attention_state
+        context = context.squeeze(1)
+        if self.scalar_gate is not None:
+            context = self.scalar_gate(query, context)
+        return context, weights, attention_state
 
     def residual(self, number: int) -> bool:
         """Whether layer `number` (from 0) adds its input to its output (GNMT, section 3.1)."""
@@ -335,6 +339,8 @@ class RnnDecoder(nn.Module):
             context, weights, attention_state = self.attention(
                 outputs[-1], memory.keys, memory.values, memory.mask, positions, state.attention
             )
+            if self.scalar_gate is not None:
+                context = self.scalar_gate(outputs[-1], context)
         return Attended(tuple(states), tuple(outputs), context, weights, attention_state, readout=None, feed=None)
 
     def _upper_layers(

@@ -114,10 +114,12 @@ class RnnSeq2SeqModelOutput(Seq2SeqModelOutput):
     Args:
         copying: gate, attention and source words of a model with `copy_mechanism`.
         alignment: the parts of the readouts, and the weights, of a model with hard attention.
+        source_mask: bool (batch, source), False at padding, of a model with attention.
     """
 
     copying: Copying | None = None
     alignment: Alignment | None = None
+    source_mask: Tensor | None = None
 
 
 class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
@@ -229,6 +231,7 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
             encoder_hidden_states=None if source is None else source.hidden_states,
             copying=self.copying(trace, cache.memory),
             alignment=alignment,
+            source_mask=cache.memory.mask,
         )
         return output if return_dict else output.to_tuple()
 

@@ -210,13 +210,19 @@ def figure_names(config: RnnSeq2SeqConfig) -> tuple[str, ...]:
     """The figures of `attention_terms`, in order; none without attention."""
     if config.context != "attention":
         return ()
-    names = {"coverage_loss": config.coverage_loss, "guided_alignment_loss": config.guided_alignment_weight}
+    names = {"coverage_loss": config.coverage_loss, "doubly_stochastic_loss": config.doubly_stochastic}
+    names["guided_alignment_loss"] = config.guided_alignment_weight
     base = ("ml_loss",) * config.supervises_attention
     return (*base, "attention_entropy", *(name for name, weight in names.items() if weight))
 
 
 def attention_terms(
-    nats: Tensor, weights: Tensor, labels: Tensor, alignments: Tensor | None, config: RnnSeq2SeqConfig
+    nats: Tensor,
+    weights: Tensor,
+    labels: Tensor,
+    alignments: Tensor | None,
+    config: RnnSeq2SeqConfig,
+    source_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The weighted losses of the attention, summed over the batch, (); and (figures, 2), the sum and the count of each.
 
@@ -226,6 +232,7 @@ def attention_terms(
         labels: (batch, target), -100 for no label.
         alignments: (batch, target, source), see `guided_alignment_loss`; None: no row has an alignment.
         config: which losses count, and their weights.
+        source_mask: bool (batch, source), False at padding; None: there is none.
     """
     real = labels.to(weights.device) != IGNORED_LABEL
     shares = weights.to(torch.promote_types(weights.dtype, torch.float32))
@@ -237,6 +244,10 @@ def attention_terms(
         loss = coverage_loss(shares, real)
         penalty = penalty + config.coverage_loss * loss
         figures.append((loss, real.sum()))
+    if config.doubly_stochastic:
+        loss = doubly_stochastic_loss(shares, real, source_mask)
+        penalty = penalty + config.doubly_stochastic * loss
+        figures.append((loss, real.any(1).sum()))
     if config.guided_alignment_weight:
         given = torch.zeros_like(shares) if alignments is None else alignments
         loss, aligned = guided_alignment_loss(shares, real, given, torch.finfo(weights.dtype).tiny)
@@ -255,6 +266,19 @@ def coverage_loss(weights: Tensor, real: Tensor) -> Tensor:
     weights = weights * real.unsqueeze(-1)
     covered = weights.cumsum(1) - weights
     return torch.minimum(weights, covered).sum()
+
+
+def doubly_stochastic_loss(weights: Tensor, real: Tensor, source_mask: Tensor | None = None) -> Tensor:
+    """Sum over the batch of sum_i (1 - sum_t a_ti)^2 (Xu 2015, equation 14); a row without a label adds nothing.
+
+    Args:
+        weights: (batch, target, source).
+        real: bool (batch, target).
+        source_mask: bool (batch, source), False at padding; None: there is none.
+    """
+    received = (weights * real.unsqueeze(-1)).sum(1)
+    counts = real.any(1, keepdim=True) if source_mask is None else real.any(1, keepdim=True) & source_mask
+    return ((1 - received).square() * counts).sum()
 
 
 def guided_alignment_loss(weights: Tensor, real: Tensor, alignments: Tensor, smallest: float) -> tuple[Tensor, Tensor]:

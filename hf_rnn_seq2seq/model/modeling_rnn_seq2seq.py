@@ -185,7 +185,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         loss, figures = None, None
         if labels is not None:
             weights = outputs.cross_attentions[0] if reads_attention else None
-            loss, figures = self._losses(nats, weights, labels, alignments, num_items_in_batch)
+            loss, figures = self._losses(nats, weights, labels, alignments, num_items_in_batch, outputs.source_mask)
         output = RnnSeq2SeqLMOutput(
             loss=loss,
             logits=logits,
@@ -235,6 +235,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         labels: Tensor,
         alignments: Tensor | None,
         num_items_in_batch: Tensor | int | None,
+        source_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """The loss per word with the weighted losses of the attention `weights`, (); and their figures, (figures, 2)."""
         items = num_items_in_batch
@@ -242,7 +243,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
             items = (labels != IGNORED_LABEL).sum().clamp(min=1)
         if weights is None:
             return nats / items, None
-        penalty, figures = attention_terms(nats, weights, labels, alignments, self.config)
+        penalty, figures = attention_terms(nats, weights, labels, alignments, self.config, source_mask)
         if self.training and self.config.supervises_attention:
             return nats / items + penalty / items, figures
         return nats / items, figures

@@ -7,6 +7,9 @@ The context gate (Tu 2017, section 3) balances what the decoder reads of the sou
 
 With `before_cell` attention f is the cell, as in the paper. With `after_cell` attention f is the readout, and t is the
 state that the readout reads.
+
+The gate of Xu 2015, section 4.2.1 (`scalar`) is a number: the context is beta times what the attention read, with
+beta = sigmoid(W h + b) of the attention's query h, which is h_{t-1} with `before_cell` attention.
 """
 
 import torch
@@ -15,6 +18,22 @@ from torch import Tensor, nn
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .departures import live_departure
 from .matmul import LINEAR, Linear, linear
+
+
+# The kinds of gate that act on a product, unit by unit; the other one scales the context itself.
+UNIT_GATES = ("source", "target", "both")
+
+
+class ScalarGate(nn.Module):
+    """beta of Xu 2015, section 4.2.1: how much of the context is read."""
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__()
+        self.project = nn.Linear(config.hidden_size, 1)
+
+    def forward(self, query: Tensor, context: Tensor) -> Tensor:
+        """The query (batch, ..., hidden) and the context (batch, ..., width) -> the scaled context."""
+        return torch.sigmoid(self.project(query)) * context
 
 
 class ContextGate(nn.Module):
@@ -37,12 +56,12 @@ class ContextGate(nn.Module):
 
 def gates_cell(config: RnnSeq2SeqConfig) -> bool:
     """Whether the context gate acts in the cell."""
-    return config.context_gate != "none" and config.attention_order == "before_cell"
+    return config.context_gate in UNIT_GATES and config.attention_order == "before_cell"
 
 
 def gates_readout(config: RnnSeq2SeqConfig) -> bool:
     """Whether the context gate acts in the readout."""
-    return config.context_gate != "none" and config.attention_order == "after_cell"
+    return config.context_gate in UNIT_GATES and config.attention_order == "after_cell"
 
 
 class Readout(nn.Module):

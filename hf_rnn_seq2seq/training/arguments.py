@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
+from hf_rnn_seq2seq.data.arguments import OF_TASKS, DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.option_parser import parse_arguments
 from hf_rnn_seq2seq.options import OptionGroup, import_code, option
@@ -253,6 +253,17 @@ class RunOptions:
     training: TrainingOptions
     model: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        task = self.data.task
+        for group in (self.data, self.tokenizer, self.generation, self.training):
+            for item in dataclasses.fields(group):
+                value = getattr(group, item.name)
+                if value != item.default and item.default is not dataclasses.MISSING:
+                    _check_task(item.name, value, task)
+        for name, value in self.model.items():
+            if value:
+                _check_task(name, value, task)
+
     @classmethod
     def parse(cls, words: Sequence[str], description: str = "") -> RunOptions:
         """Reads `[RECIPE.yaml] [--option value ...]`, see `parse_arguments`."""
@@ -266,9 +277,15 @@ class RunOptions:
         return dump_recipe((self.data, self.tokenizer, self.generation, self.training), self.model)
 
 
+def _check_task(name: str, value: Any, task: str) -> None:
+    """Raises ArgumentError if the task has no use for an option that was given."""
+    if (tasks := OF_TASKS.get(name)) and task not in tasks:
+        raise ArgumentError(f"{name}={value!r}: has no effect with task={task!r}, it is for {' and '.join(tasks)}")
+
+
 _OF_ONE_START = ("output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub", "hub_model_id", "hub_strategy")
 _OF_ONE_START += ("hub_token", "hub_private_repo")
-_PATHS = ("imports", "train_file", "validation_file", "test_file", "alignment_file")
+_PATHS = ("imports", "train_file", "validation_file", "test_file", "alignment_file", "image_folder", "captions_file")
 _PATHS += ("dataset_name", "tokenizer_name_or_path", "model_name_or_path", "encoder")
 _PATHS += ("extend_vocabulary", "source_vectors", "target_vectors")
 

@@ -125,7 +125,7 @@ def _recipe(run: Run, directory: Path) -> Path:
 
 
 def _check_options(run: Run, words: Sequence[str]) -> None:
-    from hf_rnn_seq2seq.training.setup import model_config
+    from hf_rnn_seq2seq.training.components import model_config
 
     try:
         model_config(RunOptions.parse(words))

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.data.batching import plan_batches
-from hf_rnn_seq2seq.data.loader import BatchLoader, column
+from hf_rnn_seq2seq.data.loader import BatchLoader, column, label_count
 
 Translate = Callable[[PreTrainedModel, Sequence[str]], list[str]]
 """(model, sources) -> translations, in the order of the sources."""
@@ -77,7 +77,7 @@ class Validator:
         sums = sums.to(accelerator.device)
         for rows in self.batches[accelerator.process_index :: accelerator.num_processes]:
             inputs = self.loader.to_device(self.loader.read(rows))
-            tokens = (inputs["labels"] != -100).sum()
+            tokens = label_count(inputs)
             loss, _ = step_module(**inputs)
             sums += torch.stack((loss.to(sums.dtype) * tokens, tokens.to(sums.dtype)))
         total = accelerator.reduce(sums, reduction="sum").tolist()

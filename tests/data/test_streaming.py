@@ -12,8 +12,8 @@ from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.data.streaming import StreamPlan, TextStream
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.training.components import in_memory
 from hf_rnn_seq2seq.training.dry_run import dry_run
-from hf_rnn_seq2seq.training.setup import in_memory
 from tests.helpers.training_checks import assert_identical_states, assert_same_weights, copy_until, weights
 from tests.helpers.training_runs import arguments, build_loop, log_lines, record, text_stream
 

@@ -81,6 +81,23 @@ def gate_factors(
     return {"source": (one, z), "target": (z, one), "both": (one - z, z)}[config.context_gate]
 
 
+def scalar_gate(weights: Weights, query: Tensor, context: Tensor) -> Tensor:
+    """The context of Xu 2015, section 4.2.1: beta, a number, times what the attention read."""
+    beta = torch.sigmoid(torch.dot(weights["project.weight"][0], query) + weights["project.bias"][0])
+    return torch.stack([beta * value for value in context])
+
+
+def doubly_stochastic_loss(shares: list[Tensor]) -> Tensor:
+    """Of one sentence, a vector of weights for each position (Xu 2015, equation 14)."""
+    total = shares[0].new_zeros(())
+    for place in range(len(shares[0])):
+        received = shares[0].new_zeros(())
+        for share in shares:
+            received = received + share[place]
+        total = total + (1 - received) ** 2
+    return total
+
+
 def coverage_loss(shares: list[Tensor]) -> Tensor:
     """Of one sentence, a vector of weights for each position (See 2017, equation 12)."""
     total = shares[0].new_zeros(())

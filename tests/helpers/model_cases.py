@@ -211,6 +211,13 @@ CASES: dict[str, dict[str, Any]] = {
         for cell in ("gru", "rnn_tanh")
     },
     **{f"gate {kind}, after": {"context_gate": kind} for kind in ("source", "target", "both")},
+    "scalar gate, before": BEFORE | {"context_gate": "scalar", "readout_embedding": True},
+    "scalar gate, conditional": BEFORE
+    | {"context_gate": "scalar", "cell_type": "gru", "decoder_transition_depth": 2, "attention_layer": "bottom"},
+    "scalar gate, bottom, to all layers": BEFORE
+    | {"context_gate": "scalar", "attention_layer": "bottom", "context_layers": "all"},
+    "scalar gate, after, fed": {"context_gate": "scalar", "attention_layer": "bottom"},
+    "scalar gate, no feeding": {"context_gate": "scalar", "input_feeding": False},
     "gate, maxout, no feeding": MAXOUT | {"context_gate": "both", "input_feeding": False},
     "gate, fed context, with word": {
         "context_gate": "target",

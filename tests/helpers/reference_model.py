@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
-from tests.helpers.attention_references import cover, gate_factors, uncovered
+from tests.helpers.attention_references import cover, gate_factors, scalar_gate, uncovered
 from tests.helpers.references import (
     State,
     Weights,
@@ -165,6 +165,8 @@ def decode(
     def ask(query: Tensor, time: int) -> tuple[Tensor, list[list[Tensor]]]:
         nonlocal covered
         context, shares = attend(config, asked, query, source, time, covered)
+        if config.context_gate == "scalar":
+            context = scalar_gate(under(weights, "scalar_gate"), query, context)
         covered = covered and cover(config, asked, covered, shares[0], query, source)
         return context, shares
 

@@ -92,9 +92,30 @@ def test_card_metadata() -> None:
     assert "datasets:\n- someone/pairs" in named
 
 
-def test_code_of_a_card_is_python() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", render(facts()), re.DOTALL)
+@pytest.mark.parametrize("task", ["translation", "captioning"])
+def test_code_of_a_card_is_python(task: str) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", render(facts(recipe={"task": task})), re.DOTALL)
     compile(block, "card", "exec")
+
+
+def test_card_of_a_captioner(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    summary = SUMMARY | {"pictures": 72, "pointing": 83.5, "data": {"name": "shapes", "target_lang": "en"}}
+    card = render(facts(recipe={"task": "captioning", "dataset_name": "shapes"}, summary=summary))
+    ModelCard(card).validate()
+    for words in (
+        "It describes pictures.",
+        "| words that look at what they name (%) | 83.50 | test split | beam 5 |",
+        'AutoProcessor.from_pretrained("ann/clock")',
+        "Made for describing the kind of pictures",
+    ):
+        assert words in card, words
+    assert "ranslat" not in card.replace("| translation |", "") and "\n\n\n" not in card and "None" not in card
+    data = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
+    assert (data["pipeline_tag"], data["language"]) == ("image-text-to-text", ["en"])
+    (result,) = data["model-index"][0]["results"]
+    assert result["task"] == {"type": "image-to-text", "name": "Image captioning"}
 
 
 @pytest.mark.parametrize("missing", ["summary", "recipe", "pictures"])

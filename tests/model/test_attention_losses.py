@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_rnn_seq2seq.model.entmax import SparseWeights, entmax
+from hf_rnn_seq2seq.model.loss import doubly_stochastic_loss
 from tests.helpers import attention_references
 from tests.helpers.models import SOURCES, TARGETS, batch, tiny_config, tiny_model
 from tests.model.test_model import gradients, nats
@@ -17,7 +18,7 @@ ALIGNMENTS = [
     [[0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]],
     [[0, 0], [1, 0], [0, 0], [1, 1], [0, 1]],
 ]
-BOTH = {"coverage_loss": 0.7, "guided_alignment_weight": 0.3}
+BOTH = {"coverage_loss": 0.7, "guided_alignment_weight": 0.3, "doubly_stochastic": 0.2}
 
 
 def alignments() -> Tensor:
@@ -54,7 +55,8 @@ def test_losses_and_gradients(options: dict[str, Any]) -> None:
     covered = sum(map(attention_references.coverage_loss, read))
     guided = sum(map(attention_references.guided_alignment_loss, read, ALIGNMENTS))
     cross_entropy = nats(model, 0.0)
-    expected = (cross_entropy + 0.7 * covered + 0.3 * guided) / words
+    uneven = sum(map(attention_references.doubly_stochastic_loss, read))
+    expected = (cross_entropy + 0.7 * covered + 0.3 * guided + 0.2 * uneven) / words
     actual = model.train()(**batch(), alignments=alignments(), output_figures=True)
     torch.testing.assert_close(actual.loss.double(), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradients(model, actual.loss), gradients(model, expected), rtol=1e-4, atol=1e-6)
@@ -63,6 +65,7 @@ def test_losses_and_gradients(options: dict[str, Any]) -> None:
         "ml_loss": (cross_entropy, words),
         "attention_entropy": (sum(map(attention_references.entropy, read)), words),
         "coverage_loss": (covered, words),
+        "doubly_stochastic_loss": (uneven, len(SOURCES)),
         "guided_alignment_loss": (guided, sum(any(row) for rows in ALIGNMENTS for row in rows)),
     }
     if "num_attention_heads" in options:  # the mean of the heads' entropies is not that of their mean
@@ -74,12 +77,34 @@ def test_losses_and_gradients(options: dict[str, Any]) -> None:
     assert figures["ml_loss"].requires_grad is False and actual.cross_attentions is None
 
 
+def test_the_doubly_stochastic_loss_on_hand_numbers() -> None:
+    """Two words, three regions, and a third word and a fourth region that do not count."""
+    weights = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.2, 0.3, 0.5, 0.0], [1.0, 0.0, 0.0, 0.0]]).double()
+    weights = torch.stack([weights, weights]).requires_grad_()
+    real = torch.tensor([[True, True, False], [False, False, False]])
+    mask = torch.tensor([[True, True, True, False]]).expand(2, -1)
+    loss = doubly_stochastic_loss(weights, real, mask)
+    # The regions receive 0.7, 0.8 and 0.5.
+    assert loss.item() == pytest.approx(0.3**2 + 0.2**2 + 0.5**2)
+    (gradient,) = torch.autograd.grad(loss, weights)
+    of_regions = torch.tensor([-2 * 0.3, -2 * 0.2, -2 * 0.5, 0.0]).double()
+    torch.testing.assert_close(gradient[0, :2], torch.stack([of_regions, of_regions]))
+    assert not gradient[0, 2].any() and not gradient[1].any()
+    assert doubly_stochastic_loss(weights[:1], real[:1]).item() == pytest.approx(loss.item() + 1)
+
+
 def test_evaluation_has_no_attention_losses() -> None:
     model, plain = tiny_model(**BOTH), tiny_model()
     assert torch.equal(model(**batch()).loss, plain(**batch()).loss)
     actual = model(**batch(), output_figures=True)
-    assert model.training_figures == ("ml_loss", "attention_entropy", "coverage_loss", "guided_alignment_loss")
-    assert actual.figures[3].tolist() == [0.0, 0.0] and actual.figures[2, 0] > 0
+    assert model.training_figures == (
+        "ml_loss",
+        "attention_entropy",
+        "coverage_loss",
+        "doubly_stochastic_loss",
+        "guided_alignment_loss",
+    )
+    assert actual.figures[4].tolist() == [0.0, 0.0] and actual.figures[2, 0] > 0
     assert plain.training_figures == ("attention_entropy",) and plain(**batch()).figures is None
     assert tiny_model(context="initial_state").training_figures == ()
     assert tiny_model(context="initial_state")(**batch(), output_figures=True).figures is None

@@ -47,7 +47,7 @@ CHOICES = {
     "attention_normalization": ("softmax", "sparsemax", "entmax"),
     "attention_alignment": ("soft", "hard", "monotonic"),
     "coverage": ("none", "sum", "gru"),
-    "context_gate": ("none", "source", "target", "both"),
+    "context_gate": ("none", "source", "target", "both", "scalar"),
     "bridge": ("zero", "copy", "mean", "dense", "backward_tanh"),
     "readout": ("linear", "tanh", "maxout"),
     "readout_state": ("current", "previous"),

@@ -87,7 +87,7 @@ def attention(draw: st.DrawFn, layers: int) -> dict[str, Any]:
         "context_layers": draw(st.sampled_from(["first", "all"])),
         "attention_normalization": draw(st.sampled_from(["softmax", "softmax", "sparsemax", "entmax"])),
         "attention_alignment": draw(st.sampled_from(["soft", "soft", "hard", "monotonic"])),
-        "context_gate": draw(st.sampled_from(["none", "none", "source", "target", "both"])),
+        "context_gate": draw(st.sampled_from(["none", "none", "source", "target", "both", "scalar"])),
         "coverage_loss": draw(st.sampled_from([0.0, 0.0, 0.5])),
         "copy_mechanism": draw(st.booleans()),
     }

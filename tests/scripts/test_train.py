@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.training.arguments import RunOptions, model_fields
-from hf_rnn_seq2seq.training.setup import model_config
+from hf_rnn_seq2seq.training.components import model_config
 from tests.helpers import warm
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

@@ -1,0 +1,226 @@
+"""The parts of a run that every task makes alike: corpus, tokenizer, model; and what a task gives to the loop."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_rnn_seq2seq import RnnSeq2SeqConfig
+from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
+from hf_rnn_seq2seq.data.corpus import Corpus, load_corpus
+from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer, start_token_id
+from hf_rnn_seq2seq.data.paired_tokenizer import pair_tokenizer
+from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
+from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
+from hf_rnn_seq2seq.model.foreign_encoder import read_encoder
+from hf_rnn_seq2seq.model.presets import PRESETS
+from hf_rnn_seq2seq.run_directory import read_tokenizer, require_finite, require_vocabulary
+from hf_rnn_seq2seq.training.adaptation import grow_tables
+from hf_rnn_seq2seq.training.arguments import RunOptions, TrainingOptions
+from hf_rnn_seq2seq.training.checkpoints import CheckpointStore, named_checkpoint
+from hf_rnn_seq2seq.training.validation import Validator
+
+STREAMED_TOKENIZER_ROWS = 200_000
+
+
+@dataclass
+class Start:
+    """What a task starts from."""
+
+    options: RunOptions
+    corpus: Corpus
+    checkpoint: Path | None  # of the run that is resumed
+    accelerator: Accelerator
+    log: Callable[[str], Any]  # prints on the main process
+
+
+@dataclass
+class TaskParts:
+    """What a task gives to the loop: all that depends on what is read and written."""
+
+    model: PreTrainedModel
+    train: Any  # the rows, see `TrainingLoop`
+    collate: Callable[[Mapping[str, Any]], dict[str, Tensor]]
+    validator: Validator | None
+    save_processing: Callable[[Path], Any]  # writes the tokenizer, or the processor, into a folder
+    vocabulary: tuple[int, int]  # entries of source and target
+    objective: nn.Module | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def load_data(data: DataArguments, accelerator: Accelerator) -> Corpus:
+    """The training split and, if there is one, the validation split, which is held in memory even when streaming."""
+    # One process of each machine writes the cache, the others read it.
+    with accelerator.local_main_process_first():
+        corpus = load_corpus(data, splits=("train", "validation"))
+    if data.streaming and "validation" in corpus.splits:
+        corpus.splits["validation"] = in_memory(corpus.splits["validation"])
+    if "train" not in corpus.splits:
+        raise ArgumentError("train_file=None: there is no training split to train on")
+    return corpus
+
+
+def in_memory(rows: IterableDataset) -> Dataset:
+    """A streamed split as a table, for a validation split, which is read many times."""
+    table = list(rows)
+    if not table:
+        raise DataError(f"{rows.split or 'corpus'}: no usable row")
+    return Dataset.from_list(table, features=rows.features, split=rows.split)
+
+
+def resumed_checkpoint(training: TrainingOptions) -> Path | None:
+    """The newest complete checkpoint of the run to continue; its vocabulary is the vocabulary of the run."""
+    if training.resume_from_checkpoint is None:
+        return None
+    if training.resume_from_checkpoint == "latest":
+        return CheckpointStore(str(training.output_dir)).latest(lambda _: None)
+    return named_checkpoint(str(training.output_dir), training.resume_from_checkpoint)
+
+
+def make_tokenizer(
+    options: RunOptions, corpus: Corpus, checkpoint: Path | None, accelerator: Accelerator
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of the checkpoint, of tokenizer_name_or_path or of model_name_or_path, else a trained one."""
+    named, start = options.tokenizer.tokenizer_name_or_path, options.training.model_name_or_path
+    reads_text = options.data.task == "translation"
+    tokenizers: list[Any] = [None]
+    if accelerator.is_main_process:
+        if checkpoint is None and named is not None:
+            tokenizers = [load_tokenizer(named, partial(print, file=sys.stderr))]
+        elif checkpoint is None and options.training.pretrained_encoder is not None and reads_text:
+            tokenizers = [encoder_tokenizer(options, corpus)]
+        elif checkpoint is not None or start is not None:
+            saved = str(checkpoint or start)
+            with reading(f"the tokenizer of {saved!r}", ArgumentError):
+                tokenizers = [read_tokenizer(saved)]
+        else:
+            tokenizers = [train_tokenizer(options.tokenizer, options.data, corpus)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(tokenizers)
+    if start and named and checkpoint is None:
+        require_vocabulary(start, tokenizers[0])
+    return tokenizers[0]
+
+
+def encoder_tokenizer(options: RunOptions, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """The encoder's own tokenizer for the source, and one trained on the training split for the target."""
+    given, name = options.tokenizer, options.training.pretrained_encoder
+    of_source = ("tokenizer_name_or_path", "source_tokenizer_algorithm", "source_vocab_size", "source_unicode_form")
+    for option in of_source:
+        if (value := getattr(given, option)) is not None:
+            raise ArgumentError(
+                f"{option}={value!r}: encoder={name!r} reads the source with its own tokenizer; leave it out"
+            )
+    rows = corpus.splits["train"]
+    source = load_tokenizer(name, partial(print, file=sys.stderr), option="encoder")
+    return pair_tokenizer(
+        source,
+        (rows.take(STREAMED_TOKENIZER_ROWS) if options.data.streaming else rows)["target"],
+        algorithm=given.target_tokenizer_algorithm or given.tokenizer_algorithm,
+        vocab_size=given.vocab_size,
+        min_frequency=given.min_frequency,
+        lowercase=given.lowercase,
+        unicode_form=given.target_unicode_form,
+        model_max_length=options.data.max_source_length,
+    )
+
+
+def train_tokenizer(options: TokenizerArguments, data: DataArguments, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """A tokenizer trained on the training split."""
+    rows = corpus.splits["train"]
+    if data.streaming:
+        rows = rows.take(STREAMED_TOKENIZER_ROWS)
+    return build_tokenizer(
+        rows["source"] if data.task == "translation" else (),  # else no text is read
+        rows["target"],
+        algorithm=options.tokenizer_algorithm,
+        source_algorithm=options.source_tokenizer_algorithm,
+        target_algorithm=options.target_tokenizer_algorithm,
+        source_unicode_form=options.source_unicode_form,
+        target_unicode_form=options.target_unicode_form,
+        vocab_size=options.vocab_size,
+        source_vocab_size=options.source_vocab_size,
+        joint=options.joint_vocabulary,
+        min_frequency=options.min_frequency,
+        lowercase=options.lowercase,
+        model_max_length=data.max_source_length,
+    )
+
+
+def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A model that fits the tokenizer: of a checkpoint, of a preset, or of configuration fields."""
+    sizes: dict[str, Any] = {"vocab_size": target_vocabulary_size(tokenizer)}
+    if options.data.task == "translation":  # else the source has no vocabulary of this tokenizer
+        sizes["source_vocab_size"] = source_vocabulary_size(tokenizer)
+    if options.model.get("copy_mechanism") and hasattr(tokenizer, "target_vocab_size"):
+        # The check of the config compares sizes only, and a copied source id would be another target word.
+        raise ArgumentError("copy_mechanism=True: source words are copied as target words; needs joint_vocabulary=True")
+    if options.training.model_name_or_path:
+        model = load_model(options, sizes)
+    else:
+        special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        special["decoder_start_token_id"] = start_token_id(tokenizer)
+        encoder = options.training.pretrained_encoder
+        if encoder is not None:
+            sizes["encoder"] = read_pretrained(encoder, sizes.pop("source_vocab_size", 0))
+        config = model_config(options, **sizes, **special)
+        if config.freeze_encoder and encoder is None:
+            raise ArgumentError(
+                "freeze_encoder=True: the encoder's weights are random; name a pretrained one with encoder"
+            )
+        model = AutoModelForSeq2SeqLM.from_config(config)
+        if encoder is not None:
+            with reading(f"encoder={encoder!r}", ArgumentError):
+                model.base_model.encoder.foreign.load(encoder)
+    options.generation.set(model.generation_config, options.training.model_name_or_path)
+    return model
+
+
+def model_config(options: RunOptions, **fields: Any) -> RnnSeq2SeqConfig:
+    """The configuration that the options and further `fields` describe."""
+    fields = {**options.model, **fields}
+    if fields.get("attention_type") == "location":
+        fields.setdefault("max_source_positions", options.data.max_source_length)
+    preset = fields.pop("preset", None)
+    if isinstance(options.training.encoder, dict):
+        of_preset = PRESETS[preset]().get("encoder", {}) if preset in PRESETS else {}
+        fields["encoder"] = {**of_preset, **options.training.encoder}
+    return RnnSeq2SeqConfig.from_preset(preset, **fields) if preset else RnnSeq2SeqConfig(**fields)
+
+
+def read_pretrained(name: str, source_entries: int) -> dict[str, Any]:
+    """The configuration of a pretrained encoder; of one that reads words the tokenizer has `source_entries`."""
+    with reading(f"encoder={name!r}", ArgumentError):
+        fields = read_encoder(name)
+    size = fields.get("vocab_size")
+    if size is not None and source_entries > size:
+        raise ArgumentError(f"encoder={name!r}: has {size} word vectors, its tokenizer {source_entries} entries")
+    return fields
+
+
+def load_model(options: RunOptions, sizes: dict[str, int]) -> PreTrainedModel:
+    """The model of model_name_or_path, with tables of at least `sizes`."""
+    name = options.training.model_name_or_path
+    if "preset" in options.model:
+        raise ArgumentError(f"preset={options.model['preset']!r}: model_name_or_path decides what the model is")
+    with reading(f"model_name_or_path={name!r}", ArgumentError):
+        model = AutoModelForSeq2SeqLM.from_pretrained(name, use_safetensors=True, **options.model)
+    require_finite(model.state_dict().items(), f"model_name_or_path={name!r}: ")
+    if options.training.extend_vocabulary:
+        grow_tables(model, **sizes)
+    for table, needed in sizes.items():
+        size = getattr(model.config, table, needed)
+        if size < needed:
+            raise ArgumentError(f"model_name_or_path={name!r}: {table} is {size}, the tokenizer has {needed} entries")
+    return model

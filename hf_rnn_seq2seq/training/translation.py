@@ -1,0 +1,147 @@
+"""The task `translation`: a text is read, and a text is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from hf_rnn_seq2seq.data.arguments import DataArguments
+from hf_rnn_seq2seq.data.batching import Collator
+from hf_rnn_seq2seq.data.bpe_dropout import BpeDropout
+from hf_rnn_seq2seq.data.corpus import Corpus
+from hf_rnn_seq2seq.data.loader import BatchLoader
+from hf_rnn_seq2seq.data.streaming import TextStream
+from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
+from hf_rnn_seq2seq.data.tokenizer import source_vocabulary_size, target_vocabulary_size
+from hf_rnn_seq2seq.data.word_alignment import with_alignments
+from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged, score, why_blind
+from hf_rnn_seq2seq.generation.translate import translate
+from hf_rnn_seq2seq.training.adaptation import Adaptation
+from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions
+from hf_rnn_seq2seq.training.components import Start, TaskParts, make_model, make_tokenizer
+from hf_rnn_seq2seq.training.sequence_objectives import build_objective
+from hf_rnn_seq2seq.training.validation import Validator
+
+
+def parts(start: Start) -> TaskParts:
+    """Tokenizer, rows of token ids, model and scores of translations."""
+    options, corpus, accelerator, log = start.options, start.corpus, start.accelerator, start.log
+    adaptation = Adaptation(options.training, resumed=start.checkpoint is not None, log=log)
+    tokenizer = make_tokenizer(options, corpus, start.checkpoint, accelerator)
+    adaptation.extend(tokenizer)
+    rows, skipped = tokenize(options, corpus, tokenizer, accelerator)
+    for split, counts in skipped.items():
+        size = "streamed" if isinstance(rows[split], TextStream) else f"{len(rows[split])} rows"
+        log(f"{split}: {size}; {corpus.left_out(split, counts)}")
+    validator = make_validator(options, corpus, tokenizer, rows.get("validation"), accelerator, log)
+    model = make_model(options, tokenizer)
+    adaptation.fill(model, tokenizer, rows["train"])
+    objective = build_objective(options.training, model, partial(tokenizer.batch_decode, skip_special_tokens=True))
+    # An objective replaces every other loss, that of the alignments included.
+    weight = getattr(model.config, "guided_alignment_weight", 0) if objective is None else 0
+    redraw = make_redraw(options, tokenizer)
+    if redraw is not None and weight:
+        raise ArgumentError(
+            f"bpe_dropout={options.tokenizer.bpe_dropout}: guided_alignment_weight={weight} aligns the usual pieces; "
+            "set one of them to 0"
+        )
+    train = add_alignments(options.data, rows["train"], weight, accelerator)
+    if redraw is not None and start.checkpoint is not None:
+        log("bpe_dropout: the run continues with the same rows in the same order, but their pieces are drawn anew")
+    if redraw is not None and not options.data.streaming:
+        train = train.with_transform(redraw)
+    return TaskParts(
+        model,
+        train,
+        Collator(tokenizer.pad_token_id),
+        validator,
+        tokenizer.save_pretrained,
+        (source_vocabulary_size(tokenizer), target_vocabulary_size(tokenizer)),
+        objective,
+        facts={"skipped": skipped, **adaptation.facts},
+    )
+
+
+def tokenize(
+    options: RunOptions, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+    """The rows of each split as token ids; and of each split, the numbers of rows that were left out, by reason."""
+    data = options.data
+    rows, skipped = {}, {split: dict(counts) for split, counts in corpus.skipped.items()}
+    with accelerator.local_main_process_first():
+        for split, texts in corpus.splits.items():
+            if data.streaming and split == "train":
+                window = {"buffer": data.streaming_buffer, "redraw": make_redraw(options, tokenizer)}
+                rows[split] = TextStream(texts, tokenizer, **_limits(data), **window)
+                continue
+            workers = {"num_proc": data.preprocessing_num_workers, "alignment_unit": data.alignment_unit}
+            keep_text = split == "train" and options.tokenizer.bpe_dropout > 0
+            rows[split], counts = tokenize_corpus(texts, tokenizer, keep_text=keep_text, **_limits(data), **workers)
+            skipped[split] = {**skipped.get(split, {}), **counts}
+    return rows, skipped
+
+
+def make_redraw(options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> BpeDropout | None:
+    """Splits training sentences anew in each epoch, if the options ask for it."""
+    dropout = options.tokenizer.bpe_dropout
+    return BpeDropout(tokenizer, dropout, **_limits(options.data)) if dropout else None
+
+
+def _limits(data: DataArguments) -> dict[str, int]:
+    return {"max_source_length": data.max_source_length, "max_target_length": data.max_target_length}
+
+
+def add_alignments(data: DataArguments, rows: Dataset | TextStream, weight: float, accelerator: Accelerator) -> Any:
+    """The training rows, with word alignments (given or computed) if the model is guided by them."""
+    for name in ("alignment_file", "alignment_column"):
+        if getattr(data, name) is not None and not weight:
+            value = getattr(data, name)
+            raise ArgumentError(f"{name}={value!r}: needs guided_alignment_weight above 0 and objective='ml'")
+    if not weight:
+        return rows
+    if data.streaming:
+        raise ArgumentError(f"guided_alignment_weight={weight}: needs the whole training split, not streaming")
+    with accelerator.local_main_process_first():
+        return with_alignments(rows)
+
+
+def make_validator(
+    options: RunOptions,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+    accelerator: Accelerator,
+    log: Callable[[str], Any],
+) -> Validator | None:
+    """Measures the loss of the validation split and, with predict_with_generate, the scores of its translations."""
+    if rows is None:
+        return None
+    training = options.training
+    texts = corpus.splits["validation"] if training.predict_with_generate else None
+    if texts is not None and options.data.several_references:
+        sources, references = merged(texts["source"], texts["target"])
+        texts = Dataset.from_dict({"source": sources, "target": references})
+    metrics = ["bleu", "chrf"]
+    if training.best_metric in OF_SYMBOLS:
+        metrics += OF_SYMBOLS
+    elif training.best_metric in OF_TRANSLATIONS and training.best_metric not in metrics:
+        metrics.append(training.best_metric)
+    if texts is not None and (problem := why_blind(training.best_metric, texts["target"])):
+        log(f"warning: metric_for_best_model={training.best_metric!r}: {problem}")
+    search = {"num_beams": 1, "max_new_tokens": options.generation.max_new_tokens, "progress": False}
+    search |= {"batch_size": training.per_device_eval_batch_size, "workers": torch.get_num_threads()}
+    return Validator(
+        BatchLoader(rows, Collator(tokenizer.pad_token_id), device=accelerator.device),
+        batch_size=training.per_device_eval_batch_size,
+        texts=texts,
+        translate=lambda model, sources: translate(model, tokenizer, sources, **search),
+        score=partial(score, metrics=tuple(metrics)),
+        max_translations=training.max_generate_samples,
+    )

@@ -1,0 +1,158 @@
+"""Pictures by name, captions in the form of Flickr8k, rows and batches, and the states of a frozen encoder."""
+
+import gzip
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from hf_rnn_seq2seq.data.arguments import DataArguments
+from hf_rnn_seq2seq.data.corpus import load_corpus
+from hf_rnn_seq2seq.data.images import CaptionCollator, Pictures, PixelReader, StateReader, caption_rows
+from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
+from hf_rnn_seq2seq.errors import ArgumentError, DataError
+
+COLORS = {"red.png": (255, 0, 0), "green.png": (0, 255, 0), "gray.png": 128}
+CAPTIONS = """\
+red.png#0\tA red square 's corner .
+red.png#1\tall is red
+green.png#0\tA green square .
+other.jpg#0\tNobody lists this .
+gray.png#0\tgray
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures of one color each, their captions, and two lists."""
+    (tmp_path / "pictures").mkdir()
+    for name, color in COLORS.items():
+        mode = "L" if isinstance(color, int) else "RGB"
+        Image.new(mode, (6, 4), color).save(tmp_path / "pictures" / name)
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        for name in COLORS:
+            archive.write(tmp_path / "pictures" / name, name)
+    with gzip.open(tmp_path / "captions.txt.gz", "wt", encoding="utf-8") as file:
+        file.write(CAPTIONS)
+    (tmp_path / "train.txt").write_text("red.png\n\ngreen.png\n", encoding="utf-8")
+    (tmp_path / "test.txt").write_text("gray.png\n", encoding="utf-8")
+    return tmp_path
+
+
+def options(folder: Path, **changes: str | None) -> DataArguments:
+    given = {"captions_file": "captions.txt.gz", "train_file": "train.txt", "test_file": "test.txt"} | changes
+    paths = {name: value and str(folder / value) for name, value in given.items()}
+    return DataArguments(task="captioning", **({"image_folder": str(folder / "pictures")} | paths))
+
+
+def test_every_caption_of_a_listed_picture_is_a_row(folder: Path) -> None:
+    corpus = load_corpus(options(folder))
+    rows = [tuple(row.values()) for row in corpus.splits["train"].select_columns(["source", "target", "id"])]
+    assert rows == [
+        ("red.png", "a red square 's corner", 0),
+        ("red.png", "all is red", 1),
+        ("green.png", "a green square", 2),
+    ]
+    assert corpus.splits["test"]["target"][:] == ["gray"]
+    table = folder / "table.tsv"
+    table.write_text("image\tcaption\nred.png\tall is red\n", encoding="utf-8")
+    plain = load_corpus(options(folder, captions_file=None, train_file="table.tsv", test_file=None))
+    assert plain.splits["train"]["source"][:] == ["red.png"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("test.txt", "red.png\nblue.png\n", r"line 2: 'blue.png' has no caption"),
+        ("test.txt", "\n", "lists no picture"),
+        ("captions.txt", "red.png\tA red square\n", r"line 1: .* must be picture#number, a tab and a caption"),
+        ("captions.txt", "\n", "holds no captions"),
+    ],
+)
+def test_a_wrong_list_is_named(folder: Path, file: str, text: str, message: str) -> None:
+    (folder / file).write_text(text, encoding="utf-8")
+    changes = {"captions_file": file} if file == "captions.txt" else {}
+    with pytest.raises(DataError, match=message):
+        load_corpus(options(folder, train_file="test.txt", test_file=None, **changes))
+
+
+def test_pictures_of_a_folder_and_of_a_zip_are_the_same(folder: Path) -> None:
+    plain, packed = Pictures(folder / "pictures"), Pictures(folder / "pictures.zip")
+    for name in COLORS:
+        assert plain.open(name).mode == "RGB"
+        assert plain.open(name).tobytes() == packed.open(name).tobytes()
+    for shown in (plain, packed):
+        shown.require(list(COLORS))
+        with pytest.raises(DataError, match=r"1 of 2 pictures are not there \('blue.png'\)"):
+            shown.require(["red.png", "blue.png"])
+        with pytest.raises(DataError, match="picture 'blue.png' of .* cannot be read"):
+            shown.open("blue.png")
+    before = plain.content(["red.png"])
+    assert before != plain.content(["green.png"]) and packed.content(["red.png"]) != packed.content(["green.png"])
+    with pytest.raises(DataError, match="is no folder and no .zip"):
+        Pictures(folder / "nowhere")
+    with pytest.raises(DataError, match="image_folder .*train.txt.* cannot be read"):
+        Pictures(folder / "train.txt")
+
+
+def test_rows_and_batches_of_captions(folder: Path) -> None:
+    split = load_corpus(options(folder)).splits["train"]
+    tokenizer = build_tokenizer((), split["target"], algorithm="word", min_frequency=1)
+    names = ["green.png", "red.png"]
+    rows, left_out = caption_rows(split, names, tokenizer, 5)
+    assert left_out == {"too_long_target": 1}  # of five words and the end
+    rows, left_out = caption_rows(split, names, tokenizer, 6)
+    assert (left_out, rows["picture"][:], rows["source_length"][:]) == ({}, [1, 1, 0], [1, 1, 1])
+    assert rows["target_length"][:] == [6, 4, 4]
+    read = PixelReader(Pictures(folder / "pictures"), ViTImageProcessorPil(size={"height": 8, "width": 8}))
+    batch = CaptionCollator(names, read, tokenizer.pad_token_id)(rows[[0, 1, 2]])
+    assert batch["labels"].tolist()[1][4:] == [-100, -100]
+    assert tokenizer.batch_decode([[i for i in row if i >= 0] for row in batch["labels"].tolist()]) == [
+        "a red square 's corner </s>",
+        "all is red </s>",
+        "a green square </s>",
+    ]
+    assert batch["pixel_values"].shape == (3, 3, 8, 8)
+    assert [channel.mean().item() for channel in batch["pixel_values"][2]] == [-1.0, 1.0, -1.0]
+    with pytest.raises(DataError, match="none of its 3 captions is within max_target_length=2"):
+        caption_rows(split, names, tokenizer, 2)
+
+
+def test_states_of_a_frozen_encoder_are_computed_once_for_each_picture(folder: Path) -> None:
+    names, seen = list(COLORS), []
+    pixels = PixelReader(Pictures(folder / "pictures"), ViTImageProcessorPil(size={"height": 8, "width": 8}))
+
+    def encode(values: torch.Tensor) -> torch.Tensor:
+        """The four quarters of a picture as states of three numbers."""
+        seen.append(len(values))
+        return torch.nn.functional.avg_pool2d(values, 4).flatten(2).transpose(1, 2) / 3
+
+    kept = StateReader(names, pixels, encode, f"weights of {folder}", batch_size=2)
+    assert sum(seen) == len(names) + 1  # the first one twice, for the width
+    states = kept(["gray.png", "red.png", "gray.png"])["inputs_embeds"]
+    exact = encode(pixels(["gray.png", "red.png", "gray.png"])["pixel_values"])
+    assert states.dtype == torch.float32 and states.shape == (3, 4, 3)
+    assert np.array_equal(states.numpy(), exact.half().float().numpy())
+    seen.clear()
+    StateReader(names, pixels, encode, f"weights of {folder}")
+    assert seen == [1], "another run of the same encoder reads the cache"
+    StateReader(names, pixels, encode, f"other weights of {folder}")
+    assert sum(seen) == 1 + 1 + len(names)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dataset_name": "cldr"}, "dataset_name='cldr': has no pictures"),
+        ({"dataset_name": "shapes", "image_folder": "x"}, "image_folder='x': dataset_name='shapes' draws its pictures"),
+        ({"train_file": "x.tsv"}, "image_folder=None: task='captioning' needs the folder or .zip"),
+        ({"dataset_name": "a/b", "image_folder": "x", "captions_file": "c"}, "captions_file='c': goes with train_file"),
+    ],
+)
+def test_options_of_pictures_fit_together(given: dict[str, str], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        DataArguments(task="captioning", **given)

@@ -1,0 +1,121 @@
+"""Captions of drawn shapes from the recipe to the pictures: training, resuming, scores, `caption.py`, the pipeline."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+from hf_rnn_seq2seq.data import shapes
+from tests.helpers.script_runs import run
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "scripts" / "recipes" / "shapes_captions.yaml"
+TINY = {"max_train_samples": 64, "max_eval_samples": 8, "max_predict_samples": 12, "image_size": 32}
+TINY |= {"embedding_size": 8, "hidden_size": 16, "attention_size": 8, "per_device_train_batch_size": 8}
+TINY |= {"warmup_steps": 2, "cpu_threads": 1, "save_steps": 6, "eval_steps": 6, "logging_steps": 3}
+TINY |= {"lr_scheduler_type": "constant", "mixed_precision": "no", "learning_rate": 0.02}
+TINY["encoder"] = "{model_type: resnet, layer_type: basic, embedding_size: 4, hidden_sizes: [6, 8], depths: [1, 1]}"
+WEIGHTS = "checkpoints/step-00000012/model.safetensors"
+
+
+def train(folder: Path, *words: object, **options: object) -> str:
+    given = [word for name, value in {**TINY, **options}.items() for word in (f"--{name}", value)]
+    done = run("train.py", RECIPE, *given, "--output_dir", folder, *words)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve updates, from which little can be read; what is tested is what is done with it."""
+    folder = tmp_path_factory.mktemp("captions") / "run"
+    assert "train: 64 captions of 64 pictures" in train(folder, max_steps=12)
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    shapes.draw("shapes/test/0/3").save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def test_the_run_directory_is_that_of_every_task(captioner: Path) -> None:
+    names = {path.name for path in captioner.iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "processor_config.json", "recipe.yaml", "summary.json"} <= names
+    assert "learning_curve.png" in names
+    summary = json.loads((captioner / "summary.json").read_text())
+    assert summary["source_tokens"] == 12 * 8, "a picture counts as one"
+    assert summary["pictures"] == 72 and summary["eval_bleu"] >= 0 and summary["decoder_recurrence"] == "scan"
+
+
+def test_a_resumed_run_is_the_run(captioner: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", max_steps=6)
+    train(tmp_path / "run", "--resume_from_checkpoint", "latest", max_steps=12)
+    whole, resumed = (load_file(folder / WEIGHTS) for folder in (captioner, tmp_path / "run"))
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_scores_and_pointing_are_printed_and_kept(captioner: Path) -> None:
+    done = run("evaluate_bleu.py", captioner)
+    assert done.returncode == 0, done.stderr.decode()
+    summary = json.loads((captioner / "summary.json").read_text())
+    assert summary["test_sentences"] == 12 and 0 <= summary["pointing"] <= 100 and summary["bleu"] >= 0
+    assert f"pointing {summary['pointing']:.2f} %   of {summary['pointing_words']} words" in done.stdout.decode()
+
+
+def test_a_picture_is_described_and_drawn(captioner: Path, picture: Path, tmp_path: Path) -> None:
+    done = run("caption.py", captioner, picture, "--output", tmp_path / "where.png", "--num_beams", 2)
+    assert done.returncode == 0, done.stderr.decode()
+    caption = done.stdout.decode().strip()
+    with Image.open(tmp_path / "where.png") as drawn:
+        assert caption and drawn.width > 200
+    several = run("caption.py", captioner, picture, picture, "--num_beams", 2).stdout.decode().splitlines()
+    assert several == [caption, caption]
+
+
+def test_a_picture_that_is_not_there_is_named(captioner: Path, tmp_path: Path) -> None:
+    done = run("caption.py", captioner, tmp_path / "nowhere.png")
+    assert done.returncode == 2 and b"nowhere.png': no such file" in done.stderr
+
+
+def test_a_command_for_texts_says_what_is_for_pictures(captioner: Path, picture: Path, checkpoint: Path) -> None:
+    done = run("translate.py", captioner, stdin=b"a small red circle")
+    assert done.returncode == 2 and b"reads pictures, not text; hf-rnn caption is for it" in done.stderr
+    done = run("caption.py", checkpoint, picture)
+    assert done.returncode == 2 and b"reads text, not pictures; hf-rnn translate is for it" in done.stderr
+
+
+def test_transformers_loads_processor_model_and_pipeline(captioner: Path, picture: Path) -> None:
+    processor = AutoProcessor.from_pretrained(captioner)
+    model = AutoModelForImageTextToText.from_pretrained(captioner)
+    with Image.open(picture) as opened:
+        inputs = processor(images=opened)
+        assert inputs["pixel_values"].shape == (1, 3, 32, 32)
+        found = processor.batch_decode(model.generate(**inputs, max_new_tokens=12), skip_special_tokens=True)
+        pipe = pipeline("image-text-to-text", model=str(captioner))
+        (described,) = pipe(images=opened, text="", max_new_tokens=12)
+    assert described["generated_text"] == found[0]
+    assert run("caption.py", captioner, picture, "--max_new_tokens", 12).stdout.decode().strip() == found[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bpe_dropout", 0.1], "bpe_dropout=0.1: has no effect with task='captioning', it is for translation"),
+        (["--guided_alignment_weight", 1], "guided_alignment_weight=1: has no effect with task='captioning'"),
+        (["--task", "translation"], "image_size=64: has no effect with task='translation', it is for captioning"),
+        (["--task", "poetry"], "task='poetry': must be one of translation, captioning"),
+        (["--freeze_encoder"], "freeze_encoder=True: the encoder's weights are random; name a pretrained one"),
+        (["--encoder", "none", "--encoder_layers", 1], "encoder=None: task='captioning' needs an encoder"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_the_task_are_refused(words: list[object], message: str, tmp_path: Path) -> None:
+    done = run("train.py", RECIPE, *words, "--output_dir", tmp_path / "run", "--max_train_samples", 8)
+    assert done.returncode == 2 and message in done.stderr.decode(), done.stderr.decode()

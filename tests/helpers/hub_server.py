@@ -1,8 +1,8 @@
-"""A Hub on loopback: what the real `huggingface_hub` client needs, answered from memory by the standard library.
+"""A Hub on loopback: what the real `huggingface_hub` client needs, answered from memory.
 
 A child process of the tests on 127.0.0.1 with a free port: it prints its address and ends with its input. Paths and
 headers follow https://huggingface.co/docs/hub/api and the Git LFS batch API; `hub_store.py` holds the repositories,
-`hub_card.py` checks cards, and `hub.py` is the side that tests use. Beside what the Hub has, `/_test/log` lists the
+`hub_card.py` checks cards, and `hub.py` is the side that tests use. In addition, `/_test/log` lists the
 requests seen and `/_test/fail` makes coming requests fail.
 """
 

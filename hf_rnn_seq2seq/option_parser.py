@@ -184,10 +184,10 @@ def read_words(
     if "--version" in argv:
         print(f"hf_rnn_seq2seq {version()}")
         raise SystemExit(0)
-    if asked := {"-h", "--help"} & set(argv):
-        everything = "all" in argv[argv.index(asked.pop()) :]
+    for asked in {"-h", "--help"} & set(argv):
         usage = f"usage: {Path(sys.argv[0]).name} [{positional}] [--option value ...]"
-        print(help_screen(description, usage, _help_groups(groups, model_options or {}, reserved or {}), everything))
+        described = _help_groups(groups, model_options or {}, reserved or {})
+        print(help_screen(description, usage, described, everything="all" in argv[argv.index(asked) :]))
         raise SystemExit(0)
     hints = _hints(groups, model_options)
     given: dict[str, str] = {}

@@ -185,20 +185,11 @@ def plot_score_by_length(systems: Mapping[str, Sequence["LengthBin"]], output: P
     left, right = figure.subplots(1, 2)
     # The last bin has no upper bound; it is drawn as wide as the others.
     width = min((one.high - one.low + 1 for bins in systems.values() for one in bins), default=1)
-    middle = lambda one: one.low + (width - 1) / 2  # noqa: E731
-    counts = {middle(one): one.sentences for bins in systems.values() for one in bins}
-    shade = left.twinx()
-    shade.bar(list(counts), list(counts.values()), width=0.72 * width, color="#e9eef3")
-    shade.set_ylim(0, 3.2 * max(counts.values()))
-    shade.axis("off")
-    left.set_zorder(shade.get_zorder() + 1)
-    left.patch.set_visible(False)
-    for center, sentences in counts.items():  # above the axes: lines may cross the bars
-        where = {"xy": (center, 1), "xycoords": ("data", "axes fraction"), "ha": "center", "va": "top"}
-        left.annotate(f"{sentences:,}", **where, fontsize=7, color=QUIET)
+    centers = {one.low: one.low + (width - 1) / 2 for bins in systems.values() for one in bins}
+    _draw_counts(left, {centers[one.low]: one.sentences for bins in systems.values() for one in bins}, width)
     for position, bins in enumerate(systems.values()):
         style = {"color": SERIES[position % len(SERIES)], "marker": "o", "markersize": 3.5, "linewidth": 1.6}
-        lengths = [middle(one) for one in bins]
+        lengths = [centers[one.low] for one in bins]
         left.plot(lengths, [one.bleu for one in bins], **style)
         right.plot(lengths, [one.length_ratio for one in bins], **style)
     left.set_ylim(0, 1.15 * max(left.get_ylim()[1], 1e-6))
@@ -212,3 +203,16 @@ def plot_score_by_length(systems: Mapping[str, Sequence["LengthBin"]], output: P
     if output is not None:
         save_figure(figure, output)
     return figure
+
+
+def _draw_counts(ax: "Axes", counts: Mapping[float, int], width: int) -> None:
+    """Draws a bar for the sentences of each bin behind the lines, and its number above it."""
+    shade = ax.twinx()
+    shade.bar(list(counts), list(counts.values()), width=0.72 * width, color="#e9eef3")
+    shade.set_ylim(0, 3.2 * max(counts.values()))
+    shade.axis("off")
+    ax.set_zorder(shade.get_zorder() + 1)
+    ax.patch.set_visible(False)
+    for center, sentences in counts.items():  # above the axes: lines may cross the bars
+        where = {"xy": (center, 1), "xycoords": ("data", "axes fraction"), "ha": "center", "va": "top"}
+        ax.annotate(f"{sentences:,}", **where, fontsize=7, color=QUIET)

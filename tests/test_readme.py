@@ -16,6 +16,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from tests.helpers import warm
+from tests.helpers.checkpoints import save_encoder
 from tests.helpers.hub import Hub
 from tests.helpers.hub_store import USER_TOKEN
 from tests.helpers.toy import TOY, TOY_OPTIONS
@@ -227,6 +228,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sources.txt").write_text("3 days ago\n", encoding="utf-8")
     (folder / "words.txt").write_text("douze\ntwelve\n", encoding="utf-8")
     vectors = "".join(f"{word}{' 0.1' * TOY['embedding_size']}\n" for word in numbers)
+    save_encoder(folder / "sentence-transformers" / "all-MiniLM-L6-v2", numbers)
     (folder / "fr.vec.gz").write_bytes(gzip.compress(f"{len(numbers)} {TOY['embedding_size']}\n{vectors}".encode()))
     for recipe in blocks("yaml"):
         name = re.match(r"# ([\w.]+)\n", recipe)

@@ -22,6 +22,9 @@ def architecture(config: Mapping[str, Any]) -> str:
     encoder = (
         f"{config.get('encoder_layers')}-layer {directions.get(config.get('bidirectional', ''), '')}{cell} encoder"
     )
+    if foreign := config.get("encoder"):
+        below = f"{'frozen ' if config.get('freeze_encoder') else ''}{foreign['model_type']} encoder"
+        encoder = f"{encoder} above a {below}" if config.get("encoder_layers") else below
     decoder = f"{config.get('decoder_layers')}-layer {cell} decoder of width {config.get('hidden_size')}"
     context = {
         "initial_state": "The decoder sees the source through its initial state only.",

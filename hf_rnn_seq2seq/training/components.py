@@ -96,10 +96,10 @@ def make_tokenizer(
     reads_text = options.data.task == "translation"
     tokenizers: list[Any] = [None]
     if accelerator.is_main_process:
-        if checkpoint is None and named is not None:
-            tokenizers = [load_tokenizer(named, partial(print, file=sys.stderr))]
-        elif checkpoint is None and options.training.pretrained_encoder is not None and reads_text:
+        if checkpoint is None and options.training.pretrained_encoder is not None and reads_text:
             tokenizers = [encoder_tokenizer(options, corpus)]
+        elif checkpoint is None and named is not None:
+            tokenizers = [load_tokenizer(named, partial(print, file=sys.stderr))]
         elif checkpoint is not None or start is not None:
             saved = str(checkpoint or start)
             with reading(f"the tokenizer of {saved!r}", ArgumentError):
@@ -172,9 +172,14 @@ def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> PreTr
         special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         special["decoder_start_token_id"] = start_token_id(tokenizer)
         encoder = options.training.pretrained_encoder
+        entries = sizes.get("source_vocab_size", 0)
         if encoder is not None:
-            sizes["encoder"] = read_pretrained(encoder, sizes.pop("source_vocab_size", 0))
+            sizes.pop("source_vocab_size", None)  # the encoder has one
         config = model_config(options, **sizes, **special)
+        if entries > (config.source_vocab_size or 0):
+            raise ArgumentError(
+                f"encoder={encoder!r}: has {config.source_vocab_size} word vectors, its tokenizer {entries} entries"
+            )
         if config.freeze_encoder and encoder is None:
             raise ArgumentError(
                 "freeze_encoder=True: the encoder's weights are random; name a pretrained one with encoder"
@@ -193,20 +198,14 @@ def model_config(options: RunOptions, **fields: Any) -> RnnSeq2SeqConfig:
     if fields.get("attention_type") == "location":
         fields.setdefault("max_source_positions", options.data.max_source_length)
     preset = fields.pop("preset", None)
-    if isinstance(options.training.encoder, dict):
+    encoder = options.training.encoder
+    if isinstance(encoder, dict):
         of_preset = PRESETS[preset]().get("encoder", {}) if preset in PRESETS else {}
-        fields["encoder"] = {**of_preset, **options.training.encoder}
+        fields["encoder"] = {**of_preset, **encoder}
+    elif encoder is not None:
+        with reading(f"encoder={encoder!r}", ArgumentError):
+            fields["encoder"] = read_encoder(encoder)
     return RnnSeq2SeqConfig.from_preset(preset, **fields) if preset else RnnSeq2SeqConfig(**fields)
-
-
-def read_pretrained(name: str, source_entries: int) -> dict[str, Any]:
-    """The configuration of a pretrained encoder; of one that reads words the tokenizer has `source_entries`."""
-    with reading(f"encoder={name!r}", ArgumentError):
-        fields = read_encoder(name)
-    size = fields.get("vocab_size")
-    if size is not None and source_entries > size:
-        raise ArgumentError(f"encoder={name!r}: has {size} word vectors, its tokenizer {source_entries} entries")
-    return fields
 
 
 def load_model(options: RunOptions, sizes: dict[str, int]) -> PreTrainedModel:

@@ -221,6 +221,10 @@ def test_models_that_cannot_be_exported_are_refused() -> None:
             {"attention_alignment": "hard"},
             "attention_alignment='hard': the sum over source positions cannot be exported",
         ),
+        (
+            {"encoder": {"model_type": "bert", "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}},
+            "encoder='bert': only models whose encoder is recurrent and reads words",
+        ),
     ):
         with pytest.raises(ArgumentError, match=reason):
             export_programs(tiny_model(dtype=torch.float32, **options))

@@ -4,7 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
@@ -45,6 +52,14 @@ def tiny_rnn(tokenizer: PreTrainedTokenizerBase, **options: Any) -> PreTrainedMo
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return _spread(RnnSeq2SeqForConditionalGeneration(config), deviation=0.5)
+
+
+def save_encoder(folder: Path, texts: list[str]) -> None:
+    """A BERT of some units with its tokenizer, as a folder of the Hub; its table has 3 rows more than needed."""
+    tokenizer = build_tokenizer(texts, texts, algorithm="wordpiece", vocab_size=120)
+    tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=len(tokenizer) + 3, **sizes)).save_pretrained(folder)
 
 
 def tiny_bart(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

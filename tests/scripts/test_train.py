@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.training.arguments import RunOptions, model_fields
 from hf_rnn_seq2seq.training.components import model_config
-from tests.helpers import warm
+from tests.helpers import script_runs, warm
+from tests.helpers.checkpoints import save_encoder
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -342,3 +345,76 @@ def test_a_checkpoint_is_named_by_its_step_or_folder(tmp_path, recipe, monkeypat
     with pytest.raises(ValueError, match=r"(^|; )hidden_size=10: the checkpoint has 12;") as caught:
         train(*again, "--hidden_size", 10, "--encoder_hidden_size", 6, "--resume_from_checkpoint", "true")
     assert len(str(caught.value)) < 700 and "bridge" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def pretrained_encoder(tmp_path_factory):
+    """The folder of an encoder that has read the words of the corpus."""
+    folder = tmp_path_factory.mktemp("bert")
+    corpus = load_corpus(RunOptions.parse([f"--{k}={v}" for k, v in TINY.items()]).data, splits=("train",))
+    save_encoder(folder, list(corpus.splits["train"]["source"]))
+    return folder
+
+
+def test_a_run_over_a_pretrained_encoder(recipe, pretrained_encoder, tmp_path):
+    """It keeps the encoder's weights and tokenizer, continues, and is translated with as any other."""
+    run, before = tmp_path / "run", load_file(pretrained_encoder / "model.safetensors")
+    assert train(recipe, "--encoder", pretrained_encoder, "--freeze_encoder", "--output_dir", run) == 0
+    more = ["--output_dir", run, "--resume_from_checkpoint", "latest", "--max_steps", 6]
+    assert train(run / "recipe.yaml", *more) == 0
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    assert model.config.freeze_encoder and model.config.encoder.model_type == "bert"
+    own = AutoTokenizer.from_pretrained(pretrained_encoder)
+    line = "10 days ago"
+    assert tokenizer(line)["input_ids"] == own(line)["input_ids"]
+    assert model.config.vocab_size == tokenizer.target_vocab_size == 300
+    assert model.config.source_vocab_size == len(own) + 3
+    after = model.model.encoder.foreign.model.state_dict()
+    assert after.keys() and all(torch.equal(after[name], before[name]) for name in after)
+    assert json.loads((run / "summary.json").read_text())["frozen_parameters"] == sum(map(torch.numel, after.values()))
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["encoder"] == str(pretrained_encoder)
+    translated = script_runs.run("translate.py", run, "--num_beams", 2, stdin=f"{line}\n\n{line}\n".encode())
+    assert translated.returncode == 0, translated.stderr
+    lines = translated.stdout.decode().split("\n")
+    assert len(lines) == 4 and lines[0] == lines[2] and lines[1] == ""
+    scored = script_runs.run("evaluate_bleu.py", run, "--max_predict_samples", 3)
+    assert scored.returncode == 0, scored.stderr
+
+
+def test_a_run_over_an_encoder_that_starts_at_random(recipe, tmp_path):
+    run = tmp_path / "run"
+    encoder = (
+        "{d_model: 8, encoder_layers: 1, encoder_attention_heads: 2, encoder_ffn_dim: 8, decoder_attention_heads: 2}"
+    )
+    words = ["--preset", "transformer_encoder", "--encoder", encoder, "--num_attention_heads", 2, "--attention_size", 8]
+    assert train(recipe, *words, "--output_dir", run) == 0
+    config = AutoModelForSeq2SeqLM.from_pretrained(run).config
+    assert (config.encoder.d_model, config.encoder.scale_embedding, config.encoder.vocab_size) == (8, True, 300)
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["encoder"]["encoder_ffn_dim"] == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--freeze_encoder"], "freeze_encoder=True: there is no encoder to freeze"),
+        (["--encoder", "{model_type: brt}"], "encoder.model_type='brt': must be a model of transformers itself"),
+        (
+            ["--encoder", "{model_type: bert, hidden_size: 12}", "--freeze_encoder"],
+            "freeze_encoder=True: the encoder's weights are random; name a pretrained one",
+        ),
+        (["--encoder", "FOLDER", "--source_vocab_size", "99"], "source_vocab_size=99: encoder=.* leave it out"),
+        (["--encoder", "FOLDER", "--tokenizer_name_or_path", "FOLDER"], "tokenizer_name_or_path=.* leave it out"),
+        (["--encoder", "FOLDER", "--model_name_or_path", "FOLDER"], "model_name_or_path=.* leave out one of them"),
+        (
+            ["--encoder", "FOLDER", "--source_vectors", "x.vec"],
+            "source_vectors='x.vec' changes the source's word vectors",
+        ),
+        (["--encoder", "/no/such/folder"], "encoder='/no/such/folder': cannot be loaded"),
+        (["--encoder", "FOLDER", "--encoder_layers", "0"], "bridge='dense': reads the final states"),
+    ],
+)
+def test_encoders_that_cannot_be_used_are_refused(words, message, recipe, pretrained_encoder, tmp_path):
+    words = [str(pretrained_encoder) if word == "FOLDER" else word for word in words]
+    with pytest.raises(ValueError, match=message):
+        train(recipe, *words, "--output_dir", tmp_path / "run")
+    assert not (tmp_path / "run" / "model.safetensors").exists()

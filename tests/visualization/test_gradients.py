@@ -77,6 +77,9 @@ def test_word_gradients_need_no_recurrence(runs: Path) -> None:
         curve = word_gradients(model, tokenizer, SOURCES[:3], TARGETS[:3], longest=4)
         assert len(curve) == 4 and all(value > 0 for value in curve)
         assert not any(parameter.grad is not None for parameter in model.parameters())
+    encoder = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4}
+    model = tiny_rnn(tokenizer, encoder={"model_type": "bert", **encoder}, freeze_encoder=True)
+    assert all(value > 0 for value in word_gradients(model, tokenizer, SOURCES[:3], TARGETS[:3], longest=4))
     with pytest.raises(ArgumentError, match="no sentence pair has text"):
         word_gradients(model, tokenizer, [" "], ["a"])
 

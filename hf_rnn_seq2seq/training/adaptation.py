@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.new_tokens import extend_tokenizer, read_tokens
+from hf_rnn_seq2seq.data.streaming import TextStream
 from hf_rnn_seq2seq.data.tokenizer import source_vocabulary_size, target_vocabulary_size
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
@@ -98,7 +100,7 @@ class Adaptation:
             self.facts["added_tokens"] = added
             self.log(f"extend_vocabulary: {' source and '.join(map(str, added))} new tokens")
 
-    def fill(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Any) -> None:
+    def fill(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Dataset | TextStream) -> None:
         """Copies the vectors to the model's embeddings, and freezes these with `freeze_vectors`.
 
         `train` is the tokenized training split, whose tokens are counted; those of a stream are not.
@@ -122,7 +124,7 @@ class Adaptation:
                 embedding_table(model, side).weight.requires_grad_(False)
 
 
-def count_tokens(rows: Any, column: str, size: int) -> np.ndarray | None:
+def count_tokens(rows: Dataset | TextStream, column: str, size: int) -> np.ndarray | None:
     """How often each entry occurs in a column of token ids, (size,); None for a stream."""
     if column not in (getattr(rows, "column_names", None) or ()) or not hasattr(rows, "__len__"):
         return None

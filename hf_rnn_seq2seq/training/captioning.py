@@ -71,7 +71,7 @@ def parts(start: Start) -> TaskParts:
 
 
 def make_image_processor(
-    options: RunOptions, checkpoint: Path | None, model: PreTrainedModel, log: Callable[[str], Any]
+    options: RunOptions, checkpoint: Path | None, model: PreTrainedModel, log: Callable[[str], object]
 ) -> BaseImageProcessor:
     """That of the checkpoint, else of the pretrained encoder, else squares of pixels between -1 and 1.
 

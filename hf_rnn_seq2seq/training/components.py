@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,16 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.data.corpus import Corpus, load_corpus
+from hf_rnn_seq2seq.data.loader import Collate
 from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer, start_token_id
 from hf_rnn_seq2seq.data.paired_tokenizer import pair_tokenizer
+from hf_rnn_seq2seq.data.streaming import TextStream
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
 from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
 from hf_rnn_seq2seq.model.foreign_encoder import read_encoder
@@ -41,7 +43,7 @@ class Start:
     corpus: Corpus
     checkpoint: Path | None  # of the run that is resumed
     accelerator: Accelerator
-    log: Callable[[str], Any]  # prints on the main process
+    log: Callable[[str], object]  # prints on the main process
 
 
 @dataclass
@@ -49,10 +51,10 @@ class TaskParts:
     """What a task gives to the loop: all that depends on what is read and written."""
 
     model: PreTrainedModel
-    train: Any  # the rows, see `TrainingLoop`
-    collate: Callable[[Mapping[str, Any]], dict[str, Tensor]]
+    train: Dataset | TextStream
+    collate: Collate
     validator: Validator | None
-    save_processing: Callable[[Path], Any]  # writes the tokenizer, or the processor, into a folder
+    save_processing: Callable[[Path], object]  # writes the tokenizer, or the processor, into a folder
     vocabulary: tuple[int, int]  # entries of source and target
     objective: nn.Module | None = None
     identity: dict[str, Any] = field(default_factory=dict)

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from datasets import Dataset
 
-from hf_rnn_seq2seq.data.loader import MicroBatch, Update
+from hf_rnn_seq2seq.data.loader import Collate, MicroBatch, Update
+from hf_rnn_seq2seq.data.streaming import TextStream
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.files import only_writer, write_atomically
 from hf_rnn_seq2seq.run_directory import LOG_FILE, RECIPE, read_summary, update_summary
@@ -81,9 +82,9 @@ class TrainingLoop:
     def __init__(
         self,
         state: TrainingState,
-        train_dataset: Any,
+        train_dataset: Dataset | TextStream,
         *,
-        collate: Callable[[Any], dict[str, Tensor]],
+        collate: Collate,
         validator: Validator | None = None,
         save_tokenizer: Callable[[Path], object] | None = None,
         after_save: Callable[[Path], Future[object] | None] | None = None,

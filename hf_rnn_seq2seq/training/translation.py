@@ -98,7 +98,9 @@ def _limits(data: DataArguments) -> dict[str, int]:
     return {"max_source_length": data.max_source_length, "max_target_length": data.max_target_length}
 
 
-def add_alignments(data: DataArguments, rows: Dataset | TextStream, weight: float, accelerator: Accelerator) -> Any:
+def add_alignments(
+    data: DataArguments, rows: Dataset | TextStream, weight: float, accelerator: Accelerator
+) -> Dataset | TextStream:
     """The training rows, with word alignments (given or computed) if the model is guided by them."""
     for name in ("alignment_file", "alignment_column"):
         if getattr(data, name) is not None and not weight:
@@ -116,9 +118,9 @@ def make_validator(
     options: RunOptions,
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Any,
+    rows: Dataset | None,
     accelerator: Accelerator,
-    log: Callable[[str], Any],
+    log: Callable[[str], object],
 ) -> Validator | None:
     """Measures the loss of the validation split and, with predict_with_generate, the scores of its translations."""
     if rows is None:

@@ -26,22 +26,12 @@ from hf_rnn_seq2seq.option_parser import help_line, help_screen, suggestion, ver
 from hf_rnn_seq2seq.options import expand_path, import_code
 
 # Where an option or a positional word names files or folders.
-PATHS = {"model", "models", "directory", "directories", "teachers", "runs", "sources", "pairs", "targets", "input"}
-PATHS |= {
-    "output",
-    "output_dir",
-    "output_file",
-    "input_file",
-    "json",
-    "translations",
-    "plot_by_length",
-    "shortlist",
-    "lexicon",
-    "ensemble",
-    "replace_unknown",
-    "unlabelled_file",
-}
-PATHS |= {"imports", "train_file", "test_file", "references", "dataset", "dataset_name", "card", "space", "font"}
+PATHS = (
+    {"card", "dataset", "dataset_name", "directories", "directory", "ensemble", "font", "imports"}
+    | {"input", "input_file", "json", "lexicon", "model", "models", "output", "output_dir", "output_file"}
+    | {"pairs", "plot_by_length", "references", "replace_unknown", "runs", "shortlist", "sources", "space"}
+    | {"targets", "teachers", "test_file", "train_file", "translations", "unlabelled_file"}
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,11 +57,7 @@ class Parser(argparse.ArgumentParser):
         """Reads the option `old` as `new`, and says so; both with their dashes."""
         self.renamed[old] = new
 
-    def format_help(self) -> str:
-        """The first line on the command and its own options; those it shares with others are counted."""
-        return self.help_text(everything=False)
-
-    def help_text(self, everything: bool) -> str:
+    def format_help(self, everything: bool = False) -> str:
         """The text of `--help`, or of `--help all` with the options that commands share and all of the description."""
         groups = []
         for number, group in enumerate(self._action_groups):
@@ -95,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         """
         words = self._as_declared(sys.argv[1:] if args is None else list(args))
         for help_word in {"-h", "--help"} & set(words):
-            print(self.help_text("all" in words[words.index(help_word) :]), end="")
+            print(self.format_help("all" in words[words.index(help_word) :]), end="")
             self.exit(0)
         words = self._hand_back(self._model_in_front(words))
         self._check_names(words)

@@ -17,7 +17,7 @@ from hf_rnn_seq2seq.files import digest
 
 CLDR_ROWS = {"train": 20_000, "validation": 1_000, "test": 1_000}
 CLDR_SHARD = 50_000
-SHAPES_ROWS = {"train": 10_000, "validation": 500, "test": 500}
+SHAPES_ROWS = {"train": 16_000, "validation": 500, "test": 500}
 
 TEXT = {"source": Value("string"), "target": Value("string"), "id": Value("int64")}
 ALIGNED = TEXT | {"alignment": Value("string")}

@@ -27,7 +27,7 @@ LICENSE = "Apache-2.0"
 SPLITS = ("train", "validation", "test")
 HELD_OUT_PERCENT = 5  # of the captions, for validation and for test each
 SIDE = 64  # pixels
-SIZES = {"small": (12, 15), "large": (22, 27)}  # side of the box in pixels, smallest and largest
+SIZES = {"small": (14, 17), "large": (24, 29)}  # side of the box in pixels, smallest and largest
 COLORS = {
     "red": (214, 40, 40),
     "green": (48, 160, 64),
@@ -37,7 +37,7 @@ COLORS = {
     "white": (250, 250, 250),
 }
 KINDS = ("circle", "square", "triangle", "cross")
-MARGIN = 6  # pixels by which one distance of two objects exceeds the other, and between their boxes
+MARGIN = 8  # pixels by which one distance of two objects exceeds the other
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels; the last two are outside."""

@@ -304,6 +304,8 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
                 * `transformer_encoder`: the encoder of Vaswani et al. 2017 under a recurrent decoder.
                 * `bert_encoder`: the encoder of Devlin et al. 2019, BERT: Pre-training of Deep Bidirectional Transformers for
                   Language Understanding, frozen, under recurrent layers; for `from_encoder_pretrained`.
+                * `xu2015`: Xu et al. 2015, Show, Attend and Tell: Neural Image Caption Generation with Visual Attention. A
+                  frozen network of pictures, additive attention before the cell over its regions, the gate beta.
             overrides: Fields of this class that replace the preset's; `help(RnnSeq2SeqConfig)` lists them with their
                 defaults. `vocab_size` sets both vocabularies, unless `source_vocab_size` is given too. Sizes that a preset
                 sets do not follow another one: a smaller `hidden_size` leaves its `encoder_hidden_size`, `context_size` and

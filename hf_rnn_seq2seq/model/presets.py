@@ -16,7 +16,7 @@ conditional GRU 1.15 times, `layer_norm` 1.3 times. On a GPU a loop over small k
 
 from collections.abc import Callable
 
-Field = bool | int | float | str
+Field = bool | int | float | str | list[int]
 Fields = dict[str, Field | dict[str, Field]]  # of `RnnSeq2SeqConfig`; of its `encoder` a dict
 PRESETS: dict[str, Callable[[], Fields]] = {}
 
@@ -461,4 +461,55 @@ def bert_encoder() -> Fields:
         bridge="dense",
         readout="tanh",
         dropout=0.2,
+    )
+
+
+@_preset
+def xu2015() -> Fields:
+    """Xu et al. 2015, Show, Attend and Tell: Neural Image Caption Generation with Visual Attention. Soft attention.
+
+    Sections and equation numbers are those of the arXiv version; equation 14 was checked, the others are from memory.
+
+    * Section 3.1.1: the annotations are a feature map of a pretrained network, 14 x 14 regions of 224 x 224 pixels, row by
+      row; the decoder reads them raw (`encoder_layers=0`), and the network is not trained (`freeze_encoder`).
+    * Section 3.1.2: an LSTM. The energies are those of a layer of tanh units over region and previous state (`additive`,
+      `before_cell`); h and c start from layers over the mean region (`mean`).
+    * Section 4.2.1: beta = sigmoid(f(h_{t-1})) scales the context (`context_gate="scalar"`).
+    * Equation 14: the doubly stochastic term. The weight 1 is that of the authors' program, from memory.
+    * Equation 7: L_o(E y + L_h h + L_z z), a `linear` readout of state, context and word.
+    * Section 4.3: dropout; section 5: 10,000 words.
+
+    Departs: the regions are those of ResNet-50 without its last stage (1,024 wide), where the paper has VGG (512 wide),
+    which transformers lacks; the word's vector passes a matrix in equation 7 too; f_init is one layer with tanh. The
+    sizes of the decoder and the rate of dropout are ours: the paper's text has none. From a preset alone the network's
+    weights are random, which is of no use frozen: `from_encoder_pretrained(name, preset="xu2015")` loads them, with the
+    sizes of the network that it names (of a ResNet with its last stage 7 x 7 regions). Hard attention: not here.
+
+    Time loop: for the gate, in the decoder; the fused scan covers it without (`context_gate="none"`).
+    """
+    return dict(
+        vocab_size=10000,
+        encoder=dict(
+            model_type="resnet",
+            embedding_size=64,
+            hidden_sizes=[256, 512, 1024],
+            depths=[3, 4, 6],
+            layer_type="bottleneck",
+        ),
+        freeze_encoder=True,
+        embedding_size=512,
+        hidden_size=1000,
+        encoder_layers=0,
+        cell_type="lstm",
+        context="attention",
+        attention_type="additive",
+        attention_size=512,
+        attention_order="before_cell",
+        context_gate="scalar",
+        doubly_stochastic=1.0,
+        bridge="mean",
+        readout="linear",
+        readout_size=512,
+        readout_embedding=True,
+        dropout=0.5,
     )

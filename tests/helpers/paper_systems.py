@@ -422,6 +422,20 @@ def bert_encoder(w: Weights, source: list[int], target: list[int]) -> list[Tenso
     return scores
 
 
+def xu2015(w: Weights, source: list[Tensor], target: list[int]) -> list[Tensor]:
+    """Section 3.1.2: h and c from the mean region; e_i = v . tanh(W a_i + U h_{t-1}); 4.2.1: z = beta sum alpha_i a_i;
+    equation 7: L_o(L_e E y + L_h h + L_z z). The source is the annotations a_i."""
+    mean = sum(source) / len(source)
+    h, c = (torch.tanh(times(w, f"model.bridge.projections.0.{part}", mean)) for part in range(2))
+    scores = []
+    for y in words_of(w, "decoder", target):
+        z = additive(w, h, source)
+        beta = torch.sigmoid(times(w, "model.decoder.scalar_gate.project", h))
+        h, c = lstm(w, "model.decoder.layers.0", torch.cat([y, beta * z]), h, c)
+        scores.append(times(w, "lm_head", times(w, "model.decoder.readout.project", torch.cat([h, beta * z, y]))))
+    return scores
+
+
 # An encoder of transformers of 2 layers of 4 units and 2 heads.
 MARIAN = {"d_model": 4, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 6}
 MARIAN |= {"decoder_attention_heads": 2, "max_position_embeddings": 8}
@@ -433,6 +447,7 @@ BERT = {
     "intermediate_size": 6,
 }
 BERT |= {"max_position_embeddings": 8, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+RESNET = {"model_type": "resnet", "layer_type": "basic", "embedding_size": 3, "hidden_sizes": [4], "depths": [1]}
 TRANSFORMER = PRESETS["transformer_encoder"]()["encoder"] | MARIAN | {"dropout": 0.0}
 
 # Sizes at which the functions above are written; numbers of layers keep every mechanism of the paper in play.
@@ -450,5 +465,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "transformer_encoder": {"num_attention_heads": 2, "encoder": TRANSFORMER},
     # Trained here, so that its gradients are compared too.
     "bert_encoder": {"encoder": BERT, "freeze_encoder": False},
+    "xu2015": {"encoder": RESNET, "freeze_encoder": False, "attention_size": 3, "readout_size": 6},
 }
 EQUATIONS: dict[str, System] = {name: globals()[name] for name in SIZES}

@@ -19,7 +19,9 @@ from tests.helpers.models import SOURCES, TARGETS, batch, decoder_inputs, random
 from tests.helpers.paper_systems import EQUATIONS, SIZES
 
 NAMES = ["sutskever2014", "cho2014", "bahdanau2014", "luong2015", "gnmt2016", "rnmt_plus2018", "bideep2017"]
-NAMES += ["seminar", "seminar_attention", "multi_head", "transformer_encoder", "bert_encoder"]
+NAMES += ["seminar", "seminar_attention", "multi_head", "transformer_encoder", "bert_encoder", "xu2015"]
+OF_TEXT = [name for name in NAMES if name != "xu2015"]
+PICTURES = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 SMALL = {"vocab_size": 13, "embedding_size": 5, "hidden_size": 4}
 
 
@@ -32,6 +34,11 @@ def small_model(name: str, *, dtype: torch.dtype = torch.float64, **options: Any
     model = RnnSeq2SeqForConditionalGeneration(small_config(name, **options)).to(dtype).eval()
     randomise(model)
     return model
+
+
+def given(name: str) -> dict[str, Tensor]:
+    """The batch that a preset's system reads, of texts or of pictures."""
+    return batch() if name in OF_TEXT else {"pixel_values": PICTURES, "labels": batch()["labels"]}
 
 
 def test_the_presets_are_those_of_the_table() -> None:
@@ -54,10 +61,15 @@ def test_preset_equals_its_paper(case: str) -> None:
     # Training without dropout is the same function, on the path that training takes.
     model = small_model(name, dropout=0.0, label_smoothing=0.0, **options).train()
     weights = model.state_dict(keep_vars=True)
-    expected = [torch.stack(equations(weights, s, t)) for s, t in zip(SOURCES, decoder_inputs(), strict=True)]
+    inputs, sources = given(name), SOURCES
+    if name not in OF_TEXT:
+        inputs["pixel_values"] = inputs["pixel_values"].double()
+        sources = [list(regions) for regions in model.get_encoder().foreign(pixel_values=inputs["pixel_values"])]
+        assert len(sources[0]) == 9
+    expected = [torch.stack(equations(weights, s, t)) for s, t in zip(sources, decoder_inputs(), strict=True)]
     wanted = gradients(model, cross_entropy(expected))
 
-    logits = model(**batch(), skip_logits=False).logits
+    logits = model(**inputs, skip_logits=False).logits
     found_scores = [row[: len(labels)] for row, labels in zip(logits, TARGETS, strict=True)]
     torch.testing.assert_close(found_scores, expected, rtol=1e-9, atol=1e-10)
     found = gradients(model, cross_entropy(found_scores))
@@ -110,6 +122,8 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
         ("multi_head", "2 2 256 512 512 32000 32000 0.1 None"),
         ("transformer_encoder", "0 1 None 512 512 32000 32000 0.1 None"),
         ("bert_encoder", "1 1 256 512 256 30522 8000 0.2 None"),
+        # Section 5: 10,000 words.
+        ("xu2015", "0 1 None 1000 512 None 10000 0.5 None"),
     ],
 )
 def test_sizes_are_the_papers(name: str, sizes: str) -> None:
@@ -210,14 +224,14 @@ def test_preset_learns_and_generates(name: str) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     losses = []
     for _ in range(15):
-        loss = model(**batch()).loss
+        loss = model(**given(name)).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.85 * losses[0]
     model.eval()
-    features = {key: value for key, value in batch().items() if key != "labels"}
+    features = {key: value for key, value in given(name).items() if key != "labels"}
     written = model.generate(**features, max_new_tokens=6)
     best = model(**features, decoder_input_ids=written[:, :-1]).logits.argmax(-1)
     for words, chosen in zip(written[:, 1:].tolist(), best.tolist(), strict=True):
@@ -230,7 +244,7 @@ def test_preset_learns_and_generates(name: str) -> None:
 def test_with_its_own_dropout_and_smoothing_a_step_is_finite(name: str) -> None:
     torch.manual_seed(0)
     model = RnnSeq2SeqForConditionalGeneration(small_config(name)).train()
-    model(**batch()).loss.backward()
+    model(**given(name)).loss.backward()
     assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
@@ -249,7 +263,7 @@ print(json.dumps(told))
 """
 
 
-@pytest.mark.parametrize("names", [NAMES[:2], pytest.param(NAMES[2:], marks=pytest.mark.long)])
+@pytest.mark.parametrize("names", [OF_TEXT[:2], pytest.param(OF_TEXT[2:], marks=pytest.mark.long)])
 def test_presets_save_load_and_load_with_remote_code(names: list[str], tmp_path: Path) -> None:
     """A loaded checkpoint computes the same numbers and words, with the package and in a process without it."""
     expected: dict[str, list[Any]] = {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 import torch
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,8 @@ from hf_rnn_seq2seq.files import content_hash, digest
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
+# Pictures whose states are one file of the cache: an interrupted run loses no more.
+_CHUNK = 1024
 _ROWS = Features(
     {
         "id": Value("int64"),
@@ -203,7 +205,6 @@ class StateReader:
     ) -> None:
         self.places = {name: number for number, name in enumerate(names)}
         self.width = encode(pixels(names[:1])["pixel_values"]).shape[-1]
-        key = digest([encoder_hash, pixels.identity(names), content_hash([Path(__file__)])])[:32]
 
         def states(batch: Mapping[str, list[str]]) -> dict[str, list[bytes]]:
             with torch.no_grad():
@@ -211,17 +212,24 @@ class StateReader:
             # Bytes are mapped from disk as they are; nested lists of numbers would be built anew at each reading.
             return {"states": [row.tobytes() for row in found.to("cpu", torch.float16).numpy()]}
 
-        self.table = Dataset.from_dict({"name": list(names)}).map(
-            states,
-            batched=True,
-            batch_size=batch_size,
-            remove_columns=["name"],
-            features=Features({"states": Value("large_binary")}),
-            new_fingerprint=key,
-            cache_file_name=str(cache_folder() / f"states-{key}.arrow"),
-            writer_batch_size=64,
-            desc="Encoding pictures",
-        )
+        chunks = []
+        for start in range(0, len(names), _CHUNK):
+            chunk = list(names[start : start + _CHUNK])
+            key = digest([encoder_hash, pixels.identity(chunk), content_hash([Path(__file__)])])[:32]
+            chunks.append(
+                Dataset.from_dict({"name": chunk}).map(
+                    states,
+                    batched=True,
+                    batch_size=batch_size,
+                    remove_columns=["name"],
+                    features=Features({"states": Value("large_binary")}),
+                    new_fingerprint=key,
+                    cache_file_name=str(cache_folder() / f"states-{key}.arrow"),
+                    writer_batch_size=64,
+                    desc=f"Encoding pictures {start + 1} to {start + len(chunk)} of {len(names)}",
+                )
+            )
+        self.table = concatenate_datasets(chunks)
 
     def __call__(self, names: Sequence[str]) -> dict[str, Tensor]:
         """`inputs_embeds`, (pictures, regions, width) of float32."""

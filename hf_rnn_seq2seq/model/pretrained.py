@@ -115,6 +115,9 @@ class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
         if self._auto_class is not None:
             auto_map = getattr(self.config, "auto_map", None) or {}
             self.config.auto_map = {**auto_map, "AutoModel": f"{self._code_file}.RnnSeq2SeqModel"}
+            if self.config.reads_images and self._auto_class == "AutoModelForSeq2SeqLM":
+                # The copier writes one class; captions have a second one, which their pipeline asks for.
+                self.config.auto_map["AutoModelForImageTextToText"] = f"{self._code_file}.{type(self).__name__}"
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:

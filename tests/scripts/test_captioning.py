@@ -1,6 +1,7 @@
 """Captions of drawn shapes from the recipe to the pictures: training, resuming, scores, `caption.py`, the pipeline."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from hf_rnn_seq2seq.data import shapes
+from tests.helpers import warm
 from tests.helpers.script_runs import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +68,7 @@ def test_scores_and_pointing_are_printed_and_kept(captioner: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     summary = json.loads((captioner / "summary.json").read_text())
     assert summary["test_sentences"] == 12 and 0 <= summary["pointing"] <= 100 and summary["bleu"] >= 0
+    assert "A resnet encoder and a 1-layer LSTM decoder of width 16." in done.stdout.decode()
     assert f"pointing {summary['pointing']:.2f} %   of {summary['pointing_words']} words" in done.stdout.decode()
 
 
@@ -102,6 +105,23 @@ def test_transformers_loads_processor_model_and_pipeline(captioner: Path, pictur
         (described,) = pipe(images=opened, text="", max_new_tokens=12)
     assert described["generated_text"] == found[0]
     assert run("caption.py", captioner, picture, "--max_new_tokens", 12).stdout.decode().strip() == found[0]
+
+
+CLEAN = """
+import sys
+sys.modules["hf_rnn_seq2seq"] = None  # importing it is an error: the checkpoint's own code must do
+from transformers import pipeline
+pipe = pipeline("image-text-to-text", model=sys.argv[1], trust_remote_code=True)
+print(pipe(images=sys.argv[2], text="", max_new_tokens=12)[0]["generated_text"])
+"""
+
+
+def test_the_pipeline_needs_no_package_where_its_code_is_trusted(captioner: Path, picture: Path) -> None:
+    expected = run("caption.py", captioner, picture, "--max_new_tokens", 12).stdout.decode().strip()
+    words = [*warm.python(package=False), "-c", CLEAN, str(captioner), str(picture)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=picture.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == expected
 
 
 @pytest.mark.parametrize(

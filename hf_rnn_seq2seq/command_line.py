@@ -235,13 +235,19 @@ def add_model_options(parser: Parser) -> None:
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: the checkpoint's)")
 
 
+_GENERATION: dict[str, tuple[Callable[[str], float], str]] = {
+    "num_beams": (at_least(1), "1 is greedy"),
+    "max_new_tokens": (at_least(1), "longest translation in tokens"),
+    "length_penalty": (finite(), "beam scores are divided by length to this power"),
+    "no_repeat_ngram_size": (at_least(0), "never write an n-gram of this size twice"),
+}
+
+
 def add_generation_options(parser: Parser) -> None:
     """What overrides the checkpoint's generation config; nothing given, nothing overridden."""
     group = parser.add_argument_group("generation (default: the checkpoint's generation config)")
-    group.add_argument("--num_beams", type=at_least(1), help="1 is greedy")
-    group.add_argument("--max_new_tokens", type=at_least(1), help="longest translation in tokens")
-    group.add_argument("--length_penalty", type=finite(), help="beam scores are divided by length to this power")
-    group.add_argument("--no_repeat_ngram_size", type=at_least(0), help="never write an n-gram of this size twice")
+    for name, (kind, meaning) in _GENERATION.items():
+        group.add_argument(f"--{name}", type=kind, help=meaning)
 
 
 def add_batch_options(parser: Parser) -> None:
@@ -277,8 +283,7 @@ def find_search(name: str | None, model: object) -> Callable[..., Any] | None:
 
 def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The generation options that were given."""
-    names = ("num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram_size")
-    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    return {name: getattr(arguments, name) for name in _GENERATION if getattr(arguments, name) is not None}
 
 
 def add_data_options(parser: Parser, *, training: bool = False) -> None:

@@ -183,7 +183,8 @@ def _help_line(action: argparse.Action) -> str:
     elif action.nargs == 0:
         kind = ""
     else:
-        kind = str(action.metavar or ("X" if action.option_strings else ""))
+        returns = getattr(action.type, "__annotations__", {}).get("return")
+        kind = str(action.metavar or {int: "N", float: "X"}.get(returns, "TEXT"))
     kind += " ..." if action.nargs in ("+", "*") else ""
     meaning = " ".join((action.help or "").replace("%%", "%").split())
     name = next((name for name in action.option_strings), "").removeprefix("--")

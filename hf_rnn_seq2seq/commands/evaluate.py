@@ -28,7 +28,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
     parser.add_argument("models", nargs="+", metavar="DIR", help="directories that training wrote")
     parser.add_argument(
-        "--scores", nargs="+", metavar="NAME", choices=tuple(METRICS), help=f"any of {', '.join(METRICS)}"
+        "--scores",
+        nargs="+",
+        metavar="NAME",
+        choices=tuple(METRICS),
+        help="(default: bleu and chrf, or the error rates that chose the run's best checkpoint)",
     )
     parser.add_argument("--metric", action="append", default=[], help="name or path for evaluate.load; may be repeated")
     parser.add_argument("--bootstrap", type=command_line.at_least(2), metavar="N", help="95 %% intervals, N resamples")

@@ -21,7 +21,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("model", help="directory that training wrote, or user/name on the Hub")
     parser.add_argument("sources", help="source<TAB>translation lines, or sources with --targets; - for standard input")
     parser.add_argument("--targets", metavar="FILE", help="the translations, one per line; may be .gz")
-    parser.add_argument("--output_format", choices=("text", "jsonl"), default="text")
+    parser.add_argument("--output_format", choices=("text", "jsonl"), default="text", help="of the output lines")
     parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="pairs (default: 64)")
     parser.add_argument("--window", type=command_line.at_least(1), default=2048, help="pairs read and sorted at a time")
     command_line.add_model_options(parser)

@@ -49,7 +49,7 @@ def test_every_command_has_a_module_and_a_line(capsys: pytest.CaptureFixture[str
         (["-m", "hf_rnn_seq2seq", "train", "--help"], 0, "--learning_rate X"),
         (["-m", "hf_rnn_seq2seq", "train", "cldr_en_fr", "--lr", "1"], 2, "lr: no such option; here it is called le"),
         (["-m", "hf_rnn_seq2seq", "recipes"], 0, "cldr_en_fr"),
-        (["scripts/translate.py", "--help", "all"], 0, "--num_beams X"),
+        (["scripts/translate.py", "--help", "all"], 0, "--num_beams N"),
         (["scripts/evaluate_bleu.py", "DIR", "--beam_size", "3"], 2, "--beam_size: no such option; here it is called"),
         (["scripts/train_tokenizer.py", "--vocabsize", "3"], 2, "the nearest is vocab_size"),
     ],

@@ -53,7 +53,7 @@ def reason(error: BaseException) -> str:
     return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
 
 
-_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
+HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 
 
 def is_undecodable(text: str) -> bool:
@@ -61,7 +61,7 @@ def is_undecodable(text: str) -> bool:
 
     They come from escapes in JSON, or from bytes of a command line that Python could not decode.
     """
-    return not text.isascii() and _HALF_CHARACTERS.search(text) is not None
+    return not text.isascii() and HALF_CHARACTERS.search(text) is not None
 
 
 def undecodable(name: str, word: str) -> str:

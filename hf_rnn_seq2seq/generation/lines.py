@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from hf_rnn_seq2seq.data.readers import GZIP_ERRORS
-from hf_rnn_seq2seq.errors import DataError, InUseError
+from hf_rnn_seq2seq.errors import HALF_CHARACTERS, DataError, InUseError
 from hf_rnn_seq2seq.files import FileLock, content_hash, write_atomically
 
 if TYPE_CHECKING:
@@ -21,22 +21,39 @@ Line = TypeVar("Line")
 # Options of a command that do not change the lines that it writes.
 NOT_CONTENT = ("resume", "overwrite", "disable_tqdm", "window", "batch_size", "max_tokens", "output_file", "device")
 _HASH = re.compile("[0-9a-f]{16,64}")
-_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 
 
-class LineReader:
+class _Damage:
+    """Counts the lines that cannot be read whole; `damaged` has the numbers of the first hundred."""
+
+    def __init__(self) -> None:
+        self.damaged: list[int] = []
+        self.damaged_count = 0
+
+    def warnings(self) -> list[str]:
+        """A warning if lines were not read completely."""
+        first = ", ".join(map(str, self.damaged[:5]))
+        count = self.damaged_count
+        return [f"{count} line(s) could not be read whole (first: line {first})"] if count else []
+
+    def _report(self, number: int) -> None:
+        self.damaged_count += 1
+        if len(self.damaged) < 100:
+            self.damaged.append(number)
+
+
+class LineReader(_Damage):
     """Texts of standard input or of a file: plain, JSON lines (`.jsonl`), and either gzipped (`.gz`).
 
     A line ends at a line feed only (a carriage return before it is removed), so that no character inside a sentence
     changes the count. Bytes that are not UTF-8 are read as U+FFFD, and so are half characters (lone surrogates) in a
-    JSON row; a row without text is read as an empty line. `damaged_count` counts these lines, `damaged` has the first
-    hundred line numbers. With `pairs` the caller splits lines at tabs: a .tsv file is then read line by line too.
+    JSON row; a row without text is read as an empty line. `damaged_count` counts these lines. With
+    `pairs` the caller splits lines at tabs: a .tsv file is then read line by line too.
     """
 
     def __init__(self, path: str | None = None, column: str = "source", *, pairs: bool = False) -> None:
+        super().__init__()
         self.path, self.column = path, column
-        self.damaged: list[int] = []
-        self.damaged_count = 0
         if path is not None and not Path(path).is_file():
             raise DataError(f"input {path!r}: no such file")
         self.name = Path(path).name.removesuffix(".gz") if path else ""
@@ -81,10 +98,6 @@ class LineReader:
                 f"input {self.path!r}, line {number + 1}: not a whole gzip file ({error}); unpack or fetch it again"
             ) from None
 
-    def warnings(self) -> list[str]:
-        """A warning if lines were not read completely."""
-        return _damage_warnings(self)
-
     def _text(self, line: bytes, number: int) -> str:
         try:
             text = line.decode("utf-8")
@@ -102,24 +115,13 @@ class LineReader:
             row = None
         value = row.get(self.column) if isinstance(row, Mapping) else row
         if isinstance(value, str):
-            if _HALF_CHARACTERS.search(value):
+            if HALF_CHARACTERS.search(value):
                 self._report(number)
-            return _HALF_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", value)
+            return HALF_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", value)
         if number == 1:
             raise DataError(f"input {self.path!r}: line 1 is not a JSON object with a text field {self.column!r}")
         self._report(number)
         return ""
-
-    def _report(self, number: int) -> None:
-        self.damaged_count += 1
-        if len(self.damaged) < 100:
-            self.damaged.append(number)
-
-
-def _damage_warnings(reader: "LineReader | DatasetReader") -> list[str]:
-    first = ", ".join(map(str, reader.damaged[:5]))
-    count = reader.damaged_count
-    return [f"{count} line(s) could not be read whole (first: line {first})"] if count else []
 
 
 def windows(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
@@ -139,7 +141,7 @@ def windows(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
         yield window
 
 
-class DatasetReader:
+class DatasetReader(_Damage):
     """The source texts of a data set, row by row; memory-mapped, so that memory does not grow.
 
     A row without text is read as an empty line; `damaged_count` and `damaged` count such rows as in `LineReader`.
@@ -163,9 +165,8 @@ class DatasetReader:
         column: str | None = None,
         language: str | None = None,
     ) -> None:
+        super().__init__()
         self.path = self.name = name
-        self.damaged: list[int] = []
-        self.damaged_count = 0
         self.language = language
         self._rows = self._load(name, config, split)
         names = self._rows.column_names
@@ -199,10 +200,6 @@ class DatasetReader:
         """The fingerprint that `datasets` computes from the rows."""
         return self._rows._fingerprint
 
-    def warnings(self) -> list[str]:
-        """A warning if rows have no text."""
-        return _damage_warnings(self)
-
     def _languages(self) -> list[str]:
         return sorted(next(iter(self._rows))["translation"]) if len(self._rows) else []
 
@@ -217,9 +214,9 @@ class DatasetReader:
                 number += 1
                 text = value.get(self.language) if isinstance(value, Mapping) else value
                 if not isinstance(text, str):
-                    self.damaged_count += 1
-                    self.damaged += [number] if len(self.damaged) < 100 else []
-                yield text if isinstance(text, str) else ""
+                    self._report(number)
+                    text = ""
+                yield text
 
 
 class LineWriter:

@@ -9,12 +9,15 @@ import json
 import re
 import shlex
 import subprocess
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from transformers import MobileNetV2Config, MobileNetV2Model
 
+from hf_rnn_seq2seq.data import shapes
 from tests.helpers import warm
 from tests.helpers.checkpoints import save_encoder
 from tests.helpers.hub import Hub
@@ -230,10 +233,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vectors = "".join(f"{word}{' 0.1' * TOY['embedding_size']}\n" for word in numbers)
     save_encoder(folder / "sentence-transformers" / "all-MiniLM-L6-v2", numbers)
     (folder / "fr.vec.gz").write_bytes(gzip.compress(f"{len(numbers)} {TOY['embedding_size']}\n{vectors}".encode()))
+    save_pictures(folder)
     for recipe in blocks("yaml"):
         name = re.match(r"# ([\w.]+)\n", recipe)
         (folder / name[1]).write_text(recipe, encoding="utf-8")
     return folder
+
+
+def save_pictures(folder: Path) -> None:
+    """Two pictures with their captions as Flickr8k has them, and an encoder of pictures."""
+    shapes.draw("shapes/test/0/1").save(folder / "picture.png")
+    names = ["one.png", "two.png"]
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for name in names:
+            archive.write(folder / "picture.png", name)
+    captions = "".join(f"{name}#{number}\ta red square\n" for name in names for number in range(5))
+    (folder / "Flickr8k.token.txt.gz").write_bytes(gzip.compress(captions.encode()))
+    for split in ("train", "dev", "test"):
+        (folder / f"Flickr_8k.{split}Images.txt").write_text("\n".join(names), encoding="utf-8")
+    config = MobileNetV2Config(depth_multiplier=0.1, min_depth=2, image_size=32)
+    MobileNetV2Model(config, add_pooling_layer=False).save_pretrained(folder / "mobilenet_v2")
 
 
 @pytest.fixture(scope="module")

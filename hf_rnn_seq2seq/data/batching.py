@@ -13,6 +13,8 @@ import datasets
 import numpy as np
 import torch
 
+from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
+
 Lengths = Sequence[int] | np.ndarray
 
 IN_MEMORY = 1 << 16  # rows of a corpus whose numbers are kept in memory
@@ -144,7 +146,7 @@ class Collator:
     """
 
     def __init__(
-        self, pad_token_id: int = 0, *, label_pad_token_id: int = -100, pad_to_multiple_of: int | None = None
+        self, pad_token_id: int = 0, *, label_pad_token_id: int = IGNORED_LABEL, pad_to_multiple_of: int | None = None
     ) -> None:
         if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
             raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of}: must be at least 1")

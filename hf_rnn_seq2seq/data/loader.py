@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 
 from hf_rnn_seq2seq.data.batching import BatchPlan, plan_batches, row_numbers
+from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
 
 Collate = Callable[[Mapping[str, Sequence[Any]]], dict[str, torch.Tensor]]
 
@@ -34,7 +35,7 @@ def column(dataset: Dataset, name: str) -> np.ndarray:
 
 def label_count(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The number of labels of a batch, by which its loss is a mean, ()."""
-    return (inputs["labels"] != -100).sum()
+    return (inputs["labels"] != IGNORED_LABEL).sum()
 
 
 def source_size(columns: Mapping[str, Sequence[Any]]) -> int:

@@ -13,6 +13,7 @@ from hf_rnn_seq2seq.generation.attention import stack_layer
 from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, evaluation_mode, length_batches, model_inputs, pad
 from hf_rnn_seq2seq.generation.encoding import Encoded, encode_targets, encoded_sources
 from hf_rnn_seq2seq.generation.translate import Hypothesis
+from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
 from hf_rnn_seq2seq.model.pretrained import why_not_finite
 
 
@@ -128,7 +129,7 @@ def _forced_rows(
     lengths = [max(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
     with evaluation_mode(model):
         for batch in length_batches(lengths, batch_size, max_tokens):
-            labels = pad([targets[index] for index in batch], -100, model.device)
+            labels = pad([targets[index] for index in batch], IGNORED_LABEL, model.device)
             inputs = model_inputs(model, [sources[index] for index in batch])
             output = model(**inputs, labels=labels, output_attentions=layer is not None)
             chosen = output.logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
+from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
 from hf_rnn_seq2seq.model.search_options import longest_output
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
 
-IGNORED = -100
 ROWS_AT_ONCE = 128  # rows of similar length, so that few positions are padding
 ML_WEIGHTS = {"mrt": 0.0, "reinforce": 0.017}  # GNMT's alpha, section 5
 
@@ -63,7 +63,7 @@ class Candidates:
             drawn += counts.values()
             is_reference += [True] + [False] * (len(counts) - 1)
         width = max(map(len, rows))
-        table = [[*row, *[IGNORED] * (width - len(row))] for row in rows]
+        table = [[*row, *[IGNORED_LABEL] * (width - len(row))] for row in rows]
         tensors = (torch.tensor(column, device=labels.device) for column in (table, sentence, drawn, is_reference))
         return cls(*tensors)
 
@@ -79,7 +79,7 @@ class Candidates:
 
 
 def _real(row: Sequence[int]) -> tuple[int, ...]:
-    return tuple(word for word in row if word != IGNORED)
+    return tuple(word for word in row if word != IGNORED_LABEL)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def draw(model: PreTrainedModel, source: Source, samples: int, max_new_tokens: i
     config, device = model.config, source.outputs[0].device
     ends = torch.as_tensor(model.generation_config.eos_token_id, device=device).view(-1)
     words = torch.full((len(source.outputs[0]), 1), config.decoder_start_token_id, device=device)
-    drawn = torch.full((len(words) * samples, max_new_tokens), IGNORED, device=device)
+    drawn = torch.full((len(words) * samples, max_new_tokens), IGNORED_LABEL, device=device)
     cache, active = None, torch.arange(len(drawn), device=device)
     for position in range(max_new_tokens):
         output = model(decoder_input_ids=words, cache=cache, use_cache=True, **source.inputs())
@@ -154,15 +154,15 @@ def log_probabilities(model: PreTrainedModel, source: Source, labels: Tensor, se
         labels: (n, target), -100 after the last token.
         sentence: (n,), the row of the batch that each translates.
     """
-    lengths = (labels != IGNORED).sum(1)
+    lengths = (labels != IGNORED_LABEL).sum(1)
     order, totals = lengths.argsort(), []
     for rows in order.split(ROWS_AT_ONCE):
         targets = labels[rows, : int(lengths[rows[-1]])]
         start = torch.full_like(targets[:, :1], model.config.decoder_start_token_id)
         inputs = torch.cat([start, targets[:, :-1]], 1)
-        inputs = inputs.masked_fill(inputs == IGNORED, model.config.pad_token_id)
+        inputs = inputs.masked_fill(inputs == IGNORED_LABEL, model.config.pad_token_id)
         logits = model(decoder_input_ids=inputs, use_cache=False, **source.rows(sentence[rows]).inputs()).logits
-        losses = F.cross_entropy(_exact(logits).transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+        losses = F.cross_entropy(_exact(logits).transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none")
         totals.append(-losses.sum(1))
     return torch.cat(totals)[order.argsort()]
 
@@ -251,14 +251,14 @@ class SequenceObjective(nn.Module):
             objective = policy_gradient(log_p, rewards, candidates, self.samples).sum()
             risk = len(labels) - mean_reward
         ml_loss = -log_p[candidates.is_reference].sum()
-        sentences, tokens = mean_reward.new_tensor(len(labels)), (labels != IGNORED).sum()
+        sentences, tokens = mean_reward.new_tensor(len(labels)), (labels != IGNORED_LABEL).sum()
         loss = (objective + self.ml_weight * ml_loss) / tokens.clamp(min=1)
         sums = torch.stack([mean_reward, risk.to(mean_reward), ml_loss.detach().to(mean_reward)])
         return loss, torch.stack([sums, torch.stack([sentences, sentences, tokens.to(sentences)])], 1)
 
     def _longest(self, labels: Tensor) -> int:
         """Draws are cut at twice the length of the longest reference and 5; the score of longer ones is close to 0."""
-        longest = 2 * int((labels != IGNORED).sum(1).max()) + 5
+        longest = 2 * int((labels != IGNORED_LABEL).sum(1).max()) + 5
         return min(longest, longest_output(self.model.generation_config) or longest)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.evaluation.sentence_scores import gleu, sentence_metric
+from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
 from hf_rnn_seq2seq.training.arguments import REWARDS, TrainingOptions
 from hf_rnn_seq2seq.training.sequence_objectives import (
-    IGNORED,
     Candidates,
     SequenceObjective,
     Source,
@@ -62,12 +62,12 @@ def reward_of(target: tuple[int, ...], reference: tuple[int, ...]) -> float:
 
 def all_candidates(references: list[list[int]]) -> Candidates:
     """Every target of every sentence, each drawn once."""
-    targets = pad([list(target) for target in every_target()], IGNORED)
-    return Candidates.of(pad(references, IGNORED), targets.expand(len(references), -1, -1))
+    targets = pad([list(target) for target in every_target()], IGNORED_LABEL)
+    return Candidates.of(pad(references, IGNORED_LABEL), targets.expand(len(references), -1, -1))
 
 
 def rewards_of(candidates: Candidates, references: list[list[int]]) -> Tensor:
-    rows = [tuple(word for word in row if word != IGNORED) for row in candidates.labels.tolist()]
+    rows = [tuple(word for word in row if word != IGNORED_LABEL) for row in candidates.labels.tolist()]
     pairs = zip(rows, candidates.sentence.tolist(), strict=True)
     return torch.tensor([reward_of(row, tuple(references[number])) for row, number in pairs], dtype=torch.float64)
 
@@ -132,7 +132,7 @@ def test_probabilities_are_those_of_a_slow_loop_and_sum_to_one() -> None:
     sums = torch.zeros(3, dtype=torch.float64).index_add(0, candidates.sentence, found.exp())
     torch.testing.assert_close(sums, torch.ones_like(sums))
     for number in range(0, len(found), 37):
-        target = tuple(word for word in candidates.labels[number].tolist() if word != IGNORED)
+        target = tuple(word for word in candidates.labels[number].tolist() if word != IGNORED_LABEL)
         expected = slow_log_probability(model, SOURCES[int(candidates.sentence[number])], target)
         torch.testing.assert_close(found[number], expected)
 
@@ -146,7 +146,7 @@ def test_reference_has_the_loss_of_the_model(kind: str) -> None:
         model, text_of, sentence_metric("gleu"), kind="mrt", samples=2, alpha=1.0, ml_weight=0.0
     )
     _, figures = objective(**inputs)
-    tokens = int((inputs["labels"] != IGNORED).sum())
+    tokens = int((inputs["labels"] != IGNORED_LABEL).sum())
     assert figures[2].tolist() == pytest.approx([model(**inputs).loss.item() * tokens, tokens])
 
 
@@ -164,7 +164,7 @@ def test_draws_have_the_frequencies_of_the_model(kind: str, sharper: float) -> N
         draws = draw(model, Source.read(model, inputs["input_ids"], inputs["attention_mask"]), samples, 3)
     assert draws.shape == (3, samples, 3)
     for number, rows in enumerate(draws.tolist()):
-        found = Counter(tuple(word for word in row if word != IGNORED) for row in rows)
+        found = Counter(tuple(word for word in row if word != IGNORED_LABEL) for row in rows)
         assert all(end not in target[:-1] and (target[-1] == end or len(target) == 3) for target in found)
         assert {len(target) for target in found} == {1, 2, 3}
         for target, count in found.most_common(8):
@@ -179,7 +179,7 @@ def test_each_candidate_occurs_once_with_its_count() -> None:
     labels = torch.tensor([[5, 2], [4, 2]])
     draws = torch.tensor([[[7, 2, -100], [5, 2, -100], [7, 2, -100]], [[6, 2, -100], [6, 6, 6], [2, -100, -100]]])
     found = Candidates.of(labels, draws)
-    rows = [[word for word in row if word != IGNORED] for row in found.labels.tolist()]
+    rows = [[word for word in row if word != IGNORED_LABEL] for row in found.labels.tolist()]
     assert rows == [[5, 2], [7, 2], [4, 2], [6, 2], [6, 6, 6], [2]]
     assert found.sentence.tolist() == [0, 0, 1, 1, 1, 1] and found.drawn.tolist() == [1, 2, 0, 1, 1, 1]
     assert found.is_reference.tolist() == [True, False, True, False, False, False]
@@ -243,11 +243,11 @@ def test_policy_gradient_of_given_draws_by_a_slow_loop() -> None:
     """Each draw contributes its reward minus the mean of the others', times the gradient of its log-probability."""
     draws = [[(7, 2), (5, 2), (7, 2), (6, 2)], [(6, 2), (3, 3), (2,), (3, 3)]]
     labels = torch.tensor([[5, 2], [4, 2]])
-    table = torch.tensor([[[*row, *[IGNORED] * (2 - len(row))] for row in rows] for rows in draws])
+    table = torch.tensor([[[*row, *[IGNORED_LABEL] * (2 - len(row))] for row in rows] for rows in draws])
     candidates = Candidates.of(labels, table)
     log_p = torch.linspace(-2, -1, len(candidates.labels), dtype=torch.float64).requires_grad_()
     rewards = torch.tensor([1.0, 0.3, 0.2, 1.0, 0.6, 0.1, 0.0], dtype=torch.float64)
-    rows = [tuple(word for word in row if word != IGNORED) for row in candidates.labels.tolist()]
+    rows = [tuple(word for word in row if word != IGNORED_LABEL) for row in candidates.labels.tolist()]
     place = {(number, row): n for n, (number, row) in enumerate(zip(candidates.sentence.tolist(), rows, strict=True))}
     expected = torch.zeros(())
     for number, targets in enumerate(draws):
@@ -294,7 +294,7 @@ def test_loss_is_the_mixture_for_each_target_token(kind: str) -> None:
     mixed = SequenceObjective(model, text_of, sentence_metric("gleu"), ml_weight=0.5, **options)
     alone = SequenceObjective(model, text_of, sentence_metric("gleu"), ml_weight=0.0, **options)
     (loss, figures), (pure, _) = mixed(**inputs), alone(**inputs)
-    tokens = (inputs["labels"] != IGNORED).sum()
+    tokens = (inputs["labels"] != IGNORED_LABEL).sum()
     torch.testing.assert_close(loss - pure, 0.5 * model(**inputs).loss, rtol=1e-4, atol=1e-4)
     assert figures[:, 1].tolist() == [3, 3, tokens]
     if kind == "mrt":

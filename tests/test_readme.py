@@ -187,6 +187,21 @@ def test_demo_and_ci_run_what_the_readme_says() -> None:
     assert "make test" in text(ROOT / ".ci" / "run")
 
 
+def test_the_demo_of_captions_is_that_of_the_documents() -> None:
+    planned = subprocess.run(
+        ["make", "-n", "demo", "TASK=captioning"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for part in (
+        "scripts/train.py scripts/recipes/shapes_captions.yaml --output_dir runs/captioning",
+        "scripts/evaluate_bleu.py runs/captioning",
+        "scripts/caption.py runs/captioning runs/captioning/picture.png --output_file runs/captioning/attention.png",
+    ):
+        assert part in planned
+    assert "cldr" not in planned
+    refused = subprocess.run(["make", "-n", "demo", "TASK=poetry"], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode and "TASK=poetry: must be translation or captioning" in refused.stderr
+
+
 def test_launch_commands_are_well_formed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accelerate's own parser reads them, and their config files exist."""
     monkeypatch.chdir(ROOT)

@@ -62,12 +62,12 @@ class TrainingLoop:
     """One run of training in one directory.
 
     Args:
-        state: the model, whose forward takes `input_ids`, `attention_mask` and `labels` (-100 is ignored) and returns
-            the mean loss over the label tokens; its optimizer and counters; the options and the processes.
-        train_dataset: rows with `input_ids`, `labels`, `source_length`, `target_length`, and optionally `id`;
+        state: the model, whose forward takes what `collate` makes, `labels` (-100 is ignored) among it, and returns the
+            mean loss over the label tokens; its optimizer and counters; the options and the processes.
+        train_dataset: rows with `labels`, `source_length`, `target_length`, what `collate` reads, and optionally `id`;
             `dataset[list_of_rows]` gives a dict of lists. A transform of it may give the ids anew
             each time. Or a TextStream.
-        collate: pads a dict of lists to tensors.
+        collate: makes tensors of a dict of lists.
         validator: measures the model; None trains without evaluation.
         save_tokenizer: writes what a checkpoint holds in addition to the model into a folder.
         after_save: receives the folder of every complete checkpoint but the last, on the main process. It may return a

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import math
+import re
 from dataclasses import dataclass
 from inspect import get_annotations
 from typing import Literal, get_args, get_type_hints
@@ -12,13 +13,14 @@ import pytest
 import yaml
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
-from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
+from hf_rnn_seq2seq.data.arguments import OF_TASKS, TASKS, DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.config_checks import ConfigError
 from hf_rnn_seq2seq.option_parser import parse_arguments
 from hf_rnn_seq2seq.options import OptionGroup, convert, option
 from hf_rnn_seq2seq.recipes import read_recipe
-from hf_rnn_seq2seq.training.arguments import GenerationArguments, TrainingOptions, dump_recipe
+from hf_rnn_seq2seq.training.arguments import GenerationArguments, RunOptions, TrainingOptions, dump_recipe
+from hf_rnn_seq2seq.training.model_fields import model_fields
 from tests.helpers.script_runs import ROOT
 
 GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingOptions)
@@ -276,3 +278,24 @@ def test_paths_are_what_a_shell_would_make_of_them(tmp_path, monkeypatch):
 )
 def test_resuming_as_people_type_it(typed, meant):
     assert TrainingOptions(resume_from_checkpoint=typed).resume_from_checkpoint == meant
+
+
+def test_every_task_is_a_module_and_its_options_are_options() -> None:
+    for task in TASKS:
+        assert callable(importlib.import_module(f"hf_rnn_seq2seq.training.{task}").parts)
+    known = {field.name for group in GROUPS for field in dataclasses.fields(group)} | model_fields().keys()
+    assert OF_TASKS.keys() <= known
+    assert all(set(tasks) < set(TASKS) for tasks in OF_TASKS.values())
+
+
+def test_an_option_of_another_task_is_refused() -> None:
+    message = "alignment_unit='token': has no effect with task='captioning', it is for translation"
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        RunOptions.parse(["--task", "captioning", "--dataset_name", "shapes", "--alignment_unit", "token"])
+    with pytest.raises(
+        ArgumentError, match="image_size=32: has no effect with task='translation', it is for captioning"
+    ):
+        RunOptions.parse(["--dataset_name", "cldr", "--image_size", "32"])
+    # What a finished run writes down holds every option, with its default where it was not given.
+    read = yaml.safe_load(RunOptions.parse(["--task", "captioning", "--dataset_name", "shapes"]).recipe())
+    assert read["task"] == "captioning" and read["alignment_unit"] == "word"

@@ -187,6 +187,8 @@ class RnnEncoder(nn.Module):
         self._check_source(input_ids, inputs_embeds, pixel_values)
         if pixel_values is not None:
             inputs_embeds, attention_mask = self.foreign(pixel_values=pixel_values), None
+        elif inputs_embeds is not None and self.foreign is not None:
+            inputs_embeds = inputs_embeds.to(self.foreign.dtype)  # stored states may be in half precision
         mask = self._mask(input_ids, inputs_embeds, attention_mask)
         config, order = self.config, ReadingOrder(mask)
         # An exported graph must work for every batch, so it must not depend on the values of this one.

@@ -44,6 +44,11 @@ class ForeignEncoder(nn.Module):
         """Whether the encoder reads pixels and not token ids."""
         return self.kind.input_name == "pixel_values"
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self.model.parameters()).dtype
+
     def use(self, model: PreTrainedModel) -> None:
         """Takes `model` as the encoder."""
         self.model = model
@@ -51,20 +56,17 @@ class ForeignEncoder(nn.Module):
         self.train(self.training)
 
     def choose_trained(self) -> None:
-        """Says which parameters have a gradient; loading a checkpoint makes new ones, which all have."""
-        self.model.requires_grad_(not self.frozen)
+        """Says which parameters have no gradient; loading a checkpoint makes new ones, which all have."""
         for part in self.model.modules():
             # Positions by a formula are no parameters, though Marian's are stored as one.
-            if "Sinusoidal" in type(part).__name__:
+            if self.frozen or "Sinusoidal" in type(part).__name__:
                 part.requires_grad_(False)
 
     def load(self, name: str, revision: str | None = None) -> None:
         """Takes the weights of a checkpoint of the same configuration, from a folder or from the Hub."""
         config = self.model.config
-        whole = AutoModel.from_pretrained(
-            name, config=config, revision=revision, dtype=next(self.parameters()).dtype, **_options(config)
-        )
-        self.use(_half(whole))
+        options = {"revision": revision, "dtype": self.dtype, **_options(config)}
+        self.use(_half(AutoModel.from_pretrained(name, config=config, **options)))
 
     def train(self, mode: bool = True) -> "ForeignEncoder":
         return super().train(mode and not self.frozen)
@@ -89,7 +91,7 @@ class ForeignEncoder(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             if self.reads_images:
-                return _sequence(self.model(pixel_values=pixel_values).last_hidden_state)
+                return _sequence(self.model(pixel_values=pixel_values.to(self.dtype)).last_hidden_state)
             longest = getattr(self.model.config, "max_position_embeddings", None)
             if longest and 0 < longest < input_ids.shape[1]:
                 raise ValueError(
@@ -141,7 +143,9 @@ def encoder_kind(config: PreTrainedConfig) -> EncoderKind:
     Raises:
         ConfigError: the model reads something else, or gives no sequence of states.
     """
-    return _kind(config.to_json_string(use_diff=False))
+    # What loading and saving write into a configuration changes nothing here.
+    fields = {name: value for name, value in config.to_dict().items() if name not in ("architectures", "dtype")}
+    return _kind(json.dumps(fields, sort_keys=True))
 
 
 @functools.lru_cache(maxsize=64)

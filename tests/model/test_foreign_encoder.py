@@ -112,6 +112,8 @@ def test_recurrent_layers_read_the_states_in_the_place_of_word_vectors(kind: str
     for name in ("last_hidden_state", "final_state", "final_cell"):
         torch.testing.assert_close(read[name], given[name], rtol=1e-6, atol=1e-7)
     assert not hasattr(encoder, "embed_tokens")
+    half = encoder(inputs_embeds=read.hidden_states[0].half(), attention_mask=read.source_mask)
+    torch.testing.assert_close(half.last_hidden_state, read.last_hidden_state, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5"])
@@ -219,6 +221,7 @@ def test_beams_and_search_equal_generate(kind: str, layers: int) -> None:
         encoded = model.get_encoder()(**given)
         assert torch.equal(model.search(encoder_outputs=encoded, **options, max_length=7), wanted)
     assert torch.equal(model.search(given[main], max_length=7), model.generate(given[main], max_length=7))
+    assert model.search(**given, weight_type="bfloat16", max_length=7).shape[0] == 3
     ensemble = model.search(**given, ensemble=(model,), num_beams=3, max_length=7)
     assert torch.equal(ensemble, model.generate(**given, num_beams=3, max_length=7))
     weights = model(**given, decoder_input_ids=wanted[::2], output_attentions=True).cross_attentions[0]

@@ -76,13 +76,6 @@ HOOKS = [
     ),
     Hook(
         GENERATION,
-        "_prepare_attention_mask_for_generation",
-        "the words of a foreign encoder have its own pad token",
-        by(GENERATION, "generate"),
-        "self inputs_tensor generation_config model_kwargs",
-    ),
-    Hook(
-        GENERATION,
         "prepare_inputs_for_generation",
         "a state is not cut: only words new to the cache are read",
         by(GENERATION, "_prefill", "_sample", "_beam_search", "_assisted_decoding"),

@@ -98,10 +98,7 @@ class ForeignEncoder(nn.Module):
                     f"input_ids of shape {tuple(input_ids.shape)}: the encoder ({self.model.config.model_type}) reads at most "
                     f"{longest} tokens (max_position_embeddings); cut the source"
                 )
-            # Attention over nothing is not a number: a row without words reads its first pad.
-            first = torch.arange(mask.shape[1], device=mask.device) == 0
-            readable = mask | (first & ~mask.any(1, keepdim=True))
-            return self.model(input_ids=input_ids, attention_mask=readable.long()).last_hidden_state
+            return self.model(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
 
 
 def encoder_config(given: PreTrainedConfig | dict[str, object], words: dict[str, object]) -> PreTrainedConfig:
@@ -125,8 +122,7 @@ def encoder_config(given: PreTrainedConfig | dict[str, object], words: dict[str,
     if "vocab_size" not in fields and hasattr(CONFIG_MAPPING[kind], "vocab_size"):
         fields = {**words, **fields}
     config = AutoConfig.for_model(**fields)
-    # The outer model decides the type of the weights, and the folder of an encoder is of no use elsewhere.
-    config.dtype, config.name_or_path = None, ""
+    config.dtype = None  # the outer model decides the type of the weights
     encoder_kind(config)
     return config
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
@@ -351,15 +351,6 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
             # Wrong proposals of an assistant are taken back. transformers activates recording for the assisted model.
             if generation_config.is_assistant:
                 model_kwargs["cache"].activate_past_recording()
-
-    def _prepare_attention_mask_for_generation(
-        self, inputs_tensor: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, object]
-    ) -> Tensor:
-        """As in transformers; but the pad token of a foreign encoder's words is its own."""
-        foreign = self.model.encoder.foreign
-        if foreign is None or foreign.reads_images or inputs_tensor.is_floating_point():
-            return super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)
-        return foreign.mask(inputs_tensor).long()
 
     def _expand_inputs_for_generation(self, *args: object, **kwargs: object) -> tuple[Tensor, dict[str, object]]:
         """Repeats rows for beams in a copy of the encoder's output; transformers would write into the caller's."""

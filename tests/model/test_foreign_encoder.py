@@ -151,8 +151,11 @@ def test_the_pad_token_of_the_source_is_the_encoders() -> None:
     ids = torch.tensor([[0, 5, 6, 2, 1, 1], [0, 7, 8, 9, 10, 2]])
     assert model.get_encoder()(ids).source_mask.tolist() == (ids != 1).tolist()
     given = (ids != 1).long()
-    for decode in (model.generate, model.search):
-        assert torch.equal(decode(ids, max_length=6), decode(ids, attention_mask=given, max_length=6))
+    options = {"max_length": 6, "num_beams": 2, "return_dict_in_generate": True, "output_scores": True}
+    wanted = model.generate(ids, attention_mask=given, **options).sequences_scores
+    torch.testing.assert_close(model.generate(ids, **options).sequences_scores, wanted)
+    del options["output_scores"]
+    torch.testing.assert_close(model.search(ids, **options).sequences_scores, wanted)
 
 
 def test_sinusoids_are_those_of_the_paper() -> None:

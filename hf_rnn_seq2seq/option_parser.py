@@ -115,6 +115,7 @@ def parse_arguments(
     model_options: Mapping[str, Any] | None = None,
     *,
     description: str = "",
+    reserved: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
     """Reads `[RECIPE.yaml] [--option value ...]`; the command line wins over the recipe, the recipe over defaults.
 
@@ -124,6 +125,7 @@ def parse_arguments(
         groups: option dataclasses, whose field names together are the options.
         model_options: further option names with their annotations, or with objects that have a `hint`, a `default` and
             a `help`; a name that a group already holds belongs to the group.
+        reserved: options that only a recipe may hold, each with the reason why the command line may not.
 
     Returns:
         One instance for each group, in order, then the dictionary of the model options that were given.
@@ -132,7 +134,7 @@ def parse_arguments(
         ArgumentError: unknown option (with the nearest name), value of the wrong type or out of range.
         SystemExit: after printing the options, for `--help`.
     """
-    given, words = read_words(argv, groups, model_options, description=description)
+    given, words = read_words(argv, groups, model_options, description=description, reserved=reserved)
     if len(words) > 1:
         raise ArgumentError(f"{words[1]!r}: one recipe only ({words[0]!r} came first); options start with --")
     options = read_recipe(words[0]) if words else {}

@@ -6,6 +6,7 @@ Reads the data and tokenizer options, from a training recipe too, whose other op
 `AutoTokenizer.from_pretrained(DIR)` loads the result; `scripts/train.py --tokenizer_name_or_path DIR` trains with it.
 """
 
+import dataclasses
 import os
 import sys
 import tempfile
@@ -23,7 +24,12 @@ from hf_rnn_seq2seq.training.model_fields import model_fields
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     groups = (DataArguments, TokenizerArguments, TrainingOptions, GenerationArguments)
-    data, options, training, *_ = parse_arguments(words, groups, model_fields(), description=__doc__ or "")
+    others = {field.name for group in groups[2:] for field in dataclasses.fields(group)} | set(model_fields())
+    others -= {"output_dir", *(field.name for group in groups[:2] for field in dataclasses.fields(group))}
+    reserved = dict.fromkeys(others, "is for training, no tokenizer depends on it; leave it out")
+    data, options, training, *_ = parse_arguments(
+        words, groups, model_fields(), description=__doc__ or "", reserved=reserved
+    )
     if training.output_dir is None:
         raise ArgumentError("output_dir=None: name the folder for the tokenizer")
     folder = Path(training.output_dir)

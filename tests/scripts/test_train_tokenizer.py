@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+import hf_rnn_seq2seq  # noqa: F401 - AutoTokenizer knows its class
 from tests.helpers import warm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,7 @@ def test_it_writes_what_auto_tokenizer_loads(joint, tmp_path):
         ([*DATA, "--vocab_size", "100", "--output_dir", "{new}"], "error: vocab_size=100: bpe needs at least 260"),
         (["--train_file", "no.tsv", "--output_dir", "{new}"], "error: file no.tsv does not exist"),
         ([*DATA, "--vocab_sise", "100", "--output_dir", "{new}"], "vocab_size"),
+        ([*DATA, "--dropout", "0.1", "--output_dir", "{new}"], "error: dropout: is for training, no tokenizer depends"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(words, message, tmp_path):

@@ -24,7 +24,7 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(CORES)
 DEMO_SENTENCE := Thursday, March 12, 2026
-DEMO_PICTURE := shapes/test/0/3
+DEMO_PICTURE := shapes/test/0/33
 RECIPE_OF_translation := cldr_en_fr
 RECIPE_OF_captioning := shapes_captions
 

@@ -6,7 +6,14 @@ import torch
 
 from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
 
-from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BaseImageProcessor,
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 
 class RnnSeq2SeqProcessor(ProcessorMixin):
@@ -22,6 +29,21 @@ class RnnSeq2SeqProcessor(ProcessorMixin):
         **kwargs: object,
     ) -> None:
         super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *args: object, **kwargs: object) -> object:
+        """As in transformers. Of a model that reads texts its tokenizer, which is all that it needs: `AutoProcessor` knows
+        only the kind of model, and gives for other kinds the tokenizer too."""
+        of_hub = ("trust_remote_code", "revision", "token", "cache_dir", "local_files_only", "force_download")
+        try:
+            config = AutoConfig.from_pretrained(
+                pretrained_model_name_or_path, **{name: kwargs[name] for name in of_hub if name in kwargs}
+            )
+        except (OSError, ValueError):  # a processor that was saved alone
+            config = None
+        if not getattr(config, "reads_images", True):
+            return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def __call__(
         self, images: object = None, text: str | Sequence[str] | None = None, **kwargs: object

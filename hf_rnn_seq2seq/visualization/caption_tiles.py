@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-COLUMNS = 5
+COLUMNS = 6
 TILE = 2.0  # inches
 SHADE = 0.75  # darkness of a region without weight
 

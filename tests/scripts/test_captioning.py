@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from hf_rnn_seq2seq.data import shapes
+from hf_rnn_seq2seq.model.processing_rnn_seq2seq import RnnSeq2SeqProcessor
 from tests.helpers import warm
 from tests.helpers.script_runs import run
 
@@ -105,6 +106,25 @@ def test_transformers_loads_processor_model_and_pipeline(captioner: Path, pictur
         (described,) = pipe(images=opened, text="", max_new_tokens=12)
     assert described["generated_text"] == found[0]
     assert run("caption.py", captioner, picture, "--max_new_tokens", 12).stdout.decode().strip() == found[0]
+
+
+def test_the_processor_of_a_translator_is_its_tokenizer(checkpoint: Path) -> None:
+    assert AutoProcessor.from_pretrained(checkpoint)("2 kg")["input_ids"]
+
+
+def test_a_processor_is_saved_alone_and_gives_prompts(captioner: Path, tmp_path: Path) -> None:
+    AutoProcessor.from_pretrained(captioner).save_pretrained(tmp_path / "alone")
+    processor = RnnSeq2SeqProcessor.from_pretrained(tmp_path / "alone")
+    drawn = [shapes.draw("shapes/test/0/3"), shapes.draw("shapes/test/0/4")]
+    inputs = processor(images=drawn, text=["a small", ""])
+    tokenizer = processor.tokenizer
+    start, words = tokenizer.bos_token_id, tokenizer("a small")["input_ids"][:-1]
+    assert inputs["decoder_input_ids"].tolist() == [[start, *words], [tokenizer.pad_token_id] * 2 + [start]]
+    assert inputs["decoder_attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert inputs["pixel_values"].shape == (2, 3, 32, 32)
+    assert processor(images=drawn)["decoder_input_ids"].tolist() == [[start], [start]]
+    with pytest.raises(ValueError, match="3 texts for 2 pictures"):
+        processor(images=drawn, text=["a", "b", "c"])
 
 
 CLEAN = """

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.batching import Collator
 from hf_rnn_seq2seq.data.bpe_dropout import BpeDropout
 from hf_rnn_seq2seq.data.corpus import Corpus
+from hf_rnn_seq2seq.data.frozen_states import FrozenStates
 from hf_rnn_seq2seq.data.loader import BatchLoader
 from hf_rnn_seq2seq.data.streaming import TextStream
 from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
@@ -40,8 +42,9 @@ def parts(start: Start) -> TaskParts:
     for split, counts in skipped.items():
         size = "streamed" if isinstance(rows[split], TextStream) else f"{len(rows[split])} rows"
         log(f"{split}: {size}; {corpus.left_out(split, counts)}")
-    validator = make_validator(options, corpus, tokenizer, rows.get("validation"), accelerator, log)
     model = make_model(options, tokenizer)
+    collate = make_collator(model, options, tokenizer, accelerator)
+    validator = make_validator(options, corpus, tokenizer, rows.get("validation"), collate, accelerator, log)
     adaptation.fill(model, tokenizer, rows["train"])
     objective = build_objective(options.training, model, partial(tokenizer.batch_decode, skip_special_tokens=True))
     # An objective replaces every other loss, that of the alignments included.
@@ -60,7 +63,7 @@ def parts(start: Start) -> TaskParts:
     return TaskParts(
         model,
         train,
-        Collator(tokenizer.pad_token_id),
+        collate,
         validator,
         tokenizer.save_pretrained,
         (source_vocabulary_size(tokenizer), target_vocabulary_size(tokenizer)),
@@ -98,6 +101,19 @@ def _limits(data: DataArguments) -> dict[str, int]:
     return {"max_source_length": data.max_source_length, "max_target_length": data.max_target_length}
 
 
+def make_collator(
+    model: PreTrainedModel, options: RunOptions, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+) -> Callable[[Any], dict[str, Tensor]]:
+    """Pads rows; the sentences that a frozen encoder reads, once each, become its states."""
+    collate = Collator(tokenizer.pad_token_id)
+    foreign = getattr(model.get_encoder(), "foreign", None)
+    # Copying and the objectives on whole sentences read the words themselves.
+    if foreign is None or not foreign.frozen or model.config.copy_mechanism or options.training.objective != "ml":
+        return collate
+    foreign.to(accelerator.device)
+    return FrozenStates(collate, lambda ids, mask: foreign(ids.to(accelerator.device), mask.to(accelerator.device)))
+
+
 def add_alignments(
     data: DataArguments, rows: Dataset | TextStream, weight: float, accelerator: Accelerator
 ) -> Dataset | TextStream:
@@ -119,6 +135,7 @@ def make_validator(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset | None,
+    collate: Callable[[Any], dict[str, Tensor]],
     accelerator: Accelerator,
     log: Callable[[str], object],
 ) -> Validator | None:
@@ -140,7 +157,7 @@ def make_validator(
     search = {"num_beams": 1, "max_new_tokens": options.generation.max_new_tokens, "progress": False}
     search |= {"batch_size": training.per_device_eval_batch_size, "workers": torch.get_num_threads()}
     return Validator(
-        BatchLoader(rows, Collator(tokenizer.pad_token_id), device=accelerator.device),
+        BatchLoader(rows, collate, device=accelerator.device),
         batch_size=training.per_device_eval_batch_size,
         texts=texts,
         translate=lambda model, sources: translate(model, tokenizer, sources, **search),

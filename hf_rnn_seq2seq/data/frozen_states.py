@@ -2,45 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-KEPT_BYTES = 2 * 2**30  # sentences beyond this are read again
+KEPT_BYTES = 2 * 2**30  # of states; sentences beyond this are read again
 
 
 class FrozenStates:
     """Makes `inputs_embeds` of `input_ids`, in half precision in memory.
 
-    Each sentence is read alone, so that its states do not depend on its batch: a resumed run has the same ones.
+    The sentences of `read` are read in an order of their own, the others alone. So the states do not depend on the batches
+    of the training: a resumed run has the same ones.
 
     Args:
         collate: rows -> `input_ids`, `attention_mask` (padded on the right) and others.
-        encode: ids (1, source) and mask (1, source) -> states (1, source, width).
+        encode: ids (batch, source) and bool mask (batch, source) -> states (batch, source, width).
     """
 
     def __init__(self, collate: Callable[[Any], dict[str, Tensor]], encode: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.collate, self.encode = collate, encode
-        self.kept: dict[bytes, Tensor] = {}
+        self.kept: dict[tuple[int, ...], Tensor] = {}
         self.bytes = 0
+
+    def read(self, sentences: Iterable[Sequence[int]], batch_size: int = 64) -> None:
+        """Reads sentences, those of similar length together, as many as are kept."""
+        different = sorted({tuple(sentence) for sentence in sentences}, key=lambda sentence: (len(sentence), sentence))
+        for start in range(0, len(different), batch_size):
+            if self.bytes >= KEPT_BYTES:
+                return
+            self._read(different[start : start + batch_size])
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
         batch = self.collate(rows)
         ids, lengths = batch.pop("input_ids"), batch["attention_mask"].sum(1).tolist()
-        states = [self._states(row[:length]) for row, length in zip(ids, lengths, strict=True)]
+        sentences = [tuple(row[:length]) for row, length in zip(ids.tolist(), lengths, strict=True)]
+        states = [self.kept[words] if words in self.kept else self._read([words])[0] for words in sentences]
         return {**batch, "inputs_embeds": pad_sequence(states, batch_first=True).float()}
 
     @torch.no_grad()
-    def _states(self, words: Tensor) -> Tensor:
-        """(source, width) of one sentence."""
-        key = words.numpy().tobytes()
-        if (found := self.kept.get(key)) is not None:
-            return found
-        ids = words.unsqueeze(0)
-        found = self.encode(ids, torch.ones_like(ids, dtype=torch.bool))[0].to("cpu", torch.float16)
-        if self.bytes + found.nbytes <= KEPT_BYTES:
-            self.kept[key], self.bytes = found, self.bytes + found.nbytes
-        return found
+    def _read(self, sentences: list[tuple[int, ...]]) -> list[Tensor]:
+        """The states (source, width) of each sentence, which are kept if there is room."""
+        ids = pad_sequence([torch.tensor(words) for words in sentences], batch_first=True)
+        lengths = torch.tensor([len(words) for words in sentences]).unsqueeze(1)
+        found = self.encode(ids, torch.arange(ids.shape[1]) < lengths).to("cpu", torch.float16)
+        states = [row[: len(words)].clone() for row, words in zip(found, sentences, strict=True)]
+        for words, state in zip(sentences, states, strict=True):
+            if self.bytes + state.nbytes <= KEPT_BYTES:
+                self.kept[words], self.bytes = state, self.bytes + state.nbytes
+        return states

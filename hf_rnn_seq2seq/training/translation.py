@@ -43,7 +43,7 @@ def parts(start: Start) -> TaskParts:
         size = "streamed" if isinstance(rows[split], TextStream) else f"{len(rows[split])} rows"
         log(f"{split}: {size}; {corpus.left_out(split, counts)}")
     model = make_model(options, tokenizer)
-    collate = make_collator(model, options, tokenizer, accelerator)
+    collate = make_collator(model, options, tokenizer, rows["train"], accelerator)
     validator = make_validator(options, corpus, tokenizer, rows.get("validation"), collate, accelerator, log)
     adaptation.fill(model, tokenizer, rows["train"])
     objective = build_objective(options.training, model, partial(tokenizer.batch_decode, skip_special_tokens=True))
@@ -102,7 +102,11 @@ def _limits(data: DataArguments) -> dict[str, int]:
 
 
 def make_collator(
-    model: PreTrainedModel, options: RunOptions, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+    model: PreTrainedModel,
+    options: RunOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset | TextStream,
+    accelerator: Accelerator,
 ) -> Callable[[Any], dict[str, Tensor]]:
     """Pads rows; the sentences that a frozen encoder reads, once each, become its states."""
     collate = Collator(tokenizer.pad_token_id)
@@ -111,7 +115,11 @@ def make_collator(
     if foreign is None or not foreign.frozen or model.config.copy_mechanism or options.training.objective != "ml":
         return collate
     foreign.to(accelerator.device)
-    return FrozenStates(collate, lambda ids, mask: foreign(ids.to(accelerator.device), mask.to(accelerator.device)))
+    device = accelerator.device
+    states = FrozenStates(collate, lambda ids, mask: foreign(ids.to(device), mask.to(device)))
+    if isinstance(train, Dataset) and not options.training.dry_run:
+        states.read(train["input_ids"])
+    return states
 
 
 def add_alignments(

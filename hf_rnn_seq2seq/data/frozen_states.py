@@ -15,7 +15,7 @@ KEPT_BYTES = 2 * 2**30  # of states; sentences beyond this are read again
 class FrozenStates:
     """Makes `inputs_embeds` of `input_ids`, in half precision in memory.
 
-    The sentences of `read` are read in an order of their own, the others alone. So the states do not depend on the batches
+    The sentences of `read` are read in an order of their own, others alone. So the states do not depend on the batches
     of the training: a resumed run has the same ones.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,7 @@ def parts(start: Start) -> TaskParts:
         size = "streamed" if isinstance(rows[split], TextStream) else f"{len(rows[split])} rows"
         log(f"{split}: {size}; {corpus.left_out(split, counts)}")
     model = make_model(options, tokenizer)
-    collate = make_collator(model, options, tokenizer, rows["train"], accelerator)
+    collate = make_collator(model, options, tokenizer, rows, accelerator)
     validator = make_validator(options, corpus, tokenizer, rows.get("validation"), collate, accelerator, log)
     adaptation.fill(model, tokenizer, rows["train"])
     objective = build_objective(options.training, model, partial(tokenizer.batch_decode, skip_special_tokens=True))
@@ -105,7 +105,7 @@ def make_collator(
     model: PreTrainedModel,
     options: RunOptions,
     tokenizer: PreTrainedTokenizerBase,
-    train: Dataset | TextStream,
+    rows: Mapping[str, Dataset | TextStream],
     accelerator: Accelerator,
 ) -> Callable[[Any], dict[str, Tensor]]:
     """Pads rows; the sentences that a frozen encoder reads, once each, become its states."""
@@ -117,8 +117,9 @@ def make_collator(
     foreign.to(accelerator.device)
     device = accelerator.device
     states = FrozenStates(collate, lambda ids, mask: foreign(ids.to(device), mask.to(device)))
-    if isinstance(train, Dataset) and not options.training.dry_run:
-        states.read(train["input_ids"])
+    for split in rows.values():
+        if isinstance(split, Dataset) and not options.training.dry_run:
+            states.read(split["input_ids"])
     return states
 
 

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     groups = (DataArguments, TokenizerArguments, TrainingOptions, GenerationArguments)
     others = {field.name for group in groups[2:] for field in dataclasses.fields(group)} | set(model_fields())
-    others -= {"output_dir", *(field.name for group in groups[:2] for field in dataclasses.fields(group))}
+    others -= {"imports", "output_dir", *(field.name for group in groups[:2] for field in dataclasses.fields(group))}
     reserved = dict.fromkeys(others, "is for training, no tokenizer depends on it; leave it out")
     data, options, training, *_ = parse_arguments(
         words, groups, model_fields(), description=__doc__ or "", reserved=reserved

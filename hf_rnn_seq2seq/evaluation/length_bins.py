@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hf_rnn_seq2seq.data.pieces import is_unspaced_script
 from hf_rnn_seq2seq.errors import ArgumentError
 
-_WIDTH, _LAST = 5, 50  # words of a bin, and the length from which on all are in one
+_LAST = 50  # the length in words from which on all sources are in one bin
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,24 @@ def score_by_length(
     sources: Sequence[str],
     hypotheses: Sequence[str],
     references: Sequence[str],
+    *,
+    width: int = 5,
 ) -> list[LengthBin]:
     """BLEU and length ratio of sentences grouped by source length in words (Cho et al. 2014; Bahdanau et al. 2014).
 
-    Bins are 1 to 5 words, 6 to 10, and so on; sources of more than 50 words share one bin. Empty bins are left out.
-    In a script without spaces characters are counted.
+    Bins are 1 to `width` words, and so on; sources of more than 50 words share one bin. Empty bins are left out. In a
+    script without spaces characters are counted.
     """
     from sacrebleu.metrics import BLEU
 
     if not len(sources) == len(hypotheses) == len(references) or not sources:
         raise ArgumentError(f"{len(sources)} sources, {len(hypotheses)} hypotheses, {len(references)} references")
+    if not 1 <= width <= _LAST:
+        raise ArgumentError(f"width={width}: must be from 1 to {_LAST} words")
     groups: dict[int, list[int]] = {}
     for index, source in enumerate(sources):
         length = max(_units(source), 1)
-        groups.setdefault(min((length - 1) // _WIDTH, _LAST // _WIDTH), []).append(index)
+        groups.setdefault(min((length - 1) // width, _LAST // width), []).append(index)
     bins = []
     for group, members in sorted(groups.items()):
         texts = [hypotheses[index] for index in members]
@@ -46,8 +50,8 @@ def score_by_length(
         bleu = BLEU(effective_order=True, force=True).corpus_score(texts, [expected])
         ratio = sum(map(_units, texts)) / max(sum(map(_units, expected)), 1)
         longest = max(_units(sources[index]) for index in members)
-        high = (group + 1) * _WIDTH if group < _LAST // _WIDTH else max(longest, (group + 1) * _WIDTH)
-        bins.append(LengthBin(group * _WIDTH + 1, high, len(members), bleu.score, ratio))
+        high = (group + 1) * width if group < _LAST // width else max(longest, (group + 1) * width)
+        bins.append(LengthBin(group * width + 1, high, len(members), bleu.score, ratio))
     return bins
 
 

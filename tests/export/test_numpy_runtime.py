@@ -381,7 +381,14 @@ EXPORTED |= {"decoder_start_token_id"}
 # Of an option that is refused itself.
 REFUSED_BY = {"context_size", "num_attention_heads", "attention_window_size", "max_source_positions", "alignment_order"}
 REFUSED_BY |= {"entmax_alpha", "entmax_learned", "coverage_size", "encoder", "freeze_encoder"}
-UNREAD = {"coverage_loss", "guided_alignment_weight", "dropout", "recurrent_dropout", "variational_dropout"}
+UNREAD = {
+    "coverage_loss",
+    "doubly_stochastic",
+    "guided_alignment_weight",
+    "dropout",
+    "recurrent_dropout",
+    "variational_dropout",
+}
 UNREAD |= {"weight_drop", "word_dropout", "word_dropout_unit", "label_smoothing", "teacher_forcing_ratio", "use_cache"}
 UNREAD |= {"teacher_forcing_unit", "scheduled_sampling", "scheduled_sampling_decay", "scheduled_sampling_floor"}
 UNREAD |= {"scheduled_sampling_words", "initializer_range", "decoder_recurrence", "logits_memory_mb"}

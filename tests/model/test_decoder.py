@@ -135,7 +135,7 @@ SLOW = {"rnmt_plus2018", "bideep2017", "xu2015"}
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_take_the_fast_paths(name: str) -> None:
-    """Of the published decoders only those with layer normalization, deep transitions or a gate run in the time loop."""
+    """Of the published decoders only those with layer norm, deep transitions or a gate run in the time loop."""
     sizes = {"vocab_size": 11, "embedding_size": 5, "hidden_size": 4, **SIZES[name]}
     config = RnnSeq2SeqConfig.from_preset(name, **sizes)
     path = RnnSeq2SeqForConditionalGeneration(config).get_decoder().recurrence_path

@@ -136,9 +136,9 @@ class Launches(TorchDispatchMode):
 
 def test_blocks_are_for_cpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each operation is a kernel launch there: their number depends on the chunks, not on the caches of a CPU."""
-    leaves = [tensor.detach().to("meta").requires_grad_() for tensor in inputs()[:3]]
     counts = []
     for block in (1, 10**6):
+        leaves = [tensor.detach().to("meta").requires_grad_() for tensor in inputs()[:3]]
         monkeypatch.setattr(loss, "BLOCK", block)
         with Launches() as launches:
             chunked_cross_entropy(*leaves, inputs()[3].to("meta"), 0.1, 100).backward()

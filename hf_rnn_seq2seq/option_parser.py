@@ -153,7 +153,7 @@ def parse_arguments(
     return tuple(parsed)
 
 
-def check_known(name: str, known: Mapping[str, Any]) -> None:
+def check_known(name: str, known: Collection[str]) -> None:
     """Raises ArgumentError, naming the nearest known option, when `name` is none of them."""
     if name in _REMOVED:
         raise ArgumentError(f"{name}: was removed in version 0.2.0; leave it out")

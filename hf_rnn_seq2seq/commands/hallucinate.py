@@ -49,11 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ArgumentError(f"{option}={column!r}: {path} has the columns {', '.join(names) or 'of no row'}")
     source, target = map(names.index, columns)
     rows = [row for row in table[len(header) :] if len(row) == len(names)]
+    left_out = len(table) - len(header) - len(rows)
     pairs = [(row[source], row[target]) for row in rows]
     new = []
     for number, *texts in hallucinate(pairs, arguments.rows, arguments.seed):
         new.append(list(rows[number]))
         new[-1][source], new[-1][target] = texts
     write_atomically(arguments.output_file, "".join("\t".join(row) + "\n" for row in [*table, *new]))
-    print(f"{arguments.output_file}: {len(table) - len(header)} rows of {path}, and {len(new)} new ones")
+    unused = f"; {left_out} rows without {len(names)} columns gave none" if left_out else ""
+    print(f"{arguments.output_file}: {len(table) - len(header)} rows of {path}, and {len(new)} new ones{unused}")
     return 0

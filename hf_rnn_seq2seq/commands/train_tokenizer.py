@@ -24,6 +24,7 @@ from hf_rnn_seq2seq.training.model_fields import model_fields
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     groups = (DataArguments, TokenizerArguments, TrainingOptions, GenerationArguments)
+    # A recipe of training holds them too, and they are read past.
     others = {field.name for group in groups[2:] for field in dataclasses.fields(group)} | set(model_fields())
     others -= {"imports", "output_dir", *(field.name for group in groups[:2] for field in dataclasses.fields(group))}
     reserved = dict.fromkeys(others, "is for training, no tokenizer depends on it; leave it out")

@@ -8,7 +8,6 @@ tokens that are punctuation alone. Training, references and outputs then have on
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from hf_rnn_seq2seq.data.readers import checked, read_lines
 from hf_rnn_seq2seq.errors import DataError, quoted
@@ -39,7 +38,9 @@ def plain_words(text: str) -> str:
     return " ".join(word for word in text.lower().split() if any(map(str.isalnum, word)))
 
 
-def caption_rows(captions_file: str, pictures: str, content: str, version: str) -> Iterator[dict[str, Any]]:
+def caption_rows(
+    captions_file: str, pictures: str, content: str, version: str
+) -> Iterator[dict[str, str | int | None]]:
     """A row for each caption of the listed pictures, for `datasets`: `source` (picture), `target`, `problem`, `id`.
 
     `content` and `version` are part of the cache key only.

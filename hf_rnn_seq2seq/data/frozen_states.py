@@ -13,10 +13,10 @@ KEPT_BYTES = 2 * 2**30  # of states; sentences beyond this are read again
 
 
 class FrozenStates:
-    """Makes `inputs_embeds` of `input_ids`, in half precision in memory.
+    """A collator that puts states of the encoder (`inputs_embeds`) in the place of `input_ids`.
 
-    The sentences of `read` are read in an order of their own, others alone. So the states do not depend on the batches
-    of the training: a resumed run has the same ones.
+    States are kept in memory in half precision. Sentences are encoded in an order of their own, by length, and not in
+    the order of the training: so a resumed run has the same states.
 
     Args:
         collate: rows -> `input_ids`, `attention_mask` (padded on the right) and others.
@@ -29,7 +29,7 @@ class FrozenStates:
         self.bytes = 0
 
     def read(self, sentences: Iterable[Sequence[int]], batch_size: int = 64) -> None:
-        """Reads sentences, those of similar length together, as many as are kept."""
+        """Encodes the sentences in batches of similar length, and stops when `KEPT_BYTES` of states are kept."""
         different = sorted({tuple(sentence) for sentence in sentences}, key=lambda sentence: (len(sentence), sentence))
         for start in range(0, len(different), batch_size):
             if self.bytes >= KEPT_BYTES:
@@ -45,7 +45,7 @@ class FrozenStates:
 
     @torch.no_grad()
     def _read(self, sentences: list[tuple[int, ...]]) -> list[Tensor]:
-        """The states (source, width) of each sentence, which are kept if there is room."""
+        """Encodes sentences together: the states (source, width) of each. They are kept while there is room."""
         ids = pad_sequence([torch.tensor(words) for words in sentences], batch_first=True)
         lengths = torch.tensor([len(words) for words in sentences]).unsqueeze(1)
         found = self.encode(ids, torch.arange(ids.shape[1]) < lengths).to("cpu", torch.float16)

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -62,7 +61,7 @@ def generator_version() -> str:
     return content_hash([Path(__file__)])[:16]
 
 
-def generate(split: str, seed: int, rows: int, version: str = "") -> Iterator[dict[str, Any]]:
+def generate(split: str, seed: int, rows: int, version: str = "") -> Iterator[dict[str, str | int]]:
     """Rows of one split for `datasets`; `version` is part of the cache key only.
 
     Yields:

@@ -277,7 +277,7 @@ class RunOptions:
         return dump_recipe((self.data, self.tokenizer, self.generation, self.training), self.model)
 
 
-def _check_task(name: str, value: Any, task: str) -> None:
+def _check_task(name: str, value: object, task: str) -> None:
     """Raises ArgumentError if the task has no use for an option that was given."""
     if (tasks := OF_TASKS.get(name)) and task not in tasks:
         raise ArgumentError(f"{name}={value!r}: has no effect with task={task!r}, it is for {' and '.join(tasks)}")

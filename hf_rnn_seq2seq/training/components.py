@@ -96,7 +96,7 @@ def make_tokenizer(
     """The tokenizer of the checkpoint, of tokenizer_name_or_path or of model_name_or_path, else a trained one."""
     named, start = options.tokenizer.tokenizer_name_or_path, options.training.model_name_or_path
     reads_text = options.data.task == "translation"
-    tokenizers: list[Any] = [None]
+    tokenizers: list[PreTrainedTokenizerBase | None] = [None]
     if accelerator.is_main_process:
         if checkpoint is None and options.training.pretrained_encoder is not None and reads_text:
             tokenizers = [encoder_tokenizer(options, corpus)]
@@ -162,7 +162,7 @@ def train_tokenizer(options: TokenizerArguments, data: DataArguments, corpus: Co
 
 def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A model that fits the tokenizer: of a checkpoint, of a preset, or of configuration fields."""
-    sizes: dict[str, Any] = {"vocab_size": target_vocabulary_size(tokenizer)}
+    sizes = {"vocab_size": target_vocabulary_size(tokenizer)}
     if options.data.task == "translation":  # else the source has no vocabulary of this tokenizer
         sizes["source_vocab_size"] = source_vocabulary_size(tokenizer)
     if options.model.get("copy_mechanism") and hasattr(tokenizer, "target_vocab_size"):

@@ -261,6 +261,8 @@ class RunOptions:
                 if value != item.default and item.default is not dataclasses.MISSING:
                     _check_task(item.name, value, task)
         for name, value in self.model.items():
+            if name not in model_fields(task):
+                raise ArgumentError(f"{name}={value!r}: is not a field of the models of task={task!r}; leave it out")
             if value:
                 _check_task(name, value, task)
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_rnn_seq2seq.data.corpus import Corpus
 from hf_rnn_seq2seq.data.images import CaptionCollator, Pictures, PixelReader, StateReader, caption_rows
 from hf_rnn_seq2seq.data.loader import BatchLoader
 from hf_rnn_seq2seq.data.tokenizer import target_vocabulary_size
@@ -22,7 +23,7 @@ from hf_rnn_seq2seq.generation.translate import translate
 from hf_rnn_seq2seq.model.processing_rnn_seq2seq import RnnSeq2SeqProcessor
 from hf_rnn_seq2seq.run_directory import tensors_hash
 from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions
-from hf_rnn_seq2seq.training.components import Start, TaskParts, make_model, make_tokenizer
+from hf_rnn_seq2seq.training.components import Start, TaskParts, load_data, make_model, make_tokenizer
 from hf_rnn_seq2seq.training.validation import Validator
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
 
 def parts(start: Start) -> TaskParts:
     """Processor, rows of captions, model and scores of captions."""
-    options, corpus, accelerator = start.options, start.corpus, start.accelerator
+    options, accelerator = start.options, start.accelerator
+    corpus = load_data(options.data, accelerator)
     tokenizer = make_tokenizer(options, corpus, start.checkpoint, accelerator)
     model = make_model(options, tokenizer)
     if model.main_input_name != "pixel_values":
@@ -60,13 +62,18 @@ def parts(start: Start) -> TaskParts:
     collate = CaptionCollator(names, read, tokenizer.pad_token_id)
     size = target_vocabulary_size(tokenizer)
     return TaskParts(
+        corpus.description,
         model,
         rows["train"],
         collate,
-        make_validator(start, tokenizer, rows.get("validation"), collate, read),
+        make_validator(start, corpus, tokenizer, rows.get("validation"), collate, read),
         processor.save_pretrained,
         (size, size),
-        facts={"skipped": skipped, "pictures": len(names)},
+        facts={
+            "skipped": skipped,
+            "decoder_recurrence": model.get_decoder().recurrence_path,
+            "pictures": len(names),
+        },
     )
 
 
@@ -111,6 +118,7 @@ def frozen_states(
 
 def make_validator(
     start: Start,
+    corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset | None,
     collate: CaptionCollator,
@@ -121,7 +129,7 @@ def make_validator(
         return None
     training, texts = start.options.training, None
     if training.predict_with_generate:
-        split = start.corpus.splits["validation"]
+        split = corpus.splits["validation"]
         pictures, references = merged(split["source"], split["target"])
         texts = Dataset.from_dict({"source": pictures, "target": references})
     metrics = dict.fromkeys(["bleu", "chrf"])

@@ -1,4 +1,4 @@
-"""The parts of a run that every task makes alike: corpus, tokenizer, model; and what a task gives to the loop."""
+"""What a task starts from and gives to the loop, and the parts that several tasks make alike."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ class Start:
     """What a task starts from."""
 
     options: RunOptions
-    corpus: Corpus
     checkpoint: Path | None  # of the run that is resumed
     accelerator: Accelerator
     log: Callable[[str], object]  # prints on the main process
@@ -50,6 +49,7 @@ class Start:
 class TaskParts:
     """What a task gives to the loop: all that depends on what is read and written."""
 
+    data: dict[str, Any]  # the description of the corpus, with its fingerprint
     model: PreTrainedModel
     train: Dataset | TextStream
     collate: Collate
@@ -57,8 +57,7 @@ class TaskParts:
     save_processing: Callable[[Path], object]  # writes the tokenizer, or the processor, into a folder
     vocabulary: tuple[int, int]  # entries of source and target
     objective: nn.Module | None = None
-    identity: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)  # for the summary of the run
 
 
 def load_data(data: DataArguments, accelerator: Accelerator) -> Corpus:

@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 from hf_rnn_seq2seq.model.presets import PRESETS
 
-_SOURCE = Path(__file__).resolve().parents[1] / "model" / "configuration_rnn_seq2seq.py"
+_MODEL = Path(__file__).resolve().parents[1] / "model"
+# The class that a task configures.
+CONFIGS = {"translation": "RnnSeq2SeqConfig", "captioning": "RnnSeq2SeqConfig"}
 _NOT_OPTIONS = {"encoder", "vocab_size", "source_vocab_size", "use_cache", "is_encoder_decoder", "transformers_version"}
 
 
@@ -27,20 +29,37 @@ class ModelField:
 
 
 @lru_cache
-def model_fields() -> dict[str, ModelField]:
-    """The options that are fields of `RnnSeq2SeqConfig`, and `preset`, by name."""
-    tree = ast.parse(_SOURCE.read_text(encoding="utf-8"))
-    (config,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "RnnSeq2SeqConfig")
-    meanings = _meanings(ast.get_docstring(config) or "")
+def model_fields(task: str | None = None) -> dict[str, ModelField]:
+    """The options that are fields of a task's configuration (None: of any task's), and `preset`, by name."""
     fields = {"preset": ModelField(str, None, f"system of a paper: {', '.join(PRESETS)}")}
+    for config in dict.fromkeys(CONFIGS.values() if task is None else [CONFIGS[task]]):
+        fields |= {name: field for name, field in _fields_of(config).items() if name not in fields}
+    return fields
+
+
+def _fields_of(name: str) -> dict[str, ModelField]:
+    """The fields of a configuration and of the classes of ours that it extends."""
+    config = _config_classes().get(name)
+    if config is None:  # a class of transformers
+        return {}
+    fields: dict[str, ModelField] = {}
+    for base in config.bases:
+        fields.update(_fields_of(ast.unparse(base)))
+    meanings = _meanings(ast.get_docstring(config) or "")
     for node in config.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-            name = node.target.id
-            if name not in _NOT_OPTIONS and not name.endswith("_token_id"):
+            field = node.target.id
+            if field not in _NOT_OPTIONS and not field.endswith("_token_id"):
                 # Annotations are built-in types and literals; the file is our own.
                 hint = eval(ast.unparse(node.annotation), {"Literal": Literal})
-                fields[name] = ModelField(hint, ast.literal_eval(node.value), meanings.get(name, ""))
+                fields[field] = ModelField(hint, ast.literal_eval(node.value), meanings.get(field, ""))
     return fields
+
+
+@lru_cache
+def _config_classes() -> dict[str, ast.ClassDef]:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(_MODEL.glob("configuration_*.py"))]
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _meanings(docstring: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""From options to a training loop: the corpus, the parts that the task makes of it, the loop."""
+"""From options to a training loop: the parts that the task makes, the loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 
 from hf_rnn_seq2seq.training.adaptation import freeze
 from hf_rnn_seq2seq.training.arguments import RunOptions
-from hf_rnn_seq2seq.training.components import Start, TaskParts, load_data, resumed_checkpoint
+from hf_rnn_seq2seq.training.components import Start, TaskParts, resumed_checkpoint
 from hf_rnn_seq2seq.training.loop import TrainingLoop
 from hf_rnn_seq2seq.training.state import TrainingState
 
@@ -37,9 +37,7 @@ def build_training(
     """Loads, makes and joins the parts of a run; `command` is for its summary, `after_run` for `TrainingLoop`."""
     set_seed(options.training.seed)
     log = partial(print, file=sys.stderr) if accelerator.is_main_process else lambda _: None
-    corpus = load_data(options.data, accelerator)
-    checkpoint = resumed_checkpoint(options.training)
-    parts = task_parts(Start(options, corpus, checkpoint, accelerator, log))
+    parts = task_parts(Start(options, resumed_checkpoint(options.training), accelerator, log))
     model, vocabulary = parts.model, parts.vocabulary
     frozen = freeze(model, options.training.freeze, log)
     loop = TrainingLoop(
@@ -51,18 +49,16 @@ def build_training(
         after_run=after_run,
         recipe=options.recipe(),
         identity={
-            "data": corpus.description.get("fingerprint"),
+            "data": parts.data.get("fingerprint"),
             "vocabulary": list(vocabulary),
             "freeze": options.training.freeze or None,
-            **parts.identity,
         },
         facts={
             "command": command,
-            "data": corpus.description,
+            "data": parts.data,
             "source_vocab_size": vocabulary[0],
             "target_vocab_size": vocabulary[1],
             "seed": options.training.seed,
-            "decoder_recurrence": model.get_decoder().recurrence_path,
             **parts.facts,
             **frozen,
         },

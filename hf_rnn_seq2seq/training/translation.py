@@ -27,14 +27,15 @@ from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged, score, why_blin
 from hf_rnn_seq2seq.generation.translate import translate
 from hf_rnn_seq2seq.training.adaptation import Adaptation
 from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions
-from hf_rnn_seq2seq.training.components import Start, TaskParts, make_model, make_tokenizer
+from hf_rnn_seq2seq.training.components import Start, TaskParts, load_data, make_model, make_tokenizer
 from hf_rnn_seq2seq.training.sequence_objectives import build_objective
 from hf_rnn_seq2seq.training.validation import Validator
 
 
 def parts(start: Start) -> TaskParts:
     """Tokenizer, rows of token ids, model and scores of translations."""
-    options, corpus, accelerator, log = start.options, start.corpus, start.accelerator, start.log
+    options, accelerator, log = start.options, start.accelerator, start.log
+    corpus = load_data(options.data, accelerator)
     adaptation = Adaptation(options.training, resumed=start.checkpoint is not None, log=log)
     tokenizer = make_tokenizer(options, corpus, start.checkpoint, accelerator)
     adaptation.extend(tokenizer)
@@ -61,6 +62,7 @@ def parts(start: Start) -> TaskParts:
     if redraw is not None and not options.data.streaming:
         train = train.with_transform(redraw)
     return TaskParts(
+        corpus.description,
         model,
         train,
         collate,
@@ -68,7 +70,7 @@ def parts(start: Start) -> TaskParts:
         tokenizer.save_pretrained,
         (source_vocabulary_size(tokenizer), target_vocabulary_size(tokenizer)),
         objective,
-        facts={"skipped": skipped, **adaptation.facts},
+        facts={"skipped": skipped, "decoder_recurrence": model.get_decoder().recurrence_path, **adaptation.facts},
     )
 
 

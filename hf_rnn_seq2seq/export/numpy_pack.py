@@ -45,6 +45,7 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "decoder_upper_transition_depth": (1,),
     "bidirectional": ("all", "first", "none"),
     "residual_start": (None,),
+    "skip_connections": (False,),
     "context": ("initial_state", "attention"),
     "context_layers": ("first",),
     "readout_state": ("current",),

@@ -63,6 +63,8 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
             2.2.1).
         residual_start: Number (from 1) of the first layer whose input is added to its output, on both sides
             (GNMT, section 3.1: 3). None: no residual connections.
+        skip_connections: Every decoder layer reads the word's vector, and the readout reads every layer (Graves 2013,
+            equations 1 to 3). A model with a `tanh` readout that is fed back then takes the time loop.
         reverse_source: The encoder reads the source backwards (Sutskever 2014, section 3.3).
         context: How the decoder reads the source: by its `initial_state` only (Sutskever 2014), by a fixed vector at
             `every_step` (Cho 2014), or by `attention`.
@@ -185,6 +187,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     decoder_upper_transition_depth: int | None = None
     bidirectional: Literal["all", "first", "none", "alternating"] = "all"
     residual_start: int | None = None
+    skip_connections: bool = False
     reverse_source: bool = False
     context: Literal["initial_state", "every_step", "attention"] = "attention"
     context_size: int | None = None
@@ -408,10 +411,15 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         return bool(self.coverage_loss or self.doubly_stochastic or self.guided_alignment_weight)
 
     @property
+    def readout_state_width(self) -> int:
+        """Width of the decoder's states that the readout reads: those of the top layer, or of every layer."""
+        return self.hidden_size * (self.decoder_layers if self.skip_connections else 1)
+
+    @property
     def readout_input_width(self) -> int:
         """Width of the input of the readout."""
         context = self.context_width if self.readout_context else 0
-        return self.hidden_size + context + (self.embedding_size if self.readout_embedding else 0)
+        return self.readout_state_width + context + (self.embedding_size if self.readout_embedding else 0)
 
     @property
     def readout_width(self) -> int:

@@ -9,6 +9,8 @@ whole target at once. With `attention_layer="bottom"` (GNMT) one layer is in the
 input feeding, and without attention, no layer is.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -54,7 +56,7 @@ class RnnDecoder(nn.Module):
         if config.input_feeding:
             self.feed_size = config.readout_size if self.feeds_readout else config.context_width
         self.layers = nn.ModuleList(self._build_layer(number) for number in range(config.decoder_layers))
-        self.context_gate = ContextGate(config, config.hidden_size) if gates_cell(config) else None
+        self.context_gate = ContextGate(config, config.hidden_size, config.hidden_size) if gates_cell(config) else None
         self.scalar_gate = ScalarGate(config) if config.context_gate == "scalar" else None
         self.readout = Readout(config)
         self.copy_gate = CopyGate(config) if config.copy_mechanism else None
@@ -64,6 +66,7 @@ class RnnDecoder(nn.Module):
     def _build_layer(self, number: int) -> RecurrentLayer:
         config = self.config
         below = config.hidden_size if number else config.embedding_size
+        below += config.embedding_size if self.skips_to(number) else 0
         return RecurrentLayer(
             cell_type=config.cell_type,
             input_size=below + self.extra_size(number),
@@ -76,6 +79,10 @@ class RnnDecoder(nn.Module):
             zoneout=config.zoneout_rates,
             transition_input_size=config.context_width if self.between_cells and number == 0 else 0,
         )
+
+    def skips_to(self, number: int) -> bool:
+        """Whether layer `number` (from 0) reads the word's vector next to the layer below."""
+        return self.config.skip_connections and number > 0
 
     def extra_size(self, number: int) -> int:
         """Width of what layer `number` (from 0) reads in addition to the layer below: the context, or the fed vector."""
@@ -185,6 +192,8 @@ class RnnDecoder(nn.Module):
         u_t = tanh(W_c [s_t; c_t])
         before_cell with a transition of depth 2 or more (the conditional GRU, Miceli Barone 2017, section 2.1):
         s'_t = cell_1(e_t, s_{t-1});  c_t = attend(s'_t);  s_t = cell_2(c_t, s'_t), and the cells after it
+        A layer above the first reads the layer below in the place of e_t, with skip connections both (Graves 2013,
+        equation 2).
 
         Args:
             projected: (batch, gates), the first layer's input product at this position; the word's vector if that
@@ -208,15 +217,16 @@ class RnnDecoder(nn.Module):
             if number:
                 mask = loop.input_masks[number]
                 below = outputs[-1] if mask is None else outputs[-1] * mask
+                entering = torch.cat([below, word], -1) if self.skips_to(number) else below
                 extra = context if self.extra_size(number) else None
             if cut is None:
-                inputs = below if number else word
+                inputs = entering if number else word
                 inputs = inputs if extra is None else torch.cat([inputs, extra], -1)
                 output, after = layer(inputs.unsqueeze(1), before)
                 output = output[:, 0]
             else:
                 if number:
-                    projected = linear(below, cut.below, cut.below_bias)
+                    projected = linear(entering, cut.below, cut.below_bias)
                 factors = None if number else gate_factors
                 after = layer.first_cell(projected, before, cut, extra, loop.recurrent_masks[number], factors)
                 if self.between_cells:
@@ -265,10 +275,10 @@ class RnnDecoder(nn.Module):
         if record and embedded.shape[1] > 1:
             return self._record(embedded, state, memory, mask)
         attended = self._attended(embedded, state, memory, mask)
-        outputs, states = self._upper_layers(attended, state, mask)
+        outputs, states = self._upper_layers(attended, embedded, state, mask)
         readout = attended.readout
         if readout is None:
-            readout = self._read_out(outputs[-1], attended.context, embedded, state, mask)
+            readout = self._read_out(outputs, attended.context, embedded, state, mask)
         gate = None if self.copy_gate is None else self._copy_gate(attended, outputs[-1], embedded, memory)
         steps = embedded.shape[1] if mask is None else mask.sum(1)
         after = DecoderState(states, attended.feed, state.position + steps, attended.attention_state)
@@ -302,7 +312,7 @@ class RnnDecoder(nn.Module):
             if self.feed_size:
                 feed = step.context
                 if self.feeds_readout:
-                    feed = self.readout(step.outputs[-1], step.context, embedded[:, time])
+                    feed = self.readout(self._read_by_readout(step.outputs), step.context, embedded[:, time])
                     readouts.append(feed)
             layers = step.states + state.layers[self.attended :]
             after = DecoderState(layers, feed, state.position + 1, step.attention_state)
@@ -330,7 +340,7 @@ class RnnDecoder(nn.Module):
         outputs, states = [], []
         for number in range(self.attended or len(self.layers)):
             below = self._between(outputs[-1]) if number else embedded
-            output, end = self._whole_layer(number, below, context, state, mask)
+            output, end = self._whole_layer(number, below, embedded, context, state, mask)
             outputs.append(output)
             states.append(end)
         if self.attention is not None:
@@ -344,36 +354,54 @@ class RnnDecoder(nn.Module):
         return Attended(tuple(states), tuple(outputs), context, weights, attention_state, readout=None, feed=None)
 
     def _upper_layers(
-        self, attended: Attended, state: DecoderState, mask: Tensor | None
+        self, attended: Attended, embedded: Tensor, state: DecoderState, mask: Tensor | None
     ) -> tuple[list[Tensor], tuple[State, ...]]:
         """Outputs (batch, target, hidden) and last states of ALL layers: those of the attended ones, and the rest."""
         outputs, states = list(attended.outputs), list(attended.states)
         for number in range(len(outputs), len(self.layers)):
-            output, end = self._whole_layer(number, self._between(outputs[-1]), attended.context, state, mask)
+            below = self._between(outputs[-1])
+            output, end = self._whole_layer(number, below, embedded, attended.context, state, mask)
             outputs.append(output)
             states.append(end)
         return outputs, tuple(states)
 
     def _whole_layer(
-        self, number: int, below: Tensor, context: Tensor | None, state: DecoderState, mask: Tensor | None
+        self,
+        number: int,
+        below: Tensor,
+        embedded: Tensor,
+        context: Tensor | None,
+        state: DecoderState,
+        mask: Tensor | None,
     ) -> tuple[Tensor, State]:
         """Layer `number` over the whole target: outputs (batch, target, hidden) and the state after the last position."""
-        inputs = torch.cat([below, context], -1) if self.extra_size(number) else below
+        parts = [below] + [embedded] * self.skips_to(number) + [context] * (self.extra_size(number) > 0)
+        inputs = torch.cat(parts, -1) if len(parts) > 1 else below
         output, end = self.layers[number](inputs, state.layers[number], None, None if mask is None else ~mask)
         return output + below if self.residual(number) else output, end
 
+    def _read_by_readout(self, layers: Sequence[Tensor]) -> Tensor:
+        """What the readout reads of the layers' states (batch, ..., hidden): the top one, or with skip connections all."""
+        return torch.cat(tuple(layers), -1) if self.config.skip_connections else layers[-1]
+
     def _read_out(
-        self, states: Tensor, context: Tensor | None, embedded: Tensor, before: DecoderState, mask: Tensor | None
+        self,
+        outputs: list[Tensor],
+        context: Tensor | None,
+        embedded: Tensor,
+        before: DecoderState,
+        mask: Tensor | None,
     ) -> Tensor:
-        """The readout (batch, target, readout) from the top layer's `states` (batch, target, hidden).
+        """The readout (batch, target, readout) from the outputs of each layer (batch, target, hidden).
 
         With hard attention what the target adds to its products, (batch, target, units).
         """
+        states = self._read_by_readout(outputs)
         if self.aligns_hard:
             parts = self.readout.target_part(states, embedded)
-            return parts if self.jumps is None else torch.cat([parts, self.jumps.state(states)], -1)
+            return parts if self.jumps is None else torch.cat([parts, self.jumps.state(outputs[-1])], -1)
         if self.config.readout_state == "previous":
-            states = self._previous(before.layers[-1][0], states, mask)
+            states = self._previous(self._read_by_readout([layer[0] for layer in before.layers]), states, mask)
         return self.readout(states, context, embedded)
 
     def _copy_gate(self, attended: Attended, states: Tensor, embedded: Tensor, memory: Memory) -> Tensor:

@@ -39,11 +39,11 @@ class ScalarGate(nn.Module):
 class ContextGate(nn.Module):
     """Factors for the target's and the source's part of a product of `units` outputs (or blocks of `units` outputs)."""
 
-    def __init__(self, config: RnnSeq2SeqConfig, units: int) -> None:
+    def __init__(self, config: RnnSeq2SeqConfig, units: int, state_width: int) -> None:
         super().__init__()
         self.kind = config.context_gate
         self.word = nn.Linear(config.embedding_size, units)
-        self.state = nn.Linear(config.hidden_size, units, bias=False)
+        self.state = nn.Linear(state_width, units, bias=False)
         self.context = nn.Linear(config.context_width, units, bias=False)
 
     def forward(self, word: Tensor, state: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,8 @@ class Readout(nn.Module):
 
     `linear` concatenates them (and projects with `readout_size`); `tanh` is the attentional vector of Luong 2015,
     equation 5; `maxout` is the deep output of Bahdanau 2014, appendix A.2.2 (pairs of units, the larger of each). With a
-    context gate the context has its own projection.
+    context gate the context has its own projection. With skip connections the state is that of every layer, the lowest
+    first (Graves 2013, equation 3).
     """
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
@@ -77,11 +78,11 @@ class Readout(nn.Module):
         self.kind = config.readout
         self.reads_embedding = config.readout_embedding
         self.reads_context = config.readout_context and config.context_width > 0
-        self.state_width, self.context_width = config.hidden_size, config.context_width
+        self.state_width, self.context_width = config.readout_state_width, config.context_width
         self.word_width = config.embedding_size
         units = (config.readout_size or 0) * (2 if self.kind == "maxout" else 1)
         gated = gates_readout(config)
-        self.gate = ContextGate(config, units) if gated else None
+        self.gate = ContextGate(config, units, self.state_width) if gated else None
         self.project_context = nn.Linear(config.context_width, units, bias=False) if gated else None
         width = config.readout_input_width - (config.context_width if gated else 0)
         self.units = units

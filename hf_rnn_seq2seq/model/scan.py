@@ -9,7 +9,8 @@ gradients of the two are equal.
 Tensors are time-major here: (target, batch, ...). Gates are in torch's order. With layers 1 to L, d and k the dropout
 masks, the state h and the output o (= h, or h plus its input with a residual connection):
 
-    h_t^l = cell_l([d^l o_t^{l-1}, x], k^l h_{t-1}^l);  the word vector's product g_t replaces layer 1's input below
+    h_t^l = cell_l([d^l o_t^{l-1}, x], k^l h_{t-1}^l);  the word vector's product g_t replaces layer 1's input below, and
+                                                        with skip connections each layer adds its own
     before the cell:  x = x_t, q = h_{t-1}^L               after the cell:  x = x_{t-1}, q = o_t^L
     read_t = softmax(score(q, keys)) values
     x_t = read_t,  W_m read_t,  or Luong's attentional vector tanh(W_m read_t + W_o o_t^L + e_t)

@@ -24,9 +24,9 @@ class ScanLayer(NamedTuple):
     hidden: Tensor  # (B, H): the state before the first position
     cell: Tensor | None  # (B, H): the LSTM's cell
     weight: Tensor  # (G, I + H)
-    bias: Tensor | None  # (G,): layers above the first
+    bias: Tensor | None  # (G,): of a layer without `projected`
     recurrent_bias: Tensor | None  # (G,): of the product that the GRU's reset gate multiplies
-    projected: Tensor | None  # (T, B, G): first layer, the product of the word vectors and the bias
+    projected: Tensor | None  # (T, B, G): the product of the word vectors and the bias, of a layer that reads them
     recurrent_mask: Tensor | None  # (B, H): recurrent dropout
     input_mask: Tensor | None  # (T or 1, B, H): dropout of the layer below's output; layers above the first
 

@@ -43,6 +43,8 @@ def scan_refusal(decoder: nn.Module) -> str | None:
         return f"attention_type={config.attention_type!r}: {reason}"
     if decoder.attention.scan_form() is None:
         return f"attention_type={config.attention_type!r}"
+    if decoder.feeds_readout and config.skip_connections and config.decoder_layers > 1:
+        return "skip_connections=True with a readout that is fed back"
     if decoder.feeds_readout and (reason := readout_departure(decoder.readout)):
         return f"readout: {reason}"
     return None
@@ -101,7 +103,9 @@ def attended_scan(
     source = ScanSource(keys * form.scale if form.scale != 1 else keys, values, form.query_weight, form.energy)
     # The GRU's reset gate multiplies the recurrent product with its bias; elsewhere the two biases are one.
     separate = plan.cell == "gru"
-    layers = [_layer(number, words, state, loop, separate) for number in range(decoder.attended)]
+    layers = [
+        _layer(number, words, state, loop, separate, decoder.skips_to(number)) for number in range(decoder.attended)
+    ]
     scan = attention_scan(layers, source, mixer, plan)
     outputs = [scan.hidden[0]]
     for number in range(1, decoder.attended):
@@ -137,20 +141,24 @@ def _attentional_vector(
     return values, mixer._replace(output_weight=state, projected=projected)
 
 
-def _layer(number: int, words: Tensor, state: DecoderState, loop: LoopConstants, separate_biases: bool) -> ScanLayer:
-    """One layer's part of the scan; the first reads `words` (target, batch, embedding)."""
+def _layer(
+    number: int, words: Tensor, state: DecoderState, loop: LoopConstants, separate_biases: bool, skips: bool
+) -> ScanLayer:
+    """One layer's part of the scan; the first reads `words` (target, batch, embedding), with skip connections all do."""
     weights, hidden = loop.weights[number], state.layers[number]
     bias = weights.below_bias if separate_biases else weights.below_bias + weights.recurrent_bias
     columns = [weights.recurrent] if weights.extra is None else [weights.extra, weights.recurrent]
+    below = weights.below.split([hidden[0].shape[1], words.shape[2]] if skips else weights.below.shape[1], 1)
     if number:
-        columns = [weights.below, *columns]
+        columns = [below[0], *columns]
+    reads_words = skips or not number
     return ScanLayer(
         hidden=hidden[0],
         cell=hidden[1] if len(hidden) == 2 else None,
         weight=torch.cat(columns, 1),
-        bias=bias if number else None,
+        bias=None if reads_words else bias,
         recurrent_bias=weights.recurrent_bias if separate_biases else None,
-        projected=None if number else linear(words, weights.below.contiguous(), bias),
+        projected=linear(words, below[-1].contiguous(), bias) if reads_words else None,
         recurrent_mask=loop.recurrent_masks[number],
         input_mask=loop.input_masks[number],
     )

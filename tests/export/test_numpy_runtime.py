@@ -342,6 +342,7 @@ REFUSED: list[tuple[Options, str]] = [
     ({"decoder_transition_depth": 2}, "decoder_transition_depth=2"),
     ({"bidirectional": "alternating"}, "bidirectional='alternating'"),
     ({"residual_start": 2, "encoder_layers": 2}, "residual_start=2"),
+    ({"skip_connections": True, "decoder_layers": 2}, "skip_connections=True"),
     ({"context": "every_step"}, "context='every_step'"),
     ({"attention_type": "location", "max_source_positions": 9}, "attention_type='location'"),
     ({"attention_type": "multi_head"}, "attention_type='multi_head'"),

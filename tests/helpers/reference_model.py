@@ -150,7 +150,8 @@ def decode(
 ) -> Target:
     """One target sentence. Before the cell: Bahdanau 2014, appendix A.2.2; after: Luong 2015, sections 3.1 and 3.3.
 
-    Before the cell, with several cells a position, between the first two: Miceli Barone 2017, section 2.1.
+    Before the cell, with several cells a position, between the first two: Miceli Barone 2017, section 2.1. Skip
+    connections: Graves 2013, equations 1 to 3: every layer above the first reads the word too, the output every layer.
     """
     attends, before = config.context == "attention", config.attention_order == "before_cell"
     between = attends and before and config.decoder_transition_depth > 1
@@ -177,7 +178,7 @@ def decode(
         started, after, below = states, [], word
         hidden[0].append(word)
         for number in range(config.decoder_layers):
-            reads = [below]
+            reads = [below, word] if config.skip_connections and number > 0 else [below]
             if number == 0 and feed is not None:
                 reads.append(feed)
             elif context is not None and (number == 0 or config.context_layers == "all"):
@@ -199,7 +200,8 @@ def decode(
             if attends and not before and number == asking:
                 context, shares = ask(below, time)
         states = after
-        read = started[-1][0] if config.readout_state == "previous" else below
+        tops = [state[0] for state in started] if config.readout_state == "previous" else [h[-1] for h in hidden[1:]]
+        read = torch.cat(tops) if config.skip_connections else tops[-1]
         readouts.append(read_out(config, under(weights, "readout"), read, context, word))
         if feed is not None:
             feed = readouts[-1] if feeds_readout else context

@@ -33,6 +33,7 @@ AROUND: dict[str, dict[str, Any]] = {
         "output_bias": False,
         "cell_type": "gru",
     },
+    "skips": {"decoder_layers": 2, "skip_connections": True},
 }
 # Rows of 3 and 2 source words and 3 and 2 target words.
 PAIRS = {"sources": [[3, 4, 2], [4, 2]], "targets": [[3, 4, 2], [4, 2]]}
@@ -79,7 +80,8 @@ def enumerated(model: Model, row: int, left: bool = False) -> tuple[Tensor, Tens
     states, words = base.decoder_hidden_states[-1][0], base.decoder_hidden_states[0][0]
     keys = decoder.attention.project_keys(source.unsqueeze(0))
     scores = decoder.attention.score(query.unsqueeze(0), keys, None)[0, 0]
-    produced = emissions(model, states, source, words)
+    layers = base.decoder_hidden_states[1:] if model.config.skip_connections else base.decoder_hidden_states[-1:]
+    produced = emissions(model, torch.cat([layer[0] for layer in layers], -1), source, words)
     shares, weights = [], []
     for time in range(len(targets)):
         share, weight, before = 0.0, scores.new_zeros(len(source)), 0.0

@@ -30,6 +30,7 @@ def models(draw: st.DrawFn) -> Model:
         "decoder_layers": draw(st.integers(1, 3)),
         "bidirectional": draw(st.sampled_from(["all", "first", "none", "alternating"])),
         "residual_start": draw(st.sampled_from([None, None, 2, 3])),
+        "skip_connections": draw(st.booleans()),
         "layer_norm": draw(st.booleans()),
         "encoder_transition_depth": draw(st.sampled_from([1, 1, 2])),
         "decoder_transition_depth": draw(st.sampled_from([1, 1, 2])),

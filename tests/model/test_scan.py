@@ -39,6 +39,8 @@ ORDERS: dict[str, dict[str, Any]] = {
     "fed context": {"readout": "linear"},
     "before": BEFORE,
     "before, all layers": BEFORE | {"context_layers": "all"},
+    "before, all layers, skips": BEFORE | {"context_layers": "all", "skip_connections": True},
+    "fed context, skips": {"readout": "linear", "skip_connections": True},
 }
 DROPOUTS: dict[str, dict[str, Any]] = {
     "": {},

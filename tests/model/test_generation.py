@@ -21,6 +21,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "no feeding": {"input_feeding": False, "cell_type": "gru"},
     "before the cell": {"attention_order": "before_cell", "attention_type": "additive", "readout_state": "previous"},
     "bottom": {"attention_layer": "bottom", "decoder_layers": 3, "context_layers": "all"},
+    "skips": {"skip_connections": True, "decoder_layers": 2},
     "every step": {"context": "every_step", "cell_type": "gru", "readout": "maxout"},
     "coverage": {"attention_type": "additive", "coverage": "sum", "attention_normalization": "sparsemax"},
     "coverage gru, gate": {

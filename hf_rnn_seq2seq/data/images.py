@@ -180,8 +180,10 @@ class PixelReader:
 
     def identity(self, names: Sequence[str]) -> str:
         """Hash of the pixels of these pictures."""
-        settings = json.dumps(self.image_processor.to_dict(), sort_keys=True, default=str)
-        return digest([self.pictures.content(names), settings])
+        settings = self.image_processor.to_dict()
+        for name in ("auto_map", "processor_class"):  # how a checkpoint is loaded, which a new run does not have yet
+            settings.pop(name, None)
+        return digest([self.pictures.content(names), json.dumps(settings, sort_keys=True, default=str)])
 
 
 class StateReader:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_rnn_seq2seq.data.arguments import DataArguments
@@ -15,6 +16,7 @@ from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.data.images import CaptionCollator, Pictures, PixelReader, StateReader, caption_rows
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import ArgumentError, DataError
+from hf_rnn_seq2seq.model.processing_rnn_seq2seq import RnnSeq2SeqProcessor
 
 COLORS = {"red.png": (255, 0, 0), "green.png": (0, 255, 0), "gray.png": 128}
 CAPTIONS = """\
@@ -140,8 +142,15 @@ def test_states_of_a_frozen_encoder_are_computed_once_for_each_picture(folder: P
     seen.clear()
     StateReader(names, pixels, encode, f"weights of {folder}")
     assert seen == [1], "another run of the same encoder reads the cache"
+    tokenizer = build_tokenizer((), ["red"], algorithm="word", min_frequency=1)
+    RnnSeq2SeqProcessor(pixels.image_processor, tokenizer).save_pretrained(folder / "saved")
+    resumed = PixelReader(pixels.pictures, AutoImageProcessor.from_pretrained(folder / "saved"))
+    assert "auto_map" in resumed.image_processor.to_dict()
+    StateReader(names, resumed, encode, f"weights of {folder}")
+    assert seen == [1, 1], "so does a run that is resumed"
+    seen.clear()
     StateReader(names, pixels, encode, f"other weights of {folder}")
-    assert sum(seen) == 1 + 1 + len(names)
+    assert sum(seen) == 1 + len(names)
 
 
 @pytest.mark.parametrize(

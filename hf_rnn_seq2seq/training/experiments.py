@@ -21,6 +21,9 @@ from hf_rnn_seq2seq.recipes import named_files, read_recipe
 from hf_rnn_seq2seq.run_directory import CHECKPOINTS, SUMMARY
 from hf_rnn_seq2seq.training.arguments import RunOptions
 
+# In the environment of a training run that another command starts and waits for: it ends when that command does.
+OF_ANOTHER_COMMAND = "HF_RNN_SEQ2SEQ_OF_ANOTHER_COMMAND"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -183,7 +186,8 @@ def train(run: Run, directory: Path, common: Sequence[str]) -> bool:
     with log.open("a", encoding="utf-8") as output:
         output.write(f"$ {shlex.join(command)}\n")
         output.flush()
-        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        environment = os.environ | {OF_ANOTHER_COMMAND: "1"}
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             code = child.wait()
         except KeyboardInterrupt:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from hf_rnn_seq2seq.errors import ArgumentError, TrainingError
 from hf_rnn_seq2seq.run_directory import CHECKPOINTS, LOG_FILE, RECIPE, SUMMARY, WEIGHTS
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
+from hf_rnn_seq2seq.training.experiments import OF_ANOTHER_COMMAND
 from hf_rnn_seq2seq.training.log import usable_trackers
 
 RUN_FILES = ("config.json", WEIGHTS, RECIPE, LOG_FILE, SUMMARY, CHECKPOINTS)
@@ -181,8 +182,8 @@ class StopSignals:
     """Context in which SIGTERM and SIGINT ask for a stop after the current update; a second one exits at once.
 
     `received` is the number of the signal, 0 until then. A terminal sends an interrupt to every process and a launcher
-    forwards it again, so a repetition within a second is not a second request. The death of the launcher
-    counts as SIGTERM, since nothing else would stop this process.
+    forwards it again, so a repetition within a second is not a second request. The death of the launcher, or
+    of the command that started several runs, counts as SIGTERM, since nothing else would stop this process.
     """
 
     def __init__(self, log: Callable[[str], None]) -> None:
@@ -190,7 +191,7 @@ class StopSignals:
         self.received = 0
         self._first = 0.0
         self._previous: dict[int, Any] = {}
-        self._parent = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+        self._parent = os.getppid() if {"ACCELERATE_MIXED_PRECISION", OF_ANOTHER_COMMAND} & os.environ.keys() else None
 
     def __enter__(self) -> StopSignals:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -212,7 +213,7 @@ class StopSignals:
         """The signal received so far, or 0."""
         if not self.received and self._parent is not None and os.getppid() != self._parent:
             self.received = signal.SIGTERM
-            self.log("the launcher has ended: saving and stopping")
+            self.log("what started this run has ended: saving and stopping")
         return self.received
 
 

@@ -28,6 +28,7 @@ from hf_rnn_seq2seq.training.checkpoints import (
     restore_random_state,
     save_optimizer,
 )
+from hf_rnn_seq2seq.training.experiments import OF_ANOTHER_COMMAND
 from hf_rnn_seq2seq.training.log import RunLog
 from hf_rnn_seq2seq.training.optimization import build_optimizer
 from tests.helpers import warm
@@ -293,6 +294,7 @@ def test_a_second_signal_exits_at_once(tmp_path):
     """In a child process, since it ends without cleanup."""
     code = """
 import os, signal, sys, time
+from hf_rnn_seq2seq.training.experiments import OF_ANOTHER_COMMAND
 from hf_rnn_seq2seq.training.launch import StopSignals
 with StopSignals(lambda message: None) as signals:
     os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)
@@ -304,6 +306,30 @@ sys.exit(7)
 """
     result = subprocess.run([*warm.python(), "-c", code], cwd=ROOT, timeout=60)
     assert result.returncode == 128 + signal.SIGINT
+
+
+def test_a_run_of_another_command_stops_when_that_command_is_killed(tmp_path):
+    code = f"""
+import os, pathlib, time
+started = os.pipe()
+if os.fork():  # the command, which is killed
+    os.read(started[0], 1)
+    os._exit(0)
+os.environ["{OF_ANOTHER_COMMAND}"] = "1"
+from hf_rnn_seq2seq.training.launch import StopSignals
+with StopSignals(lambda message: pathlib.Path("message").write_text(message)) as signals:
+    os.write(started[1], b"x")
+    deadline = time.monotonic() + 20
+    while not signals.check() and time.monotonic() < deadline:
+        time.sleep(0.01)
+pathlib.Path("received").write_text(str(int(signals.received)))
+"""
+    subprocess.run([*warm.python(), "-c", code], cwd=tmp_path, timeout=60, check=True)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "received").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (tmp_path / "received").read_text() == str(int(signal.SIGTERM))
+    assert (tmp_path / "message").read_text() == "what started this run has ended: saving and stopping"
 
 
 # --- the log ------------------------------------------------------------------------------------------------------

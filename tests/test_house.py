@@ -49,6 +49,8 @@ LAYERS = [
     {"departures", "dropout", "matmul", "presets", "search_options"},
     {"config_checks", "scan_cells"},
     {"foreign_encoder", "own_code"},
+    {"configuration_recurrence"},
+    {"configuration_rnn_decoder"},
     {"configuration_rnn_seq2seq"},
     {"coverage", "entmax", "loss", "readout", "scheduled_sampling"},
     {"attention", "recurrence"},

@@ -133,36 +133,59 @@ NO_LAYERS = {
 PICTURES = {"attention_window": "global", "attention_alignment": ("soft", "hard")}
 
 
-class ConfigChecks:
-    """The checks of `RnnSeq2SeqConfig`: each method `validate_...` runs when a config is made, and raises `ConfigError`."""
+# Fields that are sizes, and those that are probabilities below 1, of any configuration.
+SIZES = ("vocab_size", "source_vocab_size", "embedding_size", "hidden_size", "encoder_hidden_size")
+SIZES += ("decoder_layers", "encoder_transition_depth", "decoder_transition_depth")
+SIZES += ("decoder_upper_transition_depth", "context_size", "attention_size", "num_attention_heads")
+SIZES += ("attention_window_size", "max_source_positions", "residual_start", "readout_size")
+SIZES += ("initializer_range", "logits_memory_mb", "coverage_size")
+RATES = ("dropout", "recurrent_dropout", "weight_drop", "zoneout", "zoneout_cell", "word_dropout", "label_smoothing")
+TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+
+
+class RecurrenceChecks:
+    """The checks of every configuration: each method `validate_...` runs when one is made, and raises `ConfigError`."""
 
     def validate_sizes(self) -> None:
         """Widths, depths and probabilities are in their ranges, and every number is finite."""
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{name}={value!r}: must be a finite number")
-        positive = ("vocab_size", "source_vocab_size", "embedding_size", "hidden_size", "encoder_hidden_size")
-        positive += ("decoder_layers", "encoder_transition_depth", "decoder_transition_depth")
-        positive += ("decoder_upper_transition_depth", "context_size", "attention_size", "num_attention_heads")
-        positive += ("attention_window_size", "max_source_positions", "residual_start", "readout_size")
-        positive += ("initializer_range", "logits_memory_mb", "coverage_size")
-        for name in positive:
-            value = getattr(self, name)
+        for name in SIZES:
+            value = getattr(self, name, None)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name}={value!r}: must be greater than 0")
-        if self.encoder_layers < (1 if self.encoder is None else 0):
-            rule = "must be greater than 0" if self.encoder is None else "must be 0 or more"
-            raise ConfigError(f"encoder_layers={self.encoder_layers}: {rule}")
-        rates = ("dropout", "recurrent_dropout", "weight_drop", "zoneout", "zoneout_cell", "word_dropout")
-        for name in (*rates, "label_smoothing"):
-            value = getattr(self, name)
+        for name in RATES:
+            value = getattr(self, name, None)
             if value is not None and not 0 <= value < 1:
                 raise ConfigError(f"{name}={value!r}: must be in [0, 1)")
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
-            value = getattr(self, name)
+        for name in TOKENS:
+            value = getattr(self, name, None)
             for token in value if isinstance(value, list) else [value]:
                 if token is not None and not 0 <= token < self.vocab_size:
                     raise ConfigError(f"{name}={value!r}: must be in [0, vocab_size={self.vocab_size})")
+
+    def validate_cells(self) -> None:
+        """Options of one cell go with it, and a residual connection has a layer below."""
+        if self.gru_reset == "before" and self.cell_type != "gru":
+            raise ConfigError(f"gru_reset='before': only cell_type='gru' has a reset gate, not {self.cell_type!r}")
+        if self.zoneout_cell is not None and self.cell_type != "lstm":
+            raise ConfigError(
+                f"zoneout_cell={self.zoneout_cell!r}: only cell_type='lstm' has a cell, not {self.cell_type!r}"
+            )
+        if self.residual_start is not None and self.residual_start < 2:
+            raise ConfigError(f"residual_start={self.residual_start}: must be 2 or more; layer 1 reads word vectors")
+
+
+class ConfigChecks(RecurrenceChecks):
+    """The checks of `RnnSeq2SeqConfig`."""
+
+    def validate_sizes(self) -> None:
+        """As every configuration, and an encoder has layers."""
+        super().validate_sizes()
+        if self.encoder_layers < (1 if self.encoder is None else 0):
+            rule = "must be greater than 0" if self.encoder is None else "must be 0 or more"
+            raise ConfigError(f"encoder_layers={self.encoder_layers}: {rule}")
         if self.encoder is None and self.pad_token_id is not None and self.pad_token_id >= self.source_vocab_size:
             raise ConfigError(
                 f"pad_token_id={self.pad_token_id}: must be in [0, source_vocab_size={self.source_vocab_size}), "
@@ -200,14 +223,6 @@ class ConfigChecks:
             raise ConfigError(
                 f"reverse_source=True: needs bidirectional='none', not {self.bidirectional!r}, which reads both ways"
             )
-        if self.gru_reset == "before" and self.cell_type != "gru":
-            raise ConfigError(f"gru_reset='before': only cell_type='gru' has a reset gate, not {self.cell_type!r}")
-        if self.zoneout_cell is not None and self.cell_type != "lstm":
-            raise ConfigError(
-                f"zoneout_cell={self.zoneout_cell!r}: only cell_type='lstm' has a cell, not {self.cell_type!r}"
-            )
-        if self.residual_start is not None and self.residual_start < 2:
-            raise ConfigError(f"residual_start={self.residual_start}: must be 2 or more; layer 1 reads word vectors")
         if self.residual_start == 2 and self.bidirectional == "first" and self.encoder_layers > 1:
             raise ConfigError(
                 "residual_start=2: with bidirectional='first' layer 2 reads two directions and writes one; must be 3 "
@@ -404,15 +419,10 @@ class ConfigChecks:
                     f"({self.decoder_layers} of width {self.hidden_size}); bridge='dense' projects them"
                 )
 
-    def validate_tying(self) -> None:
-        """Tied tables have one shape."""
+    def validate_shared_tables(self) -> None:
+        """Tables of both sides have one shape."""
         if self.share_encoder_decoder_embeddings and self.source_vocab_size != self.vocab_size:
             raise ConfigError(
                 f"share_encoder_decoder_embeddings=True: source_vocab_size={self.source_vocab_size} "
                 f"must equal vocab_size={self.vocab_size}"
-            )
-        if self.tie_word_embeddings and self.readout_width != self.embedding_size:
-            raise ConfigError(
-                f"tie_word_embeddings=True: the readout ({self.readout_width} wide) must be as wide as "
-                f"embedding_size={self.embedding_size}; set readout_size={self.embedding_size}"
             )

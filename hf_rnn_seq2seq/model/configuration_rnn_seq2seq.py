@@ -1,43 +1,36 @@
 """Configuration of the recurrent encoder-decoder family: one set of fields spans the systems of the literature."""
 
-import difflib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .config_checks import MULTI_HEAD_NAMES, REGISTERED, ConfigChecks, ConfigError, plain_errors
+from .configuration_rnn_decoder import DecoderFields
+from .configuration_rnn_decoder import DecoderWordFields
 from .foreign_encoder import EncoderKind, encoder_config, encoder_kind
 from .own_code import carry_own_code
 from .presets import PRESETS
 
-# Keys that transformers writes into a config.json or passes to the constructor in addition to declared fields.
-_INFRASTRUCTURE_KEYS = frozenset(
-    {"auto_map", "attn_implementation", "experts_implementation", "label2id", "model_type", "name_or_path"}
-    | {"num_labels", "output_attentions", "per_layer_config", "quantization_config", "torch_dtype"}
-    | {"transformers_version", "custom_generate", "trust_remote_code", "code_revision"}
-)
-
 
 @plain_errors
 @strict
-class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
+class RnnSeq2SeqConfig(ConfigChecks, DecoderFields, DecoderWordFields, PreTrainedConfig):
     r"""Describes a recurrent encoder-decoder with selectable attention.
 
-    Sizes are in units (vector widths) or tokens; probabilities are in [0, 1).
+    Sizes are in units (vector widths) or tokens; probabilities are in [0, 1). In addition to the fields below it has those of
+    `RecurrenceFields` (cells and dropout, both sides), `DecoderFields` (layers and readout) and `DecoderWordFields`.
 
     Args:
         vocab_size: Size of the TARGET vocabulary; `generate()` reshapes logits with it.
         source_vocab_size: Size of the source vocabulary; None means the target's, or that of `encoder`, which is None for
             pictures.
         embedding_size: Width of the word vectors of both sides.
-        hidden_size: Width of a decoder layer's state.
         encoder_hidden_size: Width of an encoder layer's state, per direction. None means `hidden_size` divided by
             the directions of the top layer, so that the states the decoder reads are `hidden_size` wide.
         encoder_layers: Number of recurrent encoder layers. 0, with `encoder` only: the decoder reads its states raw, and the
@@ -46,25 +39,11 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
             pixels. Its states take the place of the source's word vectors. A dict without `vocab_size` has that of the source
             and its special tokens.
         freeze_encoder: The `encoder` is not trained: no gradient, and evaluation mode also in training.
-        decoder_layers: Number of decoder layers.
-        cell_type: `lstm` (Hochreiter and Schmidhuber 1997), `gru` (Cho 2014), `rnn_tanh` or `rnn_relu` (Elman 1990).
-        gru_reset: Where the GRU's reset gate acts: `after` the recurrent product (cuDNN, `nn.GRU`) or `before` it
-            (Cho 2014, Bahdanau 2014). `before` is another function and has no fused kernel: it costs a time loop,
-            except in the layers of the fused scan.
-        layer_norm: Layer-normalized cells (Ba 2016, equations 20 to 29). Costs a time loop.
         encoder_transition_depth: Cells a layer applies one after the other within one position (Pascanu 2014;
             Miceli Barone 2017, section 2.3.1). More than 1 costs a time loop.
-        decoder_transition_depth: The same for the decoder's first layer. With `before_cell` attention and a depth of
-            2 or more the attention reads the state after the first cell, and the context enters the second (the
-            conditional GRU, Miceli Barone 2017, section 2.1); `attention_layer` must then be the first layer.
-        decoder_upper_transition_depth: The same for the decoder's layers above the first; None means the same number.
         bidirectional: `all` encoder layers, the `first` one only (GNMT), `none`, or `alternating`: two stacks, one of
             which starts forward and one backward, each changing its direction at every layer (Miceli Barone 2017, section
             2.2.1).
-        residual_start: Number (from 1) of the first layer whose input is added to its output, on both sides
-            (GNMT, section 3.1: 3). None: no residual connections.
-        skip_connections: Every decoder layer reads the word's vector, and the readout reads every layer (Graves 2013,
-            equations 1 to 3). A model with a `tanh` readout that is fed back then takes the time loop.
         reverse_source: The encoder reads the source backwards (Sutskever 2014, section 3.3).
         context: How the decoder reads the source: by its `initial_state` only (Sutskever 2014), by a fixed vector at
             `every_step` (Cho 2014), or by `attention`.
@@ -111,31 +90,11 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         bridge: How the decoder state starts: `zero`, `copy` of the encoder's final states, `mean` (tanh of a
             projection of the mean state), `dense` (tanh of a projection of the final states) or `backward_tanh`
             (Bahdanau 2014, appendix A.2.2: tanh of a projection of the backward encoder's state at the first word).
-        readout: The layer between state and vocabulary: `linear`, `tanh` (Luong 2015, equation 5) or `maxout`
-            (Bahdanau 2014, appendix A.2.2).
-        readout_size: Width of the readout. None: `linear` has no projection, the others are `hidden_size` wide.
-        readout_embedding: The readout also reads the previous word's vector. None: only for `maxout`.
         readout_context: The readout reads the context, if there is one (GNMT's does not).
         readout_state: The readout reads the `current` state or the `previous` one (Bahdanau 2014).
-        output_bias: The output layer has a bias.
         copy_mechanism: The output layer also copies words of the source, with a gate between the two (the
             pointer-generator, See 2017, section 2.2). Needs attention and one vocabulary for both sides. `logits` are then
             log-probabilities.
-        dropout: On word vectors, between layers and on the readout.
-        recurrent_dropout: On the recurrent input of each cell, one mask for a whole sentence (Gal and Ghahramani
-            2016). Costs a time loop in training, except in the layers of the fused scan.
-        variational_dropout: `dropout` uses one mask for all positions of a sentence (Gal and Ghahramani 2016).
-        weight_drop: Probability that a weight of the recurrence (hidden to hidden, of each cell) is dropped, one mask for
-            a whole pass over a batch (DropConnect; Merity 2017, section 2). Keeps the fused kernels and the scan.
-        zoneout: Probability that a unit of h keeps its old value at a position; evaluation mixes old and new by it
-            (Krueger 2016). Costs a time loop on both sides, in evaluation too, and the export to ONNX: a training step
-            took 1.04 (GRU) to 1.15 times (LSTM) as long, of 64 pairs of 15 words, 256 units, on one thread of a CPU.
-        zoneout_cell: The same for the LSTM's cell, which tolerates far more: Krueger 2016 uses 0.5 there and 0.05 on h.
-            None: as `zoneout`.
-        word_dropout: Probability that a word's vector is dropped as a whole.
-        word_dropout_unit: Whether that is drawn for each `token`, or for each `type` of a sentence: then all
-            occurrences of a word are dropped or none (Gal and Ghahramani 2016, section 4.2).
-        label_smoothing: Share of the probability spread over the vocabulary in the training loss (Szegedy 2015).
         teacher_forcing_ratio: Probability in [0, 1] that the decoder reads the true word in training, and not the
             word it predicts. Below 1 it costs a pass over the target without gradients.
         teacher_forcing_unit: Whether that is drawn for each `token` (Bengio 2015) or for each `sentence` (the PyTorch
@@ -147,17 +106,9 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
             `inverse_sigmoid`: k of 1 or more. Required with a schedule.
         scheduled_sampling_floor: A schedule does not fall below this.
         scheduled_sampling_words: The model's own word is the `argmax` of its distribution, or a `sample` from it.
-        tie_word_embeddings: The output layer is the target's word vectors (Press and Wolf 2017). Needs a readout as
-            wide as the embedding.
         share_encoder_decoder_embeddings: One table of word vectors for both sides; needs one vocabulary size.
-        embedding_activation: `relu` applies ReLU to the decoder's word vectors (the tutorial model), `none` does not.
-        initializer_range: Parameters start uniform in plus or minus this; None means one over the square root of
-            the fan-in, and word vectors normal with standard deviation 0.3 (0.2 if they are tied to the
-            output layer).
         decoder_recurrence: `auto` runs the fused scan over the target if it covers the options and the plain time
             loop otherwise; `scan` and `loop` force one of them. `model.get_decoder().recurrence_path` is the path in use.
-        logits_memory_mb: MiB of logits of all positions; above it the loss computes them in chunks of positions: the same
-            value and gradients, in bounded memory.
 
     Raises:
         ConfigError: a field is out of range, misspelled, or cannot be combined with another; also on later assignment for
@@ -173,21 +124,12 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     vocab_size: int = 8000
     source_vocab_size: int | None = None
     embedding_size: int = 256
-    hidden_size: int = 512
     encoder_hidden_size: int | None = None
     encoder_layers: int = 1
     encoder: PreTrainedConfig | dict | None = None
     freeze_encoder: bool = False
-    decoder_layers: int = 1
-    cell_type: Literal["lstm", "gru", "rnn_tanh", "rnn_relu"] = "lstm"
-    gru_reset: Literal["after", "before"] = "after"
-    layer_norm: bool = False
     encoder_transition_depth: int = 1
-    decoder_transition_depth: int = 1
-    decoder_upper_transition_depth: int | None = None
     bidirectional: Literal["all", "first", "none", "alternating"] = "all"
-    residual_start: int | None = None
-    skip_connections: bool = False
     reverse_source: bool = False
     context: Literal["initial_state", "every_step", "attention"] = "attention"
     context_size: int | None = None
@@ -213,34 +155,17 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
     guided_alignment_weight: float | int = 0.0
     input_feeding: bool | None = None
     bridge: Literal["zero", "copy", "mean", "dense", "backward_tanh"] = "dense"
-    readout: Literal["linear", "tanh", "maxout"] = "tanh"
-    readout_size: int | None = None
-    readout_embedding: bool | None = None
     readout_context: bool = True
     readout_state: Literal["current", "previous"] = "current"
-    output_bias: bool = True
     copy_mechanism: bool = False
-    dropout: float | int = 0.0
-    recurrent_dropout: float | int = 0.0
-    variational_dropout: bool = False
-    weight_drop: float | int = 0.0
-    zoneout: float | int = 0.0
-    zoneout_cell: float | int | None = None
-    word_dropout: float | int = 0.0
-    word_dropout_unit: Literal["token", "type"] = "token"
-    label_smoothing: float | int = 0.0
     teacher_forcing_ratio: float | int = 1.0
     teacher_forcing_unit: Literal["token", "sentence"] = "token"
     scheduled_sampling: Literal["none", "linear", "exponential", "inverse_sigmoid"] = "none"
     scheduled_sampling_decay: float | int | None = None
     scheduled_sampling_floor: float | int = 0.0
     scheduled_sampling_words: Literal["argmax", "sample"] = "argmax"
-    tie_word_embeddings: bool = False
     share_encoder_decoder_embeddings: bool = False
-    embedding_activation: Literal["none", "relu"] = "none"
-    initializer_range: float | None = None
     decoder_recurrence: Literal["auto", "scan", "loop"] = "auto"
-    logits_memory_mb: int = 512
     use_cache: bool = True
     is_encoder_decoder: bool = True
     pad_token_id: int | None = 0
@@ -262,17 +187,12 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
             self.source_vocab_size = self.foreign_vocab_size if self.encoder else self.vocab_size
         if self.encoder_hidden_size is None and self.encoder_layers:
             self.encoder_hidden_size = max(1, self.hidden_size // self.encoder_directions(self.encoder_layers))
-        if self.decoder_upper_transition_depth is None:
-            self.decoder_upper_transition_depth = self.decoder_transition_depth
+        self.fill_decoder()
         if self.attention_size is None:
             self.attention_size = self.hidden_size
         if self.input_feeding is None:
             after_cell = self.context == "attention" and self.attention_order == "after_cell"
             self.input_feeding = after_cell and not self.aligns_hard
-        if self.readout_size is None and self.readout != "linear":
-            self.readout_size = self.hidden_size
-        if self.readout_embedding is None:
-            self.readout_embedding = self.readout == "maxout"
         super().__post_init__(**kwargs)
         # Before the other checks, which run by name and divide by some of the sizes.
         self.validate_sizes()
@@ -364,27 +284,6 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
             return self.source_width
         return self.encoder_hidden_size * self.encoder_directions(self.encoder_layers)
 
-    def _refuse_unknown(self, kwargs: Iterable[str]) -> None:
-        generation = GenerationConfig._get_default_generation_params()
-        for name in kwargs:
-            if name.startswith("_") or name in _INFRASTRUCTURE_KEYS or name in generation:
-                continue
-            near = difflib.get_close_matches(name, [f for f in type(self).__dataclass_fields__], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{name!r} is not a field of {type(self).__name__}{hint}")
-
-    @property
-    def zoneout_rates(self) -> tuple[float, ...]:
-        """For each tensor of a layer's state, h and the LSTM's cell, the probability that a unit keeps its old value."""
-        if self.cell_type != "lstm":
-            return (self.zoneout,)
-        return (self.zoneout, self.zoneout if self.zoneout_cell is None else self.zoneout_cell)
-
-    @property
-    def drops_word_types(self) -> bool:
-        """Whether whole words are dropped, and by type."""
-        return self.word_dropout > 0 and self.word_dropout_unit == "type"
-
     @property
     def context_width(self) -> int:
         """Width of the context the decoder reads at each step; 0 with `initial_state`."""
@@ -411,17 +310,7 @@ class RnnSeq2SeqConfig(ConfigChecks, PreTrainedConfig):
         return bool(self.coverage_loss or self.doubly_stochastic or self.guided_alignment_weight)
 
     @property
-    def readout_state_width(self) -> int:
-        """Width of the decoder's states that the readout reads: those of the top layer, or of every layer."""
-        return self.hidden_size * (self.decoder_layers if self.skip_connections else 1)
-
-    @property
     def readout_input_width(self) -> int:
         """Width of the input of the readout."""
         context = self.context_width if self.readout_context else 0
         return self.readout_state_width + context + (self.embedding_size if self.readout_embedding else 0)
-
-    @property
-    def readout_width(self) -> int:
-        """Width of the vectors that the output layer reads."""
-        return self.readout_input_width if self.readout_size is None else self.readout_size

@@ -1,5 +1,6 @@
 """Tiny models and batches for the tests of the model family."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -22,6 +23,12 @@ def tiny_config(**options: Any) -> RnnSeq2SeqConfig:
     if options.get("share_encoder_decoder_embeddings") or options.get("copy_mechanism"):
         options["source_vocab_size"] = options["vocab_size"]
     return RnnSeq2SeqConfig(**options)
+
+
+def config_fields(config: type = RnnSeq2SeqConfig) -> dict[str, Any]:
+    """The fields of a configuration that this package declares, and their annotations."""
+    ours = [base for base in reversed(config.__mro__) if base.__module__.startswith("hf_rnn_seq2seq.")]
+    return {name: hint for base in ours for name, hint in inspect.get_annotations(base).items()}
 
 
 def tiny_model(

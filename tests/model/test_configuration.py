@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from hf_rnn_seq2seq import Attention, ConfigError, RnnSeq2SeqConfig, register_attention
 from hf_rnn_seq2seq.model.attention import build_attention
 from hf_rnn_seq2seq.model.config_checks import ATTENTION_NAMES, REGISTERED
-from tests.helpers.models import tiny_config
+from tests.helpers.models import config_fields, tiny_config
 
 BEFORE = {"attention_order": "before_cell"}
 POSITIVE = (
@@ -310,7 +310,7 @@ def test_scores_are_named() -> None:
 
 
 def test_every_choice_is_tried() -> None:
-    own = RnnSeq2SeqConfig.__annotations__
+    own = config_fields()
     assert {name for name, annotation in own.items() if "Literal" in str(annotation)} == set(CHOICES)
 
 
@@ -378,7 +378,7 @@ def test_a_saved_config_loads_equal(options: dict[str, Any], tmp_path: Path) -> 
     config = RnnSeq2SeqConfig(**options)
     config.save_pretrained(tmp_path)
     for loaded in (AutoConfig.from_pretrained(tmp_path), RnnSeq2SeqConfig.from_dict(config.to_dict())):
-        fields = RnnSeq2SeqConfig.__annotations__
+        fields = config_fields()
         assert {name: getattr(loaded, name) for name in fields} == {name: getattr(config, name) for name in fields}
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "rnn_seq2seq"
 

@@ -12,7 +12,7 @@ from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqCache, RnnSeq2SeqForConditiona
 from hf_rnn_seq2seq.training.adaptation import freeze, grow_tables
 from hf_rnn_seq2seq.training.sequence_objectives import Candidates, Source, log_probabilities
 from hf_rnn_seq2seq.training.sequence_objectives import draw as draw_targets
-from tests.helpers.models import END, PAD, mask, pad, tiny_config, tiny_model
+from tests.helpers.models import END, PAD, config_fields, mask, pad, tiny_config, tiny_model
 
 Model = RnnSeq2SeqForConditionalGeneration
 quickly = settings(
@@ -264,7 +264,7 @@ def test_a_loaded_model_is_equal(model: Model, rows: Pairs) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = Model.from_pretrained(folder, dtype=torch.float64)
-    fields = type(model.config).__annotations__
+    fields = config_fields()
     assert {name: getattr(loaded.config, name) for name in fields} == {
         name: getattr(model.config, name) for name in fields
     }

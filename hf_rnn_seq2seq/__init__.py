@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_rnn_seq2seq.model.attention import Attention, register_attention
     from hf_rnn_seq2seq.model.config_checks import ConfigError
+    from hf_rnn_seq2seq.model.configuration_rnn_classifier import RnnClassifierConfig
     from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig
     from hf_rnn_seq2seq.model.decoder_state import RnnSeq2SeqCache
     from hf_rnn_seq2seq.model.encoder_decoder import RnnSeq2SeqModel
+    from hf_rnn_seq2seq.model.modeling_rnn_classifier import RnnClassifierModel, RnnForSequenceClassification
     from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
     from hf_rnn_seq2seq.model.pretrained import RnnSeq2SeqPreTrainedModel
     from hf_rnn_seq2seq.model.search import SearchOutput
@@ -25,6 +27,9 @@ __version__ = "0.2.0"
 __all__ = [
     "Attention",
     "ConfigError",
+    "RnnClassifierConfig",
+    "RnnClassifierModel",
+    "RnnForSequenceClassification",
     "RnnSeq2SeqCache",
     "RnnSeq2SeqConfig",
     "RnnSeq2SeqForConditionalGeneration",
@@ -39,6 +44,9 @@ __all__ = [
 _MODULES = {
     "Attention": "attention",
     "ConfigError": "config_checks",
+    "RnnClassifierConfig": "configuration_rnn_classifier",
+    "RnnClassifierModel": "modeling_rnn_classifier",
+    "RnnForSequenceClassification": "modeling_rnn_classifier",
     "RnnSeq2SeqCache": "decoder_state",
     "RnnSeq2SeqConfig": "configuration_rnn_seq2seq",
     "RnnSeq2SeqForConditionalGeneration": "modeling_rnn_seq2seq",
@@ -64,10 +72,12 @@ def register() -> None:
         return
     from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig  # checks the version of transformers
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
-    from transformers import AutoProcessor, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoProcessor, AutoTokenizer
 
     from hf_rnn_seq2seq.generation.pipeline import register as register_pipeline
+    from hf_rnn_seq2seq.model.configuration_rnn_classifier import RnnClassifierConfig
     from hf_rnn_seq2seq.model.encoder_decoder import RnnSeq2SeqModel
+    from hf_rnn_seq2seq.model.modeling_rnn_classifier import RnnClassifierModel, RnnForSequenceClassification
     from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
     from hf_rnn_seq2seq.model.processing_rnn_seq2seq import RnnSeq2SeqProcessor
     from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
@@ -80,10 +90,16 @@ def register() -> None:
     # The files of a tokenizer name one of these classes; elsewhere a joint one loads as a plain fast tokenizer.
     AutoTokenizer.register(RnnSeq2SeqConfig, fast_tokenizer_class=RnnSeq2SeqJointTokenizer, exist_ok=True)
     AutoTokenizer.register(RnnSeq2SeqConfig, fast_tokenizer_class=RnnSeq2SeqTokenizer, exist_ok=True)
+    AutoConfig.register(RnnClassifierConfig.model_type, RnnClassifierConfig, exist_ok=True)
+    AutoModel.register(RnnClassifierConfig, RnnClassifierModel, exist_ok=True)
+    AutoModelForSequenceClassification.register(RnnClassifierConfig, RnnForSequenceClassification, exist_ok=True)
     register_pipeline()
     RnnSeq2SeqConfig.register_for_auto_class()
     RnnSeq2SeqModel.register_for_auto_class("AutoModel")
     RnnSeq2SeqForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
+    RnnClassifierConfig.register_for_auto_class()
+    RnnClassifierModel.register_for_auto_class("AutoModel")
+    RnnForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
     RnnSeq2SeqTokenizer.register_for_auto_class("AutoTokenizer")
     RnnSeq2SeqProcessor.register_for_auto_class("AutoProcessor")
     _registered = True

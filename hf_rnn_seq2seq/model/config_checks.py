@@ -115,20 +115,6 @@ HARD_ATTENTION = {
     "attention_normalization": ("softmax", "a position without weight would have no gradient"),
 }
 
-# What a foreign encoder excludes: the only value of each field that it allows, and the reason.
-FOREIGN_ENCODER = {
-    "share_encoder_decoder_embeddings": (False, "the source's word vectors are its own"),
-    "word_dropout": (0, "its words are its own"),
-}
-
-# Without recurrent layers there is nothing that these fields describe.
-NO_LAYERS = {
-    "encoder_hidden_size": None,
-    "bidirectional": "all",
-    "reverse_source": False,
-    "encoder_transition_depth": 1,
-}
-
 # The regions of a picture have no order from left to right.
 PICTURES = {"attention_window": "global", "attention_alignment": ("soft", "hard")}
 
@@ -138,9 +124,10 @@ SIZES = ("vocab_size", "source_vocab_size", "embedding_size", "hidden_size", "en
 SIZES += ("decoder_layers", "encoder_transition_depth", "decoder_transition_depth")
 SIZES += ("decoder_upper_transition_depth", "context_size", "attention_size", "num_attention_heads")
 SIZES += ("attention_window_size", "max_source_positions", "residual_start", "readout_size")
-SIZES += ("initializer_range", "logits_memory_mb", "coverage_size")
+SIZES += ("initializer_range", "logits_memory_mb", "coverage_size", "attention_hops", "classifier_size")
 RATES = ("dropout", "recurrent_dropout", "weight_drop", "zoneout", "zoneout_cell", "word_dropout", "label_smoothing")
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+TOKENS += ("sentence_token_id",)
 
 
 class RecurrenceChecks:
@@ -181,11 +168,8 @@ class ConfigChecks(RecurrenceChecks):
     """The checks of `RnnSeq2SeqConfig`."""
 
     def validate_sizes(self) -> None:
-        """As every configuration, and an encoder has layers."""
+        """As every configuration with an encoder, and both vocabularies have the pad token."""
         super().validate_sizes()
-        if self.encoder_layers < (1 if self.encoder is None else 0):
-            rule = "must be greater than 0" if self.encoder is None else "must be 0 or more"
-            raise ConfigError(f"encoder_layers={self.encoder_layers}: {rule}")
         if self.encoder is None and self.pad_token_id is not None and self.pad_token_id >= self.source_vocab_size:
             raise ConfigError(
                 f"pad_token_id={self.pad_token_id}: must be in [0, source_vocab_size={self.source_vocab_size}), "
@@ -217,31 +201,16 @@ class ConfigChecks(RecurrenceChecks):
                 "itself; leave it at 1.0"
             )
 
-    def validate_encoder(self) -> None:
-        """Encoder fields fit together."""
-        if self.reverse_source and self.bidirectional != "none":
-            raise ConfigError(
-                f"reverse_source=True: needs bidirectional='none', not {self.bidirectional!r}, which reads both ways"
-            )
-        if self.residual_start == 2 and self.bidirectional == "first" and self.encoder_layers > 1:
-            raise ConfigError(
-                "residual_start=2: with bidirectional='first' layer 2 reads two directions and writes one; must be 3 "
-                "or more"
-            )
-
     def validate_foreign_encoder(self) -> None:
         """A foreign encoder fits the options that read the source."""
+        super().validate_foreign_encoder()
         if self.encoder is None:
-            if self.freeze_encoder:
-                raise ConfigError("freeze_encoder=True: there is no encoder to freeze; set encoder")
             return
         kind = f"encoder={self.encoder.model_type!r}"
-        for name, (allowed, reason) in FOREIGN_ENCODER.items():
-            if (value := getattr(self, name)) != allowed:
-                raise ConfigError(f"{name}={value!r}: not with {kind}, {reason}; must be {allowed!r}")
-        if self.source_vocab_size != self.foreign_vocab_size:
+        if self.share_encoder_decoder_embeddings:
             raise ConfigError(
-                f"source_vocab_size={self.source_vocab_size!r}: {kind} has a vocabulary of {self.foreign_vocab_size}; leave it out"
+                f"share_encoder_decoder_embeddings=True: not with {kind}, the source's word vectors are its own; must be "
+                "False"
             )
         if self.reads_images:
             for name, allowed in PICTURES.items():
@@ -253,9 +222,6 @@ class ConfigChecks(RecurrenceChecks):
                     )
         if self.encoder_layers:
             return
-        for name, allowed in NO_LAYERS.items():
-            if (value := getattr(self, name)) != allowed:
-                raise ConfigError(f"{name}={value!r}: encoder_layers=0 has no recurrent layer; must be {allowed!r}")
         if self.bridge not in ("mean", "zero"):
             raise ConfigError(
                 f"bridge={self.bridge!r}: reads the final states of a recurrent layer, encoder_layers=0 has none; must be 'mean' "

@@ -76,9 +76,12 @@ class RecurrenceFields(RecurrenceChecks):
         """Whether whole words are dropped, and by type."""
         return self.word_dropout > 0 and self.word_dropout_unit == "type"
 
-    def _refuse_unknown(self, kwargs: Iterable[str]) -> None:
-        """Raises ConfigError for a keyword that is neither a field nor one of transformers' own."""
-        generation = GenerationConfig._get_default_generation_params()
+    def _refuse_unknown(self, kwargs: Iterable[str], generates: bool = True) -> None:
+        """Raises ConfigError for a keyword that is neither a field nor one of transformers' own.
+
+        Those of a GenerationConfig are only of a model that generates.
+        """
+        generation = GenerationConfig._get_default_generation_params() if generates else ()
         for name in kwargs:
             if name.startswith("_") or name in _INFRASTRUCTURE_KEYS or name in generation:
                 continue

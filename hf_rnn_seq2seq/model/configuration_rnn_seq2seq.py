@@ -7,44 +7,30 @@ from typing import Literal
 from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+from transformers import PreTrainedConfig
 
 from .config_checks import MULTI_HEAD_NAMES, REGISTERED, ConfigChecks, ConfigError, plain_errors
 from .configuration_rnn_decoder import DecoderFields
 from .configuration_rnn_decoder import DecoderWordFields
-from .foreign_encoder import EncoderKind, encoder_config, encoder_kind
+from .configuration_rnn_encoder import ENCODER_CONFIG, EncoderFields
+from .foreign_encoder import encoder_config
 from .own_code import carry_own_code
 from .presets import PRESETS
 
 
 @plain_errors
 @strict
-class RnnSeq2SeqConfig(ConfigChecks, DecoderFields, DecoderWordFields, PreTrainedConfig):
+class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFields, PreTrainedConfig):
     r"""Describes a recurrent encoder-decoder with selectable attention.
 
     Sizes are in units (vector widths) or tokens; probabilities are in [0, 1). In addition to the fields below it has those of
-    `RecurrenceFields` (cells and dropout, both sides), `DecoderFields` (layers and readout) and `DecoderWordFields`.
+    `RecurrenceFields` (cells and dropout, both sides), `EncoderFields`, `DecoderFields` (layers and readout) and
+    `DecoderWordFields`.
 
     Args:
         vocab_size: Size of the TARGET vocabulary; `generate()` reshapes logits with it.
         source_vocab_size: Size of the source vocabulary; None means the target's, or that of `encoder`, which is None for
             pictures.
-        embedding_size: Width of the word vectors of both sides.
-        encoder_hidden_size: Width of an encoder layer's state, per direction. None means `hidden_size` divided by
-            the directions of the top layer, so that the states the decoder reads are `hidden_size` wide.
-        encoder_layers: Number of recurrent encoder layers. 0, with `encoder` only: the decoder reads its states raw, and the
-            bridge is `mean` or `zero`.
-        encoder: None, or the configuration (or its dict) of any built-in model of transformers that reads token ids or
-            pixels. Its states take the place of the source's word vectors. A dict without `vocab_size` has that of the source
-            and its special tokens.
-        freeze_encoder: The `encoder` is not trained: no gradient, and evaluation mode also in training.
-        encoder_transition_depth: Cells a layer applies one after the other within one position (Pascanu 2014;
-            Miceli Barone 2017, section 2.3.1). More than 1 costs a time loop.
-        bidirectional: `all` encoder layers, the `first` one only (GNMT), `none`, or `alternating`: two stacks, one of
-            which starts forward and one backward, each changing its direction at every layer (Miceli Barone 2017, section
-            2.2.1).
-        reverse_source: The encoder reads the source backwards (Sutskever 2014, section 3.3).
         context: How the decoder reads the source: by its `initial_state` only (Sutskever 2014), by a fixed vector at
             `every_step` (Cho 2014), or by `attention`.
         context_size: With `every_step`: width of c = tanh(V h) (Cho 2014, appendix A). None: c is the
@@ -118,19 +104,10 @@ class RnnSeq2SeqConfig(ConfigChecks, DecoderFields, DecoderWordFields, PreTraine
     model_type = "rnn_seq2seq"
     keys_to_ignore_at_inference = ["cache"]
     attribute_map = {"num_hidden_layers": "encoder_layers"}
-    # The model type is that of a dict without one, which `encoder_config` refuses before.
-    sub_configs_defaults = {"encoder": SubConfigSpec(AutoConfig, model_type="bert", optional=True)}
+    sub_configs_defaults = ENCODER_CONFIG
 
     vocab_size: int = 8000
     source_vocab_size: int | None = None
-    embedding_size: int = 256
-    encoder_hidden_size: int | None = None
-    encoder_layers: int = 1
-    encoder: PreTrainedConfig | dict | None = None
-    freeze_encoder: bool = False
-    encoder_transition_depth: int = 1
-    bidirectional: Literal["all", "first", "none", "alternating"] = "all"
-    reverse_source: bool = False
     context: Literal["initial_state", "every_step", "attention"] = "attention"
     context_size: int | None = None
     context_layers: Literal["first", "all"] = "first"
@@ -252,37 +229,9 @@ class RnnSeq2SeqConfig(ConfigChecks, DecoderFields, DecoderWordFields, PreTraine
         super().to_json_file(json_file_path, use_diff)
         carry_own_code(Path(json_file_path), REGISTERED.get(self.attention_type))
 
-    def encoder_directions(self, layer: int) -> int:
-        """Directions of encoder layer `layer`, counted from 1."""
-        both = self.bidirectional in ("all", "alternating") or (self.bidirectional == "first" and layer == 1)
-        return 2 if both else 1
-
     @property
-    def encoder_kind(self) -> EncoderKind | None:
-        """What the foreign `encoder` reads, and the width of its states; None without one."""
-        return None if self.encoder is None else encoder_kind(self.encoder)
-
-    @property
-    def reads_images(self) -> bool:
-        """Whether the source is a picture."""
-        return self.encoder is not None and self.encoder_kind.input_name == "pixel_values"
-
-    @property
-    def foreign_vocab_size(self) -> int | None:
-        """Size of the vocabulary of the foreign `encoder`; None if it reads pictures."""
-        return None if self.reads_images else self.encoder.vocab_size
-
-    @property
-    def source_width(self) -> int:
-        """Width of the vectors that the recurrent encoder reads: word vectors, or the states of `encoder`."""
-        return self.embedding_size if self.encoder is None else self.encoder_kind.width
-
-    @property
-    def encoder_output_size(self) -> int:
-        """Width of the encoder states that the decoder reads."""
-        if not self.encoder_layers:
-            return self.source_width
-        return self.encoder_hidden_size * self.encoder_directions(self.encoder_layers)
+    def keeps_source_ids(self) -> bool:
+        return self.copy_mechanism
 
     @property
     def context_width(self) -> int:

@@ -1,4 +1,4 @@
-"""The recurrent encoder, with all handling of padding and of reversed sources.
+"""The recurrent encoder, with all handling of padding and of reversed sources, and the base class of models that have one.
 
 For any padding (left, right, or holes) the real words of each row are first moved to the front, so that a row of a batch
 gives the same states as the row alone; then the states are moved back to the positions of their words.
@@ -6,16 +6,19 @@ gives the same states as the row alone; then the states are moved back to the po
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .configuration_rnn_encoder import EncoderFields
 from .dropout import drop, drop_words
-from .foreign_encoder import ForeignEncoder
-from .recurrence import RecurrentLayer
+from .foreign_encoder import ForeignEncoder, read_encoder
+from .recurrence import RecurrentLayer, TransitionCell
 
 
 @dataclass
@@ -82,11 +85,11 @@ class ReadingOrder:
 
 
 class RnnEncoderLayer(GradientCheckpointingLayer):
-    """One encoder layer of one or two directions over front-aligned rows."""
+    """One encoder layer of one or two directions over front-aligned rows; `width` is that of the vectors of layer 1."""
 
-    def __init__(self, config: RnnSeq2SeqConfig, layer: int) -> None:
+    def __init__(self, config: EncoderFields, layer: int, width: int) -> None:
         super().__init__()
-        below = config.source_width
+        below = width
         # Two stacks that alternate their direction (Zhou 2016; Miceli Barone 2017, section 2.2.1), each reads its own output.
         self.alternating = config.bidirectional == "alternating" and layer > 1
         self.swapped = self.alternating and layer % 2 == 0
@@ -136,19 +139,25 @@ class RnnEncoderLayer(GradientCheckpointingLayer):
 
 
 class RnnEncoder(nn.Module):
-    """Word vectors, or the states of a foreign encoder, and a stack of recurrent layers."""
+    """Word vectors, or the states of a foreign encoder, and a stack of recurrent layers.
+
+    Args:
+        width: of vectors that are always given, as `inputs_embeds`, in the place of words: there is no table of words then.
+    """
 
     main_input_name = "input_ids"
 
-    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+    def __init__(self, config: EncoderFields, width: int | None = None) -> None:
         super().__init__()
-        self.config = config
-        self.foreign = None if config.encoder is None else ForeignEncoder(config.encoder, config.freeze_encoder)
-        if self.foreign is None:
-            self.embed_tokens = nn.Embedding(config.source_vocab_size, config.embedding_size, config.pad_token_id)
-        else:
+        self.config, self.reads_words = config, width is None
+        self.foreign = None
+        if config.encoder is not None and self.reads_words:
+            self.foreign = ForeignEncoder(config.encoder, config.freeze_encoder)
             self.main_input_name = self.foreign.kind.input_name
-        self.layers = nn.ModuleList(RnnEncoderLayer(config, layer + 1) for layer in range(config.encoder_layers))
+        elif self.reads_words:
+            self.embed_tokens = nn.Embedding(config.source_vocab_size, config.embedding_size, config.pad_token_id)
+        width = config.source_width if width is None else width
+        self.layers = nn.ModuleList(RnnEncoderLayer(config, layer + 1, width) for layer in range(config.encoder_layers))
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens if self.foreign is None else self.foreign.model.get_input_embeddings()
@@ -189,7 +198,7 @@ class RnnEncoder(nn.Module):
             inputs_embeds, attention_mask = self.foreign(pixel_values=pixel_values), None
         elif inputs_embeds is not None and self.foreign is not None:
             inputs_embeds = inputs_embeds.to(self.foreign.dtype)  # stored states may be in half precision
-        mask = self._mask(input_ids, inputs_embeds, attention_mask)
+        mask = self.mask(input_ids, inputs_embeds, attention_mask)
         config, order = self.config, ReadingOrder(mask)
         # An exported graph must work for every batch, so it must not depend on the values of this one.
         ragged = torch.compiler.is_compiling() or not (mask.device.type == "cpu" and bool(mask.all()))
@@ -220,7 +229,7 @@ class RnnEncoder(nn.Module):
             final_state=torch.stack(finals, 1) * present if finals else None,
             final_cell=torch.stack(cells, 1) * present if cells and cells[0] is not None else None,
             source_mask=mask,
-            source_ids=input_ids if config.copy_mechanism else None,
+            source_ids=input_ids if config.keeps_source_ids else None,
         )
         return output if return_dict is not False else output.to_tuple()
 
@@ -237,6 +246,8 @@ class RnnEncoder(nn.Module):
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """Word vectors (batch, source, embedding) with the dropout of training."""
         config = self.config
+        if not self.reads_words:
+            return drop(inputs_embeds, config.dropout, self.training, config.variational_dropout)
         if config.drops_word_types and self.training and input_ids is None:
             raise ValueError(
                 "inputs_embeds: word_dropout_unit='type' needs input_ids in training, to know which positions hold the "
@@ -254,7 +265,8 @@ class RnnEncoder(nn.Module):
             return states
         return order.back(states.masked_fill(~order.front.unsqueeze(-1), 0.0))
 
-    def _mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+    def mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+        """bool (batch, source), True at the words of a source; the arguments are those of `forward`."""
         given = input_ids if inputs_embeds is None else inputs_embeds
         # An exported graph must not depend on the shape of this batch.
         if not torch.compiler.is_compiling() and 0 in given.shape[:2]:
@@ -275,6 +287,99 @@ class RnnEncoder(nn.Module):
         if input_ids is None or self.config.pad_token_id is None:
             return torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
         return input_ids != self.config.pad_token_id
+
+
+class RnnPreTrainedModel(PreTrainedModel):
+    """Base class of the models with this encoder: initialization, loading and device placement."""
+
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RnnEncoderLayer"]
+    _base_class = ""  # file and class, where `AutoModel` with trust_remote_code=True finds the base model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Uniform in plus or minus one over the square root of the fan-in, or in plus or minus `initializer_range`."""
+        width = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            self._uniform(module, width or module.in_features**-0.5)
+        elif isinstance(module, nn.RNNBase):
+            self._uniform(module, width or module.hidden_size**-0.5)
+        elif isinstance(module, nn.Embedding):
+            # With a deviation of 0.1 the attention needs twice the updates to form; with one of 1, rare words keep their
+            # initial noise.
+            deviation = 0.2 if getattr(self.config, "tie_word_embeddings", False) else 0.3
+            init.uniform_(module.weight, -width, width) if width else init.normal_(module.weight, 0.0, deviation)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, TransitionCell):
+            init.zeros_(module.bias)
+
+    @staticmethod
+    def _uniform(module: nn.Module, width: float) -> None:
+        for parameter in module.parameters(recurse=False):
+            init.uniform_(parameter, -width, width)
+
+    @classmethod
+    def from_pretrained(cls, *args: object, **kwargs: object) -> Self:
+        """As in transformers.
+
+        Raises:
+            ValueError: `device_map` leaves weights on disk or in the memory of another device than the one that computes.
+                transformers would load them whenever a module is called, but a recurrence reads its weights at every
+                position without a call.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if offloaded:
+            raise ValueError(
+                f"device_map={kwargs.get('device_map')!r}: leaves {offloaded[0]} (one of {len(offloaded)} weights) outside its "
+                "device's memory; a recurrent model is loaded whole, on one device or over several with room for it"
+            )
+        foreign = getattr(getattr(model.base_model, "encoder", None), "foreign", None)
+        if foreign is not None:
+            foreign.choose_trained()
+        return loaded
+
+    @classmethod
+    def from_encoder_pretrained(
+        cls, name: str, *, preset: str | None = None, revision: str | None = None, **fields: object
+    ) -> Self:
+        """A new model over a pretrained encoder, whose weights are loaded; all others are drawn at random.
+
+        `from_encoder_pretrained("google-bert/bert-base-uncased", vocab_size=8000, freeze_encoder=True)`
+
+        Args:
+            name: a folder, or a repository of the Hub, with a built-in model of transformers that reads token ids or pixels.
+                Of an encoder-decoder, such as T5 or Marian, the encoder is taken.
+            preset: of the configuration's `from_preset`, for example `bert_encoder`.
+            revision: of a repository of the Hub.
+            fields: of the configuration; the `vocab_size` of a model that writes is the target's.
+
+        Returns:
+            the model, in evaluation mode.
+
+        Raises:
+            ConfigError: the encoder's type is unknown, or the fields do not fit it.
+            OSError: there is no such folder or repository.
+        """
+        fields["encoder"] = read_encoder(name, revision)
+        config = cls.config_class.from_preset(preset, **fields) if preset else cls.config_class(**fields)
+        model = cls(config).eval()
+        model.base_model.encoder.foreign.load(name, revision)
+        return model
+
+    def save_pretrained(self, save_directory: str, *args: object, **kwargs: object) -> None:
+        """As in transformers; config.json also has the class for `AutoModel` with `trust_remote_code=True`."""
+        if self._auto_class is not None:
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = {**auto_map, "AutoModel": self._base_class}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def _take(states: Tensor, index: Tensor) -> Tensor:

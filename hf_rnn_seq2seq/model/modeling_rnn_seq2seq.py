@@ -46,7 +46,7 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
 
     # A recurrent state cannot be cropped like a Transformer's keys, but the cache can record earlier states.
     _is_stateful = False
-    _code_file = "modeling_rnn_seq2seq"
+    _base_class = "modeling_rnn_seq2seq.RnnSeq2SeqModel"
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__(config)

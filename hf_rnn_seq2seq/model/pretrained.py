@@ -1,52 +1,32 @@
-"""Base class of the models: initialization, loading and saving, vocabularies that change their size, and the check of a
-model's numbers."""
+"""Base class of the models that write: initialization, loading and saving, vocabularies that change their size, and the
+check of a model's numbers."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .attention import Attention, NormedAdditiveAttention
+from .encoder import RnnPreTrainedModel
 from .config_checks import ConfigError
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .entmax import SparseWeights
-from .foreign_encoder import read_encoder
-from .recurrence import TransitionCell
 
 
-class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
-    """Base class of the recurrent models: initialization, tying, loading and device placement."""
+class RnnSeq2SeqPreTrainedModel(RnnPreTrainedModel):
+    """Base class of the models that write: initialization, tying, loading and device placement."""
 
     config_class = RnnSeq2SeqConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["RnnEncoderLayer", "RnnDecoder"]
-    _code_file = "encoder_decoder"  # where `AutoModel` with trust_remote_code=True finds the base model
+    _base_class = "encoder_decoder.RnnSeq2SeqModel"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Uniform in plus or minus one over the square root of the fan-in, or in plus or minus `initializer_range`."""
+        """As of the encoder; and the parameters of attention."""
+        super()._init_weights(module)
         width = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            self._uniform(module, width or module.in_features**-0.5)
-        elif isinstance(module, nn.RNNBase):
-            self._uniform(module, width or module.hidden_size**-0.5)
-        elif isinstance(module, nn.Embedding):
-            # With a deviation of 0.1 the attention needs twice the updates to form; with one of 1, rare words keep their
-            # initial noise.
-            deviation = 0.2 if self.config.tie_word_embeddings else 0.3
-            init.uniform_(module.weight, -width, width) if width else init.normal_(module.weight, 0.0, deviation)
-            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
-                init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, TransitionCell):
-            init.zeros_(module.bias)
-        elif isinstance(module, NormedAdditiveAttention):
+        if isinstance(module, NormedAdditiveAttention):
             init.constant_(module.gain, self.config.attention_size**-0.5)
         elif isinstance(module, SparseWeights):
             if module.free is not None:
@@ -56,68 +36,12 @@ class RnnSeq2SeqPreTrainedModel(PreTrainedModel):
             for parameter in module.parameters(recurse=False):
                 init.uniform_(parameter, -(width or 0.1), width or 0.1)
 
-    @staticmethod
-    def _uniform(module: nn.Module, width: float) -> None:
-        for parameter in module.parameters(recurse=False):
-            init.uniform_(parameter, -width, width)
-
-    @classmethod
-    def from_pretrained(cls, *args: object, **kwargs: object) -> "RnnSeq2SeqPreTrainedModel":
-        """As in transformers.
-
-        Raises:
-            ValueError: `device_map` leaves weights on disk or in the memory of another device than the one that computes.
-                transformers would load them whenever a module is called, but a recurrence reads its weights at every
-                position without a call.
-        """
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-        if offloaded:
-            raise ValueError(
-                f"device_map={kwargs.get('device_map')!r}: leaves {offloaded[0]} (one of {len(offloaded)} weights) outside its "
-                "device's memory; a recurrent model is loaded whole, on one device or over several with room for it"
-            )
-        if model.config.encoder is not None:
-            model.base_model.encoder.foreign.choose_trained()
-        return loaded
-
-    @classmethod
-    def from_encoder_pretrained(
-        cls, name: str, *, preset: str | None = None, revision: str | None = None, **fields: object
-    ) -> "RnnSeq2SeqPreTrainedModel":
-        """A new model over a pretrained encoder, whose weights are loaded; all others are drawn at random.
-
-        `from_encoder_pretrained("google-bert/bert-base-uncased", vocab_size=8000, freeze_encoder=True)`
-
-        Args:
-            name: a folder, or a repository of the Hub, with a built-in model of transformers that reads token ids or pixels.
-                Of an encoder-decoder, such as T5 or Marian, the encoder is taken.
-            preset: of `RnnSeq2SeqConfig.from_preset`, for example `bert_encoder`.
-            revision: of a repository of the Hub.
-            fields: of `RnnSeq2SeqConfig`; `vocab_size` is the target's.
-
-        Returns:
-            the model, in evaluation mode.
-
-        Raises:
-            ConfigError: the encoder's type is unknown, or the fields do not fit it.
-            OSError: there is no such folder or repository.
-        """
-        fields["encoder"] = read_encoder(name, revision)
-        config = RnnSeq2SeqConfig.from_preset(preset, **fields) if preset else RnnSeq2SeqConfig(**fields)
-        model = cls(config).eval()
-        model.base_model.encoder.foreign.load(name, revision)
-        return model
-
     def save_pretrained(self, save_directory: str, *args: object, **kwargs: object) -> None:
-        """As in transformers; config.json also has the class for `AutoModel` with `trust_remote_code=True`."""
-        if self._auto_class is not None:
-            auto_map = getattr(self.config, "auto_map", None) or {}
-            self.config.auto_map = {**auto_map, "AutoModel": f"{self._code_file}.RnnSeq2SeqModel"}
-            if self.config.reads_images and self._auto_class == "AutoModelForSeq2SeqLM":
-                # The copier writes one class; captions have a second one, which their pipeline asks for.
-                self.config.auto_map["AutoModelForImageTextToText"] = f"{self._code_file}.{type(self).__name__}"
+        """As in transformers; config.json also has the classes that the copier does not write."""
+        if self._auto_class == "AutoModelForSeq2SeqLM" and self.config.reads_images:
+            # The copier writes one class; captions have a second one, which their pipeline asks for.
+            auto_map, file = getattr(self.config, "auto_map", None) or {}, self._base_class.partition(".")[0]
+            self.config.auto_map = {**auto_map, "AutoModelForImageTextToText": f"{file}.{type(self).__name__}"}
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:

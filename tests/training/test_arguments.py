@@ -6,13 +6,12 @@ import importlib
 import math
 import re
 from dataclasses import dataclass
-from inspect import get_annotations
 from typing import Literal, get_args, get_type_hints
 
 import pytest
 import yaml
 
-from hf_rnn_seq2seq import RnnSeq2SeqConfig
+from hf_rnn_seq2seq import RnnClassifierConfig, RnnSeq2SeqConfig
 from hf_rnn_seq2seq.data.arguments import OF_TASKS, TASKS, DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.config_checks import ConfigError
@@ -21,6 +20,7 @@ from hf_rnn_seq2seq.options import OptionGroup, convert, option
 from hf_rnn_seq2seq.recipes import read_recipe
 from hf_rnn_seq2seq.training.arguments import GenerationArguments, RunOptions, TrainingOptions, dump_recipe
 from hf_rnn_seq2seq.training.model_fields import model_fields
+from tests.helpers.models import config_fields
 from tests.helpers.script_runs import ROOT
 
 GROUPS = (DataArguments, TokenizerArguments, GenerationArguments, TrainingOptions)
@@ -230,15 +230,14 @@ def test_no_option_takes_what_is_not_a_finite_number_or_negative():
     assert seen > 250
 
 
-def test_no_field_of_the_model_takes_what_is_not_a_finite_number_or_negative():
-    numeric = [
-        name for name, hint in get_annotations(RnnSeq2SeqConfig).items() if {int, float} & {hint, *get_args(hint)}
-    ]
-    assert len(numeric) > 35
+@pytest.mark.parametrize(("config", "least"), [(RnnSeq2SeqConfig, 35), (RnnClassifierConfig, 20)])
+def test_no_field_of_a_model_takes_what_is_not_a_finite_number_or_negative(config, least):
+    numeric = [name for name, hint in config_fields(config).items() if {int, float} & {hint, *get_args(hint)}]
+    assert len(numeric) > least
     for name in numeric:
         for value in (math.nan, math.inf, -math.inf, -1, -1.0):
             with pytest.raises(ConfigError, match=name):
-                RnnSeq2SeqConfig(**{name: value})
+                config(**{name: value})
 
 
 @pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "scripts").glob("*.py")))

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_rnn_seq2seq.model.attention import Attention, register_attention
     from hf_rnn_seq2seq.model.config_checks import ConfigError
+    from hf_rnn_seq2seq.model.configuration_rnn_causal import RnnCausalConfig
     from hf_rnn_seq2seq.model.configuration_rnn_classifier import RnnClassifierConfig
     from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig
     from hf_rnn_seq2seq.model.decoder_state import RnnSeq2SeqCache
     from hf_rnn_seq2seq.model.encoder_decoder import RnnSeq2SeqModel
+    from hf_rnn_seq2seq.model.modeling_rnn_causal import RnnCausalModel, RnnForCausalLM
     from hf_rnn_seq2seq.model.modeling_rnn_classifier import RnnClassifierModel, RnnForSequenceClassification
     from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
     from hf_rnn_seq2seq.model.pretrained import RnnSeq2SeqPreTrainedModel
@@ -27,8 +29,11 @@ __version__ = "0.2.0"
 __all__ = [
     "Attention",
     "ConfigError",
+    "RnnCausalConfig",
+    "RnnCausalModel",
     "RnnClassifierConfig",
     "RnnClassifierModel",
+    "RnnForCausalLM",
     "RnnForSequenceClassification",
     "RnnSeq2SeqCache",
     "RnnSeq2SeqConfig",
@@ -47,6 +52,9 @@ _MODULES = {
     "RnnClassifierConfig": "configuration_rnn_classifier",
     "RnnClassifierModel": "modeling_rnn_classifier",
     "RnnForSequenceClassification": "modeling_rnn_classifier",
+    "RnnCausalConfig": "configuration_rnn_causal",
+    "RnnCausalModel": "modeling_rnn_causal",
+    "RnnForCausalLM": "modeling_rnn_causal",
     "RnnSeq2SeqCache": "decoder_state",
     "RnnSeq2SeqConfig": "configuration_rnn_seq2seq",
     "RnnSeq2SeqForConditionalGeneration": "modeling_rnn_seq2seq",
@@ -71,12 +79,14 @@ def register() -> None:
     if _registered:  # what a user has registered since then stays
         return
     from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig  # checks the version of transformers
-    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
-    from transformers import AutoModelForSequenceClassification, AutoProcessor, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoProcessor, AutoTokenizer
 
     from hf_rnn_seq2seq.generation.pipeline import register as register_pipeline
+    from hf_rnn_seq2seq.model.configuration_rnn_causal import RnnCausalConfig
     from hf_rnn_seq2seq.model.configuration_rnn_classifier import RnnClassifierConfig
     from hf_rnn_seq2seq.model.encoder_decoder import RnnSeq2SeqModel
+    from hf_rnn_seq2seq.model.modeling_rnn_causal import RnnCausalModel, RnnForCausalLM
     from hf_rnn_seq2seq.model.modeling_rnn_classifier import RnnClassifierModel, RnnForSequenceClassification
     from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
     from hf_rnn_seq2seq.model.processing_rnn_seq2seq import RnnSeq2SeqProcessor
@@ -93,6 +103,10 @@ def register() -> None:
     AutoConfig.register(RnnClassifierConfig.model_type, RnnClassifierConfig, exist_ok=True)
     AutoModel.register(RnnClassifierConfig, RnnClassifierModel, exist_ok=True)
     AutoModelForSequenceClassification.register(RnnClassifierConfig, RnnForSequenceClassification, exist_ok=True)
+    AutoConfig.register(RnnCausalConfig.model_type, RnnCausalConfig, exist_ok=True)
+    AutoModel.register(RnnCausalConfig, RnnCausalModel, exist_ok=True)
+    AutoModelForCausalLM.register(RnnCausalConfig, RnnForCausalLM, exist_ok=True)
+    AutoTokenizer.register(RnnCausalConfig, fast_tokenizer_class=RnnSeq2SeqJointTokenizer, exist_ok=True)
     register_pipeline()
     RnnSeq2SeqConfig.register_for_auto_class()
     RnnSeq2SeqModel.register_for_auto_class("AutoModel")
@@ -100,6 +114,9 @@ def register() -> None:
     RnnClassifierConfig.register_for_auto_class()
     RnnClassifierModel.register_for_auto_class("AutoModel")
     RnnForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+    RnnCausalConfig.register_for_auto_class()
+    RnnCausalModel.register_for_auto_class("AutoModel")
+    RnnForCausalLM.register_for_auto_class("AutoModelForCausalLM")
     RnnSeq2SeqTokenizer.register_for_auto_class("AutoTokenizer")
     RnnSeq2SeqProcessor.register_for_auto_class("AutoProcessor")
     _registered = True

@@ -83,3 +83,28 @@ class DecoderWordFields:
                 f"tie_word_embeddings=True: the readout ({self.readout_width} wide) must be as wide as "
                 f"embedding_size={self.embedding_size}; set readout_size={self.embedding_size}"
             )
+
+
+class WithoutSource:
+    """What `RnnDecoder` asks about a source, answered by the configuration of a model that reads none.
+
+    These are no fields: a configuration does not take them, and they are not saved.
+    """
+
+    context = "initial_state"
+    context_width = 0
+    context_gate = "none"
+    context_layers = "first"
+    attention_order = "after_cell"
+    attention_alignment = "soft"
+    aligns_hard = False
+    attends_between_cells = False
+    input_feeding = False
+    copy_mechanism = False
+    readout_context = False
+    readout_state = "current"
+
+    @property
+    def readout_input_width(self) -> int:
+        """Width of the input of the readout."""
+        return self.readout_state_width + (self.embedding_size if self.readout_embedding else 0)

@@ -140,6 +140,11 @@ class RnnSeq2SeqCache(Cache):
         """`Cache` sets an empty list at the start."""
 
     @property
+    def is_linear(self) -> list[bool]:
+        """False: `generate()` may be given the whole text, and passes on what the cache has not read."""
+        return [False] * len(self.layers)
+
+    @property
     def is_initialized(self) -> bool:
         """Whether a source has been read."""
         return self.state is not None

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
+from .cached_generation import CachedGenerationMixin
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying, copy_loss, mixture
 from .decoder import RnnDecoder
@@ -37,15 +37,15 @@ class RnnSeq2SeqLMOutput(Seq2SeqLMOutput):
     figures: Tensor | None = None
 
 
-class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2SeqPreTrainedModel, GenerationMixin):
+class RnnSeq2SeqForConditionalGeneration(
+    SearchMixin, VocabularyMixin, RnnSeq2SeqPreTrainedModel, CachedGenerationMixin
+):
     """The recurrent encoder-decoder with an output layer over the target vocabulary.
 
     `generate()` keeps the decoder's state in an `RnnSeq2SeqCache`. Assisted decoding can take tokens back exactly, since
     the cache can record the state before each token.
     """
 
-    # A recurrent state cannot be cropped like a Transformer's keys, but the cache can record earlier states.
-    _is_stateful = False
     _base_class = "modeling_rnn_seq2seq.RnnSeq2SeqModel"
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
@@ -337,20 +337,6 @@ class RnnSeq2SeqForConditionalGeneration(SearchMixin, VocabularyMixin, RnnSeq2Se
         return shift_right(labels, self.config.pad_token_id, self.config.decoder_start_token_id)
 
     # ---------------------------------------------------------------- generate()
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        """The default cache is for keys and values of self-attention; ours is created below."""
-        return False
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
-        """Creates an `RnnSeq2SeqCache` before the first step, unless the caller gave one or disabled it."""
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if model_kwargs.get("cache") is None and generation_config.use_cache is not False:
-            model_kwargs["cache"] = RnnSeq2SeqCache()
-            # Wrong proposals of an assistant are taken back. transformers activates recording for the assisted model.
-            if generation_config.is_assistant:
-                model_kwargs["cache"].activate_past_recording()
 
     def _expand_inputs_for_generation(self, *args: object, **kwargs: object) -> tuple[Tensor, dict[str, object]]:
         """Repeats rows for beams in a copy of the encoder's output; transformers would write into the caller's."""

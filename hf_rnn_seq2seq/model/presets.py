@@ -19,6 +19,7 @@ from collections.abc import Callable
 Field = bool | int | float | str | list[int]
 Fields = dict[str, Field | dict[str, Field]]  # of `RnnSeq2SeqConfig`; of its `encoder` a dict
 PRESETS: dict[str, Callable[[], Fields]] = {}
+CAUSAL_PRESETS: dict[str, Callable[[], Fields]] = {}  # of `RnnCausalConfig`
 
 
 def _preset(build: Callable[[], Fields]) -> Callable[[], Fields]:
@@ -513,3 +514,30 @@ def xu2015() -> Fields:
         readout_embedding=True,
         dropout=0.5,
     )
+
+
+def graves2013_text() -> Fields:
+    """Graves 2013, Generating Sequences With Recurrent Neural Networks, section 3: text, character by character.
+
+    * Equations 1 to 3: the input goes to every layer, and every layer to the output (`skip_connections`; a `linear` readout of
+      all layers without a product of its own). LSTM cells.
+    * Section 3.2, Wikipedia (from memory): 7 layers of 700 cells, 205 characters as one-hot vectors, no dropout.
+
+    Departs: the cell is torch's LSTM, the paper's has peephole connections (equations 7 to 11). The characters' vectors are
+    learned, and as wide as the one-hot vectors of the paper. The paper bounds the gradient of each cell; here the norm of
+    all gradients is bounded (`max_grad_norm`).
+
+    Time loop: none; every layer is one fused kernel.
+    """
+    return dict(
+        vocab_size=205,
+        embedding_size=205,
+        hidden_size=700,
+        decoder_layers=7,
+        cell_type="lstm",
+        skip_connections=True,
+        readout="linear",
+    )
+
+
+CAUSAL_PRESETS["graves2013_text"] = graves2013_text

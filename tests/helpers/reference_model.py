@@ -155,13 +155,13 @@ def decode(
     """
     attends, before = config.context == "attention", config.attention_order == "before_cell"
     between = attends and before and config.decoder_transition_depth > 1
-    asking = 0 if config.attention_layer == "bottom" else config.decoder_layers - 1
+    asking = 0 if attends and config.attention_layer == "bottom" else config.decoder_layers - 1
     feeds_readout = config.readout == "tanh" and asking == config.decoder_layers - 1
     feed = None
     if config.input_feeding:
         feed = words[0].new_zeros(config.readout_size if feeds_readout else config.context_width)
     readouts, hidden, attentions, contexts = [], [[] for _ in range(config.decoder_layers + 1)], [], []
-    asked, covered = under(weights, "attention"), uncovered(config, source)
+    asked, covered = under(weights, "attention"), uncovered(config, source) if attends else None
 
     def ask(query: Tensor, time: int) -> tuple[Tensor, list[list[Tensor]]]:
         nonlocal covered

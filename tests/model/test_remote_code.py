@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.model.config_checks import LOWEST_TRANSFORMERS
 from tests.helpers import warm
-from tests.helpers.models import batch, decoder_inputs, mask, pad, tiny_model
+from tests.helpers.models import SOURCES, batch, decoder_inputs, mask, pad, tiny_model
+from tests.model.test_causal import tiny_lm
 
 # Programs for a process that sees the site packages and the checkpoint, but not this package.
 HIDE = """
@@ -51,6 +52,19 @@ base = AutoModel.from_pretrained(out + "/again", trust_remote_code=True)
 with torch.no_grad():
     save_file({"readout": base(**given).last_hidden_state.contiguous()}, out + "/found.safetensors")
 assert not any(name.startswith("hf_rnn_seq2seq") for name, module in sys.modules.items() if module)
+"""
+
+CAUSAL = """
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert {type(x).__module__.split(".")[0] for x in (model, base)} == {"transformers_modules"}
+with torch.no_grad():
+    found = {"logits": model(**given).logits, "readout": base(**given).last_hidden_state}
+    found["words"] = model.generate(**given, num_beams=3, max_new_tokens=5)
+    model.save_pretrained(out + "/again")
+    found["again"] = AutoModelForCausalLM.from_pretrained(out + "/again", trust_remote_code=True)(**given).logits
+save_file({name: tensor.contiguous() for name, tensor in found.items()}, out + "/found.safetensors")
 """
 
 OLD = """
@@ -126,6 +140,17 @@ def test_the_base_model_by_itself(tmp_path: Path) -> None:
     actual, _ = run_elsewhere(BASE, model, given, tmp_path)
     with torch.no_grad():
         assert torch.equal(actual["readout"], model(**given).last_hidden_state)
+
+
+def test_a_language_model_without_the_package(tmp_path: Path) -> None:
+    model = tiny_lm(torch.float32, skip_connections=True, decoder_layers=2)
+    given = {"input_ids": batch()["input_ids"], "attention_mask": mask(SOURCES, left=True)}
+    actual, _ = run_elsewhere(CAUSAL, model, given, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(actual["logits"], model(**given).logits)
+        assert torch.equal(actual["again"], actual["logits"])
+        assert torch.equal(actual["readout"], model.model(**given).last_hidden_state)
+    assert torch.equal(actual["words"], model.generate(**given, num_beams=3, max_new_tokens=5))
 
 
 @pytest.mark.parametrize("kind", ["AutoConfig", "AutoModel", "AutoModelForSeq2SeqLM"])

@@ -1,0 +1,237 @@
+"""The recurrent language model: the decoder of the family without a source, and `generate()`."""
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from .cached_generation import CachedGenerationMixin
+from .configuration_rnn_causal import RnnCausalConfig
+from .decoder import RnnDecoder
+from .decoder_state import DecoderState, Memory, RnnSeq2SeqCache
+from .dropout import drop
+from .encoder import RnnPreTrainedModel
+from .loss import IGNORED_LABEL, logits_loss, output_loss
+from .matmul import Linear
+
+NO_SOURCE = Memory(None, None, None, None)
+
+
+class RnnCausalPreTrainedModel(RnnPreTrainedModel):
+    """Base class of the language model: initialization, loading and saving."""
+
+    config_class = RnnCausalConfig
+    _no_split_modules = ["RnnDecoder"]
+    _base_class = "modeling_rnn_causal.RnnCausalModel"
+
+
+class RnnCausalModel(RnnCausalPreTrainedModel):
+    """The decoder alone, without an output layer."""
+
+    def __init__(self, config: RnnCausalConfig) -> None:
+        super().__init__(config)
+        self.decoder = RnnDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.decoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.decoder.embed_tokens = value
+
+    # Opaque to torch.compile, which would unroll the time loops: minutes of compilation, and no gain.
+    @torch.compiler.disable
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: RnnSeq2SeqCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: object,
+    ) -> BaseModelOutputWithPast | tuple:
+        """Reads tokens after those that the cache has read.
+
+        Args:
+            input_ids: (batch, time), or `inputs_embeds` (batch, time, embedding).
+            attention_mask: (batch, >= time), zero at padding, anywhere: the state passes through it unchanged. The last
+                columns count.
+            cache: the state after the tokens before; None: there are none, and the state is zero.
+            use_cache: return the state after the last position.
+            output_hidden_states: return the tokens' vectors and each layer's states.
+
+        Returns:
+            `last_hidden_state` is the readout (batch, time, readout), from which the output layer scores the next token.
+
+        Raises:
+            ValueError: inputs are missing or doubled, or a cache of another class or name is given.
+        """
+        config = self.config
+        use_cache = config.use_cache if use_cache is None else use_cache
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return_dict = config.return_dict if return_dict is None else return_dict
+        if "past_key_values" in kwargs:
+            # Among the other keywords it would be ignored without a message.
+            raise ValueError("past_key_values: the argument is called cache, as everywhere in transformers 5.24")
+        if cache is not None and not hasattr(cache, "advance"):
+            raise ValueError(f"cache of type {type(cache).__name__}: must be an RnnSeq2SeqCache or None")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give one of input_ids and inputs_embeds")
+        embedded = self.decoder.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = RnnSeq2SeqCache() if cache is None else cache
+        if not cache.is_initialized:
+            cache.start(self.first_state(embedded), NO_SOURCE)
+        mask = None if attention_mask is None else attention_mask[:, -embedded.shape[1] :].bool()
+        trace = self.decoder(embedded, cache.state, cache.memory, self._needed(mask, use_cache), cache.is_recording)
+        cache.advance(trace.state, embedded.shape[1], trace.snapshots)
+        output = BaseModelOutputWithPast(
+            last_hidden_state=trace.readout,
+            cache=cache if use_cache else None,
+            hidden_states=trace.hidden_states if output_hidden_states else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def first_state(self, like: Tensor) -> DecoderState:
+        """The state before the first token, zero, for the rows of `like` (batch, ...)."""
+        return self.decoder.start_state(tuple(layer.zero_state(like) for layer in self.decoder.layers), NO_SOURCE)
+
+    @staticmethod
+    def _needed(mask: Tensor | None, use_cache: bool) -> Tensor | None:
+        """The mask, bool (batch, time), where it changes something: a masked position costs the fast kernels."""
+        if mask is None or mask.device.type != "cpu":  # on a device the answer would have to be read back
+            return mask
+        # Padding at the end comes after everything that counts, unless the state is read.
+        changes = mask[:, 1:] & ~mask[:, :-1] if not use_cache else ~mask
+        return mask if bool(changes.any()) else None
+
+
+class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
+    """The recurrent language model with an output layer over the vocabulary.
+
+    `generate()` keeps the state in an `RnnSeq2SeqCache`, whose size does not depend on the length of the text.
+    """
+
+    def __init__(self, config: RnnCausalConfig) -> None:
+        super().__init__(config)
+        self.model = RnnCausalModel(config)
+        self.lm_head = Linear(config.readout_width, config.vocab_size, bias=config.output_bias)
+        if config.tie_word_embeddings:
+            self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
+        self.post_init()
+        # Without a length generate() stops at 20 tokens, prompt included, which is four words of a character model.
+        if self.generation_config.max_new_tokens is None:
+            self.generation_config.max_new_tokens = 200
+
+    def get_decoder(self) -> RnnDecoder:
+        return self.model.decoder
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    # Opaque to torch.compile like the base model.
+    @torch.compiler.disable
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: RnnSeq2SeqCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        logits_to_keep: int = 0,
+        skip_logits: bool = False,
+        shift_labels: Tensor | None = None,
+        **kwargs: object,
+    ) -> CausalLMOutputWithPast | tuple:
+        """As `RnnCausalModel.forward`, and scores the vocabulary.
+
+        Args:
+            labels: (batch, time), the tokens that are read, -100 where one is not to be predicted; each is predicted by
+                the position before it, and the first by none.
+            shift_labels: (batch, time), in the place of `labels`: the token after each position.
+            num_items_in_batch: the loss is the sum over label tokens divided by this; None: by their number in the batch.
+            logits_to_keep: score only the last positions, this many; 0 scores all.
+            skip_logits: with labels, return None for the logits; the loss then computes them in bounded memory.
+
+        Returns:
+            `loss` (with labels: cross entropy in nats per token, in training smoothed by `label_smoothing`), `logits`
+            (batch, time, vocab) or None, and the outputs of the base model.
+
+        Raises:
+            ValueError: labels do not have the shape of the input.
+        """
+        config = self.config
+        return_dict = config.return_dict if return_dict is None else return_dict
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            cache,
+            inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **kwargs,
+        )
+        readout = drop(outputs.last_hidden_state, config.dropout, self.training, config.variational_dropout)
+        if shift_labels is None and labels is not None:
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
+        logits = loss = None
+        if shift_labels is None or not skip_logits:
+            logits = self.lm_head(readout[:, -logits_to_keep:])
+        if shift_labels is not None:
+            loss = self._loss(readout, None if logits_to_keep else logits, shift_labels, num_items_in_batch)
+        output = CausalLMOutputWithPast(
+            loss=loss, logits=logits, cache=outputs.cache, hidden_states=outputs.hidden_states
+        )
+        return output if return_dict else output.to_tuple()
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        cache: RnnSeq2SeqCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: object,
+    ) -> dict[str, object]:
+        """As in transformers, which would read everything again where nothing is left to read.
+
+        Raises:
+            ValueError: the cache has read all of `input_ids`.
+        """
+        if next_sequence_length is not None and next_sequence_length <= 0:
+            raise ValueError(
+                f"input_ids of {input_ids.shape[1]} tokens: the cache has read {cache.get_seq_length()}; pass the whole "
+                "text, with at least one token more than the cache has read, or the new tokens alone under the mask of all"
+            )
+        given = {"cache": cache, "inputs_embeds": inputs_embeds, **kwargs}
+        return super().prepare_inputs_for_generation(input_ids, next_sequence_length, **given)
+
+    def _loss(
+        self, readout: Tensor, logits: Tensor | None, labels: Tensor, num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        """The mean cross entropy of the labels (batch, time), (); in evaluation of `logits`, if there are any."""
+        if labels.shape != readout.shape[:2]:
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)}: must be (batch, time) = {tuple(readout.shape[:2])}"
+            )
+        budget = self.config.logits_memory_mb * 2**20
+        if logits is not None and not self.training:
+            nats = logits_loss(logits, labels, budget)
+        else:
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            nats = output_loss(readout, self.lm_head, labels, smoothing, budget)
+        items = (labels != IGNORED_LABEL).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return nats / items

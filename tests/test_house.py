@@ -58,7 +58,7 @@ LAYERS = [
     {"configuration_recurrence"},
     {"configuration_rnn_decoder", "configuration_rnn_encoder"},
     {"configuration_rnn_causal", "configuration_rnn_classifier", "configuration_rnn_seq2seq"},
-    {"coverage", "entmax", "loss", "readout", "scheduled_sampling"},
+    {"coverage", "entmax", "loss", "readout", "sampled_attention", "scheduled_sampling"},
     {"attention", "recurrence"},
     {"copying", "decoder_state", "encoder", "scan_scores"},
     {"hard_attention", "modeling_rnn_classifier", "pretrained", "scan"},

@@ -142,7 +142,8 @@ class Attention(nn.Module):
 
         Returns:
             context (batch, target, context), weights (batch, heads, target, source), the next state. With hard attention
-            (hard_attention.py) there is no context, and the weights are logarithms.
+            (hard_attention.py) there is no context, and the weights are logarithms. What a sampled attention
+            reads is chosen by the decoder (sampled_attention.py).
         """
         source_positions = source_mask.long().cumsum(1) - 1 if self.reads_positions else None
         if self.coverage is not None:
@@ -387,8 +388,8 @@ def build_attention(config: RnnSeq2SeqConfig) -> Attention:
     """The attention that `config` names.
 
     Raises:
-        ConfigError: the name is not registered, or its class reads the source in a way of its own, and hard attention would
-            leave that out.
+        ConfigError: the name is not registered, or its class reads the source in a way of its own, and hard or sampled
+            attention would leave that out.
     """
     config.validate_attention()
     attention = {**_CLASSES, **REGISTERED}[config.attention_type](config)
@@ -396,5 +397,10 @@ def build_attention(config: RnnSeq2SeqConfig) -> Attention:
         raise ConfigError(
             f"attention_type={config.attention_type!r}: attention_alignment={config.attention_alignment!r} reads the score "
             f"only, and would leave out {own}() of {type(attention).__name__}"
+        )
+    if config.samples_attention and (own := override(attention, Attention, ("forward",))):
+        raise ConfigError(
+            f"attention_type={config.attention_type!r}: attention_alignment='sampled' reads context() of one position, and "
+            f"would leave out {own}() of {type(attention).__name__}"
         )
     return attention

@@ -115,8 +115,14 @@ HARD_ATTENTION = {
     "attention_normalization": ("softmax", "a position without weight would have no gradient"),
 }
 
+# What a sampled attention excludes.
+SAMPLED_ATTENTION = {
+    "copy_mechanism": (False, "the weights themselves would be copied from"),
+    "coverage": ("none", "it accumulates the weights of a soft average"),
+}
+
 # The regions of a picture have no order from left to right.
-PICTURES = {"attention_window": "global", "attention_alignment": ("soft", "hard")}
+PICTURES = {"attention_window": "global", "attention_alignment": ("soft", "hard", "sampled")}
 
 
 # Fields that are sizes, and those that are probabilities below 1, of any configuration.
@@ -272,12 +278,25 @@ class ConfigChecks(RecurrenceChecks):
             raise ConfigError(
                 f"alignment_order=1: needs attention_alignment='monotonic', not {self.attention_alignment!r}"
             )
+        for name, default in (("sampled_attention_reward", 1), ("sampled_attention_entropy", 0)):
+            if (value := getattr(self, name)) != default and self.attention_alignment != "sampled":
+                raise ConfigError(f"{name}={value!r}: needs attention_alignment='sampled'")
+            if value < 0:
+                raise ConfigError(f"{name}={value!r}: must be 0 or more")
         if self.attention_alignment == "soft" or self.context != "attention":
             return
         hard = f"attention_alignment={self.attention_alignment!r}"
-        for name, (allowed, reason) in HARD_ATTENTION.items():
+        excluded = SAMPLED_ATTENTION if self.samples_attention else HARD_ATTENTION
+        for name, (allowed, reason) in excluded.items():
             if (value := getattr(self, name)) != allowed:
                 raise ConfigError(f"{name}={value!r}: not with {hard}, {reason}; must be {allowed!r}")
+        if self.samples_attention:
+            if self.attention_window == "local_p":
+                raise ConfigError(
+                    f"attention_window='local_p': not with {hard}, whose weights are probabilities, and the Gaussian leaves "
+                    "no sum of 1; must be 'global' or 'local_m'"
+                )
+            return
         if self.attention_type in MULTI_HEAD_NAMES:
             raise ConfigError(
                 f"attention_type={self.attention_type!r}: not with {hard}, whose word comes from one position; choose a "

@@ -54,7 +54,13 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
         attention_alignment: How the readout reads the source: the `soft` average of its states by the weights; or one state
             of it, and the probabilities of the words are summed over all positions, exactly: `hard` (Wu 2018), or
             `monotonic`, where no position is left of the one before (Wu and Cotterell 2019). Both need `after_cell`
-            attention of one head without input feeding. `logits` are then log-probabilities.
+            attention of one head without input feeding. `logits` are then log-probabilities. `sampled`: one state, which in
+            training is drawn by the weights, for half of the sentences, and else is the most likely (Xu 2015, section 4.1);
+            each head reads its own. Costs a time loop with `before_cell` attention or input feeding.
+        sampled_attention_reward: With `sampled`: lambda_r of Xu 2015, section 4.1, the weight of the gradient of REINFORCE.
+            1 is that of the lower bound.
+        sampled_attention_entropy: With `sampled`: lambda_e, the weight of the entropy of the weights, which keeps the draws
+            apart.
         alignment_order: With `monotonic`: 0, the scores decide among the positions that remain (0-MONO of Wu and Cotterell
             2019); 1, a learned preference for the length of the step to the right is added (1-MONO there has it alone).
         coverage: An additive score's memory of the source words it has read: `none`, the `sum` of their weights
@@ -71,7 +77,7 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
             `forward` and the attention (Chen 2016).
         max_source_positions: Longest source of the `location` score (Luong 2015, equation 8); required there.
         input_feeding: The attentional vector enters the next step (Luong 2015, section 3.3); the context does if the
-            readout is not `tanh` or `attention_layer` is not the top layer. None: on for `soft` `after_cell` attention,
+            readout is not `tanh` or `attention_layer` is not the top layer. None: on for `soft` or `sampled` `after_cell` attention,
             off otherwise. Off with `after_cell`, the decoder needs no time loop.
         bridge: How the decoder state starts: `zero`, `copy` of the encoder's final states, `mean` (tanh of a
             projection of the mean state), `dense` (tanh of a projection of the final states) or `backward_tanh`
@@ -122,7 +128,9 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
     attention_normalization: Literal["softmax", "sparsemax", "entmax"] = "softmax"
     entmax_alpha: float | int = 1.5
     entmax_learned: bool = False
-    attention_alignment: Literal["soft", "hard", "monotonic"] = "soft"
+    attention_alignment: Literal["soft", "hard", "monotonic", "sampled"] = "soft"
+    sampled_attention_reward: float | int = 1.0
+    sampled_attention_entropy: float | int = 0.0
     alignment_order: int = 0
     coverage: Literal["none", "sum", "gru"] = "none"
     coverage_size: int = 10
@@ -250,13 +258,19 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
 
     @property
     def aligns_hard(self) -> bool:
-        """Whether each word is produced from one source position."""
-        return self.attention_alignment != "soft"
+        """Whether each word is produced from one source position, and the positions are summed out."""
+        return self.attention_alignment in ("hard", "monotonic")
+
+    @property
+    def samples_attention(self) -> bool:
+        """Whether one source position is read, drawn in training."""
+        return self.context == "attention" and self.attention_alignment == "sampled"
 
     @property
     def supervises_attention(self) -> bool:
         """Whether the training loss has a term on the attention weights."""
-        return bool(self.coverage_loss or self.doubly_stochastic or self.guided_alignment_weight)
+        losses = self.coverage_loss or self.doubly_stochastic or self.guided_alignment_weight
+        return bool(losses) or self.samples_attention
 
     @property
     def readout_input_width(self) -> int:

@@ -25,6 +25,7 @@ from .hard_attention import Jumps, start
 from .matmul import linear
 from .readout import ContextGate, Readout, ScalarGate, gates_cell
 from .recurrence import RecurrentLayer
+from .sampled_attention import SampledAttention
 from .scan_decoder import attended_scan, scan_refusal
 
 # Methods of a layer that `RnnDecoder.step` calls itself. A change of any other method makes the decoder call the layer.
@@ -62,6 +63,7 @@ class RnnDecoder(nn.Module):
         self.copy_gate = CopyGate(config) if config.copy_mechanism else None
         self.aligns_hard = self.attention is not None and config.aligns_hard
         self.jumps = Jumps(config) if self.aligns_hard and config.alignment_order else None
+        self.sampler = SampledAttention(config) if config.samples_attention else None
 
     def _build_layer(self, number: int) -> RecurrentLayer:
         config = self.config
@@ -203,11 +205,12 @@ class RnnDecoder(nn.Module):
             loop: weights and masks of the pass, at this position.
             word: (batch, embedding), the word's vector.
         """
-        context = weights = gate_factors = None
+        context = weights = read = gate_factors = None
         attention_state = state.attention
         extra = state.feed
         if self.before_cell and not self.between_cells:
-            context, weights, attention_state = self._attend(state.layers[self.attended - 1][0], state, memory)
+            query = state.layers[self.attended - 1][0]
+            context, weights, read, attention_state = self._attend(query, state, memory, loop.draws)
             extra = context
             if self.context_gate is not None:
                 gate_factors = self.context_gate(word, state.layers[0][0], context)
@@ -230,24 +233,45 @@ class RnnDecoder(nn.Module):
                 factors = None if number else gate_factors
                 after = layer.first_cell(projected, before, cut, extra, loop.recurrent_masks[number], factors)
                 if self.between_cells:
-                    context, weights, attention_state = self._attend(after[0], state, memory)
+                    context, weights, read, attention_state = self._attend(after[0], state, memory, loop.draws)
                 after = layer.transit(after, cut, context if self.between_cells else None)
                 after = layer.zone_out(before, after, loop.zoneout_masks[number])
                 output = after[0]
             states.append(after)
             outputs.append(output + below if self.residual(number) else output)
         if not self.before_cell:
-            context, weights, attention_state = self._attend(outputs[-1], state, memory)
-        return Step(tuple(states), tuple(outputs), context, weights, attention_state)
+            context, weights, read, attention_state = self._attend(outputs[-1], state, memory, loop.draws)
+        return Step(tuple(states), tuple(outputs), context, weights, attention_state, read)
 
-    def _attend(self, query: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, Tensor | None]:
-        context, weights, attention_state = self.attention(
-            query.unsqueeze(1), memory.keys, memory.values, memory.mask, state.position.unsqueeze(1), state.attention
+    def _attend(
+        self, query: Tensor, state: DecoderState, memory: Memory, draws: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        context, weights, read, attention_state = self._read(
+            query.unsqueeze(1), memory, state.position.unsqueeze(1), state.attention, draws
         )
-        context = context.squeeze(1)
+        return context.squeeze(1), weights, read, attention_state
+
+    def _read(
+        self, query: Tensor, memory: Memory, positions: Tensor, state: Tensor | None, draws: Tensor | None
+    ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
+        """Context (batch, target, context), weights (batch, heads, target, source), what was read, and the next state.
+
+        Args:
+            query: (batch, target, hidden).
+            memory: the source.
+            positions: (batch, target).
+            state: what the attention carries.
+            draws: of a sampled attention in training the sentences that draw. What was read is then (batch, heads,
+                target, source), else None.
+        """
+        context, weights, state = self.attention(query, memory.keys, memory.values, memory.mask, positions, state)
+        read = None
+        if self.sampler is not None:
+            read = self.sampler(weights, draws)
+            context = self.attention.context(read, memory.values)
         if self.scalar_gate is not None:
             context = self.scalar_gate(query, context)
-        return context, weights, attention_state
+        return context, weights, read if self.training else None, state
 
     def residual(self, number: int) -> bool:
         """Whether layer `number` (from 0) adds its input to its output (GNMT, section 3.1)."""
@@ -282,7 +306,8 @@ class RnnDecoder(nn.Module):
         gate = None if self.copy_gate is None else self._copy_gate(attended, outputs[-1], embedded, memory)
         steps = embedded.shape[1] if mask is None else mask.sum(1)
         after = DecoderState(states, attended.feed, state.position + steps, attended.attention_state)
-        return DecoderTrace(readout, after, (embedded, *outputs), attended.weights, [state] if record else None, gate)
+        snapshots = [state] if record else None
+        return DecoderTrace(readout, after, (embedded, *outputs), attended.weights, snapshots, gate, attended.read)
 
     def _attended(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> Attended:
         """The attended layers over all positions, by the fastest path that covers the model."""
@@ -330,11 +355,12 @@ class RnnDecoder(nn.Module):
             attention_state=state.attention,
             readout=torch.stack(readouts).transpose(0, 1) if readouts else None,
             feed=state.feed,
+            read=None if steps[0].read is None else torch.cat([s.read for s in steps], 2),
         )
 
     def _attended_at_once(self, embedded: Tensor, state: DecoderState, memory: Memory, mask: Tensor | None) -> Attended:
         """No position depends on another: each layer over the whole target, then attention for all positions together."""
-        context = weights = attention_state = None
+        context = weights = read = attention_state = None
         if memory.summary is not None:
             context = memory.summary.unsqueeze(1).expand(-1, embedded.shape[1], -1)
         outputs, states = [], []
@@ -346,12 +372,9 @@ class RnnDecoder(nn.Module):
         if self.attention is not None:
             steps = torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device) if mask is None else mask
             positions = state.position.unsqueeze(1) + steps.long().cumsum(1) - 1
-            context, weights, attention_state = self.attention(
-                outputs[-1], memory.keys, memory.values, memory.mask, positions, state.attention
-            )
-            if self.scalar_gate is not None:
-                context = self.scalar_gate(outputs[-1], context)
-        return Attended(tuple(states), tuple(outputs), context, weights, attention_state, readout=None, feed=None)
+            draws = None if self.sampler is None else self.sampler.rows(embedded)
+            context, weights, read, attention_state = self._read(outputs[-1], memory, positions, state.attention, draws)
+        return Attended(tuple(states), tuple(outputs), context, weights, attention_state, None, None, read)
 
     def _upper_layers(
         self, attended: Attended, embedded: Tensor, state: DecoderState, mask: Tensor | None
@@ -458,7 +481,8 @@ class RnnDecoder(nn.Module):
         pairs = list(zip(called, attended, strict=True))
         zoneout = [[None] * target if skip else layer.zoneout_masks(embedded, target) for skip, layer in pairs]
         recurrent = [None if skip else layer.recurrent_mask(embedded) for skip, layer in pairs]
-        return LoopConstants(weights, recurrent, input_masks, zoneout)
+        draws = None if self.sampler is None else self.sampler.rows(embedded)
+        return LoopConstants(weights, recurrent, input_masks, zoneout, draws)
 
     def _calls_layer(self, number: int) -> bool:
         """Whether an attended layer is called at each position, because of a hook or a change that `step` leaves out.

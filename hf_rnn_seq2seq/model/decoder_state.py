@@ -62,6 +62,7 @@ class LoopConstants(NamedTuple):
     recurrent_masks: list[Tensor | None]  # (batch, hidden), recurrent dropout
     input_masks: list[Tensor | None]  # (target or 1, batch, hidden), dropout of the layer below's output
     zoneout_masks: list[list[State | None]]  # per position, from `RecurrentLayer.zoneout_masks`
+    draws: Tensor | None = None  # bool (batch, 1, 1, 1), from `SampledAttention.rows`
 
     def at(self, time: int) -> "LoopConstants":
         """The constants at one position: input masks (batch, hidden), and the zoneout masks of this position."""
@@ -77,6 +78,7 @@ class Step(NamedTuple):
     context: Tensor
     weights: Tensor
     attention_state: Tensor | None
+    read: Tensor | None  # (batch, heads, 1, source), what a sampled attention read in training
 
 
 class Attended(NamedTuple):
@@ -89,6 +91,7 @@ class Attended(NamedTuple):
     attention_state: Tensor | None
     readout: Tensor | None  # (batch, target, readout), if the loop computes it
     feed: Tensor | None  # (batch, feed)
+    read: Tensor | None = None  # (batch, heads, target, source), what a sampled attention read in training
 
 
 class DecoderTrace(NamedTuple):
@@ -100,6 +103,7 @@ class DecoderTrace(NamedTuple):
     weights: Tensor | None  # (batch, heads, target, source)
     snapshots: list[DecoderState] | None  # the state before each position, if recorded
     gate: Tensor | None  # (batch, target), log-odds of generating a word instead of copying one
+    read: Tensor | None = None  # (batch, heads, target, source), what a sampled attention read in training
 
 
 def _as_layer(state: tuple[Tensor, ...]) -> LinearAttentionLayer:

@@ -115,11 +115,13 @@ class RnnSeq2SeqModelOutput(Seq2SeqModelOutput):
         copying: gate, attention and source words of a model with `copy_mechanism`.
         alignment: the parts of the readouts, and the weights, of a model with hard attention.
         source_mask: bool (batch, source), False at padding, of a model with attention.
+        read: (batch, heads, target, source), what a sampled attention read in training.
     """
 
     copying: Copying | None = None
     alignment: Alignment | None = None
     source_mask: Tensor | None = None
+    read: Tensor | None = None
 
 
 class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
@@ -232,6 +234,7 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
             copying=self.copying(trace, cache.memory),
             alignment=alignment,
             source_mask=cache.memory.mask,
+            read=trace.read,
         )
         return output if return_dict else output.to_tuple()
 

@@ -185,6 +185,22 @@ def _add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
         total[start : start + block] += outer(left[:, start : start + block], right)
 
 
+@torch.no_grad()
+def word_losses(readout: Tensor, head: nn.Module, labels: Tensor, smoothing: float, size: int) -> Tensor:
+    """What each position adds to `output_loss`, (batch, target), without a gradient; arguments as there.
+
+    Args:
+        size: positions whose logits are computed together.
+    """
+    found = []
+    labelled = labels.to(readout.device).flatten()
+    for rows, words in zip(readout.flatten(0, 1).split(size), labelled.split(size), strict=True):
+        logits = head(rows)
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        found.append(F.cross_entropy(exact, words, reduction="none", label_smoothing=smoothing))
+    return torch.cat(found).view(labels.shape)
+
+
 class LogSoftmaxAt(torch.autograd.Function):
     """The log-softmax of logits (n, V) at some words (n, k), and its mean over all (n,): one gradient of their size."""
 
@@ -223,6 +239,7 @@ def attention_terms(
     alignments: Tensor | None,
     config: RnnSeq2SeqConfig,
     source_mask: Tensor | None = None,
+    sampled: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The weighted losses of the attention, summed over the batch, (); and (figures, 2), the sum and the count of each.
 
@@ -233,13 +250,14 @@ def attention_terms(
         alignments: (batch, target, source), see `guided_alignment_loss`; None: no row has an alignment.
         config: which losses count, and their weights.
         source_mask: bool (batch, source), False at padding; None: there is none.
+        sampled: (), the loss of a sampled attention, summed over the batch; None: it is not one, or not trained.
     """
     real = labels.to(weights.device) != IGNORED_LABEL
     shares = weights.to(torch.promote_types(weights.dtype, torch.float32))
     entropy = -torch.xlogy(shares.detach(), shares.detach()).sum(-1).mean(1)
     figures = [(nats.to(entropy), real.sum())] * config.supervises_attention
     figures.append((entropy.masked_fill(~real, 0.0).sum(), real.sum()))
-    shares, penalty = shares.mean(1), shares.new_zeros(())
+    shares, penalty = shares.mean(1), shares.new_zeros(()) if sampled is None else sampled
     if config.coverage_loss:
         loss = coverage_loss(shares, real)
         penalty = penalty + config.coverage_loss * loss

@@ -15,7 +15,7 @@ from .decoder_state import RnnSeq2SeqCache
 from .dropout import drop, dropout_mask
 from .encoder_decoder import RnnSeq2SeqModel, RnnSeq2SeqModelOutput, shift_right
 from .hard_attention import Marginal, marginal
-from .loss import IGNORED_LABEL, attention_terms, figure_names, logits_loss, output_loss
+from .loss import IGNORED_LABEL, attention_terms, figure_names, logits_loss, output_loss, word_losses
 from .matmul import Linear
 from .pretrained import RnnSeq2SeqPreTrainedModel, VocabularyMixin
 from .scheduled_sampling import mix_inputs, scheduled_truth
@@ -178,14 +178,20 @@ class RnnSeq2SeqForConditionalGeneration(
             **kwargs,
         )
         self._check_labels(labels, outputs.last_hidden_state)
+        sampled = None
         if outputs.alignment is None:
-            logits, nats = self._score(outputs, labels, skip_logits, logits_to_keep)
+            readout = drop(outputs.last_hidden_state, config.dropout, self.training, config.variational_dropout)
+            logits, nats = self._score(readout, outputs.copying, labels, skip_logits, logits_to_keep)
+            if self.training and labels is not None and outputs.read is not None:
+                sampled = self._sampled_loss(readout, outputs, labels)
         else:
             logits, nats = self._score_positions(outputs, cache, labels, skip_logits, logits_to_keep)
         loss, figures = None, None
         if labels is not None:
             weights = outputs.cross_attentions[0] if reads_attention else None
-            loss, figures = self._losses(nats, weights, labels, alignments, num_items_in_batch, outputs.source_mask)
+            loss, figures = self._losses(
+                nats, weights, labels, alignments, num_items_in_batch, outputs.source_mask, sampled
+            )
         output = RnnSeq2SeqLMOutput(
             loss=loss,
             logits=logits,
@@ -236,6 +242,7 @@ class RnnSeq2SeqForConditionalGeneration(
         alignments: Tensor | None,
         num_items_in_batch: Tensor | int | None,
         source_mask: Tensor | None,
+        sampled: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """The loss per word with the weighted losses of the attention `weights`, (); and their figures, (figures, 2)."""
         items = num_items_in_batch
@@ -243,7 +250,7 @@ class RnnSeq2SeqForConditionalGeneration(
             items = (labels != IGNORED_LABEL).sum().clamp(min=1)
         if weights is None:
             return nats / items, None
-        penalty, figures = attention_terms(nats, weights, labels, alignments, self.config, source_mask)
+        penalty, figures = attention_terms(nats, weights, labels, alignments, self.config, source_mask, sampled)
         if self.training and self.config.supervises_attention:
             return nats / items + penalty / items, figures
         return nats / items, figures
@@ -267,18 +274,24 @@ class RnnSeq2SeqForConditionalGeneration(
         return marginal(outputs.alignment, self.model.decoder.readout, self.lm_head, budget, dropout=dropout, **labels)
 
     def _score(
-        self, outputs: RnnSeq2SeqModelOutput, labels: Tensor | None, skip_logits: bool, logits_to_keep: int
+        self, readout: Tensor, copying: Copying | None, labels: Tensor | None, skip_logits: bool, logits_to_keep: int
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Logits, and with labels their summed cross entropy; arguments as `forward`."""
-        config = self.config
-        readout = drop(outputs.last_hidden_state, config.dropout, self.training, config.variational_dropout)
-        copying, logits = outputs.copying, None
+        """Logits, and with labels their summed cross entropy; arguments as `forward`, the readout with its dropout."""
+        logits = None
         if labels is None or not skip_logits:
             last = copying.last(logits_to_keep) if copying and logits_to_keep else copying
             logits = self.score_words(readout[:, -logits_to_keep:], last)
         if labels is None:
             return logits, None
         return logits, self._cross_entropy(readout, copying, labels, None if logits_to_keep else logits)
+
+    def _sampled_loss(self, readout: Tensor, outputs: RnnSeq2SeqModelOutput, labels: Tensor) -> Tensor:
+        """The loss of a sampled attention in training, summed over the batch; the readout is that of the word losses."""
+        config = self.config
+        size = max(1, config.logits_memory_mb * 2**20 // (config.vocab_size * torch.float32.itemsize))
+        losses = word_losses(readout, self.lm_head, labels, config.label_smoothing, size)
+        real = labels.to(losses.device) != IGNORED_LABEL
+        return self.model.decoder.sampler.loss(outputs.cross_attentions[0], outputs.read, losses, real)
 
     def _score_positions(
         self,

@@ -467,15 +467,17 @@ def bert_encoder() -> Fields:
 
 @_preset
 def xu2015() -> Fields:
-    """Xu et al. 2015, Show, Attend and Tell: Neural Image Caption Generation with Visual Attention. Soft attention.
+    """Xu et al. 2015, Show, Attend and Tell: Neural Image Caption Generation with Visual Attention.
 
-    Sections and equation numbers are those of the arXiv version; equation 14 was checked, the others are from memory.
+    Sections and equation numbers are those of the arXiv version: 4 to 7 and 12 as the authors' program cites them, 14 as others
+    do.
 
     * Section 3.1.1: the annotations are a feature map of a pretrained network, 14 x 14 regions of 224 x 224 pixels, row by
       row; the decoder reads them raw (`encoder_layers=0`), and the network is not trained (`freeze_encoder`).
     * Section 3.1.2: an LSTM. The energies are those of a layer of tanh units over region and previous state (`additive`,
       `before_cell`); h and c start from layers over the mean region (`mean`).
     * Section 4.2.1: beta = sigmoid(f(h_{t-1})) scales the context (`context_gate="scalar"`).
+    * Section 4.1, hard attention: `attention_alignment="sampled"`; without it the attention is the soft one of section 4.2.
     * Equation 14: the doubly stochastic term. The weight 1 is that of the authors' program, from memory.
     * Equation 7: L_o(E y + L_h h + L_z z), a `linear` readout of state, context and word.
     * Section 4.3: dropout; section 5: 10,000 words.
@@ -484,7 +486,7 @@ def xu2015() -> Fields:
     which transformers lacks; the word's vector passes a matrix in equation 7 too; f_init is one layer with tanh. The
     sizes of the decoder and the rate of dropout are ours: the paper's text has none. From a preset alone the network's
     weights are random, which is of no use frozen: `from_encoder_pretrained(name, preset="xu2015")` loads them, with the
-    sizes of the network that it names (of a ResNet with its last stage 7 x 7 regions). Hard attention: not here.
+    sizes of the network that it names (of a ResNet with its last stage 7 x 7 regions).
 
     Time loop: for the gate, in the decoder; the fused scan covers it without (`context_gate="none"`).
     """

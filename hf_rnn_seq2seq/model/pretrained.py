@@ -12,6 +12,7 @@ from .encoder import RnnPreTrainedModel
 from .config_checks import ConfigError
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .entmax import SparseWeights
+from .sampled_attention import SampledAttention
 
 
 class RnnSeq2SeqPreTrainedModel(RnnPreTrainedModel):
@@ -28,6 +29,8 @@ class RnnSeq2SeqPreTrainedModel(RnnPreTrainedModel):
         width = self.config.initializer_range
         if isinstance(module, NormedAdditiveAttention):
             init.constant_(module.gain, self.config.attention_size**-0.5)
+        elif isinstance(module, SampledAttention):
+            init.zeros_(module.baseline)
         elif isinstance(module, SparseWeights):
             if module.free is not None:
                 init.constant_(module.free, module.start)

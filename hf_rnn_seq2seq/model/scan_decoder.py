@@ -15,7 +15,7 @@ from .scan_scores import ScanSource
 
 # Options of the attention, and the only value of each that the scan covers.
 COVERED = {"attention_window": "global", "attention_normalization": "softmax"}
-COVERED |= {"coverage": "none", "context_gate": "none"}
+COVERED |= {"coverage": "none", "context_gate": "none", "attention_alignment": "soft"}
 
 # Methods that the scan calls, so that an override of them takes effect. The scan replaces all others.
 LIVE_OF_ATTENTION = ("project_keys", "project_values", "start", "scan_form", "energy_weight", "_split")

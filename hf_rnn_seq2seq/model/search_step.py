@@ -157,6 +157,12 @@ class BeamsAsTargets(nn.Module):
         context, weights = torch.cat([part[0] for part in outputs], 1), torch.cat([part[1] for part in outputs], 2)
         return context.flatten(0, 1).unsqueeze(1), weights.transpose(1, 2).flatten(0, 1).unsqueeze(2), state
 
+    def context(self, weights: Tensor, values: Tensor) -> Tensor:
+        """As `Attention.context`, from (rows, heads, 1, source) weights and (sentences, ...) values."""
+        beams = len(weights) // len(values)
+        weights = weights.squeeze(2).unflatten(0, (-1, beams)).transpose(1, 2)
+        return self.attention.context(weights, values).flatten(0, 1).unsqueeze(1)
+
 
 def sharing_refusal(decoder: RnnDecoder) -> str | None:
     """Why the beams of a sentence cannot share one source; None if they can."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
 from hf_rnn_seq2seq.model.search_options import longest_output
@@ -263,9 +264,18 @@ class SequenceObjective(nn.Module):
 
 
 def build_objective(arguments: TrainingOptions, model: PreTrainedModel, decode: Decode) -> SequenceObjective | None:
-    """The objective that the options ask for; None for cross entropy."""
+    """The objective that the options ask for; None for cross entropy.
+
+    Raises:
+        ArgumentError: the model's attention is sampled.
+    """
     if arguments.objective == "ml":
         return None
+    if getattr(model.config, "samples_attention", False):
+        raise ArgumentError(
+            f"attention_alignment='sampled': not with objective={arguments.objective!r}, which trains without draws: the "
+            "weights would have no gradient; use objective='ml'"
+        )
     weight = ML_WEIGHTS[arguments.objective] if arguments.ml_weight is None else arguments.ml_weight
     return SequenceObjective(
         model,

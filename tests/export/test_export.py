@@ -43,6 +43,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "cell_type": "rnn_relu",
         "bidirectional": "none",
     },
+    "drawn, before the cell": {
+        "attention_type": "additive",
+        "attention_alignment": "sampled",
+        "attention_order": "before_cell",
+        "context_gate": "scalar",
+    },
     "entmax, coverage, gate": {
         "attention_type": "additive",
         "attention_normalization": "entmax",

@@ -380,6 +380,7 @@ EXPORTED |= {"tie_word_embeddings", "share_encoder_decoder_embeddings", "bos_tok
 EXPORTED |= {"decoder_start_token_id"}
 # Of an option that is refused itself.
 REFUSED_BY = {"context_size", "num_attention_heads", "attention_window_size", "max_source_positions", "alignment_order"}
+REFUSED_BY |= {"sampled_attention_reward", "sampled_attention_entropy"}
 REFUSED_BY |= {"entmax_alpha", "entmax_learned", "coverage_size", "encoder", "freeze_encoder"}
 UNREAD = {
     "coverage_loss",

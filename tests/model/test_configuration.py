@@ -45,7 +45,7 @@ CHOICES = {
     "attention_layer": ("top", "bottom"),
     "attention_window": ("global", "local_m", "local_p"),
     "attention_normalization": ("softmax", "sparsemax", "entmax"),
-    "attention_alignment": ("soft", "hard", "monotonic"),
+    "attention_alignment": ("soft", "hard", "monotonic", "sampled"),
     "coverage": ("none", "sum", "gru"),
     "context_gate": ("none", "source", "target", "both", "scalar"),
     "bridge": ("zero", "copy", "mean", "dense", "backward_tanh"),

@@ -13,6 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from transformers import MobileNetV2Config, MobileNetV2Model
@@ -256,8 +257,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_pictures(folder: Path) -> None:
-    """Two pictures with their captions as Flickr8k has them, and an encoder of pictures."""
+    """Two pictures with their captions as Flickr8k has them, in a data set too, and an encoder of pictures."""
     shapes.draw("shapes/test/0/1").save(folder / "picture.png")
+    rows = {"image": [str(folder / "picture.png")] * 2, "captions": [["a red square", "a square"]] * 2}
+    photos = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), photos)).save_to_disk(folder / "photos")
     names = ["one.png", "two.png"]
     with zipfile.ZipFile(folder / "images.zip", "w") as archive:
         for name in names:

@@ -66,7 +66,7 @@ class DataArguments(OptionGroup):
     )
     alignment_unit: str = option("word", "alignments count words between spaces, or tokens", choices=("word", "token"))
     image_folder: str | None = option(
-        None, "captioning: the folder or .zip of the pictures that the rows name", path=True
+        None, "captioning: the folder or .zip of the pictures that the rows name (a data set may hold them)", path=True
     )
     captions_file: str | None = option(
         None,
@@ -107,8 +107,8 @@ class DataArguments(OptionGroup):
             raise ArgumentError("dataset_name='cldr': has no pictures; task='captioning' has `shapes`")
         if self.dataset_name == "shapes" and self.image_folder:
             raise ArgumentError(f"image_folder={self.image_folder!r}: dataset_name='shapes' draws its pictures")
-        given = self.dataset_name or self.train_file or self.validation_file or self.test_file
-        if given and given != "shapes" and not self.image_folder:
+        files = self.train_file or self.validation_file or self.test_file
+        if files and not self.dataset_name and not self.image_folder:
             raise ArgumentError("image_folder=None: task='captioning' needs the folder or .zip of the pictures")
         if self.captions_file and self.dataset_name:
             raise ArgumentError(f"captions_file={self.captions_file!r}: goes with train_file, not with dataset_name")

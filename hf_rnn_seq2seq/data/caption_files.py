@@ -43,15 +43,18 @@ def caption_rows(
 ) -> Iterator[dict[str, str | int | None]]:
     """A row for each caption of the listed pictures, for `datasets`: `source` (picture), `target`, `problem`, `id`.
 
+    A picture that is listed again adds nothing.
+
     `content` and `version` are part of the cache key only.
 
     Raises:
         DataError: a listed picture has no caption, or none is listed.
     """
-    captions, number = read_captions(Path(captions_file)), 0
+    captions, number, listed = read_captions(Path(captions_file)), 0, set()
     for line, name in enumerate(read_lines(Path(pictures)), start=1):
-        if not (name := name.strip()):
+        if not (name := name.strip()) or name in listed:
             continue
+        listed.add(name)
         if name not in captions:
             raise DataError(f"file {pictures}, line {line}: {quoted(name)} has no caption in {captions_file}")
         for text in captions[name]:

@@ -22,7 +22,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.caption_files import caption_rows
 from hf_rnn_seq2seq.data.embedded import ALIGNED, EMBEDDED, TEXT, Loaded, generated
-from hf_rnn_seq2seq.data.readers import SPANS, Columns, Row, listed, read_rows, split_paths
+from hf_rnn_seq2seq.data.readers import SPANS, Columns, Row, checked, listed, read_rows, split_paths
 from hf_rnn_seq2seq.data.token_columns import AnyDataset
 from hf_rnn_seq2seq.errors import DataError, is_out_of_memory, reading
 from hf_rnn_seq2seq.files import content_hash, digest
@@ -199,14 +199,18 @@ def _captions(captions_file: str, pictures: Path, content: str, split: str) -> A
 
 
 def _load_named(data: DataArguments, name: str, splits: Sequence[str], aligned_splits: Sequence[str]) -> Loaded:
-    loaded = _open_named(data, name)
+    loaded = open_named(data, name)
     found: dict[str, AnyDataset] = {}
     fingerprints = {}
     for split in (split for split in SPLITS if split in splits):
         alias = next((alias for alias in SPLIT_NAMES[split] if alias in loaded), None)
         if alias is not None:
             columns = _columns(data, data.alignment_column if split in aligned_splits else None)
-            found[split] = _two_columns(loaded[alias], columns, f"dataset {name!r}, split {alias!r}")
+            where = f"dataset {name!r}, split {alias!r}"
+            if data.task == "captioning" and not data.image_folder:
+                found[split] = _pictured(loaded[alias], columns, alias, where)
+            else:
+                found[split] = _two_columns(loaded[alias], columns, where)
             fingerprints[split] = getattr(loaded[alias], "_fingerprint", None)
     if not found:
         raise DataError(f"dataset {name!r} has none of the splits {', '.join(splits)}; it has {', '.join(loaded)}")
@@ -217,8 +221,12 @@ def _load_named(data: DataArguments, name: str, splits: Sequence[str], aligned_s
     return found, facts
 
 
-def _open_named(data: DataArguments, name: str) -> dict[str, AnyDataset]:
-    """The splits of a folder that `save_to_disk` wrote, or of a data set on the Hub."""
+def open_named(data: DataArguments, name: str) -> dict[str, AnyDataset]:
+    """The splits of a folder that `save_to_disk` wrote, or of a data set on the Hub.
+
+    Raises:
+        DataError: there is none of this name, or it cannot be read.
+    """
     path = Path(name)
     if path.is_file():
         raise DataError(f"dataset_name={name!r}: is a file; give it as train_file, validation_file or test_file")
@@ -263,6 +271,54 @@ def _two_columns(rows: AnyDataset, columns: Columns, where: str) -> AnyDataset:
             features=Features(features),
             fn_kwargs={"columns": columns},
         )
+
+
+def _pictured(rows: Dataset, columns: Columns, split: str, where: str) -> Dataset:
+    """A row for each caption of the pictures in a column: source (`split`/number of the row), target, problem, id.
+
+    The column of captions holds one for each picture, or a list of them.
+
+    Raises:
+        DataError: a column is missing, or holds something else.
+    """
+    columns.require(rows.column_names, where)
+    if not holds_pictures(rows, columns.source):
+        raise DataError(
+            f"{where}: column {columns.source!r} holds no pictures; choose with source_column, or give as "
+            "image_folder the folder of the pictures that it names"
+        )
+    captions = rows.select_columns([columns.target])
+    if not len(captions):
+        raise DataError(f"{where} holds no rows")
+    features = Features(TEXT | {"problem": Value("string")})
+    with reading(where, DataError):
+        expanded = captions.map(
+            _captions_of,
+            with_indices=True,
+            batched=True,
+            remove_columns=captions.column_names,
+            features=features,
+            fn_kwargs={"column": columns.target, "split": split},
+        )
+        return expanded.map(_numbered, with_indices=True)
+
+
+def holds_pictures(rows: Dataset, column: str) -> bool:
+    """Whether a column is one of pictures, also where only its form says so: bytes and path."""
+    feature = rows.features[column]
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {*feature} == {"bytes", "path"})
+
+
+def _captions_of(
+    batch: dict[str, list[Any]], numbers: list[int], column: str, split: str
+) -> dict[str, list[str | int | None]]:
+    found: dict[str, list[str | int | None]] = {"source": [], "target": [], "problem": [], "id": []}
+    for number, captions in zip(numbers, batch[column], strict=True):
+        for text in captions if isinstance(captions, list) and captions else [captions or ""]:
+            row = checked(f"{split}/{number}", text)
+            for name, value in (("source", row.source), ("target", row.target), ("problem", row.problem), ("id", 0)):
+                found[name].append(value)
+    return found
 
 
 def _pair(row: dict[str, Any], number: int, columns: Columns) -> dict[str, Any]:

@@ -6,22 +6,24 @@ of a frozen encoder are computed once for each picture and cached on disk, so th
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.batching import Collator
+from hf_rnn_seq2seq.data.corpus import open_named
 from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
 from hf_rnn_seq2seq.errors import DataError, listed_names, reading
 from hf_rnn_seq2seq.files import content_hash, digest
@@ -46,28 +48,46 @@ ReadPictures = Callable[[Sequence[str]], dict[str, Tensor]]
 
 
 class Pictures:
-    """Opens pictures by name: those of a folder or of a .zip, or drawn ones.
+    """Opens pictures by name: those of a folder, of a .zip or of a data set, or drawn ones.
 
     Args:
-        folder: a folder or a .zip; None draws `shapes`.
+        folder: a folder or a .zip, whose pictures may all be in one folder inside; None draws `shapes`, or opens
+        tables: of each split the column of its pictures, `datasets.Image(decode=False)`. A name is `split/number`.
 
     Raises:
         DataError: there is no such folder, or it is no .zip.
     """
 
-    def __init__(self, folder: str | Path | None) -> None:
+    def __init__(self, folder: str | Path | None, tables: Mapping[str, Dataset] | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
+        self.tables = tables
         self.archive: zipfile.ZipFile | None = None
+        self.inside: dict[str, str] = {}  # name of a picture -> its place in the .zip
         if self.folder is not None and self.folder.is_file():
             with reading(f"image_folder {folder}", DataError):
                 self.archive = zipfile.ZipFile(self.folder)
+            self.inside = _places(self.archive.namelist())
         elif self.folder is not None and not self.folder.is_dir():
             raise DataError(f"image_folder {str(folder)!r}: is no folder and no .zip")
 
     @classmethod
     def of(cls, data: DataArguments) -> Pictures:
-        """The pictures that the options describe."""
-        return cls(None if data.dataset_name == "shapes" else data.image_folder)
+        """The pictures that the options describe.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        if data.dataset_name in (None, "shapes") or data.image_folder:
+            return cls(None if data.dataset_name == "shapes" else data.image_folder)
+        column = data.source_column or "image"
+        raw = datasets.Image(decode=False)
+        splits = open_named(data, data.dataset_name)
+        return cls(None, {name: rows.select_columns(column).cast_column(column, raw) for name, rows in splits.items()})
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the pictures are those of `shapes`."""
+        return self.folder is None and self.tables is None
 
     def open(self, name: str) -> Image.Image:
         """The picture in RGB.
@@ -75,23 +95,31 @@ class Pictures:
         Raises:
             DataError: there is none of this name, or it cannot be read.
         """
-        if self.folder is None:
+        if self.tables is not None:
+            split, _, number = name.rpartition("/")
+            with reading(f"picture {name!r} of the data set", DataError):
+                (held,) = self.tables[split][int(number)].values()
+                with Image.open(io.BytesIO(held["bytes"]) if held["bytes"] else held["path"]) as picture:
+                    return as_rgb(picture)
+        if self.drawn:
             from hf_rnn_seq2seq.data import shapes
 
             return shapes.draw(name)
         with reading(f"picture {name!r} of {self.folder}", DataError):
             if self.archive is None:
                 with Image.open(self.folder / name) as picture:
-                    return picture.convert("RGB")
-            with self.archive.open(name) as file, Image.open(file) as picture:
-                return picture.convert("RGB")
+                    return as_rgb(picture)
+            with self.archive.open(self.inside[name]) as file, Image.open(file) as picture:
+                return as_rgb(picture)
 
     def require(self, names: Sequence[str]) -> None:
         """Raises DataError if pictures are missing; it says how many, and names the first."""
         if self.folder is None:
             return
-        held = set(self.archive.namelist()) if self.archive is not None else None
-        missing = [name for name in names if (name not in held if held else not (self.folder / name).is_file())]
+        if self.archive is None:
+            missing = [name for name in names if not (self.folder / name).is_file()]
+        else:
+            missing = [name for name in names if name not in self.inside]
         if missing:
             raise DataError(
                 f"image_folder {str(self.folder)!r}: {len(missing)} of {len(names)} pictures are not there "
@@ -100,14 +128,36 @@ class Pictures:
 
     def content(self, names: Sequence[str]) -> str:
         """Hash of the pictures; of files by name, size and time, so that gigabytes need not be read."""
+        if self.tables is not None:
+            return digest([{split: rows._fingerprint for split, rows in self.tables.items()}, *names])
         if self.folder is None:
             from hf_rnn_seq2seq.data import shapes
 
             return digest([shapes.generator_version(), *names])
         if self.archive is not None:
-            return digest([[name, self.archive.getinfo(name).CRC] for name in names])
+            return digest([[name, self.archive.getinfo(self.inside[name]).CRC] for name in names])
         stats = [(self.folder / name).stat() for name in names]
         return digest([[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)])
+
+
+def _places(inside: Sequence[str]) -> dict[str, str]:
+    """Name of a picture -> its place in a .zip: the same, or without the one folder that holds everything."""
+    files = [name for name in inside if not name.endswith("/") and not name.startswith("__MACOSX/")]
+    folders = {PurePosixPath(name).parts[0] for name in files}
+    places = {name: name for name in files}
+    if len(folders) == 1 and all("/" in name for name in files):
+        places |= {name.split("/", 1)[1]: name for name in files}
+    return places
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """The picture in RGB, turned as its camera says; 16 bits of gray as 8, which Pillow would clip."""
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
 
 
 def caption_rows(

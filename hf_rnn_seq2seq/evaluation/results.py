@@ -100,7 +100,7 @@ def measure_pointing(
     `options` are those of the captions that were scored, which are made again here.
     """
     test_set = system.test_set
-    if test_set.pictures is None or test_set.pictures.folder is not None:
+    if test_set.pictures is None or not test_set.pictures.drawn:
         return
     from hf_rnn_seq2seq.evaluation.pointing import pointing
 

@@ -116,9 +116,11 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
 
 def _pictures(options: Mapping[str, Any], names: Sequence[str]) -> Pictures:
     """The pictures of a test set; raises DataError if some are missing."""
+    from hf_rnn_seq2seq.data.arguments import DataArguments
     from hf_rnn_seq2seq.data.images import Pictures
 
-    shown = Pictures(None if options.get("dataset_name") == "shapes" else options.get("image_folder"))
+    wanted = ("task", "dataset_name", "dataset_config_name", "test_file", "image_folder", "source_column")
+    shown = Pictures.of(DataArguments(**{name: options[name] for name in wanted if name in options}))
     shown.require(names)
     return shown
 

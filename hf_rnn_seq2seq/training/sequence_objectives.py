@@ -273,8 +273,8 @@ def build_objective(arguments: TrainingOptions, model: PreTrainedModel, decode: 
         return None
     if getattr(model.config, "samples_attention", False):
         raise ArgumentError(
-            f"attention_alignment='sampled': not with objective={arguments.objective!r}, which trains without draws: the "
-            "weights would have no gradient; use objective='ml'"
+            f"attention_alignment='sampled': not with objective={arguments.objective!r}, which trains without draws: "
+            "the weights would have no gradient; use objective='ml'"
         )
     weight = ML_WEIGHTS[arguments.objective] if arguments.ml_weight is None else arguments.ml_weight
     return SequenceObjective(

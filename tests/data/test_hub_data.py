@@ -98,3 +98,30 @@ def test_data_are_pushed_and_loaded_by_name(child: Child) -> None:
     assert loaded["rows"] == {split: [[row["en"], row["fr"]] for row in part] for split, part in rows.items()}
     refused = child.run(code)
     assert isinstance(refused, str) and "owner/pairs" in refused and "\n" not in refused, json.dumps(refused)
+
+
+@pytest.mark.long
+def test_pictures_of_a_data_set_by_name(child: Child) -> None:
+    """The files of a data set on the Hub are Parquet, and the pictures are in them."""
+    found = child.run(
+        """
+        import datasets
+        from PIL import Image
+        colors = [(255, 0, 0), (0, 255, 0)]
+        pictures = [Image.new("RGB", (4, 2), color) for color in colors]
+        rows = {"picture": pictures, "captions": [["red", "a red one"], ["green"]]}
+        train = datasets.Dataset.from_dict(rows).cast_column("picture", datasets.Image())
+        data = datasets.DatasetDict({"train": train})
+        data.push_to_hub("owner/pictures")
+        from hf_rnn_seq2seq.data.arguments import DataArguments
+        from hf_rnn_seq2seq.data.corpus import load_corpus
+        from hf_rnn_seq2seq.data.images import Pictures
+        columns = {"source_column": "picture", "target_column": "captions"}
+        named = DataArguments(task="captioning", dataset_name="owner/pictures", **columns)
+        train = load_corpus(named, splits=("train",)).splits["train"]
+        pixels = [Pictures.of(named).open(name).getpixel((1, 1)) for name in train["source"][:]]
+        print(json.dumps([train["target"][:], pixels]))
+        """,
+        token=OWNER_TOKEN,
+    )
+    assert found == [["red", "a red one", "green"], [[255, 0, 0], [255, 0, 0], [0, 255, 0]]]

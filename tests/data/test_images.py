@@ -4,6 +4,7 @@ import gzip
 import zipfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -99,6 +100,105 @@ def test_pictures_of_a_folder_and_of_a_zip_are_the_same(folder: Path) -> None:
         Pictures(folder / "nowhere")
     with pytest.raises(DataError, match="image_folder .*train.txt.* cannot be read"):
         Pictures(folder / "train.txt")
+
+
+def test_a_zip_may_hold_one_folder_with_everything(folder: Path) -> None:
+    """As `zip -r pictures.zip pictures` writes it; the whole name is right too."""
+    with zipfile.ZipFile(folder / "nested.zip", "w") as archive:
+        archive.writestr("pictures/", "")
+        archive.writestr("__MACOSX/pictures/._red.png", b"")
+        for name in COLORS:
+            archive.write(folder / "pictures" / name, f"pictures/{name}")
+    nested, plain = Pictures(folder / "nested.zip"), Pictures(folder / "pictures")
+    nested.require([*COLORS, "pictures/red.png"])
+    assert nested.open("red.png").tobytes() == nested.open("pictures/red.png").tobytes()
+    assert nested.open("green.png").tobytes() == plain.open("green.png").tobytes()
+    assert nested.content(["red.png"]) == nested.content(["red.png"]) != nested.content(["green.png"])
+    with zipfile.ZipFile(folder / "nested.zip", "a") as archive:
+        archive.writestr("other/blue.png", b"")
+    with pytest.raises(DataError, match="1 of 1 pictures are not there"):
+        Pictures(folder / "nested.zip").require(["red.png"])
+
+
+def test_pictures_of_every_kind_are_read_in_rgb(tmp_path: Path) -> None:
+    """A column of dark, middle and light gray; a camera may be held sideways; transparency counts for nothing."""
+    gray = np.array([[0], [128], [255]], dtype=np.uint8)
+    kinds = {mode: Image.fromarray(gray).convert(mode) for mode in ("L", "RGB", "RGBA", "LA", "P", "CMYK")}
+    kinds["I;16"] = Image.fromarray(gray.astype(np.uint16) * 257)
+    clear = Image.fromarray(gray).convert("P")
+    clear.info["transparency"] = bytes([0, 255])
+    sideways = Image.fromarray(np.ascontiguousarray(gray.T))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera's right is up
+    for mode, picture in kinds.items():
+        picture.save(tmp_path / f"{mode}.tiff")
+    clear.save(tmp_path / "clear.png")
+    sideways.save(tmp_path / "sideways.png", exif=turned)
+    shown = Pictures(tmp_path)
+    for name in [*(f"{mode}.tiff" for mode in kinds), "clear.png", "sideways.png"]:
+        found = shown.open(name)
+        assert (found.mode, found.size) == ("RGB", (1, 3)), name
+        assert np.abs(np.asarray(found)[:, 0].astype(int) - gray.astype(int)).max() <= 1, name
+
+
+def test_a_damaged_picture_is_named(folder: Path) -> None:
+    whole = folder / "whole.jpg"
+    Image.new("RGB", (64, 64), (200, 10, 10)).save(whole)
+    (folder / "pictures" / "cut.jpg").write_bytes(whole.read_bytes()[:-100])
+    (folder / "pictures" / "empty.jpg").write_bytes(b"")
+    (folder / "pictures" / "text.jpg").write_text("no picture", encoding="utf-8")
+    for name in ("cut.jpg", "empty.jpg", "text.jpg"):
+        with pytest.raises(DataError, match=f"picture '{name}' of .*pictures: cannot be read"):
+            Pictures(folder / "pictures").open(name)
+
+
+def test_a_list_may_name_a_picture_twice(folder: Path) -> None:
+    (folder / "train.txt").write_text("red.png\ngreen.png\nred.png\n", encoding="utf-8")
+    assert load_corpus(options(folder)).splits["train"]["source"][:] == ["red.png", "red.png", "green.png"]
+
+
+@pytest.fixture
+def saved(folder: Path) -> Path:
+    """A data set whose column of pictures is in front of one caption, and of a list of captions."""
+    names = list(COLORS)
+    paths = [str(folder / "pictures" / name) for name in names]
+    rows = {"image": paths, "caption": ["a red square", "  ", "gray"]}
+    rows["all"] = [["all is red", "a square"], [], ["gray"]]
+    features = {"image": datasets.Image(), "caption": datasets.Value("string")}
+    features["all"] = datasets.List(datasets.Value("string"))
+    train = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    datasets.DatasetDict({"train": train, "val": train.select([2])}).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def test_a_data_set_holds_its_pictures(folder: Path, saved: Path) -> None:
+    """One caption, or a list; a row without any is counted. Both splits number their pictures from 0."""
+    data = DataArguments(task="captioning", dataset_name=str(saved))
+    corpus = load_corpus(data)
+    train = corpus.splits["train"]
+    assert train["source"][:] == ["train/0", "train/2"] and train["target"][:] == ["a red square", "gray"]
+    assert corpus.skipped["train"] == {"empty_target": 1}
+    assert corpus.splits["validation"]["source"][:] == ["val/0"]
+    several = load_corpus(DataArguments(task="captioning", dataset_name=str(saved), target_column="all"))
+    rows = several.splits["train"]
+    assert rows["source"][:] == ["train/0", "train/0", "train/2"] and rows["id"][:] == [0, 1, 2]
+    assert rows["target"][:] == ["all is red", "a square", "gray"]
+    shown, plain = Pictures.of(data), Pictures(folder / "pictures")
+    for name, same in {"train/0": "red.png", "train/1": "green.png", "val/0": "gray.png"}.items():
+        assert shown.open(name).tobytes() == plain.open(same).tobytes()
+    shown.require(train["source"][:])
+    again = Pictures.of(data)
+    assert shown.content(["train/0"]) == again.content(["train/0"]) != again.content(["train/1"])
+
+
+def test_columns_of_a_data_set_that_hold_something_else_are_named(saved: Path) -> None:
+    for changes, message in (
+        ({"target_column": "text"}, r"no column 'text'; it has .*choose with source_column and target_column"),
+        ({"source_column": "caption", "target_column": "all"}, r"column 'caption' holds no pictures; choose with"),
+        ({"target_column": "image", "source_column": "all"}, r"column 'all' holds no pictures"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_corpus(DataArguments(task="captioning", dataset_name=str(saved), **changes))
 
 
 def test_rows_and_batches_of_captions(folder: Path) -> None:

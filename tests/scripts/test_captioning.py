@@ -4,6 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from PIL import Image
@@ -71,6 +72,20 @@ def test_scores_and_pointing_are_printed_and_kept(captioner: Path) -> None:
     assert summary["test_sentences"] == 12 and 0 <= summary["pointing"] <= 100 and summary["bleu"] >= 0
     assert "A resnet encoder and a 1-layer LSTM decoder of width 16." in done.stdout.decode()
     assert f"pointing {summary['pointing']:.2f} %   of {summary['pointing_words']} words" in done.stdout.decode()
+
+
+def test_a_data_set_of_pictures_is_trained_on_and_scored(tmp_path: Path) -> None:
+    """The pictures and a list of captions for each are columns, as on the Hub."""
+    names = [f"shapes/train/0/{number}" for number in range(12)]
+    pictures = [shapes.draw(name) for name in names]
+    captions = [[shapes.caption(name), "a shape"] for name in names]
+    rows = datasets.Dataset.from_dict({"image": pictures, "captions": captions}).cast_column("image", datasets.Image())
+    datasets.DatasetDict({"train": rows, "test": rows.select(range(4))}).save_to_disk(tmp_path / "drawn")
+    given = {"dataset_name": tmp_path / "drawn", "target_column": "captions", "eval_steps": 4, "save_steps": 4}
+    shown = train(tmp_path / "run", max_steps=4, **given)
+    assert "train: 24 captions of 12 pictures; left out: none" in shown
+    done = run("evaluate_bleu.py", tmp_path / "run")
+    assert done.returncode == 0 and b"on 4 sentences of the test split" in done.stdout, done.stderr.decode()
 
 
 def test_a_picture_is_described_and_drawn(captioner: Path, picture: Path, tmp_path: Path) -> None:

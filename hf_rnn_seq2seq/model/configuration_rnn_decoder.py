@@ -98,6 +98,7 @@ class WithoutSource:
     attention_order = "after_cell"
     attention_alignment = "soft"
     aligns_hard = False
+    samples_attention = False
     attends_between_cells = False
     input_feeding = False
     copy_mechanism = False

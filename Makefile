@@ -1,7 +1,7 @@
 # Every target does its own set-up: the virtual environment, torch, and this package with its extras.
 #
 #   make demo   train, score, translate and draw on the embedded corpus (no network beyond the package index);
-#               `make demo TASK=captioning` describes drawn pictures
+#               `make demo TASK=captioning` describes drawn pictures, `TASK=classification` reads documents
 #   make test   linter, formatter check, tests; `make test-all` adds the long ones
 #
 # Variables: PYTHON (3.11 or newer), VENV, TORCH (requirement), TORCH_INDEX_URL (where torch alone comes from),
@@ -27,6 +27,7 @@ DEMO_SENTENCE := Thursday, March 12, 2026
 DEMO_PICTURE := shapes/test/0/33
 RECIPE_OF_translation := cldr_en_fr
 RECIPE_OF_captioning := shapes_captions
+RECIPE_OF_classification := documents
 
 # What a demo shows in the end, by its task.
 define SHOW_translation
@@ -39,6 +40,12 @@ define SHOW_captioning
 @echo; echo "A picture in, its caption out:"
 $(BIN)/python -c "from hf_rnn_seq2seq.data import shapes; shapes.draw('$(DEMO_PICTURE)').save('$(DEMO)/picture.png')"
 $(BIN)/python scripts/caption.py $(DEMO) $(DEMO)/picture.png --output_file $(DEMO)/attention.png
+endef
+
+define SHOW_classification
+@echo; echo "A document in, its class out:"
+$(BIN)/python scripts/classify.py $(DEMO) '3 days ago\nGermany and Peru\nvendredi 13 mars 2026\n5 kilometers\n12 Kilometer' \
+	--output_file $(DEMO)/words.html
 endef
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.ready-demo
@@ -84,7 +91,7 @@ $(DEMO_READY): pyproject.toml $(LOCK)
 	$(BIN)/python -m pip install -c $(LOCK) --no-build-isolation -e '.[train,plot,images]'
 	@touch $@
 
-demo: $(if $(RECIPE_OF_$(TASK)),,$(error TASK=$(TASK): must be translation or captioning)) $(if $(wildcard $(READY)),$(READY),$(DEMO_READY))
+demo: $(if $(RECIPE_OF_$(TASK)),,$(error TASK=$(TASK): must be translation, captioning or classification)) $(if $(wildcard $(READY)),$(READY),$(DEMO_READY))
 	@if test -f $(DEMO)/summary.json; then \
 		echo "$(DEMO) holds a finished run, which is scored again; \`make demo DEMO=runs/other\` trains another"; \
 	else \

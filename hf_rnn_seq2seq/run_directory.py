@@ -15,6 +15,7 @@ from hf_rnn_seq2seq.files import digest, write_atomically
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
@@ -59,6 +60,35 @@ def load_checkpoint(
     """
     from transformers import AutoModelForSeq2SeqLM
 
+    model, tokenizer = _open(name, AutoModelForSeq2SeqLM, device, dtype, attention)
+    found = "pictures" if model.main_input_name == "pixel_values" else "text"
+    if reads not in (found, "anything"):
+        tool = "hf-rnn caption" if found == "pictures" else "hf-rnn translate"
+        raise CheckpointError(f"{name}: the model reads {found}, not {reads}; {tool} is for it")
+    known = getattr(tokenizer, "target_vocab_size", None) or len(tokenizer)
+    if known > model.config.vocab_size:
+        raise CheckpointError(
+            f"{name}: the tokenizer has {known} target tokens, the model's vocab_size is {model.config.vocab_size}"
+        )
+    return model, tokenizer
+
+
+def load_classifier(
+    name: str | os.PathLike[str], *, device: str | None = None, dtype: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As `load_checkpoint`, of a classifier."""
+    from transformers import AutoModelForSequenceClassification
+
+    return _open(name, AutoModelForSequenceClassification, device, dtype)
+
+
+def _open(
+    name: str | os.PathLike[str],
+    auto_class: type[_BaseAutoModelClass],
+    device: str | None,
+    dtype: str | None,
+    attention: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     device = usable_device(device)
     path = Path(name)
     if path.exists() or path.parent.is_dir() or str(name).count("/") != 1:
@@ -68,26 +98,29 @@ def load_checkpoint(
             raise CheckpointError(f"{name}: is an ensemble; name one of its models: {', '.join(members(name))}")
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{name}: has no config.json; expected a directory that training wrote")
+        if classifies(path) != ("Classification" in auto_class.__name__):
+            does, tool = ("names classes", "classify") if classifies(path) else ("writes text", "translate")
+            raise CheckpointError(f"{name}: the model {does}; hf-rnn {tool} is for it")
     options: dict[str, Any] = {"dtype": dtype} if dtype else {}
     if attention:
         options["attn_implementation"] = "eager"
     try:
         tokenizer = read_tokenizer(name)
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, use_safetensors=True, **options)
+        model = auto_class.from_pretrained(name, use_safetensors=True, **options)
     except Exception as error:  # safetensors, tokenizers and json each raise classes of their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{name}: the checkpoint cannot be loaded: {reason[:300]}") from error
-    found = "pictures" if model.main_input_name == "pixel_values" else "text"
-    if reads not in (found, "anything"):
-        tool = "hf-rnn caption" if found == "pictures" else "hf-rnn translate"
-        raise CheckpointError(f"{name}: the model reads {found}, not {reads}; {tool} is for it")
     require_finite(model.state_dict().items(), f"{name}: " + (f"in {dtype}, " if dtype else ""))
-    known = getattr(tokenizer, "target_vocab_size", None) or len(tokenizer)
-    if known > model.config.vocab_size:
-        raise CheckpointError(
-            f"{name}: the tokenizer has {known} target tokens, the model's vocab_size is {model.config.vocab_size}"
-        )
     return model.eval().to(device), tokenizer
+
+
+def classifies(folder: str | os.PathLike[str]) -> bool:
+    """Whether the model in a folder is a classifier."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    except (OSError, ValueError, AttributeError):
+        return False  # what reads it next says what is wrong
 
 
 def read_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

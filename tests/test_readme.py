@@ -15,6 +15,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import yaml
 from accelerate.commands.launch import launch_command_parser
 from transformers import MobileNetV2Config, MobileNetV2Model
 
@@ -23,7 +24,7 @@ from tests.helpers import warm
 from tests.helpers.checkpoints import save_encoder
 from tests.helpers.hub import Hub
 from tests.helpers.hub_store import USER_TOKEN
-from tests.helpers.toy import TOY, TOY_OPTIONS
+from tests.helpers.toy import TOY, TOY_OF_CLASSES, TOY_OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("hf_rnn_seq2seq", "scripts", "model_cards", "tests")
@@ -73,6 +74,11 @@ class Command:
         return self.script in ("train.py", "distill.py") and not self.several
 
     @property
+    def trains_classifier(self) -> bool:
+        recipes = [word for word in self._words if word.startswith("scripts/recipes/")]
+        return any(yaml.safe_load(text(ROOT / word)).get("task") == "classification" for word in recipes)
+
+    @property
     def stdin(self) -> str:
         fed = self.line.rpartition(" | ")[0]
         words = shlex.split(fed)
@@ -81,7 +87,8 @@ class Command:
 
     def step(self) -> dict[str, object]:
         given = self._words[self._place + 1 :]
-        small = SMALL.get(self.script, []) + ["--dry_run"] * self.several
+        small = TOY_OF_CLASSES if self.trains_classifier else SMALL.get(self.script, [])
+        small = small + ["--dry_run"] * self.several
         if given[:1] == ["growth"]:
             small = [*small, "--only", "decoder_layers"]
         # A quarter of a minute each; tests of their own run them.
@@ -200,7 +207,7 @@ def test_the_demo_of_captions_is_that_of_the_documents() -> None:
         assert part in planned
     assert "cldr" not in planned
     refused = subprocess.run(["make", "-n", "demo", "TASK=poetry"], cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode and "TASK=poetry: must be translation or captioning" in refused.stderr
+    assert refused.returncode and "TASK=poetry: must be translation, captioning or classification" in refused.stderr
 
 
 def test_launch_commands_are_well_formed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +250,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("kat_train", "kat_dev"):
         (folder / f"{name}.tsv").write_text("".join(f"{word}\t{word}s\tN;PL\n" for word in numbers), encoding="utf-8")
     (folder / "french.dict").write_text("deux\td ø\n", encoding="utf-8")
+    for name in ("train", "dev", "test"):
+        opinions = [(number % 2, f"{word} is {('bad', 'good')[number % 2]}") for number, word in enumerate(numbers)]
+        (folder / f"{name}.txt").write_text("".join(f"{c} {line}\n" for c, line in opinions), encoding="utf-8")
+        rows = "".join(f"{c}\t5\t1\t{line}. The end.\n" for c, line in opinions)
+        (folder / f"reviews_{name}.tsv").write_text(rows, encoding="utf-8")
     (folder / "pairs.tsv").write_text("3 days ago\til y a 3 jours\n", encoding="utf-8")
     (folder / "sources.txt").write_text("3 days ago\n", encoding="utf-8")
     (folder / "words.txt").write_text("douze\ntwelve\n", encoding="utf-8")

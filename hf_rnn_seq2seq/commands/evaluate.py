@@ -2,7 +2,8 @@
 
 Without data options the test set is the run's own, by the options in its recipe.yaml; its scores, signatures and sample
 translations are then merged into DIR/summary.json. Scores on other data are only printed (and written by --json). A
-directory that is not a run needs data options: --dataset_name or --test_file.
+directory that is not a run needs data options: --dataset_name or --test_file. Classifiers are scored by accuracy and
+macro F1, beside a bag of words and bigrams that was trained on the same texts.
 
 If the data has word alignments (cldr, or --alignment_column), the share of aligned words that attend most to the word
 they come from is printed too.
@@ -127,6 +128,29 @@ def write_results(arguments: argparse.Namespace, systems: list[Any], details: di
         plot_score_by_length(bins, arguments.plot_by_length)
 
 
+def evaluate_classes(arguments: argparse.Namespace) -> int:
+    """Prints the figures of classifiers beside those of a bag of words."""
+    from hf_rnn_seq2seq.evaluation.classification import evaluate_classifier
+    from hf_rnn_seq2seq.files import write_atomically
+    from hf_rnn_seq2seq.run_directory import update_summary
+
+    of_translations = ("scores", "metric", "bootstrap", "paired", "translations", "plot_by_length", "alignment_column")
+    for name in of_translations:
+        if getattr(arguments, name):
+            raise ValueError(f"--{name}: is for translations; a classifier has accuracy and macro F1")
+    found = []
+    for directory in arguments.models:
+        options = {name: getattr(arguments, name) for name in ("split", "device", "dtype", "batch_size")}
+        found.append(evaluate_classifier(directory, command_line.data_options(arguments), **options))
+        print("\n".join(found[-1].lines()), flush=True)
+        if found[-1].own:
+            update_summary(directory, found[-1].facts())
+    if arguments.json:
+        facts = [{"system": each.directory} | each.facts() for each in found]
+        write_atomically(arguments.json, json.dumps({"systems": facts}, indent=2, ensure_ascii=False) + "\n")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command_line.load_libraries()
@@ -135,9 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.evaluation.results import evaluate_systems, run_summary, summary_facts
     from hf_rnn_seq2seq.evaluation.scores import why_blind
     from hf_rnn_seq2seq.evaluation.test_set import default_metrics
-    from hf_rnn_seq2seq.run_directory import members, read_summary
+    from hf_rnn_seq2seq.run_directory import members, read_summary, recipe_options
 
     check_before_work(arguments)
+    if recipe_options(members(arguments.models[0])[0]).get("task") == "classification":
+        return evaluate_classes(arguments)
     names = ("split", "device", "dtype", "batch_size", "max_source_length")
     systems = evaluate_systems(
         arguments.models,

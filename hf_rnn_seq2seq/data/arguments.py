@@ -7,19 +7,30 @@ from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.options import OptionGroup, option
 
 ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char", "letter")
+SENTENCES = ("lines", "punctuation")
+LABELED = "labeled"  # file_format of lines of a class, a space and a text
 FORMS = ("nfc", "nfd", "nfkc", "nfkd")
-TASKS = ("translation", "captioning")
+TASKS = ("translation", "captioning", "classification")
 # Options that not every task reads, with the tasks that do.
 OF_TASKS = {
     **dict.fromkeys(("captions_file", "image_folder", "image_size"), ("captioning",)),
     **dict.fromkeys(
-        ("source_lang", "max_source_length", "feature_column", "file_format", "several_references")
+        ("source_lang", "feature_column", "several_references")
         + ("alignment_file", "alignment_column", "alignment_unit", "streaming", "streaming_buffer")
         + ("source_tokenizer_algorithm", "target_tokenizer_algorithm", "source_unicode_form", "source_vocab_size")
         + ("joint_vocabulary", "bpe_dropout", "extend_vocabulary", "source_vectors", "target_vectors")
-        + ("objective", "guided_alignment_weight", "word_dropout", "reverse_source", "copy_mechanism"),
+        + ("objective", "guided_alignment_weight", "copy_mechanism"),
         ("translation",),
     ),
+    **dict.fromkeys(
+        ("max_source_length", "file_format", "word_dropout", "reverse_source"), ("translation", "classification")
+    ),
+    **dict.fromkeys(
+        ("target_lang", "max_target_length", "num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram_size")
+        + ("predict_with_generate", "max_generate_samples", "freeze_vectors"),
+        ("translation", "captioning"),
+    ),
+    "split_sentences": ("classification",),
 }
 
 
@@ -29,7 +40,7 @@ class DataArguments(OptionGroup):
 
     task: str = option("translation", "what is read and what is written", choices=TASKS)
     dataset_name: str | None = option(
-        None, "`cldr` or `shapes`, a saved `datasets` folder, or a data set of the Hub", path=True
+        None, "`cldr`, `shapes` or `documents`, a saved `datasets` folder, or a data set of the Hub", path=True
     )
     dataset_config_name: str | None = option(None, "its configuration; for cldr a pair of locales such as en-fr")
     train_file: str | None = option(
@@ -40,10 +51,10 @@ class DataArguments(OptionGroup):
     source_lang: str | None = option(None, "language of the source sentences")
     target_lang: str | None = option(None, "language of the target sentences")
     source_column: str | None = option(
-        None, "column of a table that holds the source (default: source_lang; of pictures: image)"
+        None, "column of a table that holds the source (default: source_lang; of pictures: image; of classes: text)"
     )
     target_column: str | None = option(
-        None, "column of a table that holds the target (default: target_lang; of pictures: caption)"
+        None, "column of a table that holds the target (default: target_lang; of pictures: caption; of classes: label)"
     )
     header: bool = option(True, "the first row of a table names its columns; false: columns are numbers from 0")
     feature_column: str | None = option(
@@ -51,7 +62,9 @@ class DataArguments(OptionGroup):
         "column of features (`V;PST`), read before the source, one token each (tokenizer: letter)",
     )
     file_format: str | None = option(
-        None, "format of the files if they are lexicons: " + ", ".join(LEXICONS), choices=LEXICONS
+        None,
+        f"format of the files if they are lexicons: {', '.join(LEXICONS)}; {LABELED}: lines of a class and a text",
+        choices=(*LEXICONS, LABELED),
     )
     several_references: bool = option(
         False, "rows with the same source are several references of one source when outputs are scored"
@@ -81,7 +94,9 @@ class DataArguments(OptionGroup):
     max_train_samples: int | None = option(None, "use only this number of training rows, the first", at_least=1)
     max_eval_samples: int | None = option(None, "use only this number of validation rows, the first", at_least=1)
     max_predict_samples: int | None = option(None, "use only this number of test rows, the first", at_least=1)
-    max_source_length: int = option(128, "longest source in tokens, with the end token", at_least=1)
+    max_source_length: int = option(
+        128, "longest source in tokens, with the end token; classification cuts longer ones", at_least=1
+    )
     max_target_length: int = option(128, "longest target in tokens, with the end token", at_least=1)
     data_seed: int = option(0, "seed of what cldr and shapes draw", at_least=0)
     preprocessing_num_workers: int | None = option(None, "processes that tokenize (default: one)", at_least=1)
@@ -93,6 +108,8 @@ class DataArguments(OptionGroup):
     def validate(self) -> None:
         if self.task == "captioning":
             self._validate_pictures()
+        if (self.dataset_name == "documents" or self.file_format == LABELED) != (self.task == "classification"):
+            self._validate_classes()
         if self.dataset_name and self.train_file:
             raise ArgumentError(
                 f"train_file={self.train_file!r}: either dataset_name ({self.dataset_name!r}) or files, not both"
@@ -101,6 +118,20 @@ class DataArguments(OptionGroup):
             value = getattr(self, name)
             if not self.header and value is not None and not value.isdecimal():
                 raise ArgumentError(f"{name}={value!r}: a table without header has numbered columns; the first is 0")
+
+    def _validate_classes(self) -> None:
+        """The corpora and formats of classes are for classification, those of other tasks are not."""
+        if self.task == "classification" and self.dataset_name in ("cldr", "shapes"):
+            raise ArgumentError(
+                f"dataset_name={self.dataset_name!r}: has no classes; task='classification' has `documents`"
+            )
+        if self.task == "classification" and self.file_format in LEXICONS:
+            raise ArgumentError(
+                f"file_format={self.file_format!r}: has no classes; task='classification' has {LABELED!r}"
+            )
+        for name, value in (("dataset_name", "documents"), ("file_format", LABELED)):
+            if self.task != "classification" and getattr(self, name) == value:
+                raise ArgumentError(f"{name}={value!r}: has classes; it is for task='classification'")
 
     def _validate_pictures(self) -> None:
         if self.dataset_name == "cldr":
@@ -130,6 +161,11 @@ class TokenizerArguments(OptionGroup):
     source_vocab_size: int | None = option(None, "largest source vocabulary, with joint_vocabulary off", at_least=5)
     joint_vocabulary: bool = option(True, "one vocabulary for both sides")
     min_frequency: int = option(2, "rarer tokens get no entry", at_least=1)
+    split_sentences: str | None = option(
+        None,
+        "classification: texts are sentences (preset yang2016), which end at `lines` breaks, or also at `punctuation`",
+        choices=SENTENCES,
+    )
     lowercase: bool = option(False, "change text to lower case: the model neither reads nor writes capitals")
     bpe_dropout: float = option(
         0.0,

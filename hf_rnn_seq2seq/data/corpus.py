@@ -125,9 +125,14 @@ def _column_options(data: DataArguments) -> list[str | None]:
 def _columns(data: DataArguments, alignment: str | None) -> Columns:
     if not data.header:
         return Columns(data.source_column or "0", data.target_column or "1", alignment, data.feature_column)
-    names = ("image", "caption") if data.task == "captioning" else ("source", "target")
-    source = data.source_column or data.source_lang or names[0]
-    return Columns(source, data.target_column or data.target_lang or names[1], alignment, data.feature_column)
+    names = {"captioning": ("image", "caption"), "classification": ("text", "label")}.get(
+        data.task, ("source", "target")
+    )
+    source, target = (
+        data.source_column or data.source_lang or names[0],
+        data.target_column or data.target_lang or names[1],
+    )
+    return Columns(source, target, alignment, data.feature_column, classes=data.task == "classification")
 
 
 def _load_files(
@@ -264,12 +269,13 @@ def _two_columns(rows: AnyDataset, columns: Columns, where: str) -> AnyDataset:
         raise DataError(f"{where} holds no rows")
     features = (ALIGNED if columns.alignment else TEXT) | {"problem": Value("string")}
     with reading(where, DataError):
+        named = getattr((rows.features or {}).get(columns.target), "names", None) if columns.classes else None
         return rows.map(
             _pair,
             with_indices=True,
             remove_columns=rows.column_names,
             features=Features(features),
-            fn_kwargs={"columns": columns},
+            fn_kwargs={"columns": columns, "names": named},
         )
 
 
@@ -321,7 +327,9 @@ def _captions_of(
     return found
 
 
-def _pair(row: dict[str, Any], number: int, columns: Columns) -> dict[str, Any]:
+def _pair(row: dict[str, Any], number: int, columns: Columns, names: list[str] | None = None) -> dict[str, Any]:
+    if names is not None and row[columns.target] is not None:
+        row = {**row, columns.target: names[row[columns.target]]}
     return _record(columns.pick(row), number, columns.alignment is not None)
 
 

@@ -18,6 +18,7 @@ from hf_rnn_seq2seq.files import digest
 CLDR_ROWS = {"train": 20_000, "validation": 1_000, "test": 1_000}
 CLDR_SHARD = 50_000
 SHAPES_ROWS = {"train": 16_000, "validation": 500, "test": 500}
+DOCUMENT_ROWS = {"train": 20_000, "validation": 1_000, "test": 1_000}
 
 TEXT = {"source": Value("string"), "target": Value("string"), "id": Value("int64")}
 ALIGNED = TEXT | {"alignment": Value("string")}
@@ -107,4 +108,25 @@ def load_shapes(
     return found, facts
 
 
-EMBEDDED = {"cldr": load_cldr, "shapes": load_shapes}
+def load_documents(
+    data: DataArguments, limits: Mapping[str, int | None], splits: Sequence[str], aligned_splits: Sequence[str]
+) -> Loaded:
+    """Documents of phrases with their labels."""
+    try:
+        from hf_rnn_seq2seq.data import cldr_documents
+    except ModuleNotFoundError as error:
+        raise DataError("dataset_name='documents': needs Babel; pip install 'hf_rnn_seq2seq[train]'") from error
+
+    version = cldr_documents.generator_version()
+    found: dict[str, AnyDataset] = {}
+    for split in (split for split in DOCUMENT_ROWS if split in splits):
+        arguments = {"split": split, "seed": data.data_seed, "rows": limits[split] or DOCUMENT_ROWS[split]}
+        found[split] = generated(
+            cldr_documents.generate, arguments | {"version": version}, TEXT, split, streaming=False
+        )
+    facts = {"source_lang": None, "target_lang": None, "license": cldr_documents.cldr.LICENSE}
+    facts["fingerprint"] = digest(["documents", data.data_seed, version, {split: limits[split] for split in found}])
+    return found, facts
+
+
+EMBEDDED = {"cldr": load_cldr, "documents": load_documents, "shapes": load_shapes}

@@ -22,6 +22,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from hf_rnn_seq2seq.data.arguments import LABELED
 from hf_rnn_seq2seq.data.lexicon import parse_entry
 from hf_rnn_seq2seq.errors import DataError, is_undecodable, listed_names, one_line, quoted, reading
 
@@ -70,13 +71,15 @@ class Columns:
     """Names of the columns of source, target and word alignment (None: no alignment is read).
 
     `feature` is a column of features, which are put before the source. A row without the first two may hold them in a
-    column `translation`, by language. Names that are numbers are positions (from 0) in a table without header.
+    column `translation`, by language. Names that are numbers are positions (from 0) in a table without header. With
+    `classes` the target is the name of a class, which may be a number.
     """
 
     source: str = "source"
     target: str = "target"
     alignment: str | None = None
     feature: str | None = None
+    classes: bool = False
 
     def __post_init__(self) -> None:
         if self.source == self.target:
@@ -131,6 +134,8 @@ class Columns:
         """The row of the values of the columns, in the order of `names`."""
         if self.feature and isinstance(source, str) and source.strip():
             source = with_features(source, others[-1])
+        if self.classes and isinstance(target, int):
+            target = str(target)
         return checked(source, target, others[0] if self.alignment else None)
 
 
@@ -187,7 +192,9 @@ def read_rows(
         DataError: nothing in the file, not UTF-8, a missing column, files of different length, a damaged archive or
             alignment.
     """
-    if file_format is not None:
+    if file_format == LABELED:
+        reader = _labeled
+    elif file_format is not None:
         reader = partial(_lexicon, kind=file_format)
     else:
         reader = {".tsv": _delimited, ".csv": _delimited, ".parquet": _parquet}.get(kind_of(paths[0]), _json)
@@ -305,6 +312,13 @@ def _lexicon(path: Path, columns: Columns, kind: str) -> Iterator[Row]:
         entry = parse_entry(line, kind)
         if entry is not None:
             yield checked(entry.word, entry.phones)
+
+
+def _labeled(path: Path, columns: Columns) -> Iterator[Row]:
+    """Lines of a class and a text, as in the collection of Kim 2014."""
+    for line in read_lines(path):
+        label, _, text = line.strip().partition(" ")
+        yield checked(text, label)
 
 
 def _parallel(source: Path, target: Path) -> Iterator[Row]:

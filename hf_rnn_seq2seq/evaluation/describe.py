@@ -13,6 +13,22 @@ def attention_name(config: Mapping[str, Any]) -> str:
     return score if window == "global" else f"{score}, {window.replace('_', '-')} windowed"
 
 
+def _pooled(config: Mapping[str, Any]) -> str:
+    """How a classifier makes one vector of a text."""
+    hops = config.get("attention_hops", 1)
+    how = {
+        "attention": f"attention of {hops} hops" if hops > 1 else "attention",
+        "max": "the maximum of each unit",
+        "mean": "the mean",
+        "last": "the last state of each direction",
+    }[config["pooling"]]
+    if config.get("sentence_token_id") is None:
+        return f"Its states become the vector of the text by {how}."
+    return (
+        f"Its states become vectors of sentences by {how}; a second encoder and {how} over these give that of the text."
+    )
+
+
 def architecture(config: Mapping[str, Any]) -> str:
     """The architecture in words, from config fields alone; fields a model does not have are left out."""
     if "cell_type" not in config:
@@ -25,6 +41,8 @@ def architecture(config: Mapping[str, Any]) -> str:
     if foreign := config.get("encoder"):
         below = f"{'frozen ' if config.get('freeze_encoder') else ''}{foreign['model_type']} encoder"
         encoder = f"{encoder} above a {below}" if config.get("encoder_layers") else below
+    if "pooling" in config:
+        return f"A {encoder}. {_pooled(config)}"
     decoder = f"{config.get('decoder_layers')}-layer {cell} decoder of width {config.get('hidden_size')}"
     context = {
         "initial_state": "The decoder sees the source through its initial state only.",

@@ -13,11 +13,16 @@ def opening_sentence(config: Mapping[str, Any], summary: Mapping[str, Any], corp
     task = f" It translates {languages[0]} to {languages[1]}." if all(languages) else ""
     if "pictures" in summary:
         task = " It describes pictures."
+    if "classes" in summary:
+        task = f" It names one of {len(summary['classes'])} classes."
     return f"{_kind(config)}{size}.{task}"
 
 
 def _kind(config: Mapping[str, Any]) -> str:
     cell = CELLS.get(config.get("cell_type", ""), "recurrent")
+    if "pooling" in config:
+        levels = " of documents, by words and by sentences" if config.get("sentence_token_id") is not None else ""
+        return f"Recurrent classifier ({cell}){levels}"
     if config.get("context") == "attention":
         return f"Recurrent encoder-decoder ({cell}) with {attention_name(config)} attention"
     return f"Recurrent encoder-decoder ({cell}) without attention"

@@ -32,6 +32,9 @@ METRICS = {
     "exact_match": "exact match",
     "sequence_error": "WER, whole outputs",
     "symbol_error": "PER",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "sentence_pointing": "texts with most weight on the sentence that decides (%)",
     "pointing": "words that look at what they name (%)",
 }
 # The options in the table of a card, in this order; recipe.yaml has all of them.
@@ -74,7 +77,16 @@ ARCHITECTURE_FIELDS = (
     "label_smoothing",
     "tie_word_embeddings",
     "share_encoder_decoder_embeddings",
+    "pooling",
+    "attention_hops",
+    "hop_penalty",
+    "classifier_size",
 )
+TASKS = {
+    "translation": ("translation", "Translation", "translation"),
+    "captioning": ("image-to-text", "Image captioning", "image-text-to-text"),
+    "classification": ("text-classification", "Text classification", "text-classification"),
+}  # of the Hub: the task, its title, and the pipeline
 
 # An absolute path of at least two folders at the start of a word; the group is its last name.
 ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s,='"(])|^)(?:[A-Za-z]:)?[/\\](?:[^\s/\\,'"]+[/\\])+([^\s/\\,'"]*)""")
@@ -133,7 +145,8 @@ def render(facts: Mapping[str, Any]) -> str:
         template_path=str(template_path()),
         name=name,
         repo_id=facts.get("repo_id", "user/model"),
-        captioning=recipe.get("task") == "captioning",
+        task=recipe.get("task") or "translation",
+        deletion=summary.get("deletion"),
         sentence=card_text.opening_sentence(config, summary, corpus),
         results=results,
         pictures=facts.get("pictures") or [],
@@ -234,7 +247,9 @@ def _results(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             beams = summary.get("num_beams")
             search = f"beam {beams}" if beams and beams > 1 else "greedy" if beams == 1 else None
             signed = f"`{card_text.table_cell(signature)}`" if signature else None
-            how = ", ".join(part for part in (search, signed) if part)
+            bag = summary.get("bag_of_words") if key == "accuracy" else None
+            baseline = f"bag of words and bigrams: {bag:.2f}" if isinstance(bag, int | float) else None
+            how = ", ".join(part for part in (search, signed, baseline) if part)
             interval = summary.get(f"{key}_interval")
             yield {
                 "type": key,
@@ -253,10 +268,10 @@ def _metadata(
 
     languages = [str(corpus[key]).replace("_", "-") for key in ("source_lang", "target_lang") if corpus.get(key)]
     config = facts["config"]
-    captioning = (facts.get("recipe") or {}).get("task") == "captioning"
-    task, title = ("image-to-text", "Image captioning") if captioning else ("translation", "Translation")
-    tags = ["seq2seq", "rnn", str(config.get("cell_type", "rnn"))]
-    tags += ["attention"] if config.get("context") == "attention" else []
+    task, title, pipeline = TASKS[(facts.get("recipe") or {}).get("task") or "translation"]
+    tags = ["rnn", str(config.get("cell_type", "rnn"))]
+    tags = tags if task == "text-classification" else ["seq2seq", *tags]
+    tags += ["attention"] if "attention" in (config.get("context"), config.get("pooling")) else []
     data_name = " ".join(str(corpus[key]) for key in ("name", "config") if corpus.get(key)) or "unknown"
     evaluated = [
         EvalResult(
@@ -275,7 +290,7 @@ def _metadata(
         language=languages or None,
         license=facts.get("license"),
         library_name="transformers",
-        pipeline_tag="image-text-to-text" if captioning else task,
+        pipeline_tag=pipeline,
         tags=tags,
         # The Hub links a data set by `user/name`; others are described in the text.
         datasets=[corpus["name"]] if str(corpus.get("name", "")).count("/") == 1 else None,

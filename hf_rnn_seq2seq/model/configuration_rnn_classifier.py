@@ -150,7 +150,7 @@ class RnnClassifierConfig(EncoderFields, PreTrainedConfig):
         if self.encoder_layers > 0 and self.encoder_hidden_size is None:
             directions = self.encoder_directions(self.encoder_layers)
             self.encoder_hidden_size = max(1, (256 if self.hidden_size is None else self.hidden_size) // directions)
-        if self.hidden_size is None:
+        if self.hidden_size is None and (not self.encoder_layers or self.encoder_hidden_size > 0):
             self.hidden_size = self.encoder_output_size
         if self.attention_size is None and self.pooling == "attention":
             self.attention_size = self.hidden_size

@@ -72,7 +72,8 @@ class GenerationArguments(OptionGroup):
 OPTIMIZERS = ("adamw", "adam", "sgd", "adadelta")
 SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt", "plateau", "halving")
 OF_TRANSLATIONS = ("bleu", "chrf", "exact_match", "sequence_error", "symbol_error")
-METRICS = ("loss", "perplexity", *OF_TRANSLATIONS)
+OF_CLASSES = ("accuracy", "macro_f1")
+METRICS = ("loss", "perplexity", *OF_TRANSLATIONS, *OF_CLASSES)
 OBJECTIVES = ("ml", "mrt", "reinforce")
 PRECISIONS = ("no", "bf16", "fp16", "auto")
 REWARDS = ("gleu", "bleu", "chrf", "sequence_error", "symbol_error")
@@ -254,7 +255,13 @@ class RunOptions:
     model: dict[str, Any]
 
     def __post_init__(self) -> None:
-        task = self.data.task
+        task, metric = self.data.task, self.training.metric_for_best_model
+        if (metric in OF_CLASSES or metric not in ("loss", None)) and (metric in OF_CLASSES) != (
+            task == "classification"
+        ):
+            raise ArgumentError(f"metric_for_best_model={metric!r}: is not measured with task={task!r}")
+        if metric is None and task == "classification":
+            self.training.metric_for_best_model = "accuracy"
         for group in (self.data, self.tokenizer, self.generation, self.training):
             for item in dataclasses.fields(group):
                 value = getattr(group, item.name)

@@ -15,7 +15,7 @@ from hf_rnn_seq2seq.model.presets import PRESETS
 
 _MODEL = Path(__file__).resolve().parents[1] / "model"
 # The class that a task configures.
-CONFIGS = {"translation": "RnnSeq2SeqConfig", "captioning": "RnnSeq2SeqConfig"}
+CONFIGS = {"translation": "RnnSeq2SeqConfig", "captioning": "RnnSeq2SeqConfig", "classification": "RnnClassifierConfig"}
 _NOT_OPTIONS = {"encoder", "vocab_size", "source_vocab_size", "use_cache", "is_encoder_decoder", "transformers_version"}
 
 
@@ -31,7 +31,9 @@ class ModelField:
 @lru_cache
 def model_fields(task: str | None = None) -> dict[str, ModelField]:
     """The options that are fields of a task's configuration (None: of any task's), and `preset`, by name."""
-    fields = {"preset": ModelField(str, None, f"system of a paper: {', '.join(PRESETS)}")}
+    presets = [*(() if task == "classification" else PRESETS)]
+    presets += _classifier_presets() if task in ("classification", None) else []
+    fields = {"preset": ModelField(str, None, f"system of a paper: {', '.join(presets)}")}
     for config in dict.fromkeys(CONFIGS.values() if task is None else [CONFIGS[task]]):
         fields |= {name: field for name, field in _fields_of(config).items() if name not in fields}
     return fields
@@ -54,6 +56,13 @@ def _fields_of(name: str) -> dict[str, ModelField]:
                 hint = eval(ast.unparse(node.annotation), {"Literal": Literal})
                 fields[field] = ModelField(hint, ast.literal_eval(node.value), meanings.get(field, ""))
     return fields
+
+
+@lru_cache
+def _classifier_presets() -> list[str]:
+    """The names of the published systems that only read."""
+    tree = ast.parse((_MODEL / "configuration_rnn_classifier.py").read_text(encoding="utf-8"))
+    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name != "_preset"]
 
 
 @lru_cache

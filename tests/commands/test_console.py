@@ -11,14 +11,14 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 
 import hf_rnn_seq2seq
-from hf_rnn_seq2seq import RnnSeq2SeqConfig, option_parser
+from hf_rnn_seq2seq import option_parser
 from hf_rnn_seq2seq.__main__ import COMMANDS, main
 from hf_rnn_seq2seq.commands.launch import launcher_names, split_words
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.recipes import find_recipe, read_recipe
 from hf_rnn_seq2seq.training import train
 from hf_rnn_seq2seq.training.arguments import GROUPS
-from hf_rnn_seq2seq.training.model_fields import model_fields
+from hf_rnn_seq2seq.training.model_fields import CONFIGS, model_fields
 from tests.helpers import warm
 from tests.helpers.models import config_fields
 from tests.helpers.toy import TOY, TOY_OPTIONS
@@ -91,14 +91,16 @@ def test_a_command_loads_the_libraries_itself() -> None:
 
 def test_fields_of_the_model_are_read_as_they_are() -> None:
     """Names, types and defaults of the options are those of the class, which is not imported for them."""
-    fields = dict(model_fields())
-    assert fields.pop("preset").hint is str
-    for name, field in fields.items():
-        assert field.hint == config_fields()[name], name
-        assert field.default == getattr(RnnSeq2SeqConfig, name), name
-        assert 0 < len(field.help) < 200, name
-    left_out = set(config_fields()) - set(fields)
-    assert all(name.endswith("_token_id") for name in left_out - {"vocab_size", "source_vocab_size"} - SET_ELSEWHERE)
+    for task, name in CONFIGS.items():
+        config, fields = getattr(hf_rnn_seq2seq, name), dict(model_fields(task))
+        hints = config_fields(config)
+        assert fields.pop("preset").hint is str
+        for name, field in fields.items():
+            assert field.hint == hints[name], name
+            assert field.default == getattr(config, name), name
+            assert 0 < len(field.help) < 200, name
+        left_out = set(hints) - set(fields) - {"vocab_size", "source_vocab_size"} - SET_ELSEWHERE
+        assert all(name.endswith("_token_id") for name in left_out)
 
 
 SET_ELSEWHERE = {"encoder", "use_cache", "is_encoder_decoder", "transformers_version"}

@@ -16,3 +16,8 @@ TOY = {
     "cpu_threads": 1,
 }
 TOY_OPTIONS = [word for name, value in TOY.items() for word in (f"--{name}", str(value))]
+# What a classifier has no use for, or its recipe's own sizes decide.
+_NOT_OF_CLASSES = ("embedding_size", "hidden_size", "max_new_tokens")
+TOY_OF_CLASSES = [
+    word for name, value in TOY.items() if name not in _NOT_OF_CLASSES for word in (f"--{name}", str(value))
+]

@@ -1,0 +1,208 @@
+"""The task `classification`: a text is read, and its class is named."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_rnn_seq2seq import RnnClassifierConfig
+from hf_rnn_seq2seq.data.corpus import Corpus
+from hf_rnn_seq2seq.data.frozen_states import FrozenStates
+from hf_rnn_seq2seq.data.labeled_texts import (
+    TextCollator,
+    build_text_tokenizer,
+    class_names,
+    labeled_rows,
+    sentence_token_id,
+)
+from hf_rnn_seq2seq.data.loader import BatchLoader
+from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer
+from hf_rnn_seq2seq.errors import ArgumentError, reading
+from hf_rnn_seq2seq.evaluation.classification import class_scores
+from hf_rnn_seq2seq.model.foreign_encoder import read_encoder
+from hf_rnn_seq2seq.run_directory import read_tokenizer, require_finite, require_vocabulary
+from hf_rnn_seq2seq.training.arguments import RunOptions
+from hf_rnn_seq2seq.training.components import Start, TaskParts, load_data
+from hf_rnn_seq2seq.training.validation import Validator
+
+
+def parts(start: Start) -> TaskParts:
+    """Tokenizer, rows of texts with their class, model and scores of a classifier."""
+    options, accelerator = start.options, start.accelerator
+    corpus = load_data(options.data, accelerator)
+    classes = class_names(corpus.splits)
+    tokenizer = make_tokenizer(options, corpus, start.checkpoint, accelerator)
+    model = make_model(options, tokenizer, classes)
+    rows, cut = {}, {}
+    with accelerator.local_main_process_first():
+        for split, texts in corpus.splits.items():
+            limits = (options.data.max_source_length, options.data.preprocessing_num_workers)
+            rows[split], cut[split] = labeled_rows(texts, tokenizer, classes, *limits)
+            start.log(
+                f"{split}: {len(rows[split])} texts of {len(set(texts['target']))} classes, {cut[split]} of them cut "
+                f"at {options.data.max_source_length} tokens; {corpus.left_out(split)}"
+            )
+    collate = make_collator(model, options, tokenizer, rows, accelerator)
+    validator = None
+    if "validation" in rows:
+        loader = BatchLoader(rows["validation"], collate, device=accelerator.device)
+        validator = ClassValidator(loader, batch_size=options.training.per_device_eval_batch_size)
+    return TaskParts(
+        corpus.description,
+        model,
+        rows["train"],
+        collate,
+        validator,
+        tokenizer.save_pretrained,
+        (len(tokenizer), len(classes)),
+        facts={"skipped": corpus.skipped, "classes": classes, "cut_texts": cut},
+    )
+
+
+def make_tokenizer(
+    options: RunOptions, corpus: Corpus, checkpoint: Path | None, accelerator: Accelerator
+) -> PreTrainedTokenizerBase:
+    """That of the checkpoint, of tokenizer_name_or_path, of model_name_or_path or of the encoder, else a new one."""
+    given, training = options.tokenizer, options.training
+    named, encoder = given.tokenizer_name_or_path, training.pretrained_encoder
+    if encoder is not None:
+        for option in ("tokenizer_name_or_path", "split_sentences"):
+            if (value := getattr(given, option)) is not None:
+                raise ArgumentError(f"{option}={value!r}: encoder={encoder!r} has its own tokenizer; leave it out")
+    tokenizers: list[PreTrainedTokenizerBase | None] = [None]
+    if accelerator.is_main_process:
+        if checkpoint is not None or (training.model_name_or_path and named is None):
+            saved = str(checkpoint or training.model_name_or_path)
+            with reading(f"the tokenizer of {saved!r}", ArgumentError):
+                tokenizers = [read_tokenizer(saved)]
+        elif encoder is not None or named is not None:
+            log, option = partial(print, file=sys.stderr), "tokenizer_name_or_path" if encoder is None else "encoder"
+            tokenizers = [load_tokenizer(str(encoder or named), log, option=option)]
+        else:
+            tokenizers = [
+                build_text_tokenizer(
+                    corpus.splits["train"]["source"],
+                    sentences=given.split_sentences,
+                    algorithm=given.tokenizer_algorithm,
+                    vocab_size=given.vocab_size,
+                    min_frequency=given.min_frequency,
+                    lowercase=given.lowercase,
+                )
+            ]
+        tokenizers[0].model_max_length = options.data.max_source_length
+    if accelerator.num_processes > 1:
+        broadcast_object_list(tokenizers)
+    if training.model_name_or_path and named and checkpoint is None:
+        require_vocabulary(training.model_name_or_path, tokenizers[0])
+    return tokenizers[0]
+
+
+def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase, classes: Sequence[str]) -> PreTrainedModel:
+    """A classifier that fits tokenizer and classes: of a checkpoint, of a preset, or of configuration fields."""
+    training, names = options.training, dict(enumerate(classes))
+    if training.model_name_or_path:
+        return load_model(options, len(tokenizer), names)
+    fields: dict[str, Any] = {**options.model, "id2label": names, "label2id": {name: n for n, name in names.items()}}
+    preset, encoder = fields.pop("preset", None), training.encoder
+    fields["sentence_token_id"] = sentence_token_id(tokenizer)
+    if preset == "yang2016" and fields["sentence_token_id"] is None:
+        raise ArgumentError("preset='yang2016': reads sentences; say where they end with split_sentences")
+    if encoder is None or isinstance(encoder, dict):
+        fields |= {"encoder": encoder, "pad_token_id": tokenizer.pad_token_id}
+        if encoder is None:
+            fields["vocab_size"] = len(tokenizer)
+        else:
+            fields["encoder"] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **encoder}
+        if fields.get("freeze_encoder"):
+            raise ArgumentError(
+                "freeze_encoder=True: the encoder's weights are random; name a pretrained one with encoder"
+            )
+    else:
+        with reading(f"encoder={encoder!r}", ArgumentError):
+            fields["encoder"] = read_encoder(encoder)
+    config = RnnClassifierConfig.from_preset(preset, **fields) if preset else RnnClassifierConfig(**fields)
+    if len(tokenizer) > config.vocab_size:
+        raise ArgumentError(
+            f"encoder={encoder!r}: has {config.vocab_size} word vectors, its tokenizer {len(tokenizer)} entries"
+        )
+    model = AutoModelForSequenceClassification.from_config(config)
+    if isinstance(encoder, str):
+        with reading(f"encoder={encoder!r}", ArgumentError):
+            model.base_model.encoder.foreign.load(encoder)
+    return model
+
+
+def load_model(options: RunOptions, entries: int, names: Mapping[int, str]) -> PreTrainedModel:
+    """The classifier of model_name_or_path, for the same classes and a vocabulary of `entries`."""
+    name = options.training.model_name_or_path
+    if "preset" in options.model:
+        raise ArgumentError(f"preset={options.model['preset']!r}: model_name_or_path decides what the model is")
+    with reading(f"model_name_or_path={name!r}", ArgumentError):
+        model = AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True, **options.model)
+    require_finite(model.state_dict().items(), f"model_name_or_path={name!r}: ")
+    if model.config.id2label != dict(names):
+        raise ArgumentError(
+            f"model_name_or_path={name!r}: its classes are {', '.join(model.config.id2label.values())}, those of the "
+            f"data {', '.join(names.values())}"
+        )
+    if model.config.vocab_size < entries:
+        raise ArgumentError(
+            f"model_name_or_path={name!r}: vocab_size is {model.config.vocab_size}, the tokenizer has {entries} entries"
+        )
+    return model
+
+
+def make_collator(
+    model: PreTrainedModel,
+    options: RunOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Mapping[str, Dataset],
+    accelerator: Accelerator,
+) -> Callable[[Any], dict[str, Tensor]]:
+    """Pads rows; the texts that a frozen encoder reads, once each, become its states."""
+    collate = TextCollator(tokenizer.pad_token_id)
+    foreign = getattr(model.base_model.encoder, "foreign", None)
+    if foreign is None or not foreign.frozen or model.config.sentence_token_id is not None:
+        return collate
+    foreign.to(accelerator.device)
+    device = accelerator.device
+    states = FrozenStates(collate, lambda ids, mask: foreign(ids.to(device), mask.to(device)))
+    for split in rows.values():
+        if not options.training.dry_run:
+            states.read(split["input_ids"])
+    return states
+
+
+class ClassValidator(Validator):
+    """Measures the loss, the accuracy and the macro F1 of the validation split in one pass."""
+
+    def measure(self, step_module: nn.Module, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        """`loss` (nats per text), `accuracy` and `macro_f1` (percent); arguments as in `Validator.measure`."""
+        was_training, found, total = model.training, [], 0.0
+        model.eval()
+        try:
+            with torch.no_grad():
+                for rows in self.batches[accelerator.process_index :: accelerator.num_processes]:
+                    inputs = self.loader.to_device(self.loader.read(rows))
+                    output = model(**inputs)
+                    total += float(output.loss) * len(rows)
+                    pairs = zip(output.logits.argmax(-1).tolist(), inputs["labels"].tolist(), strict=True)
+                    found += [(row, *map(str, pair)) for row, pair in zip(rows, pairs, strict=True)]
+        finally:
+            model.train(was_training)
+        if accelerator.num_processes > 1:
+            found, total = gather_object(found), sum(gather_object([total]))
+        found = sorted(set(found))
+        loss = total / len(found) if found else math.nan
+        return {"loss": loss, **class_scores([guess for _, guess, _ in found], [true for _, _, true in found])}

@@ -1,0 +1,156 @@
+"""Classifiers from the recipe to the page of shaded words: training, resuming, scores, `classify.py`, card."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, pipeline
+
+from hf_rnn_seq2seq.data.cldr_documents import document
+from hf_rnn_seq2seq.hub.model_card import read_facts, render
+from tests.helpers.script_runs import run
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "scripts" / "recipes" / "documents.yaml"
+TINY = {"max_train_samples": 96, "max_eval_samples": 16, "max_predict_samples": 24, "embedding_size": 8}
+TINY |= {"encoder_hidden_size": 6, "attention_size": 8, "per_device_train_batch_size": 8, "learning_rate": 0.02}
+TINY |= {"warmup_steps": 2, "cpu_threads": 1, "save_steps": 6, "eval_steps": 6, "logging_steps": 3}
+TINY |= {"lr_scheduler_type": "constant"}
+SENTENCES = {
+    **{name: TINY[name] for name in ("cpu_threads", "save_steps", "eval_steps", "logging_steps")},
+    "max_steps": 6,
+}
+WEIGHTS = "checkpoints/step-00000012/model.safetensors"
+
+
+def train(recipe: Path | None, folder: Path, *words: object, **options: object) -> str:
+    given = [word for name, value in options.items() for word in (f"--{name}", value)]
+    done = run("train.py", *filter(None, [recipe]), *given, "--output_dir", folder, *words)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve updates, from which little can be learned; what is tested is what is done with it."""
+    folder = tmp_path_factory.mktemp("documents") / "run"
+    assert "train: 96 texts of 8 classes, 0 of them cut at 160 tokens" in train(RECIPE, folder, **TINY, max_steps=12)
+    return folder
+
+
+def test_the_run_directory_is_that_of_every_task(reader: Path) -> None:
+    names = {path.name for path in reader.iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "recipe.yaml", "summary.json", "learning_curve.png"} <= names
+    assert len({name for name in names if name.endswith(".py")}) <= 12
+    summary = json.loads((reader / "summary.json").read_text())
+    assert summary["classes"] == ["de", "es", "fi", "fr", "hu", "it", "pl", "tr"]
+    assert summary["target_tokens"] == 12 * 8, "a text has one class"
+    assert 0 <= summary["eval_accuracy"] <= 100 and summary["best_metric_name"] == "accuracy"
+
+
+def test_a_resumed_run_is_the_run(reader: Path, tmp_path: Path) -> None:
+    train(RECIPE, tmp_path / "run", **TINY, max_steps=6)
+    train(RECIPE, tmp_path / "run", "--resume_from_checkpoint", "latest", **TINY, max_steps=12)
+    whole, resumed = (load_file(folder / WEIGHTS) for folder in (reader, tmp_path / "run"))
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_scores_are_printed_beside_the_bag_of_words_and_kept(reader: Path, tmp_path: Path) -> None:
+    done = run("evaluate_bleu.py", reader, "--json", tmp_path / "scores.json")
+    assert done.returncode == 0, done.stderr.decode()
+    printed, summary = done.stdout.decode(), json.loads((reader / "summary.json").read_text())
+    assert f"bag of words and bigrams     {summary['bag_of_words']:.2f}" in re.sub(" {6,}", " " * 5, printed)
+    assert f"{summary['sentence_pointing']:.2f} % of the texts have most weight on the sentence that decides" in printed
+    assert f"the loss grows by {summary['deletion']['top']:.3f} nats without the sentence of most weight" in printed
+    assert summary["test_texts"] == 24 and len(summary["samples"]) == 5
+    (facts,) = json.loads((tmp_path / "scores.json").read_text())["systems"]
+    assert facts["accuracy"] == summary["accuracy"]
+    refused = run("evaluate_bleu.py", reader, "--bootstrap", "5")
+    assert refused.returncode == 2 and b"--bootstrap: is for translations" in refused.stderr
+    card = render(read_facts(reader, repo_id="ann/reader"))
+    assert f"| accuracy | {summary['accuracy']:.2f} | test split | bag of words and bigrams: " in card
+    assert "pipeline_tag: text-classification" in card and "It names one of 8 classes." in card
+    assert 'classify = pipeline("text-classification", model="ann/reader")' in card
+    assert "| text | class | true class |\n| --- | --- | --- |\n" in card
+    assert "Its states become vectors of sentences by attention" in card
+    assert f"grows by {summary['deletion']['top']:.3f} nats" in card
+
+
+def test_a_text_is_classified_and_shaded(reader: Path, tmp_path: Path) -> None:
+    text = document("test", 0, 0).text
+    done = run("classify.py", reader, text.replace("\n", "\\n"), "--output", tmp_path / "words.html", "--all")
+    assert done.returncode == 0, done.stderr.decode()
+    shares = dict(part.split() for part in done.stdout.decode().split("\t"))
+    page = (tmp_path / "words.html").read_text()
+    assert len(shares) == 8 and page.count("<p style") == text.count("\n") + 1
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(reader), AutoTokenizer.from_pretrained(reader)
+    (found,) = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)([text])
+    assert {one["label"]: f"{one['score']:.4f}" for one in found} == shares
+    lines = run("classify.py", reader, stdin=b"3 days ago\nGermany\n").stdout.decode().splitlines()
+    assert len(lines) == 2
+
+
+def test_a_command_of_another_task_says_which_is_right(reader: Path, checkpoint: Path) -> None:
+    done = run("translate.py", reader, stdin=b"3 days ago")
+    assert done.returncode == 2 and b"the model names classes; hf-rnn classify is for it" in done.stderr
+    done = run("classify.py", checkpoint, "3 days ago")
+    assert done.returncode == 2 and b"the model writes text; hf-rnn translate is for it" in done.stderr
+    done = run("classify.py", reader, " ")
+    assert done.returncode == 2 and b"TEXT: is empty" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lines of a class and a text."""
+    folder = tmp_path_factory.mktemp("lines")
+    rows = [(f"{number % 2}", f"{('bad', 'good')[number % 2]} film number {number % 7} .") for number in range(40)]
+    (folder / "rows.all").write_text("".join(f"{label} {text}\n" for label, text in rows))
+    return folder / "rows.all"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_over_a_pretrained_encoder_whose_states_are_read_once(
+    frozen: bool, lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hf_rnn_seq2seq.data.labeled_texts import build_text_tokenizer
+
+    texts = [line.partition(" ")[2] for line in lines.read_text().splitlines()]
+    tokenizer = build_text_tokenizer(texts, algorithm="wordpiece", vocab_size=60)
+    tokenizer.save_pretrained(tmp_path / "bert")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "bert")
+    options = {"train_file": lines, "validation_file": lines, "test_file": lines, "file_format": "labeled"}
+    options |= {"encoder": tmp_path / "bert", "freeze_encoder": frozen, "preset": "lin2017", "encoder_hidden_size": 4}
+    options |= {"attention_size": 4, "attention_hops": 2, "classifier_size": 5, "task": "classification"}
+    log = train(None, tmp_path / "run", **options, **SENTENCES)
+    assert "train: 40 texts of 2 classes" in log
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    before = load_file(tmp_path / "bert" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    same = torch.equal(before[name], after[f"model.words.encoder.foreign.model.{name}"])
+    assert same == frozen and summary["eval_accuracy"] >= 0
+    done = run("evaluate_bleu.py", tmp_path / "run")
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"nats without the token of most weight" in done.stdout
+
+
+REFUSED = [
+    (("--preset", "yang2016"), "preset='yang2016': reads sentences; say where they end with split_sentences"),
+    (("--metric_for_best_model", "bleu"), "metric_for_best_model='bleu': is not measured with task='classification'"),
+    (("--attention_type", "dot"), "attention_type='dot': is not a field of the models of task='classification'"),
+    (("--num_beams", "3"), "num_beams=3: has no effect with task='classification'"),
+    (("--freeze_encoder", "true", "--encoder", "{model_type: bert}"), "freeze_encoder=True: the encoder's weights are"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=[words[0] for words, _ in REFUSED])
+def test_what_a_classifier_cannot_do_is_refused(words: tuple, message: str, lines: Path, tmp_path: Path) -> None:
+    given = ["--task", "classification", "--train_file", lines, "--file_format", "labeled", "--cpu_threads", "1"]
+    done = run("train.py", *given, *words, "--output_dir", tmp_path / "run")
+    assert done.returncode == 2 and f"error: {message}" in done.stderr.decode(), done.stderr.decode()

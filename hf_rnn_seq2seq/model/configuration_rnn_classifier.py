@@ -124,7 +124,8 @@ class RnnClassifierConfig(EncoderFields, PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: object) -> None:
-        self._refuse_unknown(kwargs, generates=False)
+        # transformers' Trainer writes those of the tokenizer into the configuration of any model.
+        self._refuse_unknown(kwargs.keys() - {"bos_token_id", "eos_token_id"}, generates=False)
         if self.encoder is not None:
             words = {"vocab_size": self.vocab_size or 8000, "pad_token_id": self.pad_token_id or 0}
             self.encoder = encoder_config(self.encoder, words)
@@ -146,11 +147,11 @@ class RnnClassifierConfig(EncoderFields, PreTrainedConfig):
         self.validate_sizes()
 
     def _fill_widths(self) -> None:
-        """Sets the widths that follow from others where they are None."""
+        """Sets the widths that follow from others where they are None; what is out of range is refused later."""
         if self.encoder_layers > 0 and self.encoder_hidden_size is None:
             directions = self.encoder_directions(self.encoder_layers)
             self.encoder_hidden_size = max(1, (256 if self.hidden_size is None else self.hidden_size) // directions)
-        if self.hidden_size is None and (not self.encoder_layers or self.encoder_hidden_size > 0):
+        if self.hidden_size is None and self.encoder_layers >= 0 and (self.encoder_hidden_size or 1) > 0:
             self.hidden_size = self.encoder_output_size
         if self.attention_size is None and self.pooling == "attention":
             self.attention_size = self.hidden_size

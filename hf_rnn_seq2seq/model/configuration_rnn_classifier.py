@@ -124,8 +124,8 @@ class RnnClassifierConfig(EncoderFields, PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: object) -> None:
-        # transformers' Trainer writes those of the tokenizer into the configuration of any model.
-        self._refuse_unknown(kwargs.keys() - {"bos_token_id", "eos_token_id"}, generates=False)
+        # transformers' Trainer writes these into the configuration of any model.
+        self._refuse_unknown(kwargs.keys() - {"bos_token_id", "eos_token_id", "use_cache"}, generates=False)
         if self.encoder is not None:
             words = {"vocab_size": self.vocab_size or 8000, "pad_token_id": self.pad_token_id or 0}
             self.encoder = encoder_config(self.encoder, words)

@@ -131,7 +131,12 @@ def _check_options(run: Run, words: Sequence[str]) -> None:
     from hf_rnn_seq2seq.training.components import model_config
 
     try:
-        model_config(RunOptions.parse(words))
+        options = RunOptions.parse(words)
+        if options.data.task == "classification":
+            raise ArgumentError(
+                "task='classification': compare scores translations; evaluate takes several classifiers"
+            )
+        model_config(options)
     except ValueError as error:
         raise ArgumentError(f"system {run.system!r}: {one_line(error)}") from None
 

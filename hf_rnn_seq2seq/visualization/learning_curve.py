@@ -33,6 +33,7 @@ CHARTS = (
     ("perplexity", "perplexity", "eval_perplexity", True),
     ("BLEU, validation", None, "eval_bleu", False),
     ("chrF, validation", None, "eval_chrf", False),
+    ("accuracy, validation", None, "eval_accuracy", False),
     ("learning rate", "learning_rate", None, False),
     ("target tokens per second", "target_tokens_per_second", None, False),
 )

@@ -140,6 +140,15 @@ def test_over_a_pretrained_encoder_whose_states_are_read_once(
     assert b"nats without the token of most weight" in done.stdout
 
 
+def test_what_is_for_translations_says_so(reader: Path, tmp_path: Path) -> None:
+    done = run("compare.py", RECIPE, "--output_dir", tmp_path / "compared", "--seeds", "1")
+    assert done.returncode == 2 and b"task='classification': compare scores translations" in done.stderr
+    done = run("train_tokenizer.py", RECIPE, "--output_dir", tmp_path / "tokenizer")
+    assert done.returncode == 2 and b"tokenizer is trained with it, by train.py" in done.stderr
+    planned = run("train.py", RECIPE, *(w for n, v in TINY.items() for w in (f"--{n}", v)), "--dry_run", "true")
+    assert planned.returncode == 0 and b"source, 8 target" in planned.stdout, planned.stderr.decode()
+
+
 REFUSED = [
     (("--preset", "yang2016"), "preset='yang2016': reads sentences; say where they end with split_sentences"),
     (("--metric_for_best_model", "bleu"), "metric_for_best_model='bleu': is not measured with task='classification'"),

@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, pipeline
 
+from hf_rnn_seq2seq import RnnClassifierConfig
 from hf_rnn_seq2seq.data.cldr_documents import document
 from hf_rnn_seq2seq.hub.model_card import read_facts, render
+from hf_rnn_seq2seq.training.arguments import RunOptions
 from tests.helpers.script_runs import run
+from tests.scripts.test_train import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "scripts" / "recipes" / "documents.yaml"
@@ -41,6 +44,24 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_recipes_hold_only_options_and_fit_the_model() -> None:
+    seen = set()
+    for path in RECIPE.parent.glob("*.yaml"):
+        options = RunOptions.parse([str(path)])
+        if options.data.task != "classification":
+            continue
+        seen.add(path.stem)
+        fields, encoder = dict(options.model), None
+        if fields.get("freeze_encoder"):
+            encoder = BertConfig(vocab_size=300, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+        sentences = 4 if options.tokenizer.split_sentences else None
+        config = RnnClassifierConfig.from_preset(
+            fields.pop("preset"), encoder=encoder, sentence_token_id=sentences, **fields
+        )
+        assert config.pooling == "attention" and options.training.best_metric == "accuracy"
+    assert seen == {"documents", "reviews", "sentences"}
+
+
 def test_the_run_directory_is_that_of_every_task(reader: Path) -> None:
     names = {path.name for path in reader.iterdir()}
     assert {"model.safetensors", "tokenizer.json", "recipe.yaml", "summary.json", "learning_curve.png"} <= names
@@ -58,6 +79,22 @@ def test_a_resumed_run_is_the_run(reader: Path, tmp_path: Path) -> None:
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+@pytest.mark.long
+def test_two_processes_count_every_text_once(tmp_path: Path) -> None:
+    """Classes are gathered from both processes: loss and scores are those of one process."""
+    given = {**TINY, "max_steps": 4, "dropout": 0, "max_eval_samples": 17}
+    two = {"prefix": ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]}
+    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    half = ["--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two")]
+    done = launch(RECIPE, *words, *half, environment={"ACCELERATE_USE_CPU": "true"}, **two)
+    assert done.returncode == 0, done.stderr[-3000:]
+    train(RECIPE, tmp_path / "one", **given)
+    one, both = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
+    assert both["processes"] == 2
+    for fact in ("eval_loss", "eval_accuracy", "eval_macro_f1", "target_tokens"):
+        assert both[fact] == pytest.approx(one[fact], abs=1e-4), fact
 
 
 def test_scores_are_printed_beside_the_bag_of_words_and_kept(reader: Path, tmp_path: Path) -> None:

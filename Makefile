@@ -1,7 +1,8 @@
 # Every target does its own set-up: the virtual environment, torch, and this package with its extras.
 #
 #   make demo   train, score, translate and draw on the embedded corpus (no network beyond the package index);
-#               `make demo TASK=captioning` describes drawn pictures, `TASK=classification` reads documents
+#               `make demo TASK=captioning` describes drawn pictures, `TASK=classification` reads documents,
+#               `TASK=handwriting` writes by hand
 #   make test   linter, formatter check, tests; `make test-all` adds the long ones
 #
 # Variables: PYTHON (3.11 or newer), VENV, TORCH (requirement), TORCH_INDEX_URL (where torch alone comes from),
@@ -25,9 +26,11 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 	--num_cpu_threads_per_process $(CORES)
 DEMO_SENTENCE := Thursday, March 12, 2026
 DEMO_PICTURE := shapes/test/0/33
+DEMO_WORD := writing
 RECIPE_OF_translation := cldr_en_fr
 RECIPE_OF_captioning := shapes_captions
 RECIPE_OF_classification := documents
+RECIPE_OF_handwriting := hershey_handwriting
 
 # What a demo shows in the end, by its task.
 define SHOW_translation
@@ -46,6 +49,11 @@ define SHOW_classification
 @echo; echo "A document in, its class out:"
 $(BIN)/python scripts/classify.py $(DEMO) '3 days ago\nGermany and Peru\nvendredi 13 mars 2026\n5 kilometers\n12 Kilometer' \
 	--output_file $(DEMO)/words.html
+endef
+
+define SHOW_handwriting
+@echo; echo "A word in, its strokes out: $(DEMO)/hand.svg, window.png, density.png"
+$(BIN)/python scripts/write.py $(DEMO) '$(DEMO_WORD)' --output_file $(DEMO)/hand.svg --window $(DEMO)/window.png --density $(DEMO)/density.png
 endef
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.ready-demo
@@ -91,7 +99,7 @@ $(DEMO_READY): pyproject.toml $(LOCK)
 	$(BIN)/python -m pip install -c $(LOCK) --no-build-isolation -e '.[train,plot,images]'
 	@touch $@
 
-demo: $(if $(RECIPE_OF_$(TASK)),,$(error TASK=$(TASK): must be translation, captioning or classification)) $(if $(wildcard $(READY)),$(READY),$(DEMO_READY))
+demo: $(if $(RECIPE_OF_$(TASK)),,$(error TASK=$(TASK): must be translation, captioning, classification or handwriting)) $(if $(wildcard $(READY)),$(READY),$(DEMO_READY))
 	@if test -f $(DEMO)/summary.json; then \
 		echo "$(DEMO) holds a finished run, which is scored again; \`make demo DEMO=runs/other\` trains another"; \
 	else \

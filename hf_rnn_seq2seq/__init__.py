@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hf_rnn_seq2seq.model.encoder_decoder import RnnSeq2SeqModel
     from hf_rnn_seq2seq.model.modeling_rnn_causal import RnnCausalModel, RnnForCausalLM
     from hf_rnn_seq2seq.model.modeling_rnn_classifier import RnnClassifierModel, RnnForSequenceClassification
+    from hf_rnn_seq2seq.model.configuration_rnn_handwriting import RnnHandwritingConfig
+    from hf_rnn_seq2seq.model.modeling_rnn_handwriting import RnnForHandwriting
     from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
     from hf_rnn_seq2seq.model.pretrained import RnnSeq2SeqPreTrainedModel
     from hf_rnn_seq2seq.model.search import SearchOutput
@@ -35,6 +37,8 @@ __all__ = [
     "RnnClassifierModel",
     "RnnForCausalLM",
     "RnnForSequenceClassification",
+    "RnnForHandwriting",
+    "RnnHandwritingConfig",
     "RnnSeq2SeqCache",
     "RnnSeq2SeqConfig",
     "RnnSeq2SeqForConditionalGeneration",
@@ -55,6 +59,8 @@ _MODULES = {
     "RnnCausalConfig": "configuration_rnn_causal",
     "RnnCausalModel": "modeling_rnn_causal",
     "RnnForCausalLM": "modeling_rnn_causal",
+    "RnnForHandwriting": "modeling_rnn_handwriting",
+    "RnnHandwritingConfig": "configuration_rnn_handwriting",
     "RnnSeq2SeqCache": "decoder_state",
     "RnnSeq2SeqConfig": "configuration_rnn_seq2seq",
     "RnnSeq2SeqForConditionalGeneration": "modeling_rnn_seq2seq",
@@ -88,6 +94,8 @@ def register() -> None:
     from hf_rnn_seq2seq.model.encoder_decoder import RnnSeq2SeqModel
     from hf_rnn_seq2seq.model.modeling_rnn_causal import RnnCausalModel, RnnForCausalLM
     from hf_rnn_seq2seq.model.modeling_rnn_classifier import RnnClassifierModel, RnnForSequenceClassification
+    from hf_rnn_seq2seq.model.configuration_rnn_handwriting import RnnHandwritingConfig
+    from hf_rnn_seq2seq.model.modeling_rnn_handwriting import RnnForHandwriting
     from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
     from hf_rnn_seq2seq.model.processing_rnn_seq2seq import RnnSeq2SeqProcessor
     from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
@@ -107,6 +115,8 @@ def register() -> None:
     AutoModel.register(RnnCausalConfig, RnnCausalModel, exist_ok=True)
     AutoModelForCausalLM.register(RnnCausalConfig, RnnForCausalLM, exist_ok=True)
     AutoTokenizer.register(RnnCausalConfig, fast_tokenizer_class=RnnSeq2SeqJointTokenizer, exist_ok=True)
+    AutoConfig.register(RnnHandwritingConfig.model_type, RnnHandwritingConfig, exist_ok=True)
+    AutoModel.register(RnnHandwritingConfig, RnnForHandwriting, exist_ok=True)
     register_pipeline()
     RnnSeq2SeqConfig.register_for_auto_class()
     RnnSeq2SeqModel.register_for_auto_class("AutoModel")
@@ -117,6 +127,8 @@ def register() -> None:
     RnnCausalConfig.register_for_auto_class()
     RnnCausalModel.register_for_auto_class("AutoModel")
     RnnForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    RnnHandwritingConfig.register_for_auto_class()
+    RnnForHandwriting.register_for_auto_class("AutoModel")
     RnnSeq2SeqTokenizer.register_for_auto_class("AutoTokenizer")
     RnnSeq2SeqProcessor.register_for_auto_class("AutoProcessor")
     _registered = True

@@ -14,6 +14,7 @@ COMMANDS = {
     "translate": ("translate", "translate lines, files or data sets"),
     "caption": ("caption", "describe a picture, and draw where each word looked"),
     "classify": ("classify", "name the class of a text, and show what decided"),
+    "write": ("write", "write a text by hand, and draw how"),
     "evaluate": ("evaluate", "score a model on a test set"),
     "score": ("score", "log-probability and perplexity of given translations"),
     "compare": ("compare", "train several systems with one budget and compare them"),

@@ -38,6 +38,8 @@ DATA_OPTIONS = (
     "target_column",
     *ROW_FORMAT,
     "alignment_column",
+    "validation_writers",
+    "test_writers",
     "max_train_samples",
     "max_predict_samples",
     "data_seed",

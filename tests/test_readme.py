@@ -6,6 +6,7 @@ needs GPUs, several machines or hours is parsed by its launcher and goes as far 
 
 import gzip
 import json
+import random
 import re
 import shlex
 import subprocess
@@ -19,12 +20,12 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from transformers import MobileNetV2Config, MobileNetV2Model
 
-from hf_rnn_seq2seq.data import shapes
+from hf_rnn_seq2seq.data import hershey, shapes
 from tests.helpers import warm
 from tests.helpers.checkpoints import save_encoder
 from tests.helpers.hub import Hub
 from tests.helpers.hub_store import USER_TOKEN
-from tests.helpers.toy import TOY, TOY_OF_CLASSES, TOY_OPTIONS
+from tests.helpers.toy import TOY, TOY_OF_CLASSES, TOY_OF_POINTS, TOY_OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("hf_rnn_seq2seq", "scripts", "model_cards", "tests")
@@ -34,6 +35,7 @@ LONGEST_README = 200
 LINE = 120
 DEMO = "accelerate launch scripts/train.py scripts/recipes/cldr_en_fr.yaml --output_dir runs/demo"
 BENCHMARK = "--vocab_size 40 --embedding_size 8 --hidden_size 8 --batch_size 2 --source_length 4 --target_length 4"
+OF_POINTS = ("scripts/recipes/hershey_handwriting.yaml", "scripts/recipes/unipen_words.yaml")
 SMALL = {
     "train.py": TOY_OPTIONS,
     "train_tokenizer.py": ["--max_train_samples", "64"],
@@ -89,6 +91,10 @@ class Command:
         given = self._words[self._place + 1 :]
         small = TOY_OF_CLASSES if self.trains_classifier else SMALL.get(self.script, [])
         small = small + ["--dry_run"] * self.several
+        if self.script == "train.py" and given[0] in OF_POINTS:
+            small = TOY_OF_POINTS
+        if self.script == "write.py":
+            small = ["--max_points", "20"]
         if given[:1] == ["growth"]:
             small = [*small, "--only", "decoder_layers"]
         # A quarter of a minute each; tests of their own run them.
@@ -207,7 +213,20 @@ def test_the_demo_of_captions_is_that_of_the_documents() -> None:
         assert part in planned
     assert "cldr" not in planned
     refused = subprocess.run(["make", "-n", "demo", "TASK=poetry"], cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode and "TASK=poetry: must be translation, captioning or classification" in refused.stderr
+    tasks = "translation, captioning, classification or handwriting"
+    assert refused.returncode and f"TASK=poetry: must be {tasks}" in refused.stderr
+
+
+def test_the_demo_of_handwriting_is_that_of_the_documents() -> None:
+    planned = subprocess.run(
+        ["make", "-n", "demo", "TASK=handwriting"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for part in (
+        "scripts/train.py scripts/recipes/hershey_handwriting.yaml --output_dir runs/handwriting",
+        "scripts/evaluate_bleu.py runs/handwriting",
+        "--output_file runs/handwriting/hand.svg --window runs/handwriting/window.png",
+    ):
+        assert part in planned
 
 
 def test_launch_commands_are_well_formed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +268,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"cmudict.{name}").write_text("".join(sounds).replace("\t", "  "), encoding="utf-8")
     for name in ("kat_train", "kat_dev"):
         (folder / f"{name}.tsv").write_text("".join(f"{word}\t{word}s\tN;PL\n" for word in numbers), encoding="utf-8")
+    one = hershey.write("sea", "roman", random.Random(0))
+    row = json.dumps({"text": one.text, "strokes": one.strokes})
+    (folder / "mine.jsonl").write_text(row + "\n", encoding="utf-8")
+    rows = "".join(row.replace("}", f', "writer": "{name}"}}') + "\n" for name in ("anna", "bob", "carol"))
+    (folder / "words.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
     (folder / "french.dict").write_text("deux\td ø\n", encoding="utf-8")
     for name in ("train", "dev", "test"):
         opinions = [(number % 2, f"{word} is {('bad', 'good')[number % 2]}") for number, word in enumerate(numbers)]
@@ -336,7 +360,7 @@ def test_shown_outputs_have_the_form_of_real_ones(results: dict[str, Result]) ->
         for document in DOCUMENTS
         for pair in re.findall(r"^```bash\n(.*)\n```\n\n```text\n(.*)\n", text(document), re.M)
     ]
-    assert len(pairs) == len(blocks("text")) == 2
+    assert len(pairs) == len([block for block in blocks("text") if not block.startswith("{")]) == 2
     for command, shown in pairs:
         real = results[command].output.splitlines()[0]
         columns = re.compile(r"\t| {2,}")

@@ -24,6 +24,9 @@ from typing import Any
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.evaluation.scores import METRICS
 
+# Options that only translations have.
+OF_TRANSLATIONS = ("scores", "metric", "bootstrap", "paired", "translations", "plot_by_length", "alignment_column")
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
@@ -134,8 +137,7 @@ def evaluate_classes(arguments: argparse.Namespace) -> int:
     from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.run_directory import update_summary
 
-    of_translations = ("scores", "metric", "bootstrap", "paired", "translations", "plot_by_length", "alignment_column")
-    for name in of_translations:
+    for name in OF_TRANSLATIONS:
         if getattr(arguments, name):
             raise ValueError(f"--{name}: is for translations; a classifier has accuracy and macro F1")
     found = []
@@ -151,6 +153,41 @@ def evaluate_classes(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def writes_by_hand(directory: str) -> bool:
+    """Whether a directory holds a network of task='handwriting'."""
+    config = Path(directory) / "config.json"
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "rnn_handwriting"
+
+
+def evaluate_handwriting(arguments: argparse.Namespace) -> int:
+    """Prints the nats of a test set's points, and how many texts the networks write to their end."""
+    from hf_rnn_seq2seq.evaluation.handwriting import measure_handwriting
+    from hf_rnn_seq2seq.evaluation.results import format_table
+    from hf_rnn_seq2seq.files import write_atomically
+    from hf_rnn_seq2seq.run_directory import update_summary
+
+    for name in (*OF_TRANSLATIONS, "search"):
+        if getattr(arguments, name):
+            raise ValueError(f"--{name}: has no effect on handwriting, whose points are measured in nats; leave it out")
+    chosen = {key: value for key, value in command_line.data_options(arguments).items() if value is not None}
+    names = ("split", "device", "dtype", "batch_size")
+    options = {name: getattr(arguments, name) for name in names}
+    facts, table = [], [("system", "nats a row", "nats a point", "rows", "points", "finished (%)")]
+    for directory in arguments.models:
+        result = measure_handwriting(directory, chosen, **options)
+        numbers = result.numbers
+        facts.append({"system": directory, "split": result.split, **numbers})
+        finished = f"{numbers['finished']:.1f}" if "finished" in numbers else ""
+        shown = (f"{numbers['nats_per_row']:.2f}", f"{numbers['nats_per_point']:.4f}", f"{numbers['rows']}")
+        table.append((directory, *shown, f"{numbers['points']}", finished))
+        if result.own:
+            update_summary(directory, {"split": result.split, **numbers})
+    print(format_table(table))
+    if arguments.json:
+        write_atomically(arguments.json, json.dumps({"systems": facts}, indent=2, ensure_ascii=False) + "\n")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command_line.load_libraries()
@@ -162,6 +199,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.run_directory import members, read_summary, recipe_options
 
     check_before_work(arguments)
+    if any(by_hand := [writes_by_hand(directory) for directory in arguments.models]):
+        if not all(by_hand):
+            other = arguments.models[by_hand.index(False)]
+            raise ValueError(f"{other}: writes no points of a pen, and others do; evaluate them apart")
+        return evaluate_handwriting(arguments)
     if recipe_options(members(arguments.models[0])[0]).get("task") == "classification":
         return evaluate_classes(arguments)
     names = ("split", "device", "dtype", "batch_size", "max_source_length")

@@ -10,10 +10,17 @@ ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char", "letter")
 SENTENCES = ("lines", "punctuation")
 LABELED = "labeled"  # file_format of lines of a class, a space and a text
 FORMS = ("nfc", "nfd", "nfkc", "nfkd")
-TASKS = ("translation", "captioning", "classification")
+TASKS = ("translation", "captioning", "classification", "handwriting")
 # Options that not every task reads, with the tasks that do.
 OF_TASKS = {
     **dict.fromkeys(("captions_file", "image_folder", "image_size"), ("captioning",)),
+    **dict.fromkeys(("validation_writers", "test_writers"), ("handwriting",)),
+    **dict.fromkeys(
+        ("source_column", "target_column", "header", "dataset_config_name", "preprocessing_num_workers", "encoder")
+        + ("tokenizer_name_or_path", "tokenizer_algorithm", "target_unicode_form", "vocab_size", "min_frequency")
+        + ("lowercase",),
+        ("translation", "captioning", "classification"),
+    ),
     **dict.fromkeys(
         ("source_lang", "feature_column", "several_references")
         + ("alignment_file", "alignment_column", "alignment_unit", "streaming", "streaming_buffer")
@@ -26,10 +33,11 @@ OF_TASKS = {
         ("max_source_length", "file_format", "word_dropout", "reverse_source"), ("translation", "classification")
     ),
     **dict.fromkeys(
-        ("target_lang", "max_target_length", "num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram_size")
+        ("target_lang", "num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram_size")
         + ("predict_with_generate", "max_generate_samples", "freeze_vectors"),
         ("translation", "captioning"),
     ),
+    "max_target_length": ("translation", "captioning", "handwriting"),
     "split_sentences": ("classification",),
 }
 
@@ -78,6 +86,10 @@ class DataArguments(OptionGroup):
         None, "column of train_file or of the data set with the alignments; cldr has `alignment`"
     )
     alignment_unit: str = option("word", "alignments count words between spaces, or tokens", choices=("word", "token"))
+    validation_writers: list[str] = option(
+        [], "handwriting: rows of train_file by these writers or contributors are the validation split"
+    )
+    test_writers: list[str] = option([], "handwriting: the same for the test split; they are never trained on")
     image_folder: str | None = option(
         None, "captioning: the folder or .zip of the pictures that the rows name (a data set may hold them)", path=True
     )

@@ -34,12 +34,13 @@ def column(dataset: Dataset, name: str) -> np.ndarray:
 
 
 def label_count(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The number of labels of a batch, by which its loss is a mean, ()."""
-    return (inputs["labels"] != IGNORED_LABEL).sum()
+    """The number of labels of a batch, by which its loss is a mean, (): of tokens, or of points (3 numbers each)."""
+    labels = inputs["labels"]
+    return ((labels if labels.dim() < 3 else labels[..., 2]) != IGNORED_LABEL).sum()
 
 
 def source_size(columns: Mapping[str, Sequence[Any]]) -> int:
-    """The source tokens of some rows; a picture counts as one."""
+    """The source tokens of some rows; a picture counts as one, a text that is written by hand by its characters."""
     return sum(map(len, columns["input_ids"])) if "input_ids" in columns else sum(columns["source_length"])
 
 

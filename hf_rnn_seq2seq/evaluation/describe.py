@@ -34,6 +34,13 @@ def architecture(config: Mapping[str, Any]) -> str:
     if "cell_type" not in config:
         return f"`{(config.get('architectures') or [config.get('model_type', 'unknown')])[0]}`."
     cell = CELLS.get(config["cell_type"], config["cell_type"])
+    if config.get("model_type") == "rnn_handwriting":
+        width = f"{config.get('decoder_layers')}-layer {cell} of width {config.get('hidden_size')}"
+        window = f" It reads the text through a window of {config.get('window_components')} components."
+        return (
+            f"A {width} over the points of a pen; the density of the next point has {config.get('mixture_components')} "
+            f"components.{window if config.get('window_components') else ''}"
+        )
     directions = {"all": "bidirectional ", "first": "first layer bidirectional, ", "none": "unidirectional "}
     encoder = (
         f"{config.get('encoder_layers')}-layer {directions.get(config.get('bidirectional', ''), '')}{cell} encoder"

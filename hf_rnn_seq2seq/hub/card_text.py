@@ -15,6 +15,8 @@ def opening_sentence(config: Mapping[str, Any], summary: Mapping[str, Any], corp
         task = " It describes pictures."
     if "classes" in summary:
         task = f" It names one of {len(summary['classes'])} classes."
+    if config.get("model_type") == "rnn_handwriting":
+        task = " It writes a text by hand." if config.get("window_components") else " It writes by hand, what it likes."
     return f"{_kind(config)}{size}.{task}"
 
 
@@ -23,6 +25,8 @@ def _kind(config: Mapping[str, Any]) -> str:
     if "pooling" in config:
         levels = " of documents, by words and by sentences" if config.get("sentence_token_id") is not None else ""
         return f"Recurrent classifier ({cell}){levels}"
+    if config.get("model_type") == "rnn_handwriting":
+        return f"Recurrent network ({cell}) over the points of a pen"
     if config.get("context") == "attention":
         return f"Recurrent encoder-decoder ({cell}) with {attention_name(config)} attention"
     return f"Recurrent encoder-decoder ({cell}) without attention"

@@ -36,6 +36,8 @@ METRICS = {
     "macro_f1": "macro F1",
     "sentence_pointing": "texts with most weight on the sentence that decides (%)",
     "pointing": "words that look at what they name (%)",
+    "nats_per_row": "nats a row (lower is better)",
+    "finished": "writings that end (%)",
 }
 # The options in the table of a card, in this order; recipe.yaml has all of them.
 TRAINING_OPTIONS = (
@@ -73,6 +75,11 @@ ARCHITECTURE_FIELDS = (
     "input_feeding",
     "bridge",
     "readout",
+    "mixture_components",
+    "window_components",
+    "alphabet",
+    "offset_deviation",
+    "point_tolerance",
     "dropout",
     "label_smoothing",
     "tie_word_embeddings",
@@ -86,6 +93,7 @@ TASKS = {
     "translation": ("translation", "Translation", "translation"),
     "captioning": ("image-to-text", "Image captioning", "image-text-to-text"),
     "classification": ("text-classification", "Text classification", "text-classification"),
+    "handwriting": ("handwriting", "Handwriting", None),  # the Hub has no task of this kind
 }  # of the Hub: the task, its title, and the pipeline
 
 # An absolute path of at least two folders at the start of a word; the group is its last name.
@@ -147,6 +155,7 @@ def render(facts: Mapping[str, Any]) -> str:
         repo_id=facts.get("repo_id", "user/model"),
         task=recipe.get("task") or "translation",
         deletion=summary.get("deletion"),
+        reads_text=bool(config.get("window_components")),
         sentence=card_text.opening_sentence(config, summary, corpus),
         results=results,
         pictures=facts.get("pictures") or [],
@@ -270,7 +279,7 @@ def _metadata(
     config = facts["config"]
     task, title, pipeline = TASKS[(facts.get("recipe") or {}).get("task") or "translation"]
     tags = ["rnn", str(config.get("cell_type", "rnn"))]
-    tags = tags if task == "text-classification" else ["seq2seq", *tags]
+    tags = tags if task == "text-classification" else ["handwriting" if task == "handwriting" else "seq2seq", *tags]
     tags += ["attention"] if "attention" in (config.get("context"), config.get("pooling")) else []
     data_name = " ".join(str(corpus[key]) for key in ("name", "config") if corpus.get(key)) or "unknown"
     evaluated = [

@@ -20,6 +20,7 @@ from .coverage import build_coverage
 from .departures import live_departure, override
 from .entmax import SparseWeights
 from .matmul import Linear
+from .window_attention import Window
 
 # The logarithm of a probability of 0: its exponential is 0, and sums of a few do not overflow.
 NEVER = -1e30
@@ -357,6 +358,32 @@ class MultiHeadAdditiveAttention(MultiHeadAttention):
         return torch.einsum("nhtsd,hd->nhts", combined, self.energy.weight)
 
 
+class WindowAttention(Attention):
+    """A window that only moves forward over the source (Graves 2013, equations 46 to 51); its state is the centers."""
+
+    carries = True
+
+    def __init__(self, config: RnnSeq2SeqConfig) -> None:
+        super().__init__(config)
+        self.window_over_source = Window(config)
+
+    def start(self, keys: Tensor, source_mask: Tensor) -> Tensor:
+        return self.window_over_source.start(keys)
+
+    def forward(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        source_mask: Tensor,
+        positions: Tensor,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        weights, state = self.window_over_source(query[:, 0], source_mask, state)
+        weights = weights[:, None, None]
+        return self.context(weights, values), weights, state
+
+
 _CLASSES: dict[str, type[Attention]] = {
     "additive": AdditiveAttention,
     "dot": DotAttention,
@@ -366,6 +393,7 @@ _CLASSES: dict[str, type[Attention]] = {
     "multi_head_additive": MultiHeadAdditiveAttention,
     "normed_additive": NormedAdditiveAttention,
     "scaled_dot": ScaledDotAttention,
+    "window": WindowAttention,
 }
 
 

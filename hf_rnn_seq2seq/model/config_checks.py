@@ -80,6 +80,7 @@ ATTENTION_NAMES = {
     "multi_head_additive",
     "normed_additive",
     "scaled_dot",
+    "window",
 }
 REGISTERED: dict[str, type] = {}
 
@@ -119,6 +120,17 @@ HARD_ATTENTION = {
 SAMPLED_ATTENTION = {
     "copy_mechanism": (False, "the weights themselves would be copied from"),
     "coverage": ("none", "it accumulates the weights of a soft average"),
+}
+
+# What the window excludes: its weights are no distribution, and it has no score that others could align.
+WINDOW = {
+    "attention_window": "global",
+    "attention_normalization": "softmax",
+    "attention_alignment": "soft",
+    "copy_mechanism": False,
+    "coverage_loss": 0,
+    "doubly_stochastic": 0,
+    "guided_alignment_weight": 0,
 }
 
 # The regions of a picture have no order from left to right.
@@ -269,6 +281,20 @@ class ConfigChecks(RecurrenceChecks):
                 f"num_attention_heads={self.num_attention_heads}: attention_type={self.attention_type!r} has one head; "
                 f"several need one of {sorted(MULTI_HEAD_NAMES)}"
             )
+
+    def validate_window(self) -> None:
+        """The soft window is an attention by itself."""
+        if self.attention_type != "window" or self.context != "attention":
+            if self.window_components != 10:
+                raise ConfigError(f"window_components={self.window_components}: needs attention_type='window'")
+            return
+        if self.window_components <= 0:
+            raise ConfigError(f"window_components={self.window_components}: must be greater than 0")
+        for name, allowed in WINDOW.items():
+            if (value := getattr(self, name)) != allowed:
+                raise ConfigError(
+                    f"{name}={value!r}: not with attention_type='window', whose weights are no distribution; must be {allowed!r}"
+                )
 
     def validate_alignment(self) -> None:
         """Hard attention has one state of the source where soft attention has a context."""

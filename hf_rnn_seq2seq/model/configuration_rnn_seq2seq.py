@@ -37,7 +37,7 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
             encoder's final state.
         context_layers: Whether the context enters the `first` decoder layer or `all` of them (GNMT, section 3).
         attention_type: Name of the score: `additive` (`concat` is an alias), `dot`, `general`, `location`,
-            `scaled_dot`, `normed_additive`, `multi_head`, `multi_head_additive`, or one registered with
+            `scaled_dot`, `normed_additive`, `multi_head`, `multi_head_additive`, `window`, or one registered with
             `register_attention`.
         attention_order: `after_cell` (Luong 2015: the new state is the query) or `before_cell` (Bahdanau 2014: the
             previous state is the query and the context enters the cell).
@@ -75,6 +75,7 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
             (Xu 2015, equation 14, whose lambda it is).
         guided_alignment_weight: Weight in the training loss of the cross entropy between `alignments` given to
             `forward` and the attention (Chen 2016).
+        window_components: Gaussian functions of the `window` (Graves 2013, section 5.1), which only moves forward.
         max_source_positions: Longest source of the `location` score (Luong 2015, equation 8); required there.
         input_feeding: The attentional vector enters the next step (Luong 2015, section 3.3); the context does if the
             readout is not `tanh` or `attention_layer` is not the top layer. None: on for `soft` or `sampled` `after_cell` attention,
@@ -124,6 +125,7 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
     num_attention_heads: int = 1
     attention_window: Literal["global", "local_m", "local_p"] = "global"
     attention_window_size: int = 10
+    window_components: int = 10
     max_source_positions: int | None = None
     attention_normalization: Literal["softmax", "sparsemax", "entmax"] = "softmax"
     entmax_alpha: float | int = 1.5

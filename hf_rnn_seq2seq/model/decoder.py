@@ -42,7 +42,9 @@ class RnnDecoder(nn.Module):
     def __init__(self, config: RnnSeq2SeqConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, config.pad_token_id)
+        self.embed_tokens = None  # a decoder without words reads vectors
+        if config.vocab_size is not None:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, config.pad_token_id)
         self.attention = build_attention(config) if config.context == "attention" else None
         self.before_cell = config.attention_order == "before_cell"
         self.between_cells = config.attends_between_cells

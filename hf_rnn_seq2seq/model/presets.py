@@ -20,6 +20,7 @@ Field = bool | int | float | str | list[int]
 Fields = dict[str, Field | dict[str, Field]]  # of `RnnSeq2SeqConfig`; of its `encoder` a dict
 PRESETS: dict[str, Callable[[], Fields]] = {}
 CAUSAL_PRESETS: dict[str, Callable[[], Fields]] = {}  # of `RnnCausalConfig`
+HANDWRITING_PRESETS: dict[str, Callable[[], Fields]] = {}  # of `RnnHandwritingConfig`
 
 
 def _preset(build: Callable[[], Fields]) -> Callable[[], Fields]:
@@ -543,3 +544,47 @@ def graves2013_text() -> Fields:
 
 
 CAUSAL_PRESETS["graves2013_text"] = graves2013_text
+
+
+def graves2013_handwriting() -> Fields:
+    """Graves 2013, Generating Sequences With Recurrent Neural Networks, section 4: handwriting prediction.
+
+    Sections and equation numbers were read in the paper (arXiv 1308.0850).
+
+    * Section 4.2: three layers of 400 LSTM cells; 20 mixture components, an output of 121 numbers.
+    * Equations 1 to 3: the input goes to every layer, and every layer to the output (`skip_connections`; a `linear` readout of
+      all layers without a product of its own). Equations 15 to 26: the density of the next point.
+    * Section 4.2: offsets have the standard deviation 1 over the training set (`offset_deviation`).
+
+    Departs: the cell is torch's LSTM, the paper's has peephole connections. Offsets keep their mean, which the paper
+    subtracts. The paper clips the gradients of outputs and cells to [-100, 100] and [-10, 10]; here the exponents of the
+    density are bounded (mixture_density.py) and the norm of all gradients is (`max_grad_norm`). The optimizer is the run's,
+    the paper's RMSprop with momentum (equations 38 to 45). No adaptive weight noise; `weight_drop` and `dropout` are there.
+    Strokes lose places that say nothing (`point_tolerance`); the paper keeps all.
+
+    Time loop: none; every layer is one fused kernel.
+    """
+    return dict(hidden_size=400, decoder_layers=3, skip_connections=True, readout="linear", mixture_components=20)
+
+
+def graves2013_synthesis() -> Fields:
+    """Graves 2013, Generating Sequences With Recurrent Neural Networks, section 5: handwriting synthesis.
+
+    Sections and equation numbers were read in the paper (arXiv 1308.0850).
+
+    * Section 5.2: as similar as possible to the prediction network (`graves2013_handwriting`): three layers of 400 LSTM
+      cells, 20 mixture components; characters are one-hot vectors, the window has 10 components.
+    * Section 5.1: the window's parameters are outputs of the first layer (equations 46 to 51); its vector goes to all layers,
+      to the first one with a delay of one step (equations 52 and 53).
+    * Section 5.3: a writing ends when the window has passed the last character.
+
+    Departs: as `graves2013_handwriting`. A new window moves slowly (window_attention.py), of which the paper says nothing.
+    The paper has 57 characters, with digits and most punctuation as one; the alphabet here is that of the training set.
+
+    Time loop: in the first layer, for the window.
+    """
+    return graves2013_handwriting() | dict(window_components=10, alphabet=LETTERS)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+HANDWRITING_PRESETS |= {build.__name__: build for build in (graves2013_handwriting, graves2013_synthesis)}

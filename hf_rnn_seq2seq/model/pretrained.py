@@ -13,6 +13,7 @@ from .config_checks import ConfigError
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .entmax import SparseWeights
 from .sampled_attention import SampledAttention
+from .window_attention import Window
 
 
 class RnnSeq2SeqPreTrainedModel(RnnPreTrainedModel):
@@ -34,6 +35,8 @@ class RnnSeq2SeqPreTrainedModel(RnnPreTrainedModel):
         elif isinstance(module, SparseWeights):
             if module.free is not None:
                 init.constant_(module.free, module.start)
+        elif isinstance(module, Window):
+            init.copy_(module.bias, module.first_bias())
         elif isinstance(module, Attention):
             # A registered attention of the user may have bare parameters.
             for parameter in module.parameters(recurse=False):

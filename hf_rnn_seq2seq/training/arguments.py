@@ -272,6 +272,10 @@ class RunOptions:
                 raise ArgumentError(f"{name}={value!r}: is not a field of the models of task={task!r}; leave it out")
             if value:
                 _check_task(name, value, task)
+        if task == "handwriting":  # no text is written that could be scored
+            if (metric := self.training.metric_for_best_model) not in (None, "loss"):
+                raise ArgumentError(f"metric_for_best_model={metric!r}: task='handwriting' measures loss; leave it out")
+            object.__setattr__(self, "training", dataclasses.replace(self.training, predict_with_generate=False))
 
     @classmethod
     def parse(cls, words: Sequence[str], description: str = "") -> RunOptions:

@@ -11,12 +11,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_rnn_seq2seq.model.presets import PRESETS
+from hf_rnn_seq2seq.model.presets import HANDWRITING_PRESETS, PRESETS
 
 _MODEL = Path(__file__).resolve().parents[1] / "model"
 # The class that a task configures.
-CONFIGS = {"translation": "RnnSeq2SeqConfig", "captioning": "RnnSeq2SeqConfig", "classification": "RnnClassifierConfig"}
-_NOT_OPTIONS = {"encoder", "vocab_size", "source_vocab_size", "use_cache", "is_encoder_decoder", "transformers_version"}
+CONFIGS = {
+    "translation": "RnnSeq2SeqConfig",
+    "captioning": "RnnSeq2SeqConfig",
+    "classification": "RnnClassifierConfig",
+    "handwriting": "RnnHandwritingConfig",
+}
+_NOT_OPTIONS = {"alphabet", "encoder", "is_encoder_decoder", "offset_deviation", "source_vocab_size"}
+_NOT_OPTIONS |= {"transformers_version", "use_cache", "vocab_size"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,9 @@ class ModelField:
 @lru_cache
 def model_fields(task: str | None = None) -> dict[str, ModelField]:
     """The options that are fields of a task's configuration (None: of any task's), and `preset`, by name."""
-    presets = [*(() if task == "classification" else PRESETS)]
+    presets = [*PRESETS] if task in ("translation", "captioning", None) else []
     presets += _classifier_presets() if task in ("classification", None) else []
+    presets += [*HANDWRITING_PRESETS] if task in ("handwriting", None) else []
     fields = {"preset": ModelField(str, None, f"system of a paper: {', '.join(presets)}")}
     for config in dict.fromkeys(CONFIGS.values() if task is None else [CONFIGS[task]]):
         fields |= {name: field for name, field in _fields_of(config).items() if name not in fields}

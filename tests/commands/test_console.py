@@ -103,7 +103,7 @@ def test_fields_of_the_model_are_read_as_they_are() -> None:
         assert all(name.endswith("_token_id") for name in left_out)
 
 
-SET_ELSEWHERE = {"encoder", "use_cache", "is_encoder_decoder", "transformers_version"}
+SET_ELSEWHERE = {"encoder", "use_cache", "is_encoder_decoder", "transformers_version", "alphabet", "offset_deviation"}
 
 
 def test_help_of_training_is_a_screen_and_all_of_it_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:

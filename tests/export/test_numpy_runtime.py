@@ -345,6 +345,7 @@ REFUSED: list[tuple[Options, str]] = [
     ({"context": "every_step"}, "context='every_step'"),
     ({"attention_type": "location", "max_source_positions": 9}, "attention_type='location'"),
     ({"attention_type": "multi_head"}, "attention_type='multi_head'"),
+    ({"attention_type": "window"}, "attention_type='window'"),
     ({"attention_alignment": "hard"}, "attention_alignment='hard'"),
     ({"attention_window": "local_m"}, "attention_window='local_m'"),
     ({"attention_normalization": "entmax"}, "attention_normalization='entmax'"),
@@ -381,6 +382,7 @@ EXPORTED |= {"decoder_start_token_id"}
 # Of an option that is refused itself.
 REFUSED_BY = {"context_size", "num_attention_heads", "attention_window_size", "max_source_positions", "alignment_order"}
 REFUSED_BY |= {"sampled_attention_reward", "sampled_attention_entropy"}
+REFUSED_BY |= {"window_components"}
 REFUSED_BY |= {"entmax_alpha", "entmax_learned", "coverage_size", "encoder", "freeze_encoder"}
 UNREAD = {
     "coverage_loss",

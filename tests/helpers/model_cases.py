@@ -94,6 +94,18 @@ CASES: dict[str, dict[str, Any]] = {
         f"score {name}": {"attention_type": name}
         for name in ("additive", "dot", "general", "normed_additive", "scaled_dot")
     },
+    "window": {"attention_type": "window", "window_components": 2},
+    "window, bottom, fed context, to all layers": {
+        "attention_type": "window",
+        "window_components": 3,
+        "attention_layer": "bottom",
+        "context_layers": "all",
+        "decoder_layers": 3,
+        "skip_connections": True,
+        "readout": "linear",
+        "readout_context": False,
+    },
+    "window, before": {"attention_type": "window", "attention_order": "before_cell"},
     "score location": {"attention_type": "location", "max_source_positions": 7},
     "score additive, narrow": {"attention_type": "additive", "attention_size": 3},
     **{

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from tests.helpers.attention_references import cover, gate_factors, scalar_gate, uncovered
+from tests.helpers.pen_references import window
 from tests.helpers.references import (
     State,
     Weights,
@@ -163,8 +164,14 @@ def decode(
     readouts, hidden, attentions, contexts = [], [[] for _ in range(config.decoder_layers + 1)], [], []
     asked, covered = under(weights, "attention"), uncovered(config, source) if attends else None
 
+    centers = [words[0].new_zeros(())] * (config.window_components if config.attention_type == "window" else 0)
+
     def ask(query: Tensor, time: int) -> tuple[Tensor, list[list[Tensor]]]:
-        nonlocal covered
+        nonlocal covered, centers
+        if config.attention_type == "window":
+            parameters = affine(asked, "window_over_source.project", query) + asked["window_over_source.bias"]
+            context, phi, centers = window(parameters, centers, source)
+            return context, [phi]
         context, shares = attend(config, asked, query, source, time, covered)
         if config.context_gate == "scalar":
             context = scalar_gate(under(weights, "scalar_gate"), query, context)

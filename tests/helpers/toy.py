@@ -15,9 +15,14 @@ TOY = {
     "report_to": "none",
     "cpu_threads": 1,
 }
-TOY_OPTIONS = [word for name, value in TOY.items() for word in (f"--{name}", str(value))]
+WORDS_ONLY = ("vocab_size", "embedding_size", "max_new_tokens")  # which points of a pen do not have
 # What a classifier has no use for, or its recipe's own sizes decide.
 _NOT_OF_CLASSES = ("embedding_size", "hidden_size", "max_new_tokens")
-TOY_OF_CLASSES = [
-    word for name, value in TOY.items() if name not in _NOT_OF_CLASSES for word in (f"--{name}", str(value))
-]
+
+
+def options_of(without: tuple[str, ...] = ()) -> list[str]:
+    """The words of a command line, without some options."""
+    return [word for name, value in TOY.items() if name not in without for word in (f"--{name}", str(value))]
+
+
+TOY_OPTIONS, TOY_OF_CLASSES, TOY_OF_POINTS = options_of(), options_of(_NOT_OF_CLASSES), options_of(WORDS_ONLY)

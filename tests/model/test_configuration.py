@@ -227,6 +227,26 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "coverage='sum': enters an additive score; attention_type must be one of 'additive', 'normed_additive', "
         "not 'general'",
     ),
+    ({"window_components": 3}, "window_components=3: needs attention_type='window'"),
+    ({"attention_type": "window", "window_components": 0}, "window_components=0: must be greater than 0"),
+    *(
+        (
+            {"attention_type": "window", name: value},
+            f"{name}={value!r}: not with attention_type='window', whose weights are no distribution; "
+            f"must be {allowed!r}",
+        )
+        for name, value, allowed in (
+            ("attention_window", "local_p", "global"),
+            ("attention_normalization", "sparsemax", "softmax"),
+            ("coverage_loss", 0.5, 0),
+            ("guided_alignment_weight", 0.5, 0),
+            ("doubly_stochastic", 0.5, 0),
+        )
+    ),
+    (
+        {"attention_type": "window", "copy_mechanism": True, "source_vocab_size": 11},
+        "copy_mechanism=True: not with attention_type='window', whose weights are no distribution; must be False",
+    ),
     ({"coverage_size": 3}, "coverage_size=3: needs coverage='gru'"),
     (
         {"context_gate": "both", "attention_layer": "bottom", "context_layers": "all"},

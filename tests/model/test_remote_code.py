@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_rnn_seq2seq import RnnForHandwriting, RnnHandwritingConfig
 from hf_rnn_seq2seq.model.config_checks import LOWEST_TRANSFORMERS
 from tests.helpers import warm
-from tests.helpers.models import SOURCES, batch, decoder_inputs, mask, pad, tiny_model
+from tests.helpers.models import SOURCES, batch, decoder_inputs, mask, pad, randomise, tiny_model
 from tests.model.test_causal import tiny_lm
 
 # Programs for a process that sees the site packages and the checkpoint, but not this package.
@@ -131,6 +132,32 @@ def test_identical_without_the_package(kind: str, tmp_path: Path) -> None:
     sources = {name: given[name] for name in ("input_ids", "attention_mask")}
     assert torch.equal(actual["words"], model.generate(**sources, num_beams=3, max_new_tokens=5))
     assert printed == "'hidden_sise' is not a field of RnnSeq2SeqConfig; did you mean 'hidden_size'?\n"
+
+
+HANDWRITING = """
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert type(model).__module__.split(".")[0] == "transformers_modules"
+with torch.no_grad():
+    found = {"mean": model(**given).mixture.mean.contiguous()}
+model.save_pretrained(out + "/again")
+again = AutoModel.from_pretrained(out + "/again", trust_remote_code=True)
+written = again.write("abba", max_points=6, generator=torch.Generator().manual_seed(0))
+found["points"] = written.points
+save_file(found, out + "/found.safetensors")
+assert not any(name.startswith("hf_rnn_seq2seq") for name, module in sys.modules.items() if module)
+"""
+
+
+def test_a_network_that_writes_by_hand(tmp_path: Path) -> None:
+    config = RnnHandwritingConfig(alphabet="abc", hidden_size=4, mixture_components=2, window_components=2)
+    model = RnnForHandwriting(config).eval()
+    randomise(model)
+    given = {"points": torch.randn(2, 3, 3), "input_ids": torch.tensor([[1, 2], [3, 0]])}
+    actual, _ = run_elsewhere(HANDWRITING, model, given, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(actual["mean"], model(**given).mixture.mean)
+    written = model.write("abba", max_points=6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(actual["points"], written.points)
 
 
 def test_the_base_model_by_itself(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Literal, get_args, get_type_hints
 import pytest
 import yaml
 
-from hf_rnn_seq2seq import RnnClassifierConfig, RnnSeq2SeqConfig
+from hf_rnn_seq2seq import RnnClassifierConfig, RnnHandwritingConfig, RnnSeq2SeqConfig
 from hf_rnn_seq2seq.data.arguments import OF_TASKS, TASKS, DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.config_checks import ConfigError
@@ -230,7 +230,9 @@ def test_no_option_takes_what_is_not_a_finite_number_or_negative():
     assert seen > 250
 
 
-@pytest.mark.parametrize(("config", "least"), [(RnnSeq2SeqConfig, 35), (RnnClassifierConfig, 15)])
+@pytest.mark.parametrize(
+    ("config", "least"), [(RnnSeq2SeqConfig, 35), (RnnClassifierConfig, 15), (RnnHandwritingConfig, 15)]
+)
 def test_no_field_of_a_model_takes_what_is_not_a_finite_number_or_negative(config, least):
     numeric = [name for name, hint in config_fields(config).items() if {int, float} & {hint, *get_args(hint)}]
     assert len(numeric) > least

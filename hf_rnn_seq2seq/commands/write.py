@@ -1,0 +1,82 @@
+"""Write a text by hand: `python scripts/write.py runs/handwriting "networks" --bias 0.5 --output hand.svg`.
+
+    python scripts/write.py runs/handwriting "networks" --prime mine.jsonl --output hand.png --window map.png
+
+--bias makes the writing more regular (0: as in life). --prime continues in the hand of the first row of a file of
+strokes (data/README.md has the format). A network that reads no text writes what it likes. --window draws at which
+character the network was at each point, --density where it expected the pen. Several texts are drawn on one sheet.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from hf_rnn_seq2seq import command_line
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("model", metavar="DIR", help="directory that training wrote, or user/name on the Hub")
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="what to write; of a network that reads no text nothing"
+    )
+    parser.add_argument("--output_file", "--output", required=True, help="the line: .svg, .png or .pdf")
+    parser.add_argument(
+        "--bias", type=command_line.finite(0.0), default=0.5, help="regularity, 0 or more (default: 0.5)"
+    )
+    parser.add_argument("--prime", metavar="FILE", help="JSON lines of strokes; the first row is continued")
+    parser.add_argument("--max_points", type=command_line.at_least(1), metavar="N", help="give up after so many points")
+    parser.add_argument("--window", metavar="FILE", help="picture of the window over the text")
+    parser.add_argument("--density", metavar="FILE", help="picture of the densities of the points")
+    parser.add_argument("--seed", type=command_line.at_least(0), default=0, help="of the random numbers (default: 0)")
+    command_line.add_model_options(parser)
+    arguments = parser.parse_args(argv)
+    if len(arguments.texts) > 1 and (arguments.window or arguments.density):
+        parser.error("--window and --density draw one writing; give one text")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    from hf_rnn_seq2seq.visualization.figure import check_output
+
+    for path in filter(None, (arguments.output_file, arguments.window, arguments.density)):
+        check_output(path)
+    command_line.load_libraries()
+    import torch
+
+    from hf_rnn_seq2seq.evaluation.handwriting import load_writer
+    from hf_rnn_seq2seq.visualization.pen_drawing import draw_density, draw_line, draw_sheet, draw_window
+
+    model = load_writer(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    prime, strokes = None, []
+    if arguments.prime:
+        from pathlib import Path
+
+        from hf_rnn_seq2seq.data.strokes import read_writings
+
+        first = next(read_writings(Path(arguments.prime)))
+        strokes = first.strokes
+        prime = (strokes, first.text) if model.config.reads_text else strokes
+    text = arguments.texts if len(arguments.texts) > 1 else (arguments.texts or [None])[0]
+    written = model.write(
+        text,
+        bias=arguments.bias,
+        prime=prime,
+        generator=torch.Generator(model.device).manual_seed(arguments.seed),
+        max_points=arguments.max_points,
+    )
+    writings = written if isinstance(written, list) else [written]
+    if len(writings) == 1:
+        draw_line(writings[0], arguments.output_file, prime=strokes)
+    else:
+        draw_sheet(writings, arguments.output_file)
+    if arguments.window:
+        draw_window(writings[0], arguments.window)
+    if arguments.density:
+        draw_density(writings[0], model.config.offset_deviation, arguments.density)
+    for writing in writings:
+        if not writing.finished:
+            limit = f"{len(writing.points) - 1} points"
+            print(f"warning: {writing.text!r} is not finished after {limit}; see --max_points", file=sys.stderr)
+    return 0

@@ -103,6 +103,8 @@ def _open(
         if classifies(path) != ("Classification" in auto_class.__name__):
             does, tool = ("names classes", "classify") if classifies(path) else ("writes text", "translate")
             raise CheckpointError(f"{name}: the model {does}; hf-rnn {tool} is for it")
+        if writes_by_hand(path):
+            raise CheckpointError(f"{name}: the model writes by hand; hf-rnn write is for it")
     options: dict[str, Any] = {"dtype": dtype} if dtype else {}
     if attention:
         options["attn_implementation"] = "eager"
@@ -118,11 +120,21 @@ def _open(
 
 def classifies(folder: str | os.PathLike[str]) -> bool:
     """Whether the model in a folder is a classifier."""
+    return any(name.endswith("ForSequenceClassification") for name in _architectures(folder))
+
+
+def writes_by_hand(folder: str | os.PathLike[str]) -> bool:
+    """Whether the model in a folder predicts points of a pen."""
+    return any(name.endswith("ForHandwriting") for name in _architectures(folder))
+
+
+def _architectures(folder: str | os.PathLike[str]) -> list[str]:
+    """The classes that config.json names."""
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+        return [str(name) for name in config.get("architectures") or ()]
     except (OSError, ValueError, AttributeError):
-        return False  # what reads it next says what is wrong
+        return []  # what reads it next says what is wrong
 
 
 def read_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

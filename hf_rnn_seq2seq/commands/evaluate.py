@@ -153,12 +153,6 @@ def evaluate_classes(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def writes_by_hand(directory: str) -> bool:
-    """Whether a directory holds a network of task='handwriting'."""
-    config = Path(directory) / "config.json"
-    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "rnn_handwriting"
-
-
 def evaluate_handwriting(arguments: argparse.Namespace) -> int:
     """Prints the nats of a test set's points, and how many texts the networks write to their end."""
     from hf_rnn_seq2seq.evaluation.handwriting import measure_handwriting
@@ -196,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.evaluation.results import evaluate_systems, run_summary, summary_facts
     from hf_rnn_seq2seq.evaluation.scores import why_blind
     from hf_rnn_seq2seq.evaluation.test_set import default_metrics
-    from hf_rnn_seq2seq.run_directory import members, read_summary, recipe_options
+    from hf_rnn_seq2seq.run_directory import members, read_summary, recipe_options, writes_by_hand
 
     check_before_work(arguments)
     if any(by_hand := [writes_by_hand(directory) for directory in arguments.models]):

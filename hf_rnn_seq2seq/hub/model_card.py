@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_rnn_seq2seq.data.arguments import OF_TASKS
 from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.evaluation.describe import architecture
 from hf_rnn_seq2seq.hub import card_text
@@ -165,7 +166,7 @@ def render(facts: Mapping[str, Any]) -> str:
         data_sentence=card_text.data_sentence(corpus),
         data_rows=card_text.data_rows(corpus, summary),
         training_sentence=card_text.training_sentence(summary),
-        training_rows=_rows(recipe, TRAINING_OPTIONS),
+        training_rows=_rows(recipe, _options_of(recipe.get("task") or "translation")),
         source_lang=corpus.get("source_lang") or "source",
         target_lang=corpus.get("target_lang") or "target",
         software=card_text.software(summary, config),
@@ -221,6 +222,11 @@ def _load_yaml(text: str) -> object:
         return yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ValueError(error) from None
+
+
+def _options_of(task: str) -> list[str]:
+    """The options of the table that a task reads."""
+    return [name for name in TRAINING_OPTIONS if task in OF_TASKS.get(name, (task,))]
 
 
 def _rows(options: Mapping[str, Any], names: Iterable[str]) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, constants
 
-from hf_rnn_seq2seq import RnnSeq2SeqConfig
+from hf_rnn_seq2seq import RnnHandwritingConfig, RnnSeq2SeqConfig
 from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.hub.model_card import read_facts, render, render_again
 from tests.helpers.hub import Hub
@@ -116,6 +116,33 @@ def test_card_of_a_captioner(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (data["pipeline_tag"], data["language"]) == ("image-text-to-text", ["en"])
     (result,) = data["model-index"][0]["results"]
     assert result["task"] == {"type": "image-to-text", "name": "Image captioning"}
+
+
+@pytest.mark.parametrize("alphabet", ["abc", ""])
+def test_card_of_a_network_that_writes_by_hand(alphabet: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    config = RnnHandwritingConfig(alphabet=alphabet).to_dict()
+    summary = {name: SUMMARY[name] for name in ("parameters", "train_seconds", "split")}
+    summary |= {"nats_per_row": -20.5, "finished": 97.5}
+    recipe = {"task": "handwriting", "dataset_name": "hershey", "learning_rate": 0.002, "tokenizer_algorithm": "bpe"}
+    card = render(facts(config=config, recipe=recipe, summary=summary, pictures=[]))
+    ModelCard(card).validate()
+    (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    compile(block, "card", "exec")
+    for words in (
+        "Recurrent network (LSTM) over the points of a pen, 1,234,567 parameters. It writes",
+        "| nats a row (lower is better) | -20.50 | test split |",
+        "A 3-layer LSTM of width 400 over the points of a pen; the density of the next point has 20 components.",
+        "| `learning_rate` | 0.002 |",
+        'model.write("word", bias=0.5)' if alphabet else "model.write(bias=0.5)",
+    ):
+        assert words in card, words
+    assert ("through a window of 10 components" in card) == bool(alphabet)
+    for words in ("ranslat", "tokenizer", "None", "\n\n\n"):
+        assert words not in card, words
+    data = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
+    assert "pipeline_tag" not in data and data["tags"][:2] == ["handwriting", "rnn"]
 
 
 @pytest.mark.parametrize("missing", ["summary", "recipe", "pictures"])

@@ -119,9 +119,22 @@ def test_what_cannot_be_written_is_one_line(words: list[str], message: str, writ
     assert not (tmp_path / "hand.svg").exists()
 
 
+def test_a_push_is_tried(writer: Path) -> None:
+    done = run("push_to_hub.py", writer, "ann/hand", "--dry_run")
+    assert done.returncode == 0, done.stderr.decode()
+    planned = done.stdout.decode()
+    for name in ("modeling_rnn_handwriting.py", "window_attention.py", "mixture_density.py", "model.safetensors"):
+        assert name in planned, name
+
+
 def test_a_network_that_translates_does_not_write(checkpoint: Path, tmp_path: Path) -> None:
     done = run("write.py", checkpoint, "sun", "--output", tmp_path / "hand.svg")
     assert done.returncode == 2 and b"which does not write by hand" in done.stderr
+
+
+def test_commands_for_texts_say_what_writes_by_hand(writer: Path) -> None:
+    done = run("translate.py", writer, stdin=b"sea")
+    assert done.returncode == 2 and b"the model writes by hand; hf-rnn write is for it" in done.stderr
 
 
 def test_the_prediction_network_trains_and_writes(tmp_path: Path) -> None:

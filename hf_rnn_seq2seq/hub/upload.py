@@ -14,7 +14,16 @@ from pathlib import Path
 
 from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError, InputError
 from hf_rnn_seq2seq.hub.model_card import read_facts, render, strip_local_paths
-from hf_rnn_seq2seq.run_directory import ATTENTION, CHECKPOINTS, LEARNING_CURVE, LOG_FILE, RECIPE, SUMMARY, WEIGHTS
+from hf_rnn_seq2seq.run_directory import (
+    ATTENTION,
+    CHECKPOINTS,
+    LEARNING_CURVE,
+    LOG_FILE,
+    RECIPE,
+    SUMMARY,
+    WEIGHTS,
+    writes_by_hand,
+)
 
 RUN_FILES = (SUMMARY, RECIPE, LOG_FILE)  # which may name folders of this machine
 UPLOADED = (
@@ -166,7 +175,8 @@ def push(
 
 
 def _check_checkpoint(root: Path, files: dict[str, bytes | Path]) -> None:
-    for name in ("config.json", "tokenizer_config.json"):
+    # A network that writes by hand has its alphabet in config.json.
+    for name in ("config.json", *(() if writes_by_hand(root) else ("tokenizer_config.json",))):
         if name not in files:
             method = "tokenizer.save_pretrained" if name.startswith("tokenizer") else "model.save_pretrained"
             raise CheckpointError(f"{root}: has no {name}; a published checkpoint needs it, {method} writes it")

@@ -2,7 +2,7 @@
 #
 #   make demo   train, score, translate and draw on the embedded corpus (no network beyond the package index);
 #               `make demo TASK=captioning` describes drawn pictures, `TASK=classification` reads documents,
-#               `TASK=handwriting` writes by hand
+#               `TASK=handwriting` writes by hand, `TASK=text` writes what it has read about
 #   make test   linter, formatter check, tests; `make test-all` adds the long ones
 #
 # Variables: PYTHON (3.11 or newer), VENV, TORCH (requirement), TORCH_INDEX_URL (where torch alone comes from),
@@ -31,6 +31,7 @@ RECIPE_OF_translation := cldr_en_fr
 RECIPE_OF_captioning := shapes_captions
 RECIPE_OF_classification := documents
 RECIPE_OF_handwriting := hershey_handwriting
+RECIPE_OF_text := graves2013_text
 
 # What a demo shows in the end, by its task.
 define SHOW_translation
@@ -54,6 +55,11 @@ endef
 define SHOW_handwriting
 @echo; echo "A word in, its strokes out: $(DEMO)/hand.svg, window.png, density.png"
 $(BIN)/python scripts/write.py $(DEMO) '$(DEMO_WORD)' --output_file $(DEMO)/hand.svg --window $(DEMO)/window.png --density $(DEMO)/density.png
+endef
+
+define SHOW_text
+@echo; echo "A text, and the bits of each character:"
+$(BIN)/python scripts/plot_surprise.py $(DEMO) 'The value of the argument is an integer.' --output_file $(DEMO)/surprise.html
 endef
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.ready-demo
@@ -99,7 +105,7 @@ $(DEMO_READY): pyproject.toml $(LOCK)
 	$(BIN)/python -m pip install -c $(LOCK) --no-build-isolation -e '.[train,plot,images]'
 	@touch $@
 
-demo: $(if $(RECIPE_OF_$(TASK)),,$(error TASK=$(TASK): must be translation, captioning, classification or handwriting)) $(if $(wildcard $(READY)),$(READY),$(DEMO_READY))
+demo: $(if $(RECIPE_OF_$(TASK)),,$(error TASK=$(TASK): must be translation, captioning, classification, handwriting or text)) $(if $(wildcard $(READY)),$(READY),$(DEMO_READY))
 	@if test -f $(DEMO)/summary.json; then \
 		echo "$(DEMO) holds a finished run, which is scored again; \`make demo DEMO=runs/other\` trains another"; \
 	else \

@@ -23,6 +23,7 @@ COMMANDS = {
     "plot attention": ("plot_attention", "picture of the attention of a sentence"),
     "plot beam_tree": ("plot_beam_tree", "picture of a beam search"),
     "plot gradients": ("plot_gradients", "picture of vanishing gradients"),
+    "plot surprise": ("plot_surprise", "picture of the bits of each character of a text"),
     "plot learning_curve": ("plot_learning_curve", "picture of the training log"),
     "app": ("app", "translate in the browser, or write a Space"),
     "push": ("push", "upload a run to the Hub"),

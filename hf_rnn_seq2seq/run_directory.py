@@ -42,6 +42,8 @@ DATA_OPTIONS = (
     "test_writers",
     "max_train_samples",
     "max_predict_samples",
+    "validation_fraction",
+    "test_fraction",
     "data_seed",
 )
 
@@ -84,6 +86,15 @@ def load_classifier(
     return _open(name, AutoModelForSequenceClassification, device, dtype)
 
 
+def load_language_model(
+    name: str | os.PathLike[str], *, device: str | None = None, dtype: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As `load_checkpoint`, of a language model."""
+    from transformers import AutoModelForCausalLM
+
+    return _open(name, AutoModelForCausalLM, device, dtype)
+
+
 def _open(
     name: str | os.PathLike[str],
     auto_class: type[_BaseAutoModelClass],
@@ -100,11 +111,9 @@ def _open(
             raise CheckpointError(f"{name}: is an ensemble; name one of its models: {', '.join(members(name))}")
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{name}: has no config.json; expected a directory that training wrote")
-        if classifies(path) != ("Classification" in auto_class.__name__):
-            does, tool = ("names classes", "classify") if classifies(path) else ("writes text", "translate")
-            raise CheckpointError(f"{name}: the model {does}; hf-rnn {tool} is for it")
-        if writes_by_hand(path):
-            raise CheckpointError(f"{name}: the model writes by hand; hf-rnn write is for it")
+        if (kind := model_kind(path)) != auto_class.__name__.removeprefix("AutoModelFor"):
+            does, tool = KINDS[kind]
+            raise CheckpointError(f"{name}: the model {does}; {tool} is for it")
     options: dict[str, Any] = {"dtype": dtype} if dtype else {}
     if attention:
         options["attn_implementation"] = "eager"
@@ -118,23 +127,36 @@ def _open(
     return model.eval().to(device), tokenizer
 
 
-def classifies(folder: str | os.PathLike[str]) -> bool:
-    """Whether the model in a folder is a classifier."""
-    return any(name.endswith("ForSequenceClassification") for name in _architectures(folder))
+# What models are for, as in the names of the Auto classes, and a tool that uses them.
+KINDS = {
+    "SequenceClassification": ("names classes", "hf-rnn classify"),
+    "CausalLM": ("continues a text", 'pipeline("text-generation")'),
+    "Handwriting": ("writes by hand", "hf-rnn write"),
+    "Seq2SeqLM": ("writes text", "hf-rnn translate"),
+}
+
+
+def model_kind(folder: str | os.PathLike[str]) -> str:
+    """What the model in a folder is for: a name of `KINDS`."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        names = [str(name) for name in config.get("architectures") or ()]
+    except (OSError, ValueError, AttributeError):
+        names = []  # what reads it next says what is wrong
+    return next((kind for kind in KINDS for name in names if name.endswith(f"For{kind}")), "Seq2SeqLM")
 
 
 def writes_by_hand(folder: str | os.PathLike[str]) -> bool:
     """Whether the model in a folder predicts points of a pen."""
-    return any(name.endswith("ForHandwriting") for name in _architectures(folder))
+    return model_kind(folder) == "Handwriting"
 
 
-def _architectures(folder: str | os.PathLike[str]) -> list[str]:
-    """The classes that config.json names."""
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        return [str(name) for name in config.get("architectures") or ()]
-    except (OSError, ValueError, AttributeError):
-        return []  # what reads it next says what is wrong
+def load_any(
+    name: str | os.PathLike[str], *, device: str | None = None, dtype: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As `load_checkpoint`, whatever the model of a directory is for, if it has a tokenizer."""
+    loaders = {"SequenceClassification": load_classifier, "CausalLM": load_language_model}
+    return loaders.get(model_kind(name), load_checkpoint)(name, device=device, dtype=dtype)
 
 
 def read_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

@@ -25,7 +25,7 @@ from tests.helpers import warm
 from tests.helpers.checkpoints import save_encoder
 from tests.helpers.hub import Hub
 from tests.helpers.hub_store import USER_TOKEN
-from tests.helpers.toy import TOY, TOY_OF_CLASSES, TOY_OF_POINTS, TOY_OPTIONS
+from tests.helpers.toy import TOY, TOY_OF_CLASSES, TOY_OF_POINTS, TOY_OF_TEXT, TOY_OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("hf_rnn_seq2seq", "scripts", "model_cards", "tests")
@@ -76,9 +76,9 @@ class Command:
         return self.script in ("train.py", "distill.py") and not self.several
 
     @property
-    def trains_classifier(self) -> bool:
+    def task(self) -> str | None:
         recipes = [word for word in self._words if word.startswith("scripts/recipes/")]
-        return any(yaml.safe_load(text(ROOT / word)).get("task") == "classification" for word in recipes)
+        return next((yaml.safe_load(text(ROOT / word)).get("task") for word in recipes), None)
 
     @property
     def stdin(self) -> str:
@@ -89,7 +89,8 @@ class Command:
 
     def step(self) -> dict[str, object]:
         given = self._words[self._place + 1 :]
-        small = TOY_OF_CLASSES if self.trains_classifier else SMALL.get(self.script, [])
+        of_task = {"classification": TOY_OF_CLASSES, "text": TOY_OF_TEXT}
+        small = of_task.get(self.task) or SMALL.get(self.script, [])
         small = small + ["--dry_run"] * self.several
         if self.script == "train.py" and given[0] in OF_POINTS:
             small = TOY_OF_POINTS
@@ -213,7 +214,7 @@ def test_the_demo_of_captions_is_that_of_the_documents() -> None:
         assert part in planned
     assert "cldr" not in planned
     refused = subprocess.run(["make", "-n", "demo", "TASK=poetry"], cwd=ROOT, capture_output=True, text=True)
-    tasks = "translation, captioning, classification or handwriting"
+    tasks = "translation, captioning, classification, handwriting or text"
     assert refused.returncode and f"TASK=poetry: must be {tasks}" in refused.stderr
 
 
@@ -225,6 +226,18 @@ def test_the_demo_of_handwriting_is_that_of_the_documents() -> None:
         "scripts/train.py scripts/recipes/hershey_handwriting.yaml --output_dir runs/handwriting",
         "scripts/evaluate_bleu.py runs/handwriting",
         "--output_file runs/handwriting/hand.svg --window runs/handwriting/window.png",
+    ):
+        assert part in planned
+
+
+def test_the_demo_of_text_is_that_of_the_documents() -> None:
+    planned = subprocess.run(
+        ["make", "-n", "demo", "TASK=text"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for part in (
+        "scripts/train.py scripts/recipes/graves2013_text.yaml --output_dir runs/text",
+        "scripts/evaluate_bleu.py runs/text",
+        "scripts/plot_surprise.py runs/text",
     ):
         assert part in planned
 
@@ -279,6 +292,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.txt").write_text("".join(f"{c} {line}\n" for c, line in opinions), encoding="utf-8")
         rows = "".join(f"{c}\t5\t1\t{line}. The end.\n" for c, line in opinions)
         (folder / f"reviews_{name}.tsv").write_text(rows, encoding="utf-8")
+    (folder / "input.txt").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     (folder / "pairs.tsv").write_text("3 days ago\til y a 3 jours\n", encoding="utf-8")
     (folder / "sources.txt").write_text("3 days ago\n", encoding="utf-8")
     (folder / "words.txt").write_text("douze\ntwelve\n", encoding="utf-8")

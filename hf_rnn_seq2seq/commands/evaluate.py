@@ -3,7 +3,8 @@
 Without data options the test set is the run's own, by the options in its recipe.yaml; its scores, signatures and sample
 translations are then merged into DIR/summary.json. Scores on other data are only printed (and written by --json). A
 directory that is not a run needs data options: --dataset_name or --test_file. Classifiers are scored by accuracy and
-macro F1, beside a bag of words and bigrams that was trained on the same texts.
+macro F1, beside a bag of words and bigrams that was trained on the same texts; language models by the bits that they
+need for a character, with the state carried over the whole text.
 
 If the data has word alignments (cldr, or --alignment_column), the share of aligned words that attend most to the word
 they come from is printed too.
@@ -131,19 +132,26 @@ def write_results(arguments: argparse.Namespace, systems: list[Any], details: di
         plot_score_by_length(bins, arguments.plot_by_length)
 
 
-def evaluate_classes(arguments: argparse.Namespace) -> int:
-    """Prints the figures of classifiers beside those of a bag of words."""
-    from hf_rnn_seq2seq.evaluation.classification import evaluate_classifier
+def evaluate_others(arguments: argparse.Namespace, task: str) -> int:
+    """Prints the figures of models that translate nothing."""
     from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.run_directory import update_summary
 
+    if task == "text":
+        from hf_rnn_seq2seq.evaluation.held_out_text import evaluate_language_model as evaluate
+
+        figures, named = "a language model has bits per character", ("split", "device", "dtype")
+    else:
+        from hf_rnn_seq2seq.evaluation.classification import evaluate_classifier as evaluate
+
+        figures, named = "a classifier has accuracy and macro F1", ("split", "device", "dtype", "batch_size")
     for name in OF_TRANSLATIONS:
         if getattr(arguments, name):
-            raise ValueError(f"--{name}: is for translations; a classifier has accuracy and macro F1")
+            raise ValueError(f"--{name}: is for translations; {figures}")
     found = []
     for directory in arguments.models:
-        options = {name: getattr(arguments, name) for name in ("split", "device", "dtype", "batch_size")}
-        found.append(evaluate_classifier(directory, command_line.data_options(arguments), **options))
+        options = {name: getattr(arguments, name) for name in named}
+        found.append(evaluate(directory, command_line.data_options(arguments), **options))
         print("\n".join(found[-1].lines()), flush=True)
         if found[-1].own:
             update_summary(directory, found[-1].facts())
@@ -198,8 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             other = arguments.models[by_hand.index(False)]
             raise ValueError(f"{other}: writes no points of a pen, and others do; evaluate them apart")
         return evaluate_handwriting(arguments)
-    if recipe_options(members(arguments.models[0])[0]).get("task") == "classification":
-        return evaluate_classes(arguments)
+    task = recipe_options(members(arguments.models[0])[0]).get("task")
+    if task in ("classification", "text"):
+        return evaluate_others(arguments, task)
     names = ("split", "device", "dtype", "batch_size", "max_source_length")
     systems = evaluate_systems(
         arguments.models,

@@ -10,16 +10,23 @@ ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char", "letter")
 SENTENCES = ("lines", "punctuation")
 LABELED = "labeled"  # file_format of lines of a class, a space and a text
 FORMS = ("nfc", "nfd", "nfkc", "nfkd")
-TASKS = ("translation", "captioning", "classification", "handwriting")
+TASKS = ("translation", "captioning", "classification", "handwriting", "text")
 # Options that not every task reads, with the tasks that do.
 OF_TASKS = {
     **dict.fromkeys(("captions_file", "image_folder", "image_size"), ("captioning",)),
     **dict.fromkeys(("validation_writers", "test_writers"), ("handwriting",)),
     **dict.fromkeys(
         ("source_column", "target_column", "header", "dataset_config_name", "preprocessing_num_workers", "encoder")
-        + ("tokenizer_name_or_path", "tokenizer_algorithm", "target_unicode_form", "vocab_size", "min_frequency")
-        + ("lowercase",),
+        + ("target_unicode_form",),
         ("translation", "captioning", "classification"),
+    ),
+    **dict.fromkeys(
+        ("tokenizer_name_or_path", "tokenizer_algorithm", "vocab_size", "min_frequency", "lowercase"),
+        ("translation", "captioning", "classification", "text"),
+    ),
+    **dict.fromkeys(
+        ("data_seed", "max_train_samples", "max_eval_samples", "max_predict_samples", "train_batch_tokens"),
+        ("translation", "captioning", "classification", "handwriting"),
     ),
     **dict.fromkeys(
         ("source_lang", "feature_column", "several_references")
@@ -29,15 +36,16 @@ OF_TASKS = {
         + ("objective", "guided_alignment_weight", "copy_mechanism"),
         ("translation",),
     ),
+    **dict.fromkeys(("max_source_length", "file_format", "reverse_source"), ("translation", "classification")),
+    "word_dropout": ("translation", "classification", "text"),
     **dict.fromkeys(
-        ("max_source_length", "file_format", "word_dropout", "reverse_source"), ("translation", "classification")
-    ),
-    **dict.fromkeys(
-        ("target_lang", "num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram_size")
+        ("target_lang", "num_beams", "length_penalty", "no_repeat_ngram_size")
         + ("predict_with_generate", "max_generate_samples", "freeze_vectors"),
         ("translation", "captioning"),
     ),
-    "max_target_length": ("translation", "captioning", "handwriting"),
+    "max_target_length": ("translation", "captioning", "handwriting", "text"),
+    "max_new_tokens": ("translation", "captioning", "text"),
+    **dict.fromkeys(("validation_fraction", "test_fraction"), ("text",)),
     "split_sentences": ("classification",),
 }
 
@@ -48,7 +56,9 @@ class DataArguments(OptionGroup):
 
     task: str = option("translation", "what is read and what is written", choices=TASKS)
     dataset_name: str | None = option(
-        None, "`cldr`, `shapes` or `documents`, a saved `datasets` folder, or a data set of the Hub", path=True
+        None,
+        "`cldr`, `shapes`, `documents` or `pydoc`, a saved `datasets` folder, or a data set of the Hub",
+        path=True,
     )
     dataset_config_name: str | None = option(None, "its configuration; for cldr a pair of locales such as en-fr")
     train_file: str | None = option(
@@ -109,7 +119,16 @@ class DataArguments(OptionGroup):
     max_source_length: int = option(
         128, "longest source in tokens, with the end token; classification cuts longer ones", at_least=1
     )
-    max_target_length: int = option(128, "longest target in tokens, with the end token", at_least=1)
+    max_target_length: int = option(
+        128, "longest target in tokens, with the end token; text: tokens through which gradients go back", at_least=1
+    )
+    validation_fraction: float = option(
+        0.1,
+        "text: without validation_file, the last share of train_file that is held out",
+        at_least=0,
+        below=1,
+    )
+    test_fraction: float = option(0.0, "text: the same for the test, behind the validation text", at_least=0, below=1)
     data_seed: int = option(0, "seed of what cldr and shapes draw", at_least=0)
     preprocessing_num_workers: int | None = option(None, "processes that tokenize (default: one)", at_least=1)
     streaming: bool = option(False, "read the training split while training instead of writing it to the cache first")

@@ -51,6 +51,10 @@ def architecture(config: Mapping[str, Any]) -> str:
     if "pooling" in config:
         return f"A {encoder}. {_pooled(config)}"
     decoder = f"{config.get('decoder_layers')}-layer {cell} decoder of width {config.get('hidden_size')}"
+    if config.get("skip_connections"):
+        decoder += " with skip connections"
+    if config.get("model_type") == "rnn_causal":
+        return f"A {decoder}. It reads nothing but the text before each token."
     context = {
         "initial_state": "The decoder sees the source through its initial state only.",
         "every_step": "The decoder reads one fixed vector of the source at every step.",

@@ -17,6 +17,8 @@ def opening_sentence(config: Mapping[str, Any], summary: Mapping[str, Any], corp
         task = f" It names one of {len(summary['classes'])} classes."
     if config.get("model_type") == "rnn_handwriting":
         task = " It writes a text by hand." if config.get("window_components") else " It writes by hand, what it likes."
+    if config.get("model_type") == "rnn_causal":
+        task = " It continues a text."
     return f"{_kind(config)}{size}.{task}"
 
 
@@ -27,6 +29,8 @@ def _kind(config: Mapping[str, Any]) -> str:
         return f"Recurrent classifier ({cell}){levels}"
     if config.get("model_type") == "rnn_handwriting":
         return f"Recurrent network ({cell}) over the points of a pen"
+    if config.get("model_type") == "rnn_causal":
+        return f"Recurrent language model ({cell})"
     if config.get("context") == "attention":
         return f"Recurrent encoder-decoder ({cell}) with {attention_name(config)} attention"
     return f"Recurrent encoder-decoder ({cell}) without attention"

@@ -39,6 +39,8 @@ METRICS = {
     "pointing": "words that look at what they name (%)",
     "nats_per_row": "nats a row (lower is better)",
     "finished": "writings that end (%)",
+    "nats_per_character": "nats per character",
+    "bits_per_character": "bits per character",
 }
 # The options in the table of a card, in this order; recipe.yaml has all of them.
 TRAINING_OPTIONS = (
@@ -67,6 +69,7 @@ ARCHITECTURE_FIELDS = (
     "encoder_hidden_size",
     "encoder_layers",
     "decoder_layers",
+    "skip_connections",
     "cell_type",
     "bidirectional",
     "context",
@@ -95,6 +98,7 @@ TASKS = {
     "captioning": ("image-to-text", "Image captioning", "image-text-to-text"),
     "classification": ("text-classification", "Text classification", "text-classification"),
     "handwriting": ("handwriting", "Handwriting", None),  # the Hub has no task of this kind
+    "text": ("text-generation", "Text generation", "text-generation"),
 }  # of the Hub: the task, its title, and the pipeline
 
 # An absolute path of at least two folders at the start of a word; the group is its last name.
@@ -157,6 +161,7 @@ def render(facts: Mapping[str, Any]) -> str:
         task=recipe.get("task") or "translation",
         deletion=summary.get("deletion"),
         reads_text=bool(config.get("window_components")),
+        text=summary.get("sample"),
         sentence=card_text.opening_sentence(config, summary, corpus),
         results=results,
         pictures=facts.get("pictures") or [],
@@ -264,13 +269,15 @@ def _results(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             signed = f"`{card_text.table_cell(signature)}`" if signature else None
             bag = summary.get("bag_of_words") if key == "accuracy" else None
             baseline = f"bag of words and bigrams: {bag:.2f}" if isinstance(bag, int | float) else None
-            how = ", ".join(part for part in (search, signed, baseline) if part)
+            carried = "state carried over the whole text" if key.endswith("_character") else None
+            how = ", ".join(part for part in (search, signed, baseline, carried) if part)
             interval = summary.get(f"{key}_interval")
             yield {
                 "type": key,
                 "name": name,
                 "value": round(float(value), 4),
-                "shown": f"{value:.2f}" + (f" ± {interval:.2f}" if isinstance(interval, int | float) else ""),
+                "shown": f"{value:.{3 if key.endswith('_character') else 2}f}"
+                + (f" ± {interval:.2f}" if isinstance(interval, int | float) else ""),
                 "split": summary.get("split") or "test",
                 "how": how,
             }
@@ -285,7 +292,8 @@ def _metadata(
     config = facts["config"]
     task, title, pipeline = TASKS[(facts.get("recipe") or {}).get("task") or "translation"]
     tags = ["rnn", str(config.get("cell_type", "rnn"))]
-    tags = tags if task == "text-classification" else ["handwriting" if task == "handwriting" else "seq2seq", *tags]
+    kind = {"text-classification": [], "text-generation": [], "handwriting": ["handwriting"]}.get(task, ["seq2seq"])
+    tags = [*kind, *tags]
     tags += ["attention"] if "attention" in (config.get("context"), config.get("pooling")) else []
     data_name = " ".join(str(corpus[key]) for key in ("name", "config") if corpus.get(key)) or "unknown"
     evaluated = [

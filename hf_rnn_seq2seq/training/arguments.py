@@ -74,6 +74,8 @@ SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt", "plateau", "halving
 OF_TRANSLATIONS = ("bleu", "chrf", "exact_match", "sequence_error", "symbol_error")
 OF_CLASSES = ("accuracy", "macro_f1")
 METRICS = ("loss", "perplexity", *OF_TRANSLATIONS, *OF_CLASSES)
+# What a task measures where that is not a translation; the first decides which weights are the best.
+MEASURED = {"classification": ("accuracy", "macro_f1", "loss"), "text": ("loss", "perplexity")}
 OBJECTIVES = ("ml", "mrt", "reinforce")
 PRECISIONS = ("no", "bf16", "fp16", "auto")
 REWARDS = ("gleu", "bleu", "chrf", "sequence_error", "symbol_error")
@@ -256,12 +258,11 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         task, metric = self.data.task, self.training.metric_for_best_model
-        if (metric in OF_CLASSES or metric not in ("loss", None)) and (metric in OF_CLASSES) != (
-            task == "classification"
-        ):
+        measured = MEASURED.get(task, ("loss", "perplexity", *OF_TRANSLATIONS))
+        if metric is not None and metric not in measured:
             raise ArgumentError(f"metric_for_best_model={metric!r}: is not measured with task={task!r}")
-        if metric is None and task == "classification":
-            self.training.metric_for_best_model = "accuracy"
+        if metric is None and task in MEASURED:
+            self.training.metric_for_best_model = measured[0]
         for group in (self.data, self.tokenizer, self.generation, self.training):
             for item in dataclasses.fields(group):
                 value = getattr(group, item.name)

@@ -5,6 +5,7 @@ from typing import Any
 from accelerate import Accelerator
 from datasets import Dataset
 
+from hf_rnn_seq2seq.data.contiguous import ContiguousLoader, ContiguousPlan, ContiguousText
 from hf_rnn_seq2seq.data.loader import BatchLoader, Collate, UpdatePlan, column
 from hf_rnn_seq2seq.data.streaming import StreamLoader, StreamPlan, TextStream
 from hf_rnn_seq2seq.errors import ArgumentError
@@ -12,11 +13,11 @@ from hf_rnn_seq2seq.training.arguments import TrainingOptions
 
 
 def plan_and_loader(
-    dataset: Dataset | TextStream,
+    dataset: Dataset | TextStream | ContiguousText,
     options: TrainingOptions,
     accelerator: Accelerator,
     collate: Collate,
-) -> tuple[UpdatePlan | StreamPlan, BatchLoader]:
+) -> tuple[UpdatePlan | StreamPlan | ContiguousPlan, BatchLoader]:
     """The order of the updates over a training split, and the loader of this process's share of them.
 
     Raises:
@@ -26,6 +27,9 @@ def plan_and_loader(
     place: dict[str, Any] = {"rank": accelerator.process_index, "processes": processes}
     place |= {"accumulation": accumulation, "device": accelerator.device}
     batch_size = options.per_device_train_batch_size * processes * accumulation
+    if isinstance(dataset, ContiguousText):
+        contiguous = ContiguousPlan(dataset, streams=batch_size, seed=options.seed)
+        return contiguous, ContiguousLoader(contiguous, **place)
     if isinstance(dataset, TextStream):
         _check_stream_options(options)
         stream = StreamPlan(dataset.rows, batch_size=batch_size, buffer=dataset.buffer, seed=options.seed)

@@ -32,6 +32,7 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
 AVERAGE = "average.safetensors"
+CARRIED = "carried.safetensors"  # what an objective carries from one update to the next
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 
 

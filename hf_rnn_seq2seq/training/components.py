@@ -17,6 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
+from hf_rnn_seq2seq.data.contiguous import ContiguousText
 from hf_rnn_seq2seq.data.corpus import Corpus, load_corpus
 from hf_rnn_seq2seq.data.loader import Collate
 from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer, start_token_id
@@ -51,7 +52,7 @@ class TaskParts:
 
     data: dict[str, Any]  # the description of the corpus, with its fingerprint
     model: PreTrainedModel
-    train: Dataset | TextStream
+    train: Dataset | TextStream | ContiguousText
     collate: Collate
     validator: Validator | None
     save_processing: Callable[[Path], object]  # writes the tokenizer, or the processor, into a folder

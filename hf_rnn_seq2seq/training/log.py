@@ -94,10 +94,12 @@ class Console:
         """Prints one line of numbers, and the loss next to the bar."""
         if self.bar is not None:
             self.bar.set_postfix(loss=f"{facts['loss']:.3f}", refresh=False)
+        # A language model reads no source.
+        read = f"{facts['source_tokens_per_second']:.0f} in " if facts["source_tokens_per_second"] else ""
         self.print(
             f"step {step}  epoch {epochs:.2f}  loss {facts['loss']:.4f}  ppl {facts['perplexity']:.2f}  "
             f"lr {facts['learning_rate']:.2e}  norm {facts['grad_norm']:.2f}  "
-            f"tokens/s {facts['source_tokens_per_second']:.0f} in {facts['target_tokens_per_second']:.0f} out  "
+            f"tokens/s {read}{facts['target_tokens_per_second']:.0f} out  "
             f"{facts['memory_mb']:.0f} MiB  {seconds_left:.0f} s left"
         )
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from hf_rnn_seq2seq.data.contiguous import ContiguousText
 from hf_rnn_seq2seq.data.loader import Collate, MicroBatch, Update
 from hf_rnn_seq2seq.data.streaming import TextStream
 from hf_rnn_seq2seq.errors import ArgumentError
@@ -66,7 +67,7 @@ class TrainingLoop:
             mean loss over the label tokens; its optimizer and counters; the options and the processes.
         train_dataset: rows with `labels`, `source_length`, `target_length`, what `collate` reads, and optionally `id`;
             `dataset[list_of_rows]` gives a dict of lists. A transform of it may give the ids anew
-            each time. Or a TextStream.
+            each time. Or a TextStream, or a ContiguousText.
         collate: makes tensors of a dict of lists.
         validator: measures the model; None trains without evaluation.
         save_tokenizer: writes what a checkpoint holds in addition to the model into a folder.
@@ -82,7 +83,7 @@ class TrainingLoop:
     def __init__(
         self,
         state: TrainingState,
-        train_dataset: Dataset | TextStream,
+        train_dataset: Dataset | TextStream | ContiguousText,
         *,
         collate: Collate,
         validator: Validator | None = None,
@@ -332,10 +333,15 @@ class TrainingLoop:
                 self.checkpoints.publish(state.model)
         state.schedule.observe(p.evaluations_without_gain == 0)
         named = {f"eval_{name}": value for name, value in metrics.items()}
-        self.log.write("eval", step=p.step, epoch=p.epochs, **named, best=best, elapsed_seconds=p.elapsed_seconds)
+        sample = self.validator.sample
+        shown = {} if sample is None else {"sample": sample}
+        times = {"elapsed_seconds": p.elapsed_seconds}
+        self.log.write("eval", step=p.step, epoch=p.epochs, **named, best=best, **times, **shown)
         self.accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, step=p.step)
         line = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.console.print(f"step {p.step}  evaluation  {line}{'  (best so far)' if best else ''}")
+        if sample is not None:
+            self.console.print(sample)
 
     def _save(self) -> Path:
         """Writes a checkpoint, which is everything that a resumed run needs; returns its folder."""

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_rnn_seq2seq.model.presets import HANDWRITING_PRESETS, PRESETS
+from hf_rnn_seq2seq.model.presets import CAUSAL_PRESETS, HANDWRITING_PRESETS, PRESETS
 
 _MODEL = Path(__file__).resolve().parents[1] / "model"
 # The class that a task configures.
@@ -20,6 +20,7 @@ CONFIGS = {
     "captioning": "RnnSeq2SeqConfig",
     "classification": "RnnClassifierConfig",
     "handwriting": "RnnHandwritingConfig",
+    "text": "RnnCausalConfig",
 }
 _NOT_OPTIONS = {"alphabet", "encoder", "is_encoder_decoder", "offset_deviation", "source_vocab_size"}
 _NOT_OPTIONS |= {"transformers_version", "use_cache", "vocab_size"}
@@ -40,6 +41,7 @@ def model_fields(task: str | None = None) -> dict[str, ModelField]:
     presets = [*PRESETS] if task in ("translation", "captioning", None) else []
     presets += _classifier_presets() if task in ("classification", None) else []
     presets += [*HANDWRITING_PRESETS] if task in ("handwriting", None) else []
+    presets += [*CAUSAL_PRESETS] if task in ("text", None) else []
     fields = {"preset": ModelField(str, None, f"system of a paper: {', '.join(presets)}")}
     for config in dict.fromkeys(CONFIGS.values() if task is None else [CONFIGS[task]]):
         fields |= {name: field for name, field in _fields_of(config).items() if name not in fields}

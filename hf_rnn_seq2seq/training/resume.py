@@ -96,10 +96,11 @@ class CheckpointManager:
     def save(self, state: TrainingState) -> Path:
         """Writes a checkpoint; returns its folder."""
         random_states = gather_object([checkpoints.random_state()])
+        carried = state.carried()
 
         def write(folder: Path) -> None:
             self._write_model(state.model, folder)
-            content = {**state.write(folder), "random": random_states, "identity": self.identity}
+            content = {**state.write(folder, carried), "random": random_states, "identity": self.identity}
             (folder / checkpoints.STATE).write_text(json.dumps(content), encoding="utf-8")
 
         folder = self._on_main(lambda: self.store.save(state.progress.step, write, state.progress.best_step))

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.files import only_writer
-from hf_rnn_seq2seq.run_directory import SUMMARY, classifies, load_checkpoint, load_classifier
+from hf_rnn_seq2seq.run_directory import SUMMARY, load_any
 from hf_rnn_seq2seq.training.arguments import RunOptions
 from hf_rnn_seq2seq.training.dry_run import dry_run
 from hf_rnn_seq2seq.training.launch import build_accelerator, check_before_work, check_output_dir, use_all_cores
@@ -39,7 +39,7 @@ class TrainedRun:
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Model and tokenizer, with the best weights of the run."""
-        return (load_classifier if classifies(self.directory) else load_checkpoint)(self.directory)
+        return load_any(self.directory)
 
 
 def run(

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.evaluation import scores
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
-from hf_rnn_seq2seq.training.checkpoints import AVERAGE, load_optimizer, save_optimizer
+from hf_rnn_seq2seq.training.checkpoints import AVERAGE, CARRIED, load_optimizer, save_optimizer
 from hf_rnn_seq2seq.training.optimization import LearningRate, WeightAverage, build_optimizer
 
 LOWER_IS_BETTER = {"loss", "perplexity"} | scores.LOWER_IS_BETTER
@@ -175,7 +175,8 @@ class TrainingState:
 
     Args:
         objective: a module around the model that is trained instead of the model's own loss. It maps a batch to what
-            `StepModule.forward` returns, and names its figures. Evaluation keeps the model's own loss.
+            `StepModule.forward` returns, and names its figures. Evaluation keeps the model's own loss. What it carries
+            from one update to the next (`carried`, `restore`) is part of a checkpoint.
     """
 
     def __init__(
@@ -194,6 +195,7 @@ class TrainingState:
         self.plain_optimizer = build_optimizer(model, options)
         self.unwrapped_step = StepModule(model)
         trained: Any = self.unwrapped_step if objective is None else objective
+        self.carrying = trained if hasattr(trained, "carried") else None
         self.figures: tuple[str, ...] = trained.figures
         with warnings.catch_warnings():
             # The option's new name, forward_sync_buffers, is unknown to Accelerate and to older versions of torch.
@@ -211,8 +213,15 @@ class TrainingState:
         """A context in which the model holds the average of its weights, if there is one."""
         return self.average.applied() if self.average is not None else contextlib.nullcontext()
 
-    def write(self, folder: Path) -> dict[str, Any]:
-        """Writes the tensors that are not weights of the model; returns the rest, for JSON."""
+    def carried(self) -> dict[str, Tensor]:
+        """What the objective carries from one update to the next, over all processes, which call this together."""
+        own = {} if self.carrying is None else self.carrying.carried()
+        return {name: self.accelerator.reduce(tensor, reduction="sum").cpu() for name, tensor in own.items()}
+
+    def write(self, folder: Path, carried: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+        """Writes the tensors that are not weights of the model, `carried` too; returns the rest, for JSON."""
+        if carried:
+            save_file({name: tensor.contiguous() for name, tensor in carried.items()}, folder / CARRIED)
         if self.average is not None:
             save_file(self.average.state_dict(), folder / AVERAGE)
         scaler = self.accelerator.scaler
@@ -228,6 +237,8 @@ class TrainingState:
         load_optimizer(self.plain_optimizer, folder, rest["optimizer"])
         self.progress = Progress.from_state(rest["progress"])
         self.schedule.load_state_dict(rest["schedule"])
+        if self.carrying is not None:
+            self.carrying.restore(load_file(folder / CARRIED))
         if self.average is not None:
             self.average.load_state_dict(load_file(folder / AVERAGE))
         if self.accelerator.scaler is not None and rest["scaler"]:

@@ -164,7 +164,9 @@ def decode(
     readouts, hidden, attentions, contexts = [], [[] for _ in range(config.decoder_layers + 1)], [], []
     asked, covered = under(weights, "attention"), uncovered(config, source) if attends else None
 
-    centers = [words[0].new_zeros(())] * (config.window_components if config.attention_type == "window" else 0)
+    centers = [words[0].new_zeros(())] * (
+        config.window_components if attends and config.attention_type == "window" else 0
+    )
 
     def ask(query: Tensor, time: int) -> tuple[Tensor, list[list[Tensor]]]:
         nonlocal covered, centers

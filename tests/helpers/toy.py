@@ -26,3 +26,4 @@ def options_of(without: tuple[str, ...] = ()) -> list[str]:
 
 
 TOY_OPTIONS, TOY_OF_CLASSES, TOY_OF_POINTS = options_of(), options_of(_NOT_OF_CLASSES), options_of(WORDS_ONLY)
+TOY_OF_TEXT = options_of(tuple(name for name in TOY if name.endswith("_samples")))

@@ -1,0 +1,86 @@
+"""A language model on a held-out text: nats and bits per character, with the state carried over the whole text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_rnn_seq2seq.data.arguments import DataArguments
+from hf_rnn_seq2seq.data.running_text import load_text
+from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.generation.surprise import TextScore, score_text
+from hf_rnn_seq2seq.run_directory import data_options, load_language_model
+
+
+@dataclass(frozen=True)
+class TextEvaluation:
+    """The figures of a language model on a text.
+
+    Attributes:
+        sample: a text that the model wrote.
+        own: the text is the run's own, so that its summary keeps the figures.
+    """
+
+    directory: str
+    split: str
+    score: TextScore
+    sample: str
+    own: bool
+
+    def facts(self) -> dict[str, Any]:
+        """What the summary of the run keeps."""
+        figures = {name: value for name, value in self.score.figures().items() if name.endswith("_per_character")}
+        return {"split": self.split, "test_characters": self.score.characters, **figures, "sample": self.sample}
+
+    def lines(self) -> list[str]:
+        """The figures as they are printed."""
+        figures, count = self.score.figures(), self.score.characters
+        return [
+            f"{self.directory}: {figures['bits_per_character']:.4f} bits ({figures['nats_per_character']:.4f} nats) a "
+            f"character, perplexity {figures['perplexity']:.3f} a token",
+            f"on {count:,} characters of the {self.split} split, the state carried over all of them",
+        ]
+
+
+def evaluate_language_model(
+    directory: str,
+    chosen: Mapping[str, Any],
+    *,
+    split: str = "test",
+    device: str | None = None,
+    dtype: str | None = None,
+) -> TextEvaluation:
+    """The figures of a run directory on its own text, or on the text that data options name.
+
+    Args:
+        directory: of the run.
+        chosen: data options; none are those of the run.
+        split: `train`, `validation` or `test`; a run without a test text is measured on its validation text.
+
+    Raises:
+        ArgumentError: neither the run nor the options have such a text.
+    """
+    model, tokenizer = load_language_model(directory, device=device, dtype=dtype)
+    given = {name: value for name, value in chosen.items() if value is not None}
+    options = given or data_options(directory)
+    if not options:
+        raise ArgumentError(f"{directory}: has no recipe.yaml that names a text; give --test_file")
+    text = load_text(DataArguments(**{**options, "task": "text"}))
+    if split == "test" and split not in text.splits and "validation" in text.splits:
+        split = "validation"
+    if split not in text.splits:
+        raise ArgumentError(f"{directory}: its text has no {split} split, but {', '.join(text.splits)}")
+    score = score_text(model, tokenizer, text.splits[split])
+    sample = write_text(model, tokenizer, 300)
+    return TextEvaluation(directory.rstrip("/"), split, score, sample, own=not given)
+
+
+def write_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
+    """A text of at most so many tokens, sampled from nothing."""
+    start = torch.full((1, 1), tokenizer.bos_token_id, device=model.device)
+    ids = model.generate(start, do_sample=True, max_new_tokens=tokens)
+    return tokenizer.decode(ids[0], skip_special_tokens=True)

@@ -1,0 +1,96 @@
+"""How surprised a language model is by each token of a text: minus its log-probability, with the state carried on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_rnn_seq2seq.data.running_text import token_ids
+from hf_rnn_seq2seq.model.decoder_state import RnnSeq2SeqCache
+from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
+
+PIECE = 512  # tokens that are read together
+WARM_UP = 1024  # tokens that a part of a text reads before its own
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """The nats of a text, and what they are divided by."""
+
+    nats: float
+    tokens: int
+    characters: int
+
+    @property
+    def bits_per_character(self) -> float:
+        """The bits that the model needs to write a character of the text."""
+        return self.nats / max(self.characters, 1) / math.log(2)
+
+    def figures(self) -> dict[str, float]:
+        """`loss` in nats per token, `perplexity`, and nats and bits per character."""
+        loss = self.nats / max(self.tokens, 1)
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "nats_per_character": self.nats / max(self.characters, 1),
+            "bits_per_character": self.bits_per_character,
+        }
+
+
+def score_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: list[str], *, parts: int = 1
+) -> TextScore:
+    """The nats of some documents in a row; `parts` as in `token_nats`."""
+    tokens = token_ids(tokenizer, documents)
+    nats = token_nats(model, tokens, start=tokenizer.bos_token_id, parts=parts)
+    return TextScore(float(nats.sum()), len(tokens), sum(map(len, documents)))
+
+
+@torch.no_grad()
+def token_nats(model: PreTrainedModel, tokens: np.ndarray, *, start: int, parts: int = 1) -> np.ndarray:
+    """Minus the log-probability of each token after all tokens before it, float64 (tokens,), in nats.
+
+    Args:
+        model: a language model in evaluation mode.
+        tokens: (tokens,), read after the token `start`.
+        parts: 1 carries the state over the whole text. More parts are read side by side, which is faster; each but the
+            first reads `WARM_UP` tokens before its own, and then differs little from the one.
+    """
+    device = next(model.parameters()).device
+    size = -(-len(tokens) // parts)
+    parts = -(-len(tokens) // size)
+    tokens = tokens.astype(np.int64)
+    before = np.concatenate([[start], tokens[:-1]])
+    places = np.arange(parts)[:, None] * size + np.arange(size)
+    labels = np.where(places < len(tokens), tokens[places.clip(max=len(tokens) - 1)], IGNORED_LABEL)
+    inputs = torch.from_numpy(before[places.clip(max=len(tokens) - 1)]).to(device)
+    cache = _warm(model, torch.from_numpy(before).to(device), size, parts)
+    nats = np.zeros((parts, size))
+    for at in range(0, size, PIECE):
+        output = model(inputs[:, at : at + PIECE], cache=cache, use_cache=True)
+        cache, here = output.cache, torch.from_numpy(labels[:, at : at + PIECE]).to(device)
+        scores = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32))
+        found = F.cross_entropy(scores.transpose(1, 2), here, ignore_index=IGNORED_LABEL, reduction="none")
+        nats[:, at : at + PIECE] = found.double().cpu().numpy()
+    return nats.reshape(-1)[: len(tokens)]
+
+
+def _warm(model: PreTrainedModel, before: Tensor, size: int, parts: int) -> RnnSeq2SeqCache | None:
+    """The states before the first token of each part; None for one part, which starts from nothing."""
+    if parts == 1:
+        return None
+    width = min(WARM_UP, size)
+    starts = torch.arange(1, parts, device=before.device) * size
+    read = before[starts[:, None] - width + torch.arange(width, device=before.device)]
+    cache = None
+    for piece in read.split(PIECE, 1):
+        cache = model(piece, cache=cache, use_cache=True, logits_to_keep=1).cache
+    # The first part has read nothing.
+    cache.state = cache.state.map(lambda tensor: torch.cat([torch.zeros_like(tensor[:1]), tensor]))
+    return cache

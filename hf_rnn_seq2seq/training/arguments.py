@@ -203,7 +203,8 @@ class TrainingOptions(OptionGroup):
                     "decides what the model is" if name == "model_name_or_path" else "changes the source's word vectors"
                 )
                 raise ArgumentError(
-                    f"encoder={self.encoder!r}: {name}={getattr(self, name)!r} {reason}; leave out one of them"
+                    f"encoder={self.encoder!r}: {name}={getattr(self, name)!r} {reason}; leave out one of them "
+                    "(encoder of a recipe: --encoder none)"
                 )
 
     def _validate_objective(self) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 COLUMNS = 6
 TILE = 2.0  # inches
+SIDE = 600  # pixels of the longer side of a tile: more are not seen
+TALLEST = 4.0  # height of a tile in widths; a narrower picture is in the middle of it
 SHADE = 0.75  # darkness of a region without weight
 
 
@@ -50,10 +52,13 @@ def caption_tiles(
     import numpy as np
     from PIL import Image
 
-    pixels = np.asarray(picture.convert("RGB"))
+    picture = picture.convert("RGB")
+    picture.thumbnail((SIDE, SIDE))
+    pixels = np.asarray(picture)
+    height = TILE * min(max(picture.height / picture.width, 1 / TALLEST), TALLEST)
     columns = min(COLUMNS, len(words) + 1)
     rows = -(-(len(words) + 1) // columns)
-    figure = new_figure(figsize=(columns * TILE, rows * (TILE * picture.height / picture.width + 0.35)))
+    figure = new_figure(figsize=(columns * TILE, rows * (height + 0.35)))
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     fonts = choose_fonts(words)
     for ax in grid:

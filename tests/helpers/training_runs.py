@@ -110,7 +110,8 @@ def _each(read: Callable[[Any], Iterator[Any]]) -> Callable[..., Iterator[Any]]:
 
 
 def build_model(kind: str) -> Any:
-    """`bart`, `rnn`, `rnn_tied` (and label smoothing), `rnn_dropout` or `rnn_certain`; the same weights every time."""
+    """`bart`, `rnn`, `rnn_tied` (and label smoothing), `rnn_dropout`, `rnn_sampled` or
+    `rnn_certain`; the same weights every time."""
     torch.manual_seed(7)
     if kind == "bart":
         sizes = dict.fromkeys(("encoder_layers", "decoder_layers"), 1)
@@ -122,6 +123,8 @@ def build_model(kind: str) -> Any:
     fields: dict[str, Any] = {"vocab_size": VOCABULARY, "embedding_size": 12, "hidden_size": 12, **SPECIAL}
     if kind == "rnn_tied":
         fields |= {"tie_word_embeddings": True, "share_encoder_decoder_embeddings": True, "label_smoothing": 0.1}
+    if kind == "rnn_sampled":
+        fields |= {"attention_alignment": "sampled", "sampled_attention_entropy": 0.1}
     if kind == "rnn_dropout":
         fields |= {"dropout": 0.2}
     model = RnnSeq2SeqForConditionalGeneration(RnnSeq2SeqConfig(**fields))

@@ -27,16 +27,19 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
         {"optim": "adadelta", "gradient_accumulation_steps": 3},
         # No evaluation but the first gains that much: the rate is cut before the stop, and must still be after it.
         {"lr_scheduler_type": "plateau", "plateau_patience": 1, "early_stopping_threshold": 100},
+        # The baseline of REINFORCE goes on too.
+        {"kind": "rnn_sampled"},
     ],
     ids=lambda options: "-".join(map(str, options.values())) or "default",
 )
 def test_a_resumed_run_is_bit_identical(options, tmp_path):
     options = {"save_steps": 5, "eval_steps": 2, "logging_steps": 3, "save_total_limit": None, **options}
-    build_loop("rnn_dropout", arguments(tmp_path / "whole", **options)).run()
+    kind = options.pop("kind", "rnn_dropout")
+    build_loop(kind, arguments(tmp_path / "whole", **options)).run()
     copy_until(tmp_path / "whole", tmp_path / "resumed", step=5)
     # Whatever drew random numbers in between does not matter.
     torch.rand(17), np.random.rand(3)
-    resumed = build_loop("rnn_dropout", arguments(tmp_path / "resumed", resume_from_checkpoint="latest", **options))
+    resumed = build_loop(kind, arguments(tmp_path / "resumed", resume_from_checkpoint="latest", **options))
     assert resumed.run() == "max_steps"
     assert resumed.state.progress.step == 12
     assert_identical_states(tmp_path / "whole", tmp_path / "resumed", step=12)

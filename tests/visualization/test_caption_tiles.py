@@ -32,6 +32,15 @@ def test_each_word_lights_its_region(tmp_path: Path) -> None:
         assert light.flatten()[(place + 8) % 16] == pytest.approx(64, abs=2)  # a quarter of the light remains
 
 
+@pytest.mark.parametrize(("size", "shown"), [((1, 5000), (600, 1)), ((5000, 3), (1, 600)), ((3000, 2000), (400, 600))])
+def test_the_drawing_is_no_larger_than_it_can_show(size: tuple[int, int], shown: tuple[int, int]) -> None:
+    """A picture of any size and shape; the one that was given stays as it is."""
+    picture = Image.new("RGB", size)
+    figure = caption_tiles(picture, ["a", "line"], torch.ones(2, 16))
+    assert all(ax.images[0].get_array().shape[:2] == shown for ax in figure.axes[:3])
+    assert figure.get_figheight() <= 8.5 and picture.size == size
+
+
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="2 words for 3 rows of weights"):
         caption_tiles(WHITE, ["a", "b"], torch.ones(3, 16))

@@ -15,6 +15,7 @@ from hf_rnn_seq2seq.hub.model_card import read_facts, render
 from hf_rnn_seq2seq.run_directory import load_any, load_language_model
 from hf_rnn_seq2seq.training.arguments import RunOptions
 from tests.helpers.script_runs import run
+from tests.scripts.test_train import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "scripts" / "recipes" / "tiny_shakespeare.yaml"
@@ -81,6 +82,31 @@ def test_a_resumed_run_is_the_run_with_the_state_that_was_carried(text: Path, wr
         assert whole.keys() == resumed.keys()
         for name, tensor in whole.items():
             assert torch.equal(tensor, resumed[name]), name
+
+
+@pytest.mark.long
+def test_two_processes_carry_their_streams_and_resume(text: Path, writer: Path, tmp_path: Path) -> None:
+    """Each has half of the streams: weights and carried states are those of one process, also over a stop."""
+
+    def train_two(name: str, steps: int, *more: str) -> Path:
+        given = TINY | {"max_steps": steps, "dropout": 0, "per_device_train_batch_size": 2, "train_file": text}
+        words = [str(word) for option, value in given.items() for word in (f"--{option}", value)]
+        two = {"prefix": ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]}
+        words += ["--output_dir", str(tmp_path / name), *more]
+        done = launch(RECIPE, *words, environment={"ACCELERATE_USE_CPU": "true"}, **two)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return tmp_path / name / "checkpoints" / "step-00000008"
+
+    whole = train_two("two", 8)
+    train_two("stopped", 4)
+    resumed = train_two("stopped", 8, "--resume_from_checkpoint", "latest")
+    train(text, tmp_path / "one", max_steps=8, dropout=0)
+    for file in ("model.safetensors", "carried.safetensors"):
+        one = load_file(tmp_path / "one" / "checkpoints" / "step-00000008" / file)
+        both, again = load_file(whole / file), load_file(resumed / file)
+        for name, tensor in one.items():
+            torch.testing.assert_close(both[name], tensor, rtol=1e-4, atol=1e-5)
+            assert torch.equal(both[name], again[name]), name
 
 
 def test_bits_are_those_of_the_test_text_and_kept(writer: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ LINE = 60.0  # pixels of a word's height in an SVG
 PEN = 0.045  # width of the line, in heights of a word
 MARGIN = 0.25  # around the writing, in heights of a word
 PRIME = "#9aa5b1"
-PIXELS = 600  # of a density, along its longer side
+PIXELS = 320  # of a density, along its longer side
 
 
 def draw_line(
@@ -142,15 +142,15 @@ def draw_density(
 
     if output is not None:
         check_output(output)
-    scale = torch.tensor([*deviation], dtype=torch.float64) * writing.unit
-    offsets = writing.points[:, :2].double().cpu() * scale
-    places = torch.tensor(writing.start, dtype=torch.float64) + offsets.cumsum(0)
+    scale = torch.tensor([*deviation]) * writing.unit
+    offsets = writing.points[:, :2].float().cpu() * scale
+    places = torch.tensor(writing.start) + offsets.cumsum(0)
     left, bottom, right, top = _box([places.tolist()], writing.unit)
     step = max(right - left, top - bottom) / PIXELS
-    across, up = (torch.arange(low, high, step).double() for low, high in ((left, right), (bottom, top)))
+    across, up = (torch.arange(low, high, step) for low, high in ((left, right), (bottom, top)))
     grid = torch.stack(torch.meshgrid(up, across, indexing="ij")[::-1], -1)
-    mixture = type(writing.mixture)(*(tensor.double().cpu() for tensor in writing.mixture))
-    total = torch.zeros(grid.shape[:2], dtype=torch.float64)
+    mixture = type(writing.mixture)(*(tensor.float().cpu() for tensor in writing.mixture))
+    total = torch.zeros(grid.shape[:2])
     for number, place in enumerate(places):
         here = type(mixture)(*(tensor[number] for tensor in mixture))
         total += here.log_density_of_offset((grid - place) / scale).exp()

@@ -55,10 +55,15 @@ def architecture(config: Mapping[str, Any]) -> str:
         decoder += " with skip connections"
     if config.get("model_type") == "rnn_causal":
         return f"A {decoder}. It reads nothing but the text before each token."
+    read = {
+        "hard": "each position of the source alone, and sums over them,",
+        "monotonic": "each position of the source alone, from left to right, and sums over them,",
+        "sampled": "one position of the source, drawn in training,",
+    }.get(config.get("attention_alignment", "soft"), "the source")
     context = {
         "initial_state": "The decoder sees the source through its initial state only.",
         "every_step": "The decoder reads one fixed vector of the source at every step.",
-        "attention": f"The decoder attends to the source with the {attention_name(config)} score, "
+        "attention": f"The decoder attends to {read} with the {attention_name(config)} score, "
         + ("before" if config.get("attention_order") == "before_cell" else "after")
         + " its cell"
         + (", and feeds the attentional vector back (input feeding)." if config.get("input_feeding") else "."),

@@ -70,13 +70,14 @@ def evaluate_language_model(
     if not options:
         raise ArgumentError(f"{directory}: has no recipe.yaml that names a text; give --test_file")
     text = load_text(DataArguments(**{**options, "task": "text"}))
+    own = not given and split == "test"
     if split == "test" and split not in text.splits and "validation" in text.splits:
         split = "validation"
     if split not in text.splits:
         raise ArgumentError(f"{directory}: its text has no {split} split, but {', '.join(text.splits)}")
     score = score_text(model, tokenizer, text.splits[split])
     sample = write_text(model, tokenizer, 300)
-    return TextEvaluation(directory.rstrip("/"), split, score, sample, own=not given)
+    return TextEvaluation(directory.rstrip("/"), split, score, sample, own)
 
 
 def write_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:

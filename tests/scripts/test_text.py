@@ -134,6 +134,11 @@ def test_bits_are_those_of_the_test_text_and_kept(writer: Path, tmp_path: Path) 
     assert "pipeline_tag: text-generation" in card and "It continues a text." in card
     assert 'write = pipeline("text-generation", model="ann/writer")' in card
     assert "2-layer LSTM decoder of width 8 with skip connections" in card and "Sampled from nothing:" in card
+    pushed = run("push_to_hub.py", writer, "ann/writer", "--dry_run")
+    assert pushed.returncode == 0 and b"modeling_rnn_causal.py" in pushed.stdout, pushed.stderr.decode()
+    before = (writer / "summary.json").read_text()
+    assert run("evaluate_bleu.py", writer, "--split", "validation").returncode == 0
+    assert (writer / "summary.json").read_text() == before
 
 
 def test_the_pipeline_continues_a_text(writer: Path) -> None:
@@ -178,7 +183,8 @@ def test_a_model_is_trained_further_with_its_tokenizer(writer: Path, text: Path,
 
 
 def test_pieces_of_several_characters(text: Path, tmp_path: Path) -> None:
-    train(text, tmp_path / "run", tokenizer_algorithm="bpe", vocab_size=280, max_steps=2, eval_steps=2)
+    options = {"tokenizer_algorithm": "bpe", "vocab_size": 280, "max_steps": 2, "eval_steps": 2}
+    train(text, tmp_path / "run", **options)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["characters_per_token"] > 1.2
     assert summary["eval_bits_per_character"] < summary["eval_loss"] / math.log(2)

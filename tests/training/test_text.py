@@ -88,6 +88,20 @@ def test_what_is_carried_is_restored_and_a_failed_update_changes_nothing() -> No
     torch.testing.assert_close(carried.carried(), before)
 
 
+def test_in_mixed_precision_states_keep_the_type_of_the_weights() -> None:
+    model = tiny_lm(torch.float32, **GRAVES).train()
+    plan = ContiguousPlan(ContiguousText(TOKENS, 4, start=1, pad=0), streams=3, seed=0)
+    exact, carried = CarriedState(model, 3), CarriedState(model, 3)
+    for index in (0, 1):
+        piece = ContiguousLoader(plan).load(next(plan.updates(0, index)))[0].inputs
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = carried(**piece)[0]
+        torch.testing.assert_close(loss, exact(**piece)[0], rtol=0.05, atol=0.05)
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert {tensor.dtype for tensor in carried.carried().values()} == {torch.float32, torch.int64}
+
+
 def test_processes_carry_their_own_streams() -> None:
     """The sum over the processes is what one process carries; a filler carries nothing on."""
     model = tiny_lm()

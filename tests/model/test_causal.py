@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -134,6 +136,50 @@ def test_padding_changes_nothing(model: RnnForCausalLM, where: str, recording: b
         torch.testing.assert_close(without_state[row, real], alone.logits[0])
         for actual, expected in zip(output.cache.states, alone.cache.states, strict=True):
             torch.testing.assert_close(actual[row], expected[0])
+
+
+@st.composite
+def models(draw: st.DrawFn) -> RnnForCausalLM:
+    """A language model of a random valid config; dropout is set and has no effect in evaluation."""
+    options: dict[str, Any] = {
+        "cell_type": draw(st.sampled_from(["lstm", "gru", "rnn_tanh", "rnn_relu"])),
+        "decoder_layers": draw(st.integers(1, 3)),
+        "skip_connections": draw(st.booleans()),
+        "residual_start": draw(st.sampled_from([None, 2, 3])),
+        "layer_norm": draw(st.booleans()),
+        "decoder_transition_depth": draw(st.sampled_from([1, 1, 2])),
+        "readout": draw(st.sampled_from(["linear", "tanh", "maxout"])),
+        "readout_size": draw(st.sampled_from([None, 5])),
+        "readout_embedding": draw(st.booleans()),
+        "embedding_activation": draw(st.sampled_from(["none", "relu"])),
+        "zoneout": draw(st.sampled_from([0.0, 0.2])),
+        "dropout": 0.3,
+        "recurrent_dropout": 0.2,
+        "weight_drop": 0.2,
+        "word_dropout": 0.1,
+    }
+    return tiny_lm(**options, seed=draw(st.integers(0, 99)))
+
+
+tokens = st.lists(st.integers(1, 10), min_size=1, max_size=6)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(models(), st.lists(tokens, min_size=1, max_size=3), st.integers(1, 5))
+def test_whatever_the_options_a_padded_batch_in_pieces_is_each_text_alone(
+    model: RnnForCausalLM, texts: list[list[int]], cut: int
+) -> None:
+    words, allowed = pad(texts, left=True), mask(texts, left=True)
+    cache, parts = RnnSeq2SeqCache(), []
+    for piece, real in zip(words.split(cut, 1), allowed.split(cut, 1), strict=True):
+        parts.append(model(piece, attention_mask=real, cache=cache).logits)
+    found = torch.cat(parts, 1)
+    for row, text in enumerate(texts):
+        alone = model(torch.tensor([text]))
+        torch.testing.assert_close(found[row, -len(text) :], alone.logits[0])
+        for actual, expected in zip(cache.states, alone.cache.states, strict=True):
+            torch.testing.assert_close(actual[row], expected[0])
+        torch.testing.assert_close(alone.logits[0], reference_logits(model, text))
 
 
 def test_tokens_are_taken_back(model: RnnForCausalLM) -> None:

@@ -17,7 +17,7 @@ OF_TASKS = {
     **dict.fromkeys(("validation_writers", "test_writers"), ("handwriting",)),
     **dict.fromkeys(
         ("source_column", "target_column", "header", "dataset_config_name", "preprocessing_num_workers", "encoder")
-        + ("target_unicode_form",),
+        + ("target_unicode_form", "gradient_checkpointing"),
         ("translation", "captioning", "classification"),
     ),
     **dict.fromkeys(

@@ -20,6 +20,7 @@ class RnnCausalPreTrainedModel(RnnPreTrainedModel):
     """Base class of the language model: initialization, loading and saving."""
 
     config_class = RnnCausalConfig
+    supports_gradient_checkpointing = False  # layers of an encoder have it
     _no_split_modules = ["RnnDecoder"]
     _base_class = "modeling_rnn_causal.RnnCausalModel"
 

@@ -205,6 +205,7 @@ REFUSED = [
     (("--metric_for_best_model", "bleu"), "metric_for_best_model='bleu': is not measured with task='text'"),
     (("--num_beams", "3"), "num_beams=3: has no effect with task='text'"),
     (("--max_train_samples", "3"), "max_train_samples=3: has no effect with task='text'"),
+    (("--gradient_checkpointing", "true"), "gradient_checkpointing=True: has no effect with task='text'"),
     (("--tokenizer_algorithm", "word"), "tokenizer_algorithm='word': loses spaces and line ends"),
     (("--per_device_train_batch_size", "9999"), "per_device_train_batch_size: 9999 streams of a text of"),
     (("--validation_fraction", "1"), "validation_fraction=1.0: must be at least 0 and less than 1"),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # title, key of the thin line (training), key of the line with markers (evaluation), whether the axis is logarithmic
 CHARTS = (
     ("loss", "loss", "eval_loss", False),
-    ("bits per character", "bits_per_character", "eval_bits_per_character", False),
+    ("bits a character", "bits_per_character", "eval_bits_per_character", False),
     ("perplexity", "perplexity", "eval_perplexity", True),
     ("BLEU, validation", None, "eval_bleu", False),
     ("chrF, validation", None, "eval_chrf", False),

@@ -173,6 +173,9 @@ def test_results_are_those_of_the_cards() -> None:
     shown = dict(reversed(rows))
     for card in (ROOT / "model_cards").glob("*.json"):
         facts = json.loads(text(card))["summary"]
+        if "bleu" not in facts:  # the table there has columns for it
+            assert f"{facts['accuracy']:.2f}" in text(ROOT / "model_cards" / "README.md")
+            continue
         assert f"{facts['bleu']:.2f}" in shown[card.stem]
         assert f"{facts['parameters'] / 1e6:.1f} M" in shown[card.stem] or "the same" in shown[card.stem]
 

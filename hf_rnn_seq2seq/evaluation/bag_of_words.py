@@ -42,9 +42,9 @@ class BagOfWords:
         self.idf = [math.log((1 + len(bags)) / (1 + counts[feature])) + 1 for feature in kept]
         labels = torch.tensor([self.names.index(name) for name in classes])
         table = self._table(bags)
-        best = -1.0
+        best, weights = -1.0, torch.zeros(len(kept) + 1, len(self.names))
         for strength in STRENGTHS if development else STRENGTHS[1:2]:
-            weights = _fit(table, labels, len(self.names), strength)
+            weights = _fit(table, labels, weights, strength)
             found = self._predict(self._table(map(_bag, development[0])), weights) if development else []
             share = sum(a == b for a, b in zip(found, development[1], strict=True)) if development else 0.0
             if share > best:
@@ -78,11 +78,11 @@ def _bag(text: str) -> Counter[str]:
     return Counter(words + [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)])
 
 
-def _fit(table: Tensor, labels: Tensor, classes: int, strength: float) -> Tensor:
+def _fit(table: Tensor, labels: Tensor, start: Tensor, strength: float) -> Tensor:
     """Weights (features + 1, classes) of least cross entropy with a penalty; the last row is the bias."""
-    weights = torch.zeros(table.shape[1] + 1, classes, requires_grad=True)
+    weights, classes = start.clone().requires_grad_(), start.shape[1]
     transposed = table.t().coalesce()
-    optimizer = torch.optim.LBFGS([weights], max_iter=100, history_size=10, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights], max_iter=40, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()

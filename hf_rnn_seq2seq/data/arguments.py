@@ -57,7 +57,7 @@ class DataArguments(OptionGroup):
     task: str = option("translation", "what is read and what is written", choices=TASKS)
     dataset_name: str | None = option(
         None,
-        "`cldr`, `shapes`, `documents` or `pydoc`, a saved `datasets` folder, or a data set of the Hub",
+        "`cldr`, `shapes`, `documents`, `hershey` or `pydoc`, a saved `datasets` folder, or a data set of the Hub",
         path=True,
     )
     dataset_config_name: str | None = option(None, "its configuration; for cldr a pair of locales such as en-fr")
@@ -120,7 +120,9 @@ class DataArguments(OptionGroup):
         128, "longest source in tokens, with the end token; classification cuts longer ones", at_least=1
     )
     max_target_length: int = option(
-        128, "longest target in tokens, with the end token; text: tokens through which gradients go back", at_least=1
+        128,
+        "longest target in tokens (of handwriting: points); text: tokens through which gradients go back",
+        at_least=1,
     )
     validation_fraction: float = option(
         0.1,
@@ -129,7 +131,7 @@ class DataArguments(OptionGroup):
         below=1,
     )
     test_fraction: float = option(0.0, "text: the same for the test, behind the validation text", at_least=0, below=1)
-    data_seed: int = option(0, "seed of what cldr and shapes draw", at_least=0)
+    data_seed: int = option(0, "seed of what cldr, shapes and hershey draw", at_least=0)
     preprocessing_num_workers: int | None = option(None, "processes that tokenize (default: one)", at_least=1)
     streaming: bool = option(False, "read the training split while training instead of writing it to the cache first")
     streaming_buffer: int = option(
@@ -141,6 +143,8 @@ class DataArguments(OptionGroup):
             self._validate_pictures()
         if (self.dataset_name == "documents" or self.file_format == LABELED) != (self.task == "classification"):
             self._validate_classes()
+        if self.dataset_name == "hershey" and self.task != "handwriting":
+            raise ArgumentError("dataset_name='hershey': has strokes of a pen; it is for task='handwriting'")
         if self.dataset_name and self.train_file:
             raise ArgumentError(
                 f"train_file={self.train_file!r}: either dataset_name ({self.dataset_name!r}) or files, not both"

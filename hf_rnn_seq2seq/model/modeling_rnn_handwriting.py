@@ -87,6 +87,7 @@ class RnnForHandwriting(RnnSeq2SeqPreTrainedModel):
     config_class = RnnHandwritingConfig
     base_model_prefix = ""
     main_input_name = "points"
+    supports_gradient_checkpointing = False  # layers of an encoder have it
     _no_split_modules = ["RnnDecoder"]
 
     def __init__(self, config: RnnHandwritingConfig) -> None:

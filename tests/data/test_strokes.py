@@ -143,6 +143,13 @@ def test_a_corpus_that_cannot_be_is_refused(
         load_pen_corpus(DataArguments(task="handwriting", **options), 0.0)
 
 
+def test_strokes_are_for_handwriting() -> None:
+    with pytest.raises(
+        ArgumentError, match="dataset_name='hershey': has strokes of a pen; it is for task='handwriting'"
+    ):
+        DataArguments(dataset_name="hershey")
+
+
 def test_batches_are_padded_and_divided() -> None:
     collate = PenCollator("ab", [0.5, 2.0])
     batch = collate({"text": ["a", "bab"], "points": [[1.0, 4.0, 1.0], [1.0, 2.0, 0.0, -1.0, 0.0, 1.0]]})

@@ -256,7 +256,7 @@ def _writing(line: str, where: str) -> Writing:
         raise DataError(f"{where}: must be an object with `strokes`, a list of lists of [x, y]")
     strokes = []
     for stroke in row["strokes"]:
-        if not isinstance(stroke, list) or not all(map(_is_place, stroke)):
+        if not _are_places(stroke):
             raise DataError(f"{where}: a stroke must be a list of [x, y], each two finite numbers, not {stroke!r:.60}")
         if stroke:
             strokes.append([(float(x), float(y)) for x, y in stroke])
@@ -271,14 +271,13 @@ def _writing(line: str, where: str) -> Writing:
     return Writing(strokes=strokes, **names)
 
 
-def _is_place(place: object) -> bool:
-    return (
-        isinstance(place, list)
-        and len(place) == 2
-        and all(
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in place
-        )
-    )
+def _are_places(stroke: object) -> bool:
+    """Whether a stroke is a list of [x, y], two finite numbers each; there are millions, so not one by one."""
+    if not isinstance(stroke, list) or not {*map(type, stroke)} <= {list}:
+        return False
+    numbers = [number for place in stroke for number in place]
+    pairs = {*map(len, stroke)} <= {2}
+    return pairs and {*map(type, numbers)} <= {int, float} and all(map(math.isfinite, numbers))
 
 
 class PenCollator:

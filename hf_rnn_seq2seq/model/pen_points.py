@@ -7,7 +7,6 @@ Places that say nothing are left out: those closer than a tolerance to the line 
 1972; Douglas and Peucker 1973). A tablet records a hundred places a second, and this leaves about ten a letter.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 
 Place = tuple[float, float]
@@ -67,23 +66,21 @@ def simplify(places: Sequence[Place], tolerance: float) -> list[Place]:
     kept, waiting = {0, len(places) - 1}, [(0, len(places) - 1)]
     while waiting:
         first, last = waiting.pop()
-        farthest, number = tolerance, 0
+        farthest, number = tolerance**2, 0
+        (left, bottom), (right, top) = places[first], places[last]
+        along, up = right - left, top - bottom
+        length = along * along + up * up or 1.0  # there and back: the distance from the place itself
+        # One loop without calls, since a corpus has millions of places.
         for between in range(first + 1, last):
-            distance = _distance(places[between], places[first], places[last])
+            x, y = places[between]
+            x, y = x - left, y - bottom
+            share = (x * along + y * up) / length
+            share = 0.0 if share < 0.0 else 1.0 if share > 1.0 else share
+            x, y = x - share * along, y - share * up
+            distance = x * x + y * y
             if distance > farthest:
                 farthest, number = distance, between
         if number:
             kept.add(number)
             waiting += [(first, number), (number, last)]
     return [places[number] for number in sorted(kept)]
-
-
-def _distance(place: Place, first: Place, last: Place) -> float:
-    """From a place to the line from `first` to `last`."""
-    along, up = last[0] - first[0], last[1] - first[1]
-    x, y = place[0] - first[0], place[1] - first[1]
-    squared = along * along + up * up
-    if squared:
-        share = min(max((x * along + y * up) / squared, 0.0), 1.0)
-        x, y = x - share * along, y - share * up
-    return math.sqrt(x * x + y * y)

@@ -56,7 +56,7 @@ class Command:
 
     @property
     def _place(self) -> int:
-        return next(place for place, word in enumerate(self._words) if re.fullmatch(r"scripts/\w+\.py", word))
+        return next(place for place, word in enumerate(self._words) if re.fullmatch(r"scripts/[\w/]+\.py", word))
 
     @property
     def script(self) -> str:
@@ -98,8 +98,12 @@ class Command:
             small = ["--max_points", "20"]
         if given[:1] == ["growth"]:
             small = [*small, "--only", "decoder_layers"]
-        # A quarter of a minute each; tests of their own run them.
-        if given[:1] == ["train"] or (self.script == "export_onnx.py" and "numpy" not in given):
+        # A peer is another package; the others take a quarter of a minute each, and tests of their own run them.
+        if (
+            self.script.startswith("benchmarks/peers/")
+            or given[:1] == ["train"]
+            or (self.script == "export_onnx.py" and "numpy" not in given)
+        ):
             return {"script": self.script, "parse": [*given, *small]}
         return {"script": self.script, "arguments": [*given, *small], "stdin": self.stdin}
 

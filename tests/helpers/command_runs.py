@@ -25,7 +25,7 @@ def execute(step: dict[str, Any]) -> dict[str, Any]:
             exec(step["code"], {"__name__": "snippet"})
         return {"status": 0, "output": output.getvalue(), "errors": ""}
     if "parse" in step:
-        script_runs.command_of(step["script"].removesuffix(".py")).parse(step["parse"])
+        script_runs.command_of(step["script"].removesuffix(".py").replace("/", ".")).parse(step["parse"])
         return {"status": 0, "output": "", "errors": ""}
     done = script_runs.run(step["script"], *step["arguments"], stdin=step["stdin"].encode())
     for state in (AcceleratorState, PartialState, GradientState):

@@ -27,10 +27,10 @@ from hf_rnn_seq2seq.options import expand_path, import_code
 
 # Where an option or a positional word names files or folders.
 PATHS = (
-    {"card", "dataset", "dataset_name", "directories", "directory", "ensemble", "font", "imports"}
+    {"card", "dataset", "dataset_name", "density", "directories", "directory", "ensemble", "font", "imports"}
     | {"input", "input_file", "json", "lexicon", "model", "models", "output", "output_dir", "output_file"}
-    | {"pairs", "plot_by_length", "references", "replace_unknown", "runs", "shortlist", "sources", "space"}
-    | {"targets", "teachers", "test_file", "train_file", "translations", "unlabelled_file"}
+    | {"pairs", "plot_by_length", "prime", "references", "replace_unknown", "runs", "shortlist", "sources", "space"}
+    | {"targets", "teachers", "test_file", "train_file", "translations", "unlabelled_file", "window"}
 )
 
 

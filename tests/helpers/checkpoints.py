@@ -16,6 +16,18 @@ from transformers import (
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
 
+MODEL_FOLDER = Path(__file__).resolve().parents[2] / "hf_rnn_seq2seq" / "model"
+OF_OTHER_MODELS = ("*_rnn_classifier.py", "pooling.py", "*_rnn_causal.py")
+OF_OTHER_MODELS += ("*_rnn_handwriting.py", "mixture_density.py", "pen_points.py")
+
+
+def translator_files() -> set[str]:
+    """The files of model/ that an encoder-decoder's checkpoint carries; tokenizers and processors bring their own."""
+    others = {path for pattern in OF_OTHER_MODELS for path in MODEL_FOLDER.glob(pattern)}
+    brought = {"__init__.py", "tokenization_rnn_seq2seq.py", "processing_rnn_seq2seq.py"}
+    return {path.name for path in set(MODEL_FOLDER.glob("*.py")) - others} - brought
+
+
 SOURCES = [
     "three days ago",
     "Thursday, March 12, 2026",

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.checkpoints import translator_files
 from tests.helpers.hub import Child
 from tests.helpers.hub_store import OWNER_TOKEN
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL_FOLDER = ROOT / "hf_rnn_seq2seq" / "model"
 SENTENCE = "guten morgen"
 
 
@@ -111,11 +111,9 @@ def test_second_identical_push_makes_no_commit(published: dict[str, Any]) -> Non
 
 
 def test_exactly_the_model_folder_travels(published: dict[str, Any]) -> None:
-    # A translator has no processor of pictures.
-    folder = {path.name for path in MODEL_FOLDER.glob("*.py")} - {"__init__.py", "processing_rnn_seq2seq.py"}
     for name in ("joint", "separate"):
         # One joint vocabulary is a plain fast tokenizer, which needs no code of ours.
-        code = folder - ({"tokenization_rnn_seq2seq.py"} if name == "joint" else set())
+        code = translator_files() | ({"tokenization_rnn_seq2seq.py"} if name == "separate" else set())
         files = set(published[name]["files"])
         strategy = {"custom_generate/generate.py"}
         assert strategy <= files

@@ -13,6 +13,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from hf_rnn_seq2seq import Attention, ConfigError, RnnSeq2SeqConfig, register_attention
 from hf_rnn_seq2seq.model import config_checks, own_code
+from tests.helpers.checkpoints import translator_files
 from tests.helpers.models import batch, decoder_inputs, mask, pad, tiny_config, tiny_model
 from tests.model.test_remote_code import run_elsewhere
 
@@ -81,14 +82,7 @@ def test_a_config_alone_carries_its_attention(own: None, tmp_path: Path) -> None
 
 def test_a_checkpoint_without_own_code_carries_the_files_of_the_package(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
-    names = {path.name for path in tmp_path.glob("*.py")}
-    of_texts_and_pictures = {
-        "tokenization_rnn_seq2seq.py",
-        "processing_rnn_seq2seq.py",
-    }  # they come with their own kind
-    of_classifiers = {"configuration_rnn_classifier.py", "modeling_rnn_classifier.py", "pooling.py"}
-    others = {"__init__.py"} | of_texts_and_pictures | of_classifiers
-    assert names == {path.name for path in MODEL.glob("*.py")} - others
+    assert {path.name for path in tmp_path.glob("*.py")} == translator_files()
 
 
 REFUSED: dict[str, tuple[str, str]] = {

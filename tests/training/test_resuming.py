@@ -26,7 +26,10 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
         pytest.param({"optim": "sgd", "lr_scheduler_type": "halving"}, marks=pytest.mark.long),
         {"optim": "adadelta", "gradient_accumulation_steps": 3},
         # No evaluation but the first gains that much: the rate is cut before the stop, and must still be after it.
-        {"lr_scheduler_type": "plateau", "plateau_patience": 1, "early_stopping_threshold": 100},
+        pytest.param(
+            {"lr_scheduler_type": "plateau", "plateau_patience": 1, "early_stopping_threshold": 100},
+            marks=pytest.mark.long,
+        ),
         # The baseline of REINFORCE goes on too.
         {"kind": "rnn_sampled"},
     ],

@@ -340,7 +340,7 @@ OPTIONS = {"model_name_or_path": "a checkpoint", "objective_samples": 4}
 BOTH = pytest.mark.parametrize("objective", ["mrt", "reinforce"])
 
 
-@BOTH
+@pytest.mark.parametrize("objective", [pytest.param("mrt", marks=pytest.mark.long), "reinforce"])
 def test_training_raises_the_reward(objective: str, tmp_path: Path) -> None:
     """The model learns to write two words that are always right."""
     rows = corpus(64).map(lambda row: {"labels": [5, 6, END], "target_length": 3})

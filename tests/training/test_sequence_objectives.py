@@ -337,7 +337,6 @@ def test_gradients_under_autocast() -> None:
 
 
 OPTIONS = {"model_name_or_path": "a checkpoint", "objective_samples": 4}
-BOTH = pytest.mark.parametrize("objective", ["mrt", "reinforce"])
 
 
 @pytest.mark.parametrize("objective", [pytest.param("mrt", marks=pytest.mark.long), "reinforce"])

@@ -124,21 +124,6 @@ class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
         if self.generation_config.max_new_tokens is None:
             self.generation_config.max_new_tokens = 200
 
-    def get_decoder(self) -> RnnDecoder:
-        return self.model.decoder
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
-
     # Opaque to torch.compile like the base model.
     @torch.compiler.disable
     def forward(

@@ -10,7 +10,6 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from .cached_generation import CachedGenerationMixin
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying, copy_loss, mixture
-from .decoder import RnnDecoder
 from .decoder_state import RnnSeq2SeqCache
 from .dropout import drop, dropout_mask
 from .encoder_decoder import RnnSeq2SeqModel, RnnSeq2SeqModelOutput, shift_right
@@ -84,21 +83,6 @@ class RnnSeq2SeqForConditionalGeneration(
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         return self.model.encoder
-
-    def get_decoder(self) -> RnnDecoder:
-        return self.model.decoder
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
 
     # Opaque to torch.compile like the base model: with the output layer alone a step is as fast as without compilation.
     @torch.compiler.disable

@@ -119,7 +119,11 @@ class ContiguousLoader(BatchLoader):
         self.plan = plan
 
     def load(self, update: Update) -> list[MicroBatch]:
-        """This rank's micro-batches; a filler reads stream 0 as number `streams`, which nobody carries on."""
+        """This process's micro-batches.
+
+        A process without a stream in a micro-batch reads stream 0, without labels, under the number `streams`. The
+        state of that number is not kept.
+        """
         micro_batches = []
         for part in update.parts(self.rank, self.processes, self.accumulation):
             inputs = self.plan.read(update, part or (0,))

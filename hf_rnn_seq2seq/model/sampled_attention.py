@@ -74,7 +74,7 @@ class SampledAttention(nn.Module):
             read: what `forward` returned. Of a sentence that read its weights the gradient of the first term is 0, because
                 that of their sum is.
             losses: (batch, target), -log p of each word, without a gradient.
-            real: bool (batch, target), False where there is no word to predict.
+            real: bool (batch, target), True where a word is predicted.
         """
         rewards = -losses.masked_fill(~real, 0.0)
         shares = weights.to(losses.dtype)

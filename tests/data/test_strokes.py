@@ -127,9 +127,9 @@ def test_what_is_known_of_the_training_split(tmp_path: Path) -> None:
         ),
         ({"train_file": "nowhere.jsonl"}, DataError, "train_file='nowhere.jsonl': cannot be read"),
         (
-            {"train_file": "FILE", "test_writers": ["nobody"]},
+            {"train_file": "FILE", "test_writers": ["unknown"]},
             DataError,
-            "words.jsonl: has no row by nobody",
+            "words.jsonl: has no row by unknown",
         ),
         ({"train_file": "FILE", "max_target_length": 1}, DataError, "train: has no usable row; .* 2 to 1 points"),
     ],

@@ -23,7 +23,14 @@ from hf_rnn_seq2seq.generation.translate import translate
 from hf_rnn_seq2seq.model.processing_rnn_seq2seq import RnnSeq2SeqProcessor
 from hf_rnn_seq2seq.run_directory import tensors_hash
 from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions
-from hf_rnn_seq2seq.training.components import Start, TaskParts, load_data, make_model, make_tokenizer
+from hf_rnn_seq2seq.training.components import (
+    Start,
+    TaskParts,
+    load_data,
+    make_model,
+    make_tokenizer,
+    train_tokenizer,
+)
 from hf_rnn_seq2seq.training.validation import Validator
 
 if TYPE_CHECKING:
@@ -38,7 +45,7 @@ def parts(start: Start) -> TaskParts:
     """Processor, rows of captions, model and scores of captions."""
     options, accelerator = start.options, start.accelerator
     corpus = load_data(options.data, accelerator)
-    tokenizer = make_tokenizer(options, corpus, start.checkpoint, accelerator)
+    tokenizer = make_tokenizer(start, partial(train_tokenizer, options.tokenizer, options.data, corpus))
     model = make_model(options, tokenizer)
     if model.main_input_name != "pixel_values":
         raise ArgumentError(

@@ -6,12 +6,11 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,9 +30,8 @@ from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer
 from hf_rnn_seq2seq.errors import ArgumentError, reading
 from hf_rnn_seq2seq.evaluation.classification import class_scores
 from hf_rnn_seq2seq.model.foreign_encoder import read_encoder
-from hf_rnn_seq2seq.run_directory import read_tokenizer, require_finite, require_vocabulary
 from hf_rnn_seq2seq.training.arguments import RunOptions
-from hf_rnn_seq2seq.training.components import Start, TaskParts, load_data
+from hf_rnn_seq2seq.training.components import Start, TaskParts, load_data, load_start, make_tokenizer
 from hf_rnn_seq2seq.training.validation import Validator
 
 
@@ -42,7 +40,7 @@ def parts(start: Start) -> TaskParts:
     options, accelerator = start.options, start.accelerator
     corpus = load_data(options.data, accelerator)
     classes = class_names(corpus.splits)
-    tokenizer = make_tokenizer(options, corpus, start.checkpoint, accelerator)
+    tokenizer = text_tokenizer(start, corpus)
     model = make_model(options, tokenizer, classes)
     rows, cut = {}, {}
     with accelerator.local_main_process_first():
@@ -70,42 +68,27 @@ def parts(start: Start) -> TaskParts:
     )
 
 
-def make_tokenizer(
-    options: RunOptions, corpus: Corpus, checkpoint: Path | None, accelerator: Accelerator
-) -> PreTrainedTokenizerBase:
-    """That of the checkpoint, of tokenizer_name_or_path, of model_name_or_path or of the encoder, else a new one."""
-    given, training = options.tokenizer, options.training
-    named, encoder = given.tokenizer_name_or_path, training.pretrained_encoder
+def text_tokenizer(start: Start, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """See `make_tokenizer`; a new one reads the texts of the training split, and an encoder has its own."""
+    given, encoder = start.options.tokenizer, start.options.training.pretrained_encoder
+    of_encoder = None
     if encoder is not None:
         for option in ("tokenizer_name_or_path", "split_sentences"):
             if (value := getattr(given, option)) is not None:
                 raise ArgumentError(f"{option}={value!r}: encoder={encoder!r} has its own tokenizer; leave it out")
-    tokenizers: list[PreTrainedTokenizerBase | None] = [None]
-    if accelerator.is_main_process:
-        if checkpoint is not None or (training.model_name_or_path and named is None):
-            saved = str(checkpoint or training.model_name_or_path)
-            with reading(f"the tokenizer of {saved!r}", ArgumentError):
-                tokenizers = [read_tokenizer(saved)]
-        elif encoder is not None or named is not None:
-            log, option = partial(print, file=sys.stderr), "tokenizer_name_or_path" if encoder is None else "encoder"
-            tokenizers = [load_tokenizer(str(encoder or named), log, option=option)]
-        else:
-            tokenizers = [
-                build_text_tokenizer(
-                    corpus.splits["train"]["source"],
-                    sentences=given.split_sentences,
-                    algorithm=given.tokenizer_algorithm,
-                    vocab_size=given.vocab_size,
-                    min_frequency=given.min_frequency,
-                    lowercase=given.lowercase,
-                )
-            ]
-        tokenizers[0].model_max_length = options.data.max_source_length
-    if accelerator.num_processes > 1:
-        broadcast_object_list(tokenizers)
-    if training.model_name_or_path and named and checkpoint is None:
-        require_vocabulary(training.model_name_or_path, tokenizers[0])
-    return tokenizers[0]
+        of_encoder = partial(load_tokenizer, encoder, partial(print, file=sys.stderr), option="encoder")
+    new = partial(
+        build_text_tokenizer,
+        corpus.splits["train"]["source"],
+        sentences=given.split_sentences,
+        algorithm=given.tokenizer_algorithm,
+        vocab_size=given.vocab_size,
+        min_frequency=given.min_frequency,
+        lowercase=given.lowercase,
+    )
+    tokenizer = make_tokenizer(start, new, of_encoder=of_encoder)
+    tokenizer.model_max_length = start.options.data.max_source_length
+    return tokenizer
 
 
 def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase, classes: Sequence[str]) -> PreTrainedModel:
@@ -145,12 +128,7 @@ def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase, classes:
 
 def load_model(options: RunOptions, entries: int, names: Mapping[int, str]) -> PreTrainedModel:
     """The classifier of model_name_or_path, for the same classes and a vocabulary of `entries`."""
-    name = options.training.model_name_or_path
-    if "preset" in options.model:
-        raise ArgumentError(f"preset={options.model['preset']!r}: model_name_or_path decides what the model is")
-    with reading(f"model_name_or_path={name!r}", ArgumentError):
-        model = AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True, **options.model)
-    require_finite(model.state_dict().items(), f"model_name_or_path={name!r}: ")
+    name, model = options.training.model_name_or_path, load_start(options, AutoModelForSequenceClassification)
     if model.config.id2label != dict(names):
         raise ArgumentError(
             f"model_name_or_path={name!r}: its classes are {', '.join(model.config.id2label.values())}, those of the "

@@ -90,28 +90,45 @@ def resumed_checkpoint(training: TrainingOptions) -> Path | None:
     return named_checkpoint(str(training.output_dir), training.resume_from_checkpoint)
 
 
+def load_named(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of tokenizer_name_or_path, with a message on what it lacked."""
+    return load_tokenizer(name, partial(print, file=sys.stderr))
+
+
 def make_tokenizer(
-    options: RunOptions, corpus: Corpus, checkpoint: Path | None, accelerator: Accelerator
+    start: Start,
+    new: Callable[[], PreTrainedTokenizerBase],
+    *,
+    of_encoder: Callable[[], PreTrainedTokenizerBase] | None = None,
+    load: Callable[[str], PreTrainedTokenizerBase] = load_named,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of the checkpoint, of tokenizer_name_or_path or of model_name_or_path, else a trained one."""
-    named, start = options.tokenizer.tokenizer_name_or_path, options.training.model_name_or_path
-    reads_text = options.data.task == "translation"
+    """That of the checkpoint, of the encoder, of tokenizer_name_or_path or of model_name_or_path, else a new one.
+
+    The main process makes it and sends it to the others.
+
+    Args:
+        start: of the run.
+        new: trains one on the corpus.
+        of_encoder: that of a pretrained encoder, if the run has one that reads text.
+        load: opens tokenizer_name_or_path.
+    """
+    named, model = start.options.tokenizer.tokenizer_name_or_path, start.options.training.model_name_or_path
     tokenizers: list[PreTrainedTokenizerBase | None] = [None]
-    if accelerator.is_main_process:
-        if checkpoint is None and options.training.pretrained_encoder is not None and reads_text:
-            tokenizers = [encoder_tokenizer(options, corpus)]
-        elif checkpoint is None and named is not None:
-            tokenizers = [load_tokenizer(named, partial(print, file=sys.stderr))]
-        elif checkpoint is not None or start is not None:
-            saved = str(checkpoint or start)
+    if start.accelerator.is_main_process:
+        if start.checkpoint is None and of_encoder is not None:
+            tokenizers = [of_encoder()]
+        elif start.checkpoint is None and named is not None:
+            tokenizers = [load(named)]
+        elif start.checkpoint is not None or model is not None:
+            saved = str(start.checkpoint or model)
             with reading(f"the tokenizer of {saved!r}", ArgumentError):
                 tokenizers = [read_tokenizer(saved)]
         else:
-            tokenizers = [train_tokenizer(options.tokenizer, options.data, corpus)]
-    if accelerator.num_processes > 1:
+            tokenizers = [new()]
+    if start.accelerator.num_processes > 1:
         broadcast_object_list(tokenizers)
-    if start and named and checkpoint is None:
-        require_vocabulary(start, tokenizers[0])
+    if model and named and start.checkpoint is None:
+        require_vocabulary(model, tokenizers[0])
     return tokenizers[0]
 
 
@@ -210,14 +227,20 @@ def model_config(options: RunOptions, **fields: Any) -> RnnSeq2SeqConfig:
     return RnnSeq2SeqConfig.from_preset(preset, **fields) if preset else RnnSeq2SeqConfig(**fields)
 
 
-def load_model(options: RunOptions, sizes: dict[str, int]) -> PreTrainedModel:
-    """The model of model_name_or_path, with tables of at least `sizes`."""
+def load_start(options: RunOptions, auto_class: type) -> PreTrainedModel:
+    """The model of model_name_or_path by its auto class; its weights are finite."""
     name = options.training.model_name_or_path
     if "preset" in options.model:
         raise ArgumentError(f"preset={options.model['preset']!r}: model_name_or_path decides what the model is")
     with reading(f"model_name_or_path={name!r}", ArgumentError):
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, use_safetensors=True, **options.model)
+        model = auto_class.from_pretrained(name, use_safetensors=True, **options.model)
     require_finite(model.state_dict().items(), f"model_name_or_path={name!r}: ")
+    return model
+
+
+def load_model(options: RunOptions, sizes: dict[str, int]) -> PreTrainedModel:
+    """The model of model_name_or_path, with tables of at least `sizes`."""
+    name, model = options.training.model_name_or_path, load_start(options, AutoModelForSeq2SeqLM)
     if options.training.extend_vocabulary:
         grow_tables(model, **sizes)
     for table, needed in sizes.items():

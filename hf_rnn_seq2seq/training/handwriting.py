@@ -11,10 +11,9 @@ from transformers import AutoModel, PreTrainedModel
 from hf_rnn_seq2seq import RnnForHandwriting, RnnHandwritingConfig
 from hf_rnn_seq2seq.data.loader import BatchLoader
 from hf_rnn_seq2seq.data.strokes import PenCollator, PenCorpus, load_pen_corpus
-from hf_rnn_seq2seq.errors import ArgumentError, reading
-from hf_rnn_seq2seq.run_directory import require_finite
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.training.arguments import RunOptions
-from hf_rnn_seq2seq.training.components import Start, TaskParts
+from hf_rnn_seq2seq.training.components import Start, TaskParts, load_start
 from hf_rnn_seq2seq.training.validation import Validator
 
 
@@ -70,14 +69,9 @@ def model_config(options: RunOptions, corpus: PenCorpus | None = None) -> RnnHan
 
 def load_model(options: RunOptions) -> RnnForHandwriting:
     """The model of model_name_or_path, which keeps its alphabet and its deviation of the offsets."""
-    name = options.training.model_name_or_path
-    if "preset" in options.model:
-        raise ArgumentError(f"preset={options.model['preset']!r}: model_name_or_path decides what the model is")
-    with reading(f"model_name_or_path={name!r}", ArgumentError):
-        model = AutoModel.from_pretrained(name, use_safetensors=True, **options.model)
+    name, model = options.training.model_name_or_path, load_start(options, AutoModel)
     if not isinstance(model, RnnForHandwriting):
         raise ArgumentError(f"model_name_or_path={name!r}: is a {type(model).__name__}, which does not write by hand")
-    require_finite(model.state_dict().items(), f"model_name_or_path={name!r}: ")
     return model
 
 

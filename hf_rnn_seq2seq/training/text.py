@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,9 +21,9 @@ from hf_rnn_seq2seq.generation.surprise import score_text
 from hf_rnn_seq2seq.model.decoder_state import DecoderState, RnnSeq2SeqCache
 from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
 from hf_rnn_seq2seq.model.modeling_rnn_causal import NO_SOURCE
-from hf_rnn_seq2seq.run_directory import read_tokenizer, require_finite, require_vocabulary
+from hf_rnn_seq2seq.run_directory import read_tokenizer
 from hf_rnn_seq2seq.training.arguments import RunOptions
-from hf_rnn_seq2seq.training.components import Start, TaskParts
+from hf_rnn_seq2seq.training.components import Start, TaskParts, load_start, make_tokenizer
 
 
 def parts(start: Start) -> TaskParts:
@@ -34,7 +32,7 @@ def parts(start: Start) -> TaskParts:
     text = load_text(options.data)
     if "train" not in text.splits:
         raise ArgumentError("train_file=None: there is no text to train on")
-    tokenizer = make_tokenizer(options, text, start.checkpoint, start.accelerator)
+    tokenizer = text_tokenizer(start, text)
     model = make_model(options, tokenizer)
     # The circle is closed by the end token.
     tokens = np.append(token_ids(tokenizer, text.splits["train"]), np.int32(tokenizer.eos_token_id))
@@ -124,27 +122,19 @@ class CarriedState(nn.Module):
             table[:-1] = tensors[str(number)].to(table)
 
 
-def make_tokenizer(
-    options: RunOptions, text: RunningText, checkpoint: Path | None, accelerator: Accelerator
-) -> PreTrainedTokenizerBase:
-    """That of the checkpoint, of tokenizer_name_or_path or of model_name_or_path, else one trained on the text."""
-    named, start = options.tokenizer.tokenizer_name_or_path, options.training.model_name_or_path
-    tokenizers: list[PreTrainedTokenizerBase | None] = [None]
-    if accelerator.is_main_process:
-        saved = checkpoint or named or start
-        if saved is None:
-            tokenizers = [build_tokenizer(text.splits["train"], options.tokenizer)]
-        else:
-            with reading(f"the tokenizer of {str(saved)!r}", ArgumentError):
-                tokenizers = [read_tokenizer(saved)]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(tokenizers)
-    tokenizer = tokenizers[0]
+def text_tokenizer(start: Start, text: RunningText) -> PreTrainedTokenizerBase:
+    """See `make_tokenizer`; it must have the special tokens that a text needs."""
+    named = start.options.tokenizer.tokenizer_name_or_path
+
+    def load(name: str) -> PreTrainedTokenizerBase:
+        with reading(f"the tokenizer of {name!r}", ArgumentError):
+            return read_tokenizer(name)
+
+    new = partial(build_tokenizer, text.splits["train"], start.options.tokenizer)
+    tokenizer = make_tokenizer(start, new, load=load)
     for name in ("bos_token", "eos_token", "pad_token"):
         if getattr(tokenizer, name) is None:
             raise ArgumentError(f"tokenizer_name_or_path={named!r}: has no {name}, which a text needs; add one")
-    if start and named and checkpoint is None:
-        require_vocabulary(start, tokenizer)
     return tokenizer
 
 
@@ -152,11 +142,7 @@ def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> PreTr
     """A language model that fits the tokenizer: of a checkpoint, of a preset, or of configuration fields."""
     name, preset = options.training.model_name_or_path, options.model.get("preset")
     if name:
-        if preset:
-            raise ArgumentError(f"preset={preset!r}: model_name_or_path decides what the model is")
-        with reading(f"model_name_or_path={name!r}", ArgumentError):
-            model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **options.model)
-        require_finite(model.state_dict().items(), f"model_name_or_path={name!r}: ")
+        model = load_start(options, AutoModelForCausalLM)
         if model.config.vocab_size < len(tokenizer):
             raise ArgumentError(
                 f"model_name_or_path={name!r}: vocab_size is {model.config.vocab_size}, the tokenizer has "

@@ -27,7 +27,15 @@ from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged, score, why_blin
 from hf_rnn_seq2seq.generation.translate import translate
 from hf_rnn_seq2seq.training.adaptation import Adaptation
 from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions
-from hf_rnn_seq2seq.training.components import Start, TaskParts, load_data, make_model, make_tokenizer
+from hf_rnn_seq2seq.training.components import (
+    Start,
+    TaskParts,
+    encoder_tokenizer,
+    load_data,
+    make_model,
+    make_tokenizer,
+    train_tokenizer,
+)
 from hf_rnn_seq2seq.training.sequence_objectives import build_objective
 from hf_rnn_seq2seq.training.validation import Validator
 
@@ -37,7 +45,9 @@ def parts(start: Start) -> TaskParts:
     options, accelerator, log = start.options, start.accelerator, start.log
     corpus = load_data(options.data, accelerator)
     adaptation = Adaptation(options.training, resumed=start.checkpoint is not None, log=log)
-    tokenizer = make_tokenizer(options, corpus, start.checkpoint, accelerator)
+    of_encoder = None if options.training.pretrained_encoder is None else partial(encoder_tokenizer, options, corpus)
+    new = partial(train_tokenizer, options.tokenizer, options.data, corpus)
+    tokenizer = make_tokenizer(start, new, of_encoder=of_encoder)
     adaptation.extend(tokenizer)
     rows, skipped = tokenize(options, corpus, tokenizer, accelerator)
     for split, counts in skipped.items():

@@ -39,6 +39,14 @@ def run(script: str, *arguments: object, stdin: bytes = b"") -> subprocess.Compl
     return subprocess.CompletedProcess(list(arguments), ended.value.code, *found)
 
 
+def train(recipe: Path | None, folder: Path, *words: object, **options: object) -> str:
+    """Trains by `train.py` into `folder`; returns what it prints to standard error."""
+    given = [word for name, value in options.items() for word in (f"--{name}", value)]
+    done = run("train.py", *filter(None, [recipe]), *given, "--output_dir", folder, *words)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stderr.decode()
+
+
 def run_alone(script: str, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     command = [*warm.python(), str(ROOT / "scripts" / script), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

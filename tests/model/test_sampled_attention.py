@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -300,7 +301,7 @@ def test_heads_in_beams() -> None:
     assert torch.equal(model.search(**given, max_new_tokens=8, num_beams=3), expected)
 
 
-def test_saving(tmp_path: Any) -> None:
+def test_saving(tmp_path: Path) -> None:
     """The baseline is in the checkpoint; a model with soft attention can start one."""
     model = tiny_model(**SAMPLED)
     model.train()(**batch())

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from hf_rnn_seq2seq.data import shapes
 from hf_rnn_seq2seq.model.processing_rnn_seq2seq import RnnSeq2SeqProcessor
-from tests.helpers import warm
+from tests.helpers import script_runs, warm
 from tests.helpers.script_runs import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,10 +27,7 @@ WEIGHTS = "checkpoints/step-00000012/model.safetensors"
 
 
 def train(folder: Path, *words: object, **options: object) -> str:
-    given = [word for name, value in {**TINY, **options}.items() for word in (f"--{name}", value)]
-    done = run("train.py", RECIPE, *given, "--output_dir", folder, *words)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stderr.decode()
+    return script_runs.train(RECIPE, folder, *words, **{**TINY, **options})
 
 
 @pytest.fixture(scope="module")

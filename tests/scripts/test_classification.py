@@ -13,7 +13,7 @@ from hf_rnn_seq2seq import RnnClassifierConfig
 from hf_rnn_seq2seq.data.cldr_documents import document
 from hf_rnn_seq2seq.hub.model_card import read_facts, render
 from hf_rnn_seq2seq.training.arguments import RunOptions
-from tests.helpers.script_runs import run
+from tests.helpers.script_runs import run, train
 from tests.scripts.test_train import launch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,13 +27,6 @@ SENTENCES = {
     "max_steps": 6,
 }
 WEIGHTS = "checkpoints/step-00000012/model.safetensors"
-
-
-def train(recipe: Path | None, folder: Path, *words: object, **options: object) -> str:
-    given = [word for name, value in options.items() for word in (f"--{name}", value)]
-    done = run("train.py", *filter(None, [recipe]), *given, "--output_dir", folder, *words)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stderr.decode()
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hf_rnn_seq2seq.data import hershey
+from tests.helpers import script_runs
 from tests.helpers.script_runs import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,10 +24,7 @@ WEIGHTS = "checkpoints/step-00000006/model.safetensors"
 
 
 def train(folder: Path, *words: object, **options: object) -> str:
-    given = [word for name, value in {**TINY, **options}.items() for word in (f"--{name}", value)]
-    done = run("train.py", RECIPE, *given, "--output_dir", folder, *words)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stderr.decode()
+    return script_runs.train(RECIPE, folder, *words, **{**TINY, **options})
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from hf_rnn_seq2seq.generation.surprise import score_text
 from hf_rnn_seq2seq.hub.model_card import read_facts, render
 from hf_rnn_seq2seq.run_directory import load_any, load_language_model
 from hf_rnn_seq2seq.training.arguments import RunOptions
+from tests.helpers import script_runs
 from tests.helpers.script_runs import run
 from tests.scripts.test_train import launch
 
@@ -27,10 +28,7 @@ STEP = "checkpoints/step-00000012"
 
 
 def train(text: Path, folder: Path, *words: object, **options: object) -> str:
-    given = [word for name, value in (TINY | options).items() for word in (f"--{name}", value)]
-    done = run("train.py", RECIPE, "--train_file", text, *given, "--output_dir", folder, *words)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stderr.decode()
+    return script_runs.train(RECIPE, folder, *words, **(TINY | options | {"train_file": text}))
 
 
 @pytest.fixture(scope="module")

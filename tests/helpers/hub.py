@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from huggingface_hub import HfApi, constants
 
 from tests.helpers import warm
@@ -124,6 +125,8 @@ def act_as(token: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> HfApi:
     # Built from the endpoint when the client is imported.
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("{repo_id}")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{endpoint}/{template[1]}{template[2]}")
+    # A client that transformers has made keeps the endpoint of that moment.
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
     monkeypatch.setenv("HF_TOKEN", token)
     return HfApi(endpoint=endpoint, token=token)
 

@@ -208,6 +208,13 @@ HOOKS = [
     ),
     Hook("sacrebleu.metrics.base.Score", "_ci", "as the mean", by("sacrebleu.metrics.base.Score", "estimate_ci")),
     Hook("datasets.Dataset", "_fingerprint", "names what a table was made of", by("datasets.Dataset", "__init__")),
+    Hook(
+        "accelerate.state.AcceleratorState",
+        "_reset_state",
+        "a process may train in another precision after its first run",
+        (),
+        "reset_partial_state",
+    ),
     # torch.
     Hook(MODULE, "_forward_hooks", "a layer with a hook is called, not read", by(MODULE, "register_forward_hook")),
     Hook(MODULE, "_forward_pre_hooks", "as the hooks", by(MODULE, "register_forward_pre_hook")),

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 from huggingface_hub import get_token
 from transformers import PreTrainedModel
@@ -166,6 +167,9 @@ def build_accelerator(arguments: TrainingOptions, log: Callable[[str], None] = p
             project_dir=str(output_dir), logging_dir=str(output_dir / "tensorboard")
         )
         options["log_with"] = usable_trackers(arguments.report_to, log) or None
+    # Accelerate keeps the precision of a process's first run and refuses another; a notebook trains several.
+    if is_initialized() and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],

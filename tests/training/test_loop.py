@@ -56,7 +56,6 @@ def test_the_loop_equals_plain_training_however_it_accumulates(kind, tmp_path):
 def test_bf16_changes_the_arithmetic_and_not_the_weights_kind(tmp_path):
     losses = {}
     for precision in ("no", "bf16"):
-        AcceleratorState._reset_state(True)
         loop = build_loop("bart", arguments(tmp_path / precision, mixed_precision=precision))
         loop.run()
         losses[precision] = log_lines(tmp_path / precision, "train")[-1]["loss"]
@@ -79,6 +78,11 @@ def test_auto_precision_follows_the_processor():
     assert not messages
     assert resolve_precision("bf16", messages.append) == "bf16"
     assert bool(messages) == (not has_bfloat16())
+
+
+def test_a_process_trains_in_one_precision_after_another():
+    for precision in ("no", "bf16", "no"):
+        assert build_accelerator(arguments(None, mixed_precision=precision)).mixed_precision == precision
 
 
 @pytest.mark.parametrize("sharding", ["FSDP", "DEEPSPEED"])

@@ -333,13 +333,14 @@ class RnnDecoder(nn.Module):
             projected = linear(embedded, loop.weights[0].below, loop.weights[0].below_bias)
         padding = None if mask is None else (~mask).unsqueeze(-1).unbind(1)
         steps, readouts = [], []
-        for time in range(embedded.shape[1]):
-            step = self.step(projected[:, time], state, memory, loop.at(time), embedded[:, time])
+        # The gradient of `unbind` is written once; that of each slice would be as large as the whole sequence.
+        for time, (product, word) in enumerate(zip(projected.unbind(1), embedded.unbind(1), strict=True)):
+            step = self.step(product, state, memory, loop.at(time), word)
             feed = None
             if self.feed_size:
                 feed = step.context
                 if self.feeds_readout:
-                    feed = self.readout(self._read_by_readout(step.outputs), step.context, embedded[:, time])
+                    feed = self.readout(self._read_by_readout(step.outputs), step.context, word)
                     readouts.append(feed)
             layers = step.states + state.layers[self.attended :]
             after = DecoderState(layers, feed, state.position + 1, step.attention_state)

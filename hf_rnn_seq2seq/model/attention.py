@@ -56,12 +56,13 @@ class ScanForm(NamedTuple):
     """The score in a form that the fused scan can compute.
 
     One of: scale x keys . h; energy . tanh(keys + query_weight h); several heads of keys . query_weight h, whose contexts
-    `read_weight` mixes.
+    `read_weight` mixes; the window of query_weight h + bias, which carries its centers.
     """
 
     scale: float = 1.0
     query_weight: Tensor | None = None
     energy: Tensor | None = None
+    bias: Tensor | None = None
     read_weight: Tensor | None = None
 
 
@@ -382,6 +383,10 @@ class WindowAttention(Attention):
         weights, state = self.window_over_source(query[:, 0], source_mask, state)
         weights = weights[:, None, None]
         return self.context(weights, values), weights, state
+
+    def scan_form(self) -> ScanForm | None:
+        window = self.window_over_source
+        return ScanForm(query_weight=window.project.weight, bias=window.bias)
 
 
 _CLASSES: dict[str, type[Attention]] = {

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .matmul import Linear
+from .matmul import Linear, without_autocast
 
 LOWEST_DEVIATION, HIGHEST_DEVIATION = -5.0, 5.0  # of the logarithm of sigma
 STRONGEST_CORRELATION = 4.0  # of the inverse hyperbolic tangent of rho
@@ -88,7 +88,9 @@ class MixtureDensity(nn.Module):
 
     def forward(self, states: Tensor) -> Mixture:
         """(..., width) -> the mixture at each position."""
-        outputs = self.project(states)
+        # Under autocast too: a mean in 16 bits may be off by the deviation of a narrow component.
+        with without_autocast(states):
+            outputs = self.project(states.to(self.project.weight.dtype))
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         count = self.components
         end, weight, mean, deviation, correlation = outputs.split([1, count, 2 * count, 2 * count, count], -1)

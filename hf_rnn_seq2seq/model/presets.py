@@ -581,7 +581,7 @@ def graves2013_synthesis() -> Fields:
     Departs: as `graves2013_handwriting`. A new window moves slowly (window_attention.py), of which the paper says nothing.
     The paper has 57 characters, with digits and most punctuation as one; the alphabet here is that of the training set.
 
-    Time loop: in the first layer, for the window.
+    Time loop: none; the first layer and its window are in the scan.
     """
     return graves2013_handwriting() | dict(window_components=10, alphabet=LETTERS)
 

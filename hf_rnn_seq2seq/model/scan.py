@@ -3,7 +3,7 @@
 `RnnDecoder` computes the same with a loop over `step`, one graph of small operations per position. Here the forward pass
 stores only what the backward pass cannot recompute cheaply, and the backward pass computes every weight gradient with one
 product over all positions. Covered: any number of attended layers of LSTM or GRU cells, dot, additive and multi-head
-scores, attention before the cells or after them with feeding, every dropout. Everything else takes the loop; outputs and
+scores, the window of Graves, attention before the cells or after them with feeding, every dropout. Everything else takes the loop; outputs and
 gradients of the two are equal.
 
 Tensors are time-major here: (target, batch, ...). Gates are in torch's order. With layers 1 to L, d and k the dropout
@@ -12,7 +12,7 @@ masks, the state h and the output o (= h, or h plus its input with a residual co
     h_t^l = cell_l([d^l o_t^{l-1}, x], k^l h_{t-1}^l);  the word vector's product g_t replaces layer 1's input below, and
                                                         with skip connections each layer adds its own
     before the cell:  x = x_t, q = h_{t-1}^L               after the cell:  x = x_{t-1}, q = o_t^L
-    read_t = softmax(score(q, keys)) values
+    read_t = softmax(score(q, keys)) values  (or the window's weights times the values)
     x_t = read_t,  W_m read_t,  or Luong's attentional vector tanh(W_m read_t + W_o o_t^L + e_t)
 
 With one head, Luong's W_m is applied to the values before the loop.
@@ -26,7 +26,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .matmul import affine, compute_dtype, outer, product, without_autocast
 from .scan_cells import CELLS, ScanCell, ScanLayer
-from .scan_scores import ScanScore, ScanSource, score_class
+from .scan_scores import EXACT, ScanScore, ScanSource, score_class
 
 
 class ScanMixer(NamedTuple):
@@ -53,6 +53,7 @@ class ScanOutputs(NamedTuple):
 
     extra: Tensor  # (T, B, X)
     weights: Tensor  # (T, B x heads, S)
+    state: Tensor | None  # what the attention carries, after the last position
     hidden: tuple[Tensor, ...]  # (T, B, H) per layer
     cells: tuple[Tensor, ...]  # (B, H) per layer; empty for the GRU
 
@@ -60,16 +61,17 @@ class ScanOutputs(NamedTuple):
 def attention_scan(layers: list[ScanLayer], source: ScanSource, mixer: ScanMixer, plan: ScanPlan) -> ScanOutputs:
     """Runs the recurrence over all positions.
 
-    Under autocast everything is computed in its type. The outputs share memory with what the backward pass reads: do
+    Under autocast everything is computed in its type, but for what a window carries. The outputs share memory with what the backward pass reads: do
     not write into them.
     """
     like = layers[0].projected
     dtype = compute_dtype(like)
     tensors = [tensor for group in (source, mixer, *layers) for tensor in group]
-    tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+    exact = {ScanSource._fields.index(name) for name in EXACT}
+    tensors = [tensor if tensor is None or place in exact else tensor.to(dtype) for place, tensor in enumerate(tensors)]
     with without_autocast(like):
-        extra, weights, *rest = _Scan.apply(plan, *tensors)
-    return ScanOutputs(extra, weights, tuple(rest[: len(layers)]), tuple(rest[len(layers) :]))
+        extra, weights, state, *rest = _Scan.apply(plan, *tensors)
+    return ScanOutputs(extra, weights, state, tuple(rest[: len(layers)]), tuple(rest[len(layers) :]))
 
 
 class _Inputs(NamedTuple):
@@ -102,11 +104,17 @@ class _Scan(torch.autograd.Function):
         ctx.present = [tensor is not None for tensor in tensors]
         ctx.save_for_backward(*[tensor for tensor in tensors if tensor is not None], extra, *hidden, *buffers)
         last = [cell.cells[steps] for cell in cells] if plan.cell == "lstm" else []
-        return extra[1:], score.weights, *[states[1:] for states in hidden], *[cell.clone() for cell in last]
+        return (
+            extra[1:],
+            score.weights,
+            score.end(),
+            *[states[1:] for states in hidden],
+            *[cell.clone() for cell in last],
+        )
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, d_extra: Tensor, d_weights: Tensor, *rest: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         plan, saved = ctx.plan, iter(ctx.saved_tensors)
         inputs = _Inputs.of([next(saved) if present else None for present in ctx.present])
         count = len(inputs.layers)
@@ -114,10 +122,11 @@ class _Scan(torch.autograd.Function):
         cell, kind = _classes(plan, inputs.source)
         score = kind(inputs.source, plan.mask, ctx.steps, [next(saved) for _ in kind.saved])
         cells = [cell(layer, ctx.steps, [next(saved) for _ in cell.saved]) for layer in inputs.layers]
-        grads = ScanOutputs(d_extra, d_weights, rest[:count], rest[count:])
+        *others, rest = *gradients[:3], gradients[3:]
+        grads = ScanOutputs(*others, rest[:count], rest[count:])
         with without_autocast(extra):
-            gradients = _Backward(inputs, plan, cells, score, hidden, extra).run(grads)
-        return None, *[tensor for group in (gradients.source, gradients.mixer, *gradients.layers) for tensor in group]
+            found = _Backward(inputs, plan, cells, score, hidden, extra).run(grads)
+        return None, *[tensor for group in (found.source, found.mixer, *found.layers) for tensor in group]
 
 
 def _classes(plan: ScanPlan, source: ScanSource) -> tuple[type[ScanCell], type[ScanScore]]:
@@ -196,6 +205,7 @@ class _Backward:
             given = zip(grads.cells, self.d_hidden, strict=True)
             self.d_cell = [torch.zeros_like(like) if d is None else d.clone() for d, like in given]
         d_feed = None if plan.before_cell else torch.zeros_like(self.extra[0])
+        self.score.start_at_end(grads.state)
         for t in range(len(self.extra) - 2, -1, -1):
             d_weights = None if grads.weights is None else grads.weights[t]
             d_given = None if grads.extra is None else grads.extra[t]

@@ -12,6 +12,7 @@ from .recurrence import KERNELS, RecurrentLayer
 from .scan import ScanMixer, ScanPlan, attention_scan
 from .scan_cells import ScanLayer
 from .scan_scores import ScanSource
+from .window_attention import Window
 
 # Options of the attention, and the only value of each that the scan covers.
 COVERED = {"attention_window": "global", "attention_normalization": "softmax"}
@@ -56,8 +57,14 @@ def attention_departure(attention: nn.Module) -> str | None:
         return f"{type(attention).__name__} in its place"
     if reason := departure(attention, form_author(attention), LIVE_OF_ATTENTION):
         return reason
-    reasons = ((name, departure(part, LINEAR)) for name, part in attention.named_children() if part is not None)
+    reasons = ((name, _part_departure(part)) for name, part in attention.named_children() if part is not None)
     return next((f"{name}: {reason}" for name, reason in reasons if reason), None)
+
+
+def _part_departure(part: nn.Module) -> str | None:
+    if not isinstance(part, Window):
+        return departure(part, LINEAR)
+    return departure(part, Window) or departure(part.project, LINEAR)
 
 
 def form_author(attention: Attention) -> type[Attention]:
@@ -100,7 +107,10 @@ def attended_scan(
         residual=tuple(decoder.residual(number) for number in range(decoder.attended)),
         reads_extra=tuple(decoder.extra_size(number) > 0 for number in range(decoder.attended)),
     )
-    source = ScanSource(keys * form.scale if form.scale != 1 else keys, values, form.query_weight, form.energy)
+    center = None if form.bias is None else state.attention
+    source = ScanSource(
+        keys * form.scale if form.scale != 1 else keys, values, form.query_weight, form.energy, form.bias, center
+    )
     # The GRU's reset gate multiplies the recurrent product with its bias; elsewhere the two biases are one.
     separate = plan.cell == "gru"
     layers = [
@@ -119,7 +129,7 @@ def attended_scan(
         outputs=tuple(output.transpose(0, 1) for output in outputs),
         context=None if decoder.feeds_readout else extra,
         weights=scan.weights.unflatten(1, (len(embedded), -1)).permute(1, 2, 0, 3),
-        attention_state=None,
+        attention_state=scan.state,
         readout=extra if decoder.feeds_readout else None,
         feed=scan.extra[-1] if decoder.feed_size else None,
     )

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from .attention import mask_bias
 from .matmul import outer, product
+from .window_attention import HIGHEST_EXPONENT, gaussians, places
+
+# Inputs of the attention that autocast leaves as they are: small steps of a window are added up.
+EXACT = ("bias", "center")
 
 
 class ScanSource(NamedTuple):
@@ -19,8 +23,10 @@ class ScanSource(NamedTuple):
 
     keys: Tensor  # (B x heads, S, A of a head), scale included
     values: Tensor  # (B x heads, S, R of a head)
-    query_weight: Tensor | None  # (A, H): additive and multi-head scores
-    energy: Tensor | None  # (A,): additive score
+    query_weight: Tensor | None = None  # (A, H): additive and multi-head scores; of a window (3 x components, H)
+    energy: Tensor | None = None  # (A,): additive score
+    bias: Tensor | None = None  # (3 x components,): window
+    center: Tensor | None = None  # (B, components): window, before the first position
 
 
 class ScanScore:
@@ -46,6 +52,13 @@ class ScanScore:
                 setattr(self, name, tensor)
             self.d_scores = torch.empty_like(self.weights)
             self.start_backward()
+
+    def end(self) -> Tensor | None:
+        """What the attention carries, after the last position."""
+        return None
+
+    def start_at_end(self, d_state: Tensor | None) -> None:
+        """Begins the backward pass with the gradient of `end()`."""
 
     def allocate(self, mask: Tensor, steps: int) -> None:
         keys = self.keys
@@ -93,14 +106,16 @@ class ScanScore:
 
     def query_gradient(self, t: int, d_read: Tensor, d_weights: Tensor | None) -> Tensor:
         """The gradient of the query (batch, score); keeps that of the scores."""
-        d_rows, read_by = d_read.reshape(len(self.keys), 1, -1), self.values.transpose(1, 2)
-        if d_weights is None:
-            d = torch.bmm(d_rows, read_by)[:, 0]
-        else:
-            d = torch.baddbmm(d_weights.unsqueeze(1), d_rows, read_by)[:, 0]
-        weights = self.weights[t]
+        d, weights = self.weight_gradient(d_read, d_weights), self.weights[t]
         self.d_scores[t] = torch.ops.aten._softmax_backward_data(d, weights, -1, weights.dtype)
         return self.score_backward(t, self.d_scores[t])
+
+    def weight_gradient(self, d_read: Tensor, d_weights: Tensor | None) -> Tensor:
+        """The gradient of one position's weights (batch x heads, source)."""
+        d_rows, read_by = d_read.reshape(len(self.keys), 1, -1), self.values.transpose(1, 2)
+        if d_weights is None:
+            return torch.bmm(d_rows, read_by)[:, 0]
+        return torch.baddbmm(d_weights.unsqueeze(1), d_rows, read_by)[:, 0]
 
     def score_backward(self, t: int, d_scores: Tensor) -> Tensor:
         """(batch x heads, source) -> the gradient of the query (batch, score)."""
@@ -108,11 +123,11 @@ class ScanScore:
 
     def finish(self, state: Tensor, d_read: Tensor) -> ScanSource:
         """Gradients of the source's side, from the queries' states and the contexts' gradients, (target, batch, ...)."""
-        d_keys, d_query_weight, d_energy = self.score_gradients(state)
         d_values = torch.bmm(self.weights.permute(1, 2, 0), self._rows(d_read))
-        return ScanSource(d_keys, d_values, d_query_weight, d_energy)
+        return self.score_gradients(state)._replace(values=d_values)
 
-    def score_gradients(self, state: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def score_gradients(self, state: Tensor) -> ScanSource:
+        """As `finish`, without the gradient of the values."""
         raise TypeError("a subclass must define score_gradients")
 
     def _rows(self, sequence: Tensor) -> Tensor:
@@ -132,8 +147,8 @@ class DotScore(ScanScore):
     def score_backward(self, t: int, d_scores: Tensor) -> Tensor:
         return torch.bmm(d_scores.unsqueeze(1), self.keys)[:, 0]
 
-    def score_gradients(self, state: Tensor) -> tuple[Tensor, None, None]:
-        return torch.bmm(self.d_scores.permute(1, 2, 0), state.transpose(0, 1)), None, None
+    def score_gradients(self, state: Tensor) -> ScanSource:
+        return ScanSource(torch.bmm(self.d_scores.permute(1, 2, 0), state.transpose(0, 1)), None)
 
 
 class ProjectedDotScore(DotScore):
@@ -151,8 +166,9 @@ class ProjectedDotScore(DotScore):
         torch.bmm(d_scores.unsqueeze(1), self.keys, out=self.d_queries[t].view(len(self.keys), 1, -1))
         return self.d_queries[t]
 
-    def score_gradients(self, state: Tensor) -> tuple[Tensor, Tensor, None]:
-        return torch.bmm(self.d_scores.permute(1, 2, 0), self._rows(self.queries)), outer(self.d_queries, state), None
+    def score_gradients(self, state: Tensor) -> ScanSource:
+        d_keys = torch.bmm(self.d_scores.permute(1, 2, 0), self._rows(self.queries))
+        return ScanSource(d_keys, None, outer(self.d_queries, state))
 
 
 class AdditiveScore(ScanScore):
@@ -183,13 +199,68 @@ class AdditiveScore(ScanScore):
         self.d_keys += d
         return torch.sum(d, 1, out=self.d_queries[t])
 
-    def score_gradients(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def score_gradients(self, state: Tensor) -> ScanSource:
         dtype = self.keys.dtype
-        return self.d_keys.to(dtype), outer(self.d_queries, state), self.d_energy.to(dtype)
+        return ScanSource(self.d_keys.to(dtype), None, outer(self.d_queries, state), self.d_energy.to(dtype))
+
+
+class WindowScore(ScanScore):
+    """The window of window_attention.py: weights by its functions, without a softmax; no keys."""
+
+    saved = ("weights", "sums", "functions", "centers")
+
+    def __init__(self, source: ScanSource, mask: Tensor, steps: int, buffers: Sequence[Tensor] | None = None) -> None:
+        self.places, self.padding = places(mask, source.center.dtype), ~mask
+        super().__init__(source, mask, steps, buffers)
+
+    def allocate(self, mask: Tensor, steps: int) -> None:
+        center = self.source.center
+        self.weights = self.keys.new_empty(steps, *mask.shape)
+        self.sums = center.new_empty(steps, *center.shape[:1], len(self.source.bias))
+        self.functions = center.new_empty(steps, *center.shape, mask.shape[1])
+        self.centers = center.new_empty(steps + 1, *center.shape)
+        self.centers[0] = center
+
+    def end(self) -> Tensor:
+        return self.centers[-1].clone()
+
+    def read(self, t: int, state: Tensor) -> Tensor:
+        torch.add(product(state, self.source.query_weight.t()), self.source.bias, out=self.sums[t])
+        functions, self.centers[t + 1] = gaussians(self.sums[t], self.places, self.centers[t])
+        self.functions[t] = functions.masked_fill_(self.padding.unsqueeze(1), 0.0)
+        self.weights[t] = self.functions[t].sum(1)
+        return torch.bmm(self.weights[t].unsqueeze(1), self.values)[:, 0]
+
+    def start_backward(self) -> None:
+        self.d_sums = torch.empty_like(self.sums)
+
+    def start_at_end(self, d_state: Tensor | None) -> None:
+        self.d_center = torch.zeros_like(self.source.center) if d_state is None else d_state.clone()
+
+    def query_gradient(self, t: int, d_read: Tensor, d_weights: Tensor | None) -> Tensor:
+        """The derivatives of equations 46 to 51; those of the centers are added up from the last position on."""
+        d = self.weight_gradient(d_read, d_weights).unsqueeze(1) * self.functions[t]  # (batch, components, source)
+        distance = self.centers[t + 1].unsqueeze(2) - self.places.unsqueeze(1)
+        _, width, step = self.sums[t].clamp(max=HIGHEST_EXPONENT).exp().chunk(3, -1)
+        d_importance, d_width, d_step = self.d_sums[t].chunk(3, -1)
+        torch.sum(d, 2, out=d_importance)
+        d *= distance
+        self.d_center.addcmul_(width, d.sum(2), value=-2)
+        torch.mul(width, (d * distance).sum(2), out=d_width).neg_()
+        torch.mul(self.d_center, step, out=d_step)
+        self.d_sums[t].masked_fill_(self.sums[t] > HIGHEST_EXPONENT, 0.0)
+        return self.d_sums[t].to(self.keys.dtype)
+
+    def score_gradients(self, state: Tensor) -> ScanSource:
+        d_weight = outer(self.d_sums.to(self.keys.dtype), state)
+        d_bias = self.d_sums.sum((0, 1)).to(self.source.bias.dtype)
+        return ScanSource(None, None, d_weight, None, d_bias, self.d_center)
 
 
 def score_class(source: ScanSource) -> type[ScanScore]:
     """The class of the score that has these weights."""
+    if source.center is not None:
+        return WindowScore
     if source.energy is not None:
         return AdditiveScore
     return DotScore if source.query_weight is None else ProjectedDotScore

@@ -52,10 +52,25 @@ class Window(nn.Module):
         Returns:
             phi (batch, source), exactly 0 at padding, in the type of `query`; and kappa_t.
         """
-        parameters = (self.project(query) + self.bias).to(center.dtype).clamp(max=HIGHEST_EXPONENT)
-        importance, width, step = parameters.chunk(3, -1)
-        center = center + step.exp()
-        places = source_mask.cumsum(1).to(center.dtype)
-        distance = center.unsqueeze(2) - places.unsqueeze(1)  # (batch, components, source)
-        window = (importance.unsqueeze(2) - width.exp().unsqueeze(2) * distance**2).exp().sum(1)
-        return window.masked_fill(~source_mask, 0.0).to(query.dtype), center
+        sums = (self.project(query) + self.bias).to(center.dtype)
+        functions, center = gaussians(sums, places(source_mask, center.dtype), center)
+        return functions.sum(1).masked_fill(~source_mask, 0.0).to(query.dtype), center
+
+
+def places(source_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """u of each position of a source, (batch, source): the number of real words up to it."""
+    return source_mask.cumsum(1).to(dtype)
+
+
+def gaussians(sums: Tensor, places: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+    """The functions that equation 46 adds, (batch, components, source), and kappa_t.
+
+    Args:
+        sums: (batch, 3 x components), a, b and k of equation 48.
+        places: (batch, source), u.
+        center: (batch, components), kappa_{t-1}.
+    """
+    importance, width, step = sums.clamp(max=HIGHEST_EXPONENT).chunk(3, -1)
+    center = center + step.exp()
+    distance = center.unsqueeze(2) - places.unsqueeze(1)
+    return (importance.unsqueeze(2) - width.exp().unsqueeze(2) * distance**2).exp(), center

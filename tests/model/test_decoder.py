@@ -92,6 +92,7 @@ PATHS = {
         {"attention_type": "scaled_dot"},
         {"attention_type": "normed_additive"},
         {"attention_type": "multi_head", "num_attention_heads": 2},
+        {"attention_type": "window"},
         {"recurrent_dropout": 0.2, "dropout": 0.1, "variational_dropout": True, "weight_drop": 0.2},
         {"coverage_loss": 1.0, "guided_alignment_weight": 1.0},
         BEFORE | {"skip_connections": True, "decoder_layers": 2},

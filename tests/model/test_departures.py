@@ -22,6 +22,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "before the cell": {"attention_order": "before_cell", "attention_type": "additive"},
     "heads": {"attention_type": "multi_head", "num_attention_heads": 2, "attention_size": 4, "decoder_layers": 2},
     "copying": {"copy_mechanism": True, "input_feeding": True},
+    "window": {"attention_type": "window", "window_components": 2},
 }
 SOURCES = [[5, 7, 3, 2], [4, 6, 8, 9, 10, 2], [3, 2]]
 
@@ -186,6 +187,8 @@ CHANGES: dict[str, tuple[list[str], Callable[[Any], None]]] = {
     "hook on the encoder's kernel": (["feeding", "at once"], hook("model.encoder.layers.0.forward_layer.kernel")),
     "hook on the attention": (["feeding", "at once", "heads"], hook(f"{DECODER}.attention")),
     "hook on the attention's query": (["before the cell", "heads"], hook(f"{DECODER}.attention.query")),
+    "hook on the window": (["window"], hook(f"{DECODER}.attention.window_over_source")),
+    "hook on the window's product": (["window"], hook(f"{DECODER}.attention.window_over_source.project")),
     "hook on the readout": (["feeding", "at once"], hook(f"{DECODER}.readout")),
     "hook on the readout's product": (["copying"], hook(f"{DECODER}.readout.project")),
     "hook on the copy gate": (["copying"], hook(f"{DECODER}.copy_gate")),

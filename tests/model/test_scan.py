@@ -26,6 +26,7 @@ SCORES: dict[str, dict[str, Any]] = {
     "concat": {"attention_type": "concat"},
     "normed_additive": {"attention_type": "normed_additive"},
     "two heads": {"attention_type": "multi_head", "num_attention_heads": 2, "attention_size": 6},
+    "window": {"attention_type": "window", "window_components": 2},
 }
 STACKS: dict[str, dict[str, Any]] = {
     "one": {},
@@ -122,9 +123,17 @@ def scan_inputs(cell: str, form: str, before: bool, layers: int) -> tuple[list[T
         )
 
     score = {
-        "dot": (draw(rows, source, size), draw(rows, source, extra), None, None),
-        "additive": (draw(rows, source, 4), draw(rows, source, extra), draw(4, size), draw(4)),
-        "heads": (draw(rows * heads, source, 2), draw(rows * heads, source, 3), draw(4, size), None),
+        "dot": (draw(rows, source, size), draw(rows, source, extra), None, None, None, None),
+        "additive": (draw(rows, source, 4), draw(rows, source, extra), draw(4, size), draw(4), None, None),
+        "heads": (draw(rows * heads, source, 2), draw(rows * heads, source, 3), draw(4, size), None, None, None),
+        "window": (
+            torch.zeros(rows, source, 1).double(),
+            draw(rows, source, extra),
+            draw(6, size),
+            None,
+            draw(6),
+            draw(rows, 2),
+        ),
     }[form]
     mixed = draw(extra, 6) if form == "heads" else None
     after = (draw(rows, extra), mixed, draw(extra, size), draw(steps, rows, extra))
@@ -136,14 +145,14 @@ def scan_inputs(cell: str, form: str, before: bool, layers: int) -> tuple[list[T
 
 
 def scan(plan: ScanPlan, tensors: list[Tensor | None]) -> list[Tensor]:
-    source, mixer, width = ScanSource(*tensors[:4]), ScanMixer(*tensors[4:8]), len(ScanLayer._fields)
-    layers = [ScanLayer(*tensors[start : start + width]) for start in range(8, len(tensors), width)]
+    source, mixer, width = ScanSource(*tensors[:6]), ScanMixer(*tensors[6:10]), len(ScanLayer._fields)
+    layers = [ScanLayer(*tensors[start : start + width]) for start in range(10, len(tensors), width)]
     done = attention_scan(layers, source, mixer, plan)
-    return [done.extra, done.weights, *done.hidden, *done.cells]
+    return [done.extra, done.weights, *done.hidden, *done.cells, *([] if done.state is None else [done.state])]
 
 
 @pytest.mark.parametrize("before", [False, True])
-@pytest.mark.parametrize("form", ["dot", "additive", "heads"])
+@pytest.mark.parametrize("form", ["dot", "additive", "heads", "window"])
 @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
 def test_gradcheck(cell: str, form: str, before: bool) -> None:
     """Analytic against numerical gradients in float64, of every input of two layers at once."""
@@ -164,6 +173,20 @@ def test_the_scan_reads_nothing_in_a_row_without_allowed_words() -> None:
     mask = torch.tensor([[True, True, True], [False, False, False]])
     extra, weights, *_ = scan(plan._replace(mask=mask), tensors)
     assert not extra[:, 1].any() and not weights[:, 1].any() and weights[:, 0].all()
+
+
+def test_exponents_of_a_window_have_no_gradient_above_their_bound() -> None:
+    """As in the loop, whose `clamp` has none there."""
+    gradients = {}
+    for path in ("scan", "loop"):
+        model = tiny_model(**SCORES["window"], decoder_recurrence=path).train()
+        bias = model.model.decoder.attention.window_over_source.bias
+        with torch.no_grad():
+            bias[1] = 12.0
+        model(**batch(), output_attentions=True).cross_attentions[0].log1p().sum().backward()
+        assert not bias.grad[1] and bias.grad[3]
+        gradients[path] = {name: parameter.grad for name, parameter in model.named_parameters()}
+    torch.testing.assert_close(gradients["scan"], gradients["loop"])
 
 
 def test_saved_tensor_hooks_see_every_saved_tensor() -> None:
@@ -205,7 +228,7 @@ def test_gradient_checkpointing_changes_nothing(options: dict[str, Any]) -> None
     torch.testing.assert_close(gradients(False, True), plain)
 
 
-@pytest.mark.parametrize("options", [{}, BEFORE | {"attention_type": "additive", "cell_type": "gru"}])
+@pytest.mark.parametrize("options", [{}, BEFORE | {"attention_type": "additive", "cell_type": "gru"}, SCORES["window"]])
 def test_autocast_computes_in_sixteen_bits_and_stays_near(options: dict[str, Any]) -> None:
     model = tiny_model(**options, dtype=torch.float32, deviation=0.3, decoder_recurrence="scan").train()
     exact = model(**batch())

@@ -145,7 +145,7 @@ class Attention(nn.Module):
         Returns:
             context (batch, target, context), weights (batch, heads, target, source), the next state. With hard attention
             (hard_attention.py) there is no context, and the weights are logarithms. What a sampled attention
-            reads is chosen by the decoder (sampled_attention.py).
+            reads is chosen by the decoder (hard_attention.py).
         """
         source_positions = source_mask.long().cumsum(1) - 1 if self.reads_positions else None
         if self.coverage is not None:

@@ -1,13 +1,14 @@
-"""Greedy and beam search over a step: finished sentences leave the batch, and beams share their source.
+"""Greedy, beam and diverse beam search over a step: finished sentences leave the batch, and beams share their source.
 
 The hypotheses are those of transformers' own loops, in the same order and with the same scores: `beam_search` follows
 `GenerationMixin._beam_search`, sentence by sentence. In addition to transformers' length penalty it has that of GNMT (Wu
-2016, equation 14) with the coverage penalty.
+2016, equation 14) with the coverage penalty. `group_search` is diverse beam search (Vijayakumar 2018).
 
-Axes: sentences, live (sentences that are still searched), beams, source, vocab; `candidates` are the continuations that
+Axes: sentences, groups, live (sentences that are still searched), beams, source, vocab; `candidates` are the continuations that
 survive a step's first selection. Rows are live sentences times beams.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .search_limits import NO_LIMITS, Limits
-from .search_options import SearchOptions
+from .search_options import NO_LIMITS, Limits, SearchOptions
 from .search_step import GeneralStep, SearchState, refuse_nan
 
 NEVER = -1.0e9  # transformers' score of what must not be chosen; added, not assigned, as there
@@ -178,35 +178,47 @@ class Beams:
         self.history.append((self.live, weights))
         self.coverage = weights if self.coverage is None else self.coverage + weights
 
-    def advance(
-        self, sums: Tensor, beam: Tensor, word: Tensor, source_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One position: stores the candidates that end, keeps the best others, and drops the sentences that are done.
+    def keep(
+        self, sums: Tensor, log_probabilities: Tensor, beam: Tensor, word: Tensor, source_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One position: stores the candidates that end, and keeps the best others.
 
         Args:
-            sums: (live, candidates), log-probabilities of the candidates, best first.
+            sums: (live, candidates), what ranks the candidates, best first.
+            log_probabilities: (live, candidates), without penalties.
             beam: (live, candidates), the beam that each candidate continues.
             word: (live, candidates), its word.
             source_mask: bool (sentences, source), for the coverage penalty.
 
         Returns:
-            for the new beams the rows that they continue and their words, both (rows,); and the sentences that stay,
-            counted in the old live ones, or None if all stay.
+            for the new beams their candidates, (live, beams); and which sentences are done, bool (live,).
         """
         options, length = self.options, self.tokens.shape[2] + 1
         self.score_sum = self.score_sum + sums.sum()
         at_limit = length == options.max_new_tokens
-        end = torch.ones_like(word, dtype=torch.bool) if at_limit else is_end(word, options.eos_token_ids)
-        ended = end & self.first & (sums > -torch.inf)
+        end = is_end(word, options.eos_token_ids)
+        ended = (end | at_limit) & self.first & (sums > -torch.inf)
         if ended.any():
-            self._finish(sums, ended, beam, word, source_mask)
-        old_beams = self.running.shape[1]
+            self._finish(sums, log_probabilities, ended, beam, word, source_mask)
         self.running, order = (sums + end * NEVER).topk(options.num_beams, 1)
-        beam, word = beam.gather(1, order), word.gather(1, order)
-        self.tokens, self.parents = self._continued(beam, word)
-        done = done_sentences(self.finished, self.live, self.running, length, options)
+        self.tokens, self.parents = self._continued(beam.gather(1, order), word.gather(1, order))
+        done = done_sentences(self.finished, self.live, self.running, length, options) | at_limit
         if options.stop_at_top:
             done |= ended[:, 0] & self.finished.filled[self.live, options.num_return_sequences - 1]
+        return order, done
+
+    def advance(
+        self, sums: Tensor, beam: Tensor, word: Tensor, source_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One position, as `keep`; the sentences that are done are dropped.
+
+        Returns:
+            for the new beams the rows that they continue and their words, both (rows,); and the sentences that stay,
+            counted in the old live ones, or None if all stay.
+        """
+        old_beams = self.running.shape[1]
+        order, done = self.keep(sums, sums, beam, word, source_mask)
+        beam, word = beam.gather(1, order), word.gather(1, order)
         rows = torch.arange(len(self.live), device=beam.device).unsqueeze(1) * old_beams + beam
         stay = None
         if done.any():
@@ -221,13 +233,21 @@ class Beams:
         tokens = torch.cat([pick(self.tokens, beam), word.unsqueeze(-1)], 2)
         return tokens, torch.cat([pick(self.parents, beam), beam.unsqueeze(-1)], 2)
 
-    def _finish(self, sums: Tensor, ended: Tensor, beam: Tensor, word: Tensor, source_mask: Tensor | None) -> None:
+    def _finish(
+        self,
+        sums: Tensor,
+        log_probabilities: Tensor,
+        ended: Tensor,
+        beam: Tensor,
+        word: Tensor,
+        source_mask: Tensor | None,
+    ) -> None:
         tokens, parents = self._continued(beam, word)
         scores = sums / self.options.norm(tokens.shape[2])
         if self.options.coverage_penalty:
             covered = _covered(self.coverage, source_mask[self.live], beam)
             scores = scores + self.options.coverage_penalty * covered
-        self.finished.add(self.live, scores, sums, ended, tokens, parents)
+        self.finished.add(self.live, scores, log_probabilities, ended, tokens, parents)
 
     def _retain(self, stay: Tensor) -> None:
         """Keeps the live sentences `stay`."""
@@ -339,3 +359,102 @@ def follow(finished: Finished, history: list[tuple[Tensor, Tensor]], count: int,
         chosen = pick(position_weights, beams[live, :, time])
         weights[live, :, time] = chosen * (lengths[live] > time).unsqueeze(-1)
     return weights.flatten(0, 1)
+
+
+# ---------------------------------------------------------------- diverse beam search
+
+
+class _Group(Beams):
+    """The beams of one group, for all sentences; one that is done has no candidates any more."""
+
+    def __init__(self, sentences: int, options: SearchOptions, device: torch.device) -> None:
+        super().__init__(sentences, options, device)
+        self.penalties = torch.zeros_like(self.running)  # sums of the penalties so far
+        self.done = torch.zeros(sentences, dtype=torch.bool, device=device)
+
+    def choose(self, scores: Tensor, penalty: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+        """One position.
+
+        Args:
+            scores: (sentences, beams, words), log-probabilities.
+            penalty: (sentences, words), the cost of each word.
+            limits: of the words.
+
+        Returns:
+            for each of the next beams the beam that it continues and the index of its word, both (sentences, beams).
+        """
+        words = scores.shape[2]
+        total = scores - penalty.unsqueeze(1) + self.running.unsqueeze(-1)
+        sums, chosen = total.flatten(1).topk(self.options.candidates, 1)
+        sums = sums.masked_fill(self.done.unsqueeze(1), -torch.inf)
+        beam, place = chosen // words, chosen % words
+        penalties = self.penalties.gather(1, beam) + penalty.gather(1, place)
+        order, done = self.keep(sums, sums + penalties, beam, limits.tokens(place))
+        self.penalties, self.done = penalties.gather(1, order), self.done | done
+        return beam.gather(1, order), place.gather(1, order)
+
+
+def group_search(
+    step: GeneralStep, state: SearchState, tokens: Tensor, options: SearchOptions, limits: Limits = NO_LIMITS
+) -> SearchResult:
+    """The best hypotheses of all groups.
+
+    At every position the groups choose one after the other, and a word loses `diversity_penalty` for each beam of an earlier
+    group that has just chosen it (the paper's Hamming diversity). As in transformers, the scores of hypotheses include the
+    penalties; their log-probabilities are those of the model.
+
+    Args:
+        step: reads one token per row.
+        state: before `tokens`; `num_beams` rows per sentence, one source per sentence.
+        tokens: (rows,), the last token of the prompt.
+        options: `num_beams` is a multiple of `num_beam_groups`.
+        limits: as for `beam_search`.
+    """
+    count, device = options.num_beam_groups, tokens.device
+    beams = options.num_beams // count
+    sentences = len(tokens) // options.num_beams
+    of_a_group = dataclasses.replace(options, num_beams=beams, num_return_sequences=beams)
+    groups = [_Group(sentences, of_a_group, device) for _ in range(count)]
+    live = torch.arange(sentences, device=device)
+    first_rows = live.unsqueeze(1) * options.num_beams
+    for time in range(options.max_new_tokens):
+        readout, weights, state = step(tokens, state, options.needs_weights)
+        logits = limits.scores(step.scores(readout, limits.words), live)
+        largest, log_sum = step.normalizers(logits)
+        scores = (limits.force(logits, live, time) - largest).sub_(log_sum).unflatten(0, (sentences, count, beams))
+        penalty = scores.new_zeros(sentences, scores.shape[-1])
+        rows, words = [], []
+        for number, group in enumerate(groups):
+            if options.needs_weights:
+                group.history.append((live, weights.float().unflatten(0, (sentences, count, beams))[:, number]))
+            cost = (options.diversity_penalty * ~group.done).unsqueeze(1).expand(-1, beams)
+            beam, place = group.choose(scores[:, number], penalty, limits)
+            penalty = penalty.scatter_add(1, place, cost.to(penalty.dtype))
+            rows.append(first_rows + number * beams + beam)
+            words.append(limits.tokens(place))
+        if all(bool(group.done.all()) for group in groups):
+            break
+        state = step.select(state, torch.cat(rows, 1).flatten(), None)
+        tokens = torch.cat(words, 1).flatten()
+    refuse_nan(torch.stack([group.score_sum for group in groups]).sum())
+    return _best(groups, options)
+
+
+def _best(groups: list[_Group], options: SearchOptions) -> SearchResult:
+    """The best `num_return_sequences` hypotheses of each sentence, over all groups."""
+    scores, order = torch.cat([group.finished.scores for group in groups], 1).topk(options.num_return_sequences, 1)
+    lengths = torch.cat([group.finished.lengths for group in groups], 1).gather(1, order)
+    longest = int(lengths.max())
+    weights = None
+    if options.needs_weights:
+        beams = options.num_beams // len(groups)
+        followed = [follow(group.finished, group.history, beams, longest) for group in groups]
+        joined = torch.cat([each.unflatten(0, (-1, beams)) for each in followed], 1)
+        weights = pick(joined, order).flatten(0, 1)
+    return SearchResult(
+        tokens=pick(torch.cat([group.finished.tokens for group in groups], 1), order)[..., :longest].flatten(0, 1),
+        scores=scores.flatten(),
+        log_probabilities=torch.cat([group.finished.sums for group in groups], 1).gather(1, order).flatten(),
+        lengths=lengths.flatten(),
+        weights=weights,
+    )

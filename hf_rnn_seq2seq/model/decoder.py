@@ -21,12 +21,11 @@ from .copying import CopyGate, missing_source
 from .decoder_state import Attended, DecoderState, DecoderTrace, LoopConstants, Memory, Step, hold_at_padding
 from .departures import departure, override
 from .dropout import State, drop, drop_words, dropout_mask
-from .hard_attention import Jumps, start
+from .hard_attention import Jumps, SampledAttention, start
 from .matmul import linear
 from .readout import ContextGate, Readout, ScalarGate, gates_cell
 from .recurrence import RecurrentLayer
-from .sampled_attention import SampledAttention
-from .scan_decoder import attended_scan, scan_refusal
+from .scan import attended_scan, scan_refusal
 
 # Methods of a layer that `RnnDecoder.step` calls itself. A change of any other method makes the decoder call the layer.
 _CALLED_OF_A_LAYER = ("step_weights", "first_cell", "transit", "zone_out", "recurrent_mask", "zoneout_masks")

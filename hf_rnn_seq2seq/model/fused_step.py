@@ -25,8 +25,8 @@ from .dropout import zone_out
 from .encoder import RnnEncoderOutput
 from .matmul import LINEAR
 from .recurrence import KERNELS, RecurrentLayer
-from .scan_cells import activate_gru, lstm_state
-from .scan_decoder import attention_departure, form_author, readout_departure
+from .scan import attention_departure, form_author, readout_departure
+from .scan_steps import activate_gru, lstm_state
 from .search_options import WEIGHT_TYPES
 from .search_step import GeneralStep, SearchState, StepOutput, product, repeat_rows, sharing_refusal
 

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from .cached_generation import CachedGenerationMixin
 from .configuration_rnn_causal import RnnCausalConfig
 from .decoder import RnnDecoder
-from .decoder_state import DecoderState, Memory, RnnSeq2SeqCache
+from .decoder_state import CachedGenerationMixin, DecoderState, Memory, RnnSeq2SeqCache
 from .dropout import drop
 from .encoder import RnnPreTrainedModel
 from .loss import IGNORED_LABEL, logits_loss, output_loss

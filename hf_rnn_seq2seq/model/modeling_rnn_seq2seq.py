@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from .cached_generation import CachedGenerationMixin
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying, copy_loss, mixture
-from .decoder_state import RnnSeq2SeqCache
+from .decoder_state import CachedGenerationMixin, RnnSeq2SeqCache
 from .dropout import drop, dropout_mask
 from .encoder_decoder import RnnSeq2SeqModel, RnnSeq2SeqModelOutput, shift_right
 from .hard_attention import Marginal, marginal

@@ -12,7 +12,7 @@ from .encoder import RnnPreTrainedModel
 from .config_checks import ConfigError
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .entmax import SparseWeights
-from .sampled_attention import SampledAttention
+from .hard_attention import SampledAttention
 from .window_attention import Window
 
 

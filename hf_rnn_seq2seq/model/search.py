@@ -19,18 +19,17 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
-from .beam_search import SearchResult, beam_search, greedy_search
+from .beam_search import SearchResult, beam_search, greedy_search, group_search
 from .constrained_search import constrained_search
 from .decoder import RnnDecoder
 from .departures import hooked, override
 from .encoder import RnnEncoderOutput
 from .encoder_decoder import RnnSeq2SeqModel
 from .fused_step import build_step, fused_refusal
-from .group_search import group_search
 from .matmul import without_autocast
 from .pretrained import why_not_finite
-from .search_limits import Limits, check_phrases, make_limits
-from .search_options import INPUTS, OWN, SOURCES, SearchError, SearchOptions, limit_length
+from .search_options import INPUTS, OWN, SOURCES, Limits, SearchError, SearchOptions
+from .search_options import check_phrases, limit_length, make_limits
 from .search_step import EnsembleStep, GeneralStep, NotFiniteError
 
 logger = logging.getLogger(__name__)

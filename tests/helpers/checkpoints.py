@@ -17,7 +17,7 @@ from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
 
 MODEL_FOLDER = Path(__file__).resolve().parents[2] / "hf_rnn_seq2seq" / "model"
-OF_OTHER_MODELS = ("*_rnn_classifier.py", "pooling.py", "*_rnn_causal.py")
+OF_OTHER_MODELS = ("*_rnn_classifier.py", "*_rnn_causal.py")
 OF_OTHER_MODELS += ("*_rnn_handwriting.py", "mixture_density.py", "pen_points.py")
 
 

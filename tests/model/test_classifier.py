@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from hf_rnn_seq2seq import ConfigError, RnnClassifierConfig, RnnForSequenceClassification
 from hf_rnn_seq2seq.model.configuration_rnn_classifier import CLASSIFIER_PRESETS
-from hf_rnn_seq2seq.model.pooling import hop_penalty
+from hf_rnn_seq2seq.model.modeling_rnn_classifier import hop_penalty
 from tests.helpers import classifier_reference
 from tests.helpers.models import mask, pad, randomise
 from tests.model.test_remote_code import run_elsewhere

@@ -57,8 +57,7 @@ def search(model, **options):
     from hf_rnn_seq2seq.model.beam_search import beam_search
     from hf_rnn_seq2seq.model.fused_step import build_step
     from hf_rnn_seq2seq.model.search import SearchOutput
-    from hf_rnn_seq2seq.model.search_limits import NO_LIMITS
-    from hf_rnn_seq2seq.model.search_options import SearchOptions
+    from hf_rnn_seq2seq.model.search_options import NO_LIMITS, SearchOptions
 
     count = options.pop("num_return_sequences")
     fixed = {"max_new_tokens": LIMIT, "eos_token_ids": (2,), "pad_token_id": 0, "early_stopping": "never"}

@@ -15,7 +15,7 @@ from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig, RnnSeq2SeqForCondition
 from hf_rnn_seq2seq.model.attention import DotAttention
 from hf_rnn_seq2seq.model.config_checks import REGISTERED
 from hf_rnn_seq2seq.model.decoder_state import RnnSeq2SeqCache
-from hf_rnn_seq2seq.model.sampled_attention import SampledAttention
+from hf_rnn_seq2seq.model.hard_attention import SampledAttention
 from tests.helpers.models import START, batch, tiny_config, tiny_model
 from tests.model.test_model import gradients
 from tests.model.test_search import inputs, wide_model

@@ -10,8 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from hf_rnn_seq2seq.model.scan import ScanMixer, ScanPlan, attention_scan
-from hf_rnn_seq2seq.model.scan_cells import ScanLayer
-from hf_rnn_seq2seq.model.scan_scores import ScanSource
+from hf_rnn_seq2seq.model.scan_steps import ScanLayer, ScanSource
 from tests.helpers.models import batch, tiny_model
 
 BEFORE = {"attention_order": "before_cell"}

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar, get_args, get_origin
 
 import transformers
@@ -151,6 +151,12 @@ TOKENS += ("sentence_token_id",)
 class RecurrenceChecks:
     """The checks of every configuration: each method `validate_...` runs when one is made, and raises `ConfigError`."""
 
+    def require(self, allowed: Mapping[str, object], reason: str) -> None:
+        """Raises ConfigError, with the `reason`, for the first of these fields that has not the one allowed value."""
+        for name, wanted in allowed.items():
+            if (value := getattr(self, name)) != wanted:
+                raise ConfigError(f"{name}={value!r}: {reason}; must be {wanted!r}")
+
     def validate_sizes(self) -> None:
         """Widths, depths and probabilities are in their ranges, and every number is finite."""
         for name, value in vars(self).items():
@@ -174,10 +180,8 @@ class RecurrenceChecks:
         """Options of one cell go with it, and a residual connection has a layer below."""
         if self.gru_reset == "before" and self.cell_type != "gru":
             raise ConfigError(f"gru_reset='before': only cell_type='gru' has a reset gate, not {self.cell_type!r}")
-        if self.zoneout_cell is not None and self.cell_type != "lstm":
-            raise ConfigError(
-                f"zoneout_cell={self.zoneout_cell!r}: only cell_type='lstm' has a cell, not {self.cell_type!r}"
-            )
+        if self.cell_type != "lstm":
+            self.require({"zoneout_cell": None}, "only cell_type='lstm' has a cell")
         if self.residual_start is not None and self.residual_start < 2:
             raise ConfigError(f"residual_start={self.residual_start}: must be 2 or more; layer 1 reads word vectors")
 
@@ -201,10 +205,8 @@ class ConfigChecks(RecurrenceChecks):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be in [0, 1]")
         kind, decay = self.scheduled_sampling, self.scheduled_sampling_decay
         if kind == "none":
-            for name, default in (("scheduled_sampling_decay", None), ("scheduled_sampling_floor", 0)):
-                if getattr(self, name) != default:
-                    raise ConfigError(f"{name}={getattr(self, name)!r}: needs a schedule, scheduled_sampling is 'none'")
-            return
+            unread = {"scheduled_sampling_decay": None, "scheduled_sampling_floor": 0}
+            return self.require(unread, "only a schedule reads it, and scheduled_sampling is 'none'")
         fits = {"linear": "above 0", "exponential": "above 0 and below 1", "inverse_sigmoid": "1 or more"}[kind]
         if (
             decay is None
@@ -213,11 +215,8 @@ class ConfigChecks(RecurrenceChecks):
             or (kind == "inverse_sigmoid" and decay < 1)
         ):
             raise ConfigError(f"scheduled_sampling_decay={decay!r}: scheduled_sampling={kind!r} needs {fits}")
-        if kind != "linear" and self.teacher_forcing_ratio != 1:
-            raise ConfigError(
-                f"teacher_forcing_ratio={self.teacher_forcing_ratio!r}: scheduled_sampling={kind!r} decides the ratio "
-                "itself; leave it at 1.0"
-            )
+        if kind != "linear":
+            self.require({"teacher_forcing_ratio": 1.0}, f"scheduled_sampling={kind!r} decides the ratio itself")
 
     def validate_foreign_encoder(self) -> None:
         """A foreign encoder fits the options that read the source."""
@@ -225,11 +224,8 @@ class ConfigChecks(RecurrenceChecks):
         if self.encoder is None:
             return
         kind = f"encoder={self.encoder.model_type!r}"
-        if self.share_encoder_decoder_embeddings:
-            raise ConfigError(
-                f"share_encoder_decoder_embeddings=True: not with {kind}, the source's word vectors are its own; must be "
-                "False"
-            )
+        alone = f"not with {kind}, the source's word vectors are its own"
+        self.require({"share_encoder_decoder_embeddings": False}, alone)
         if self.reads_images:
             for name, allowed in PICTURES.items():
                 values = allowed if isinstance(allowed, tuple) else (allowed,)
@@ -258,9 +254,7 @@ class ConfigChecks(RecurrenceChecks):
                 "or be registered first with register_attention(name, cls), on the command line by --import FILE"
             )
         if self.context != "attention":
-            for name, default in ATTENTION_DEFAULTS.items():
-                if getattr(self, name) != default:
-                    raise ConfigError(f"{name}={getattr(self, name)!r}: needs context='attention'")
+            self.require(ATTENTION_DEFAULTS, "only context='attention' reads it")
             if self.context_layers == "all" and self.context == "initial_state":
                 raise ConfigError("context_layers='all': context='initial_state' gives the layers no context")
             return
@@ -285,16 +279,10 @@ class ConfigChecks(RecurrenceChecks):
     def validate_window(self) -> None:
         """The soft window is an attention by itself."""
         if self.attention_type != "window" or self.context != "attention":
-            if self.window_components != 10:
-                raise ConfigError(f"window_components={self.window_components}: needs attention_type='window'")
-            return
+            return self.require({"window_components": 10}, "only attention_type='window' reads it")
         if self.window_components <= 0:
             raise ConfigError(f"window_components={self.window_components}: must be greater than 0")
-        for name, allowed in WINDOW.items():
-            if (value := getattr(self, name)) != allowed:
-                raise ConfigError(
-                    f"{name}={value!r}: not with attention_type='window', whose weights are no distribution; must be {allowed!r}"
-                )
+        self.require(WINDOW, "not with attention_type='window', whose weights are no distribution")
 
     def validate_alignment(self) -> None:
         """Hard attention has one state of the source where soft attention has a context."""
@@ -304,18 +292,18 @@ class ConfigChecks(RecurrenceChecks):
             raise ConfigError(
                 f"alignment_order=1: needs attention_alignment='monotonic', not {self.attention_alignment!r}"
             )
-        for name, default in (("sampled_attention_reward", 1), ("sampled_attention_entropy", 0)):
-            if (value := getattr(self, name)) != default and self.attention_alignment != "sampled":
-                raise ConfigError(f"{name}={value!r}: needs attention_alignment='sampled'")
-            if value < 0:
-                raise ConfigError(f"{name}={value!r}: must be 0 or more")
+        weights = {"sampled_attention_reward": 1, "sampled_attention_entropy": 0}
+        if self.attention_alignment != "sampled":
+            self.require(weights, "only attention_alignment='sampled' reads it")
+        for name in weights:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be 0 or more")
         if self.attention_alignment == "soft" or self.context != "attention":
             return
         hard = f"attention_alignment={self.attention_alignment!r}"
         excluded = SAMPLED_ATTENTION if self.samples_attention else HARD_ATTENTION
         for name, (allowed, reason) in excluded.items():
-            if (value := getattr(self, name)) != allowed:
-                raise ConfigError(f"{name}={value!r}: not with {hard}, {reason}; must be {allowed!r}")
+            self.require({name: allowed}, f"not with {hard}, {reason}")
         if self.samples_attention:
             if self.attention_window == "local_p":
                 raise ConfigError(
@@ -348,9 +336,9 @@ class ConfigChecks(RecurrenceChecks):
     def validate_weights(self) -> None:
         """Normalization, coverage and auxiliary losses fit the score."""
         if self.attention_normalization != "entmax":
-            for name, default in (("entmax_alpha", 1.5), ("entmax_learned", False)):
-                if getattr(self, name) != default:
-                    raise ConfigError(f"{name}={getattr(self, name)!r}: needs attention_normalization='entmax'")
+            self.require(
+                {"entmax_alpha": 1.5, "entmax_learned": False}, "only attention_normalization='entmax' reads it"
+            )
         if not self.entmax_alpha > 1:
             raise ConfigError(f"entmax_alpha={self.entmax_alpha!r}: must be greater than 1, which would be softmax")
         if self.entmax_learned and self.entmax_alpha >= 2:
@@ -363,8 +351,8 @@ class ConfigChecks(RecurrenceChecks):
         for name in ("coverage_loss", "doubly_stochastic", "guided_alignment_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be 0 or more")
-        if self.coverage != "gru" and self.coverage_size != 10:
-            raise ConfigError(f"coverage_size={self.coverage_size}: needs coverage='gru'")
+        if self.coverage != "gru":
+            self.require({"coverage_size": 10}, "only coverage='gru' reads it")
 
     def validate_context_gate(self) -> None:
         """The context enters at one place, which the gate can act on."""
@@ -411,8 +399,8 @@ class ConfigChecks(RecurrenceChecks):
             raise ConfigError("readout_state='previous': attention_order='after_cell' reads the current state")
         if self.readout_state == "previous" and self.residual_start and self.residual_start <= self.decoder_layers:
             raise ConfigError("readout_state='previous': the previous state is not kept with a residual top layer")
-        if self.context_size is not None and self.context != "every_step":
-            raise ConfigError(f"context_size={self.context_size}: only context='every_step' projects the final state")
+        if self.context != "every_step":
+            self.require({"context_size": None}, "only context='every_step' projects the final state")
 
     def validate_bridge(self) -> None:
         """The encoder computes what the bridge reads."""

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
 
@@ -50,6 +50,8 @@ class RecurrenceFields(RecurrenceChecks):
             output layer).
     """
 
+    presets = {}  # published systems: name -> fields
+
     cell_type: Literal["lstm", "gru", "rnn_tanh", "rnn_relu"] = "lstm"
     gru_reset: Literal["after", "before"] = "after"
     layer_norm: bool = False
@@ -75,6 +77,21 @@ class RecurrenceFields(RecurrenceChecks):
     def drops_word_types(self) -> bool:
         """Whether whole words are dropped, and by type."""
         return self.word_dropout > 0 and self.word_dropout_unit == "type"
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: object) -> Self:
+        """The configuration of a published system, e.g. `RnnClassifierConfig.from_preset("lin2017", num_labels=5)`.
+
+        Args:
+            name: of a preset of this class; `help(hf_rnn_seq2seq.model.presets.NAME)` gives the source of each choice.
+            overrides: fields of this class that replace the preset's.
+
+        Raises:
+            ConfigError: no preset has this name, a field does not exist, or the fields are not valid together.
+        """
+        if name not in cls.presets:
+            raise ConfigError(f"preset={name!r}: must be one of {', '.join(sorted(cls.presets))}")
+        return cls(**{**cls.presets[name](), **overrides})
 
     def _refuse_unknown(self, kwargs: Iterable[str], generates: bool = True) -> None:
         """Raises ConfigError for a keyword that is neither a field nor one of transformers' own.

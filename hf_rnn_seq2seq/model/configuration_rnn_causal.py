@@ -5,7 +5,7 @@ from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the librar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .config_checks import ConfigError, plain_errors
+from .config_checks import plain_errors
 from .configuration_rnn_decoder import DecoderFields
 from .configuration_rnn_decoder import DecoderWordFields
 from .configuration_rnn_decoder import WithoutSource
@@ -18,7 +18,7 @@ class RnnCausalConfig(WithoutSource, DecoderFields, DecoderWordFields, PreTraine
     r"""Describes a stack of recurrent layers that predicts each token from all tokens before it.
 
     In addition to the fields below it has those of `RecurrenceFields` (cells and dropout), `DecoderFields` (layers and readout)
-    and `DecoderWordFields`. Sizes are in units (vector widths) or tokens; probabilities are in [0, 1).
+    and `DecoderWordFields`. The preset is `graves2013_text`, LSTM layers with skip connections. Sizes are in units (vector widths) or tokens; probabilities are in [0, 1).
 
     Args:
         vocab_size: Size of the vocabulary.
@@ -32,6 +32,7 @@ class RnnCausalConfig(WithoutSource, DecoderFields, DecoderWordFields, PreTraine
     """
 
     model_type = "rnn_causal"
+    presets = CAUSAL_PRESETS
     keys_to_ignore_at_inference = ["cache"]
     attribute_map = {"num_hidden_layers": "decoder_layers"}
 
@@ -48,24 +49,3 @@ class RnnCausalConfig(WithoutSource, DecoderFields, DecoderWordFields, PreTraine
         super().__post_init__(**kwargs)
         # Before the other checks, which run by name.
         self.validate_sizes()
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides: object) -> "RnnCausalConfig":
-        """The configuration of a published system, e.g. `from_preset("graves2013_text", vocab_size=100)`.
-
-        Args:
-            name: One of
-
-                * `graves2013_text`: Graves 2013, Generating Sequences With Recurrent Neural Networks. LSTM layers with skip
-                  connections.
-            overrides: Fields of this class that replace the preset's.
-
-        Returns:
-            a new configuration.
-
-        Raises:
-            ConfigError: no preset has this name, a field does not exist, or the fields are not valid together.
-        """
-        if name not in CAUSAL_PRESETS:
-            raise ConfigError(f"preset={name!r}: must be one of {', '.join(sorted(CAUSAL_PRESETS))}")
-        return cls(**{**CAUSAL_PRESETS[name](), **overrides})

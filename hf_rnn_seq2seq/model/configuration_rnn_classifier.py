@@ -1,6 +1,5 @@
 """Configuration of the recurrent classifiers: the encoder, and how its states become one vector."""
 
-from collections.abc import Callable
 from typing import Literal, Self
 
 from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
@@ -11,9 +10,7 @@ from transformers import PreTrainedConfig
 from .config_checks import ConfigError, plain_errors
 from .configuration_rnn_encoder import ENCODER_CONFIG, EncoderFields
 from .foreign_encoder import encoder_config
-
-Fields = dict[str, bool | int | float | str]
-CLASSIFIER_PRESETS: dict[str, Callable[[], Fields]] = {}
+from .presets import CLASSIFIER_PRESETS
 
 # Without attention there is nothing that these fields describe.
 _OF_ATTENTION = {"attention_size": None, "attention_hops": 1, "hop_penalty": 0}
@@ -22,70 +19,15 @@ _OF_LAYERS = {"cell_type": "lstm", "gru_reset": "after", "layer_norm": False, "r
 _OF_LAYERS |= {"recurrent_dropout": 0, "weight_drop": 0, "zoneout": 0, "zoneout_cell": None}
 
 
-def _preset(build: Callable[[], Fields]) -> Callable[[], Fields]:
-    """Registers a preset under its function's name."""
-    CLASSIFIER_PRESETS[build.__name__] = build
-    return build
-
-
-@_preset
-def lin2017() -> Fields:
-    """Lin et al. 2017, A Structured Self-attentive Sentence Embedding.
-
-    The paper's text was not at hand: sizes and sections are from memory.
-
-    * Section 2.1: a bidirectional LSTM; 30 hops (r) of a two-layer attention with 350 units (d_a).
-    * Section 2.2: the penalty on hops that read the same words, with coefficient 1.0 (Yelp).
-    * Section 4 and appendix: 300 units per direction, word vectors of 100, a hidden layer of 3,000 ReLU units (Yelp), dropout
-      0.5.
-
-    Departs: the first layer of the attention has a bias. The paper starts from vectors of word2vec; here they are random.
-    """
-    return dict(
-        embedding_size=100,
-        encoder_hidden_size=300,
-        cell_type="lstm",
-        bidirectional="all",
-        pooling="attention",
-        attention_size=350,
-        attention_hops=30,
-        hop_penalty=1.0,
-        classifier_size=3000,
-        dropout=0.5,
-    )
-
-
-@_preset
-def yang2016() -> Fields:
-    """Yang et al. 2016, Hierarchical Attention Networks for Document Classification.
-
-    The paper's text was not at hand: sizes and sections are from memory and from summaries of others. `sentence_token_id`
-    must be given, or the model has one level.
-
-    * Section 2.2: a bidirectional GRU over the words of a sentence and attention over its states; the same over the
-      sentences of a document; a softmax.
-    * Section 3.3: word vectors of 200, 50 units per direction, so that sentences and documents have 100, as the context
-      vectors have.
-
-    Departs: the paper starts from vectors of word2vec; here they are random.
-    """
-    return dict(
-        embedding_size=200,
-        encoder_hidden_size=50,
-        cell_type="gru",
-        bidirectional="all",
-        pooling="attention",
-        attention_size=100,
-    )
-
-
 @plain_errors
 @strict
 class RnnClassifierConfig(EncoderFields, PreTrainedConfig):
     r"""Describes a recurrent classifier of texts.
 
     In addition to the fields below it has those of `RecurrenceFields` (cells and dropout) and `EncoderFields`. The number of
-    classes is `num_labels`, their names are `id2label`, as everywhere in transformers.
+    classes is `num_labels`, their names are `id2label`, as everywhere in transformers. The presets are `lin2017`, a bidirectional
+    LSTM under attention with 30 hops, and `yang2016`, a bidirectional GRU over words and one over the sentences that
+    `sentence_token_id` ends.
 
     Args:
         vocab_size: Size of the vocabulary; None means that of `encoder`, else 8000.
@@ -109,6 +51,7 @@ class RnnClassifierConfig(EncoderFields, PreTrainedConfig):
     """
 
     model_type = "rnn_classifier"
+    presets = CLASSIFIER_PRESETS
     attribute_map = {"num_hidden_layers": "encoder_layers"}
     sub_configs_defaults = ENCODER_CONFIG
 
@@ -158,25 +101,9 @@ class RnnClassifierConfig(EncoderFields, PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: object) -> Self:
-        """The configuration of a published system, e.g. `from_preset("lin2017", vocab_size=8000, num_labels=5)`.
-
-        Args:
-            name: One of
-
-                * `lin2017`: Lin et al. 2017, A Structured Self-attentive Sentence Embedding. Bidirectional LSTM, 30 hops.
-                * `yang2016`: Yang et al. 2016, Hierarchical Attention Networks for Document Classification. Bidirectional GRU
-                  over words and over sentences, which `sentence_token_id` separates.
-            overrides: Fields of this class that replace the preset's.
-
-        Raises:
-            ConfigError: no preset has this name, a field does not exist, or the fields are not valid together.
-        """
-        if name not in CLASSIFIER_PRESETS:
-            raise ConfigError(f"preset={name!r}: must be one of {', '.join(sorted(CLASSIFIER_PRESETS))}")
-        fields = CLASSIFIER_PRESETS[name]()
         if overrides.get("encoder") is not None:
-            fields.pop("embedding_size")  # the encoder has one
-        return cls(**{**fields, **overrides})
+            overrides.setdefault("embedding_size", None)  # the encoder has one
+        return super().from_preset(name, **overrides)
 
     @property
     def source_vocab_size(self) -> int:
@@ -207,16 +134,12 @@ class RnnClassifierConfig(EncoderFields, PreTrainedConfig):
         if not self.hop_penalty >= 0:
             raise ConfigError(f"hop_penalty={self.hop_penalty!r}: must be 0 or more")
         if self.pooling != "attention":
-            for name, default in _OF_ATTENTION.items():
-                if (value := getattr(self, name)) != default:
-                    raise ConfigError(f"{name}={value!r}: needs pooling='attention', not {self.pooling!r}")
+            self.require(_OF_ATTENTION, "only pooling='attention' reads it")
         if self.encoder_layers:
             return
         if self.pooling == "last":
             raise ConfigError("pooling='last': encoder_layers=0 has no recurrent layer, whose last state this is")
-        for name, default in _OF_LAYERS.items():
-            if (value := getattr(self, name)) != default:
-                raise ConfigError(f"{name}={value!r}: encoder_layers=0 has no recurrent layer; must be {default!r}")
+        self.require(_OF_LAYERS, "encoder_layers=0 has no recurrent layer")
 
     def validate_sentences(self) -> None:
         """The token that ends a sentence is not padding."""

@@ -78,17 +78,13 @@ class EncoderFields(RecurrenceFields):
                 raise ConfigError("freeze_encoder=True: there is no encoder to freeze; set encoder")
             return
         kind = f"encoder={self.encoder.model_type!r}"
-        if self.word_dropout:
-            raise ConfigError(f"word_dropout={self.word_dropout!r}: not with {kind}, its words are its own; must be 0")
+        self.require({"word_dropout": 0}, f"not with {kind}, its words are its own")
         if self.source_vocab_size != self.foreign_vocab_size:
             raise ConfigError(
                 f"source_vocab_size={self.source_vocab_size!r}: {kind} has a vocabulary of {self.foreign_vocab_size}; leave it out"
             )
-        if self.encoder_layers:
-            return
-        for name, allowed in _NO_LAYERS.items():
-            if (value := getattr(self, name)) != allowed:
-                raise ConfigError(f"{name}={value!r}: encoder_layers=0 has no recurrent layer; must be {allowed!r}")
+        if not self.encoder_layers:
+            self.require(_NO_LAYERS, "encoder_layers=0 has no recurrent layer")
 
     def encoder_directions(self, layer: int) -> int:
         """Directions of encoder layer `layer`, counted from 1."""

@@ -57,7 +57,8 @@ class RnnHandwritingConfig(ReadsPoints, DecoderFields, PreTrainedConfig):
     r"""Describes a network that predicts the next point of a pen (Graves 2013, sections 4 and 5).
 
     In addition to the fields below it has those of `RecurrenceFields` (cells and dropout) and `DecoderFields` (layers and
-    readout). Sizes are in units (vector widths); probabilities are in [0, 1).
+    readout). The presets are `graves2013_handwriting`, which writes what it likes (prediction), and `graves2013_synthesis`, which
+    writes a text. Sizes are in units (vector widths); probabilities are in [0, 1).
 
     Args:
         hidden_size: Width of a layer's state.
@@ -80,6 +81,7 @@ class RnnHandwritingConfig(ReadsPoints, DecoderFields, PreTrainedConfig):
     """
 
     model_type = "rnn_handwriting"
+    presets = HANDWRITING_PRESETS
     keys_to_ignore_at_inference = ["cache"]
     attribute_map = {"num_hidden_layers": "decoder_layers"}
 
@@ -104,28 +106,6 @@ class RnnHandwritingConfig(ReadsPoints, DecoderFields, PreTrainedConfig):
         super().__post_init__(**kwargs)
         # Before the other checks, which run by name.
         self.validate_sizes()
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides: object) -> "RnnHandwritingConfig":
-        """The configuration of a published system, e.g. `from_preset("graves2013_synthesis", alphabet="abc")`.
-
-        Args:
-            name: One of
-
-                * `graves2013_handwriting`: Graves 2013, Generating Sequences With Recurrent Neural Networks. Prediction: the
-                  network writes what it likes.
-                * `graves2013_synthesis`: the same paper's synthesis: it writes a text.
-            overrides: Fields of this class that replace the preset's.
-
-        Returns:
-            a new configuration.
-
-        Raises:
-            ConfigError: no preset has this name, a field does not exist, or the fields are not valid together.
-        """
-        if name not in HANDWRITING_PRESETS:
-            raise ConfigError(f"preset={name!r}: must be one of {', '.join(sorted(HANDWRITING_PRESETS))}")
-        return cls(**{**HANDWRITING_PRESETS[name](), **overrides})
 
     @property
     def reads_text(self) -> bool:
@@ -170,6 +150,4 @@ class RnnHandwritingConfig(ReadsPoints, DecoderFields, PreTrainedConfig):
 
     def validate_points(self) -> None:
         """Points are no words."""
-        for name, allowed in (("word_dropout", 0), ("word_dropout_unit", "token")):
-            if (value := getattr(self, name)) != allowed:
-                raise ConfigError(f"{name}={value!r}: a pen has points and no words; leave it out")
+        self.require({"word_dropout": 0, "word_dropout_unit": "token"}, "a pen has points and no words")

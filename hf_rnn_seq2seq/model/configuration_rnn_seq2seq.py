@@ -2,14 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .config_checks import MULTI_HEAD_NAMES, REGISTERED, ConfigChecks, ConfigError, plain_errors
+from .config_checks import MULTI_HEAD_NAMES, REGISTERED, ConfigChecks, plain_errors
 from .configuration_rnn_decoder import DecoderFields
 from .configuration_rnn_decoder import DecoderWordFields
 from .configuration_rnn_encoder import ENCODER_CONFIG, EncoderFields
@@ -109,6 +109,7 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
     """
 
     model_type = "rnn_seq2seq"
+    presets = PRESETS
     keys_to_ignore_at_inference = ["cache"]
     attribute_map = {"num_hidden_layers": "encoder_layers"}
     sub_configs_defaults = ENCODER_CONFIG
@@ -185,7 +186,7 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
         self.validate_sizes()
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: object) -> "RnnSeq2SeqConfig":
+    def from_preset(cls, name: str, **overrides: object) -> Self:
         """The configuration of a published system, e.g. `from_preset("bahdanau2014", vocab_size=8000)`.
 
         Sizes and options are the paper's, and each can be overridden. `help(hf_rnn_seq2seq.model.presets.NAME)` gives the
@@ -227,12 +228,9 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
         Raises:
             ConfigError: no preset has this name, a field does not exist, or the fields are not valid together.
         """
-        if name not in PRESETS:
-            raise ConfigError(f"preset={name!r}: must be one of {', '.join(sorted(PRESETS))}")
-        fields = PRESETS[name]()
         if "vocab_size" in overrides:
-            fields.pop("source_vocab_size", None)
-        return cls(**{**fields, **overrides})
+            overrides.setdefault("source_vocab_size", None)
+        return super().from_preset(name, **overrides)
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
         """As in transformers; the file of an attention or a model of one's own is written next to it."""

@@ -18,9 +18,7 @@ from collections.abc import Callable
 
 Field = bool | int | float | str | list[int]
 Fields = dict[str, Field | dict[str, Field]]  # of `RnnSeq2SeqConfig`; of its `encoder` a dict
-PRESETS: dict[str, Callable[[], Fields]] = {}
-CAUSAL_PRESETS: dict[str, Callable[[], Fields]] = {}  # of `RnnCausalConfig`
-HANDWRITING_PRESETS: dict[str, Callable[[], Fields]] = {}  # of `RnnHandwritingConfig`
+PRESETS: dict[str, Callable[[], Fields]] = {}  # of `RnnSeq2SeqConfig`
 
 
 def _preset(build: Callable[[], Fields]) -> Callable[[], Fields]:
@@ -543,9 +541,6 @@ def graves2013_text() -> Fields:
     )
 
 
-CAUSAL_PRESETS["graves2013_text"] = graves2013_text
-
-
 def graves2013_handwriting() -> Fields:
     """Graves 2013, Generating Sequences With Recurrent Neural Networks, section 4: handwriting prediction.
 
@@ -587,4 +582,58 @@ def graves2013_synthesis() -> Fields:
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-HANDWRITING_PRESETS |= {build.__name__: build for build in (graves2013_handwriting, graves2013_synthesis)}
+
+
+def lin2017() -> Fields:
+    """Lin et al. 2017, A Structured Self-attentive Sentence Embedding.
+
+    The paper's text was not at hand: sizes and sections are from memory.
+
+    * Section 2.1: a bidirectional LSTM; 30 hops (r) of a two-layer attention with 350 units (d_a).
+    * Section 2.2: the penalty on hops that read the same words, with coefficient 1.0 (Yelp).
+    * Section 4 and appendix: 300 units per direction, word vectors of 100, a hidden layer of 3,000 ReLU units (Yelp), dropout
+      0.5.
+
+    Departs: the first layer of the attention has a bias. The paper starts from vectors of word2vec; here they are random.
+    """
+    return dict(
+        embedding_size=100,
+        encoder_hidden_size=300,
+        cell_type="lstm",
+        bidirectional="all",
+        pooling="attention",
+        attention_size=350,
+        attention_hops=30,
+        hop_penalty=1.0,
+        classifier_size=3000,
+        dropout=0.5,
+    )
+
+
+def yang2016() -> Fields:
+    """Yang et al. 2016, Hierarchical Attention Networks for Document Classification.
+
+    The paper's text was not at hand: sizes and sections are from memory and from summaries of others. `sentence_token_id`
+    must be given, or the model has one level.
+
+    * Section 2.2: a bidirectional GRU over the words of a sentence and attention over its states; the same over the
+      sentences of a document; a softmax.
+    * Section 3.3: word vectors of 200, 50 units per direction, so that sentences and documents have 100, as the context
+      vectors have.
+
+    Departs: the paper starts from vectors of word2vec; here they are random.
+    """
+    return dict(
+        embedding_size=200,
+        encoder_hidden_size=50,
+        cell_type="gru",
+        bidirectional="all",
+        pooling="attention",
+        attention_size=100,
+    )
+
+
+# Of `RnnCausalConfig`, `RnnHandwritingConfig` and `RnnClassifierConfig`.
+CAUSAL_PRESETS = {"graves2013_text": graves2013_text}
+HANDWRITING_PRESETS = {"graves2013_handwriting": graves2013_handwriting, "graves2013_synthesis": graves2013_synthesis}
+CLASSIFIER_PRESETS = {"lin2017": lin2017, "yang2016": yang2016}

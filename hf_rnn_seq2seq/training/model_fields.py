@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_rnn_seq2seq.model.presets import CAUSAL_PRESETS, HANDWRITING_PRESETS, PRESETS
+from hf_rnn_seq2seq.model.presets import CAUSAL_PRESETS, CLASSIFIER_PRESETS, HANDWRITING_PRESETS, PRESETS
 
 _MODEL = Path(__file__).resolve().parents[1] / "model"
 # The class that a task configures.
@@ -21,6 +21,12 @@ CONFIGS = {
     "classification": "RnnClassifierConfig",
     "handwriting": "RnnHandwritingConfig",
     "text": "RnnCausalConfig",
+}
+_PRESETS = {
+    ("translation", "captioning"): PRESETS,
+    ("classification",): CLASSIFIER_PRESETS,
+    ("handwriting",): HANDWRITING_PRESETS,
+    ("text",): CAUSAL_PRESETS,
 }
 _NOT_OPTIONS = {"alphabet", "encoder", "is_encoder_decoder", "offset_deviation", "source_vocab_size"}
 _NOT_OPTIONS |= {"transformers_version", "use_cache", "vocab_size"}
@@ -38,10 +44,7 @@ class ModelField:
 @lru_cache
 def model_fields(task: str | None = None) -> dict[str, ModelField]:
     """The options that are fields of a task's configuration (None: of any task's), and `preset`, by name."""
-    presets = [*PRESETS] if task in ("translation", "captioning", None) else []
-    presets += _classifier_presets() if task in ("classification", None) else []
-    presets += [*HANDWRITING_PRESETS] if task in ("handwriting", None) else []
-    presets += [*CAUSAL_PRESETS] if task in ("text", None) else []
+    presets = [name for tasks, names in _PRESETS.items() if task in (*tasks, None) for name in names]
     fields = {"preset": ModelField(str, None, f"system of a paper: {', '.join(presets)}")}
     for config in dict.fromkeys(CONFIGS.values() if task is None else [CONFIGS[task]]):
         fields |= {name: field for name, field in _fields_of(config).items() if name not in fields}
@@ -65,13 +68,6 @@ def _fields_of(name: str) -> dict[str, ModelField]:
                 hint = eval(ast.unparse(node.annotation), {"Literal": Literal})
                 fields[field] = ModelField(hint, ast.literal_eval(node.value), meanings.get(field, ""))
     return fields
-
-
-@lru_cache
-def _classifier_presets() -> list[str]:
-    """The names of the published systems that only read."""
-    tree = ast.parse((_MODEL / "configuration_rnn_classifier.py").read_text(encoding="utf-8"))
-    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name != "_preset"]
 
 
 @lru_cache

@@ -398,4 +398,4 @@ def test_the_preset_of_graves() -> None:
     assert model.get_decoder().layers[6].kernel.input_size == 13
     with pytest.raises(ConfigError, match="preset='bahdanau2014': must be one of graves2013_text"):
         RnnCausalConfig.from_preset("bahdanau2014")
-    assert all(name in RnnCausalConfig.from_preset.__doc__ for name in CAUSAL_PRESETS)
+    assert all(name in RnnCausalConfig.__doc__ for name in CAUSAL_PRESETS)

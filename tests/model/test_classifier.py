@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel, ViTConfig
 
 from hf_rnn_seq2seq import ConfigError, RnnClassifierConfig, RnnForSequenceClassification
-from hf_rnn_seq2seq.model.configuration_rnn_classifier import CLASSIFIER_PRESETS
 from hf_rnn_seq2seq.model.modeling_rnn_classifier import hop_penalty
+from hf_rnn_seq2seq.model.presets import CLASSIFIER_PRESETS
 from tests.helpers import classifier_reference
 from tests.helpers.models import mask, pad, randomise
 from tests.model.test_remote_code import run_elsewhere
@@ -267,9 +267,18 @@ def test_losses_of_other_problems() -> None:
 
 
 REFUSED = [
-    ({"pooling": "max", "attention_hops": 2}, "attention_hops=2: needs pooling='attention', not 'max'"),
-    ({"pooling": "mean", "hop_penalty": 1.0}, "hop_penalty=1.0: needs pooling='attention', not 'mean'"),
-    ({"pooling": "last", "attention_size": 7}, "attention_size=7: needs pooling='attention', not 'last'"),
+    (
+        {"pooling": "max", "attention_hops": 2},
+        "attention_hops=2: only pooling='attention' reads it; must be 1",
+    ),
+    (
+        {"pooling": "mean", "hop_penalty": 1.0},
+        "hop_penalty=1.0: only pooling='attention' reads it; must be 0",
+    ),
+    (
+        {"pooling": "last", "attention_size": 7},
+        "attention_size=7: only pooling='attention' reads it; must be None",
+    ),
     ({"hop_penalty": -1}, "hop_penalty=-1: must be 0 or more"),
     ({"attention_hops": 0}, "attention_hops=0: must be greater than 0"),
     ({"classifier_size": 0}, "classifier_size=0: must be greater than 0"),

@@ -81,9 +81,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"context": "initial_state", "attention_window": "local_m"},
-        "attention_window='local_m': needs context='attention'",
+        "attention_window='local_m': only context='attention' reads it; must be 'global'",
     ),
-    ({"context": "every_step", "input_feeding": True}, "input_feeding=True: needs context='attention'"),
+    (
+        {"context": "every_step", "input_feeding": True},
+        "input_feeding=True: only context='attention' reads it; must be False",
+    ),
     (
         {"context": "initial_state", "context_layers": "all"},
         "context_layers='all': context='initial_state' gives the layers no context",
@@ -141,7 +144,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         BEFORE | {"readout_state": "previous", "residual_start": 2, "decoder_layers": 2},
         "readout_state='previous': the previous state is not kept with a residual top layer",
     ),
-    ({"context_size": 3}, "context_size=3: only context='every_step' projects the final state"),
+    ({"context_size": 3}, "context_size=3: only context='every_step' projects the final state; must be None"),
     (
         {"bridge": "backward_tanh", "bidirectional": "first", "encoder_layers": 2},
         "bridge='backward_tanh': needs a bidirectional top layer, not 'first'",
@@ -176,11 +179,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"scheduled_sampling_floor": -0.1}, "scheduled_sampling_floor=-0.1: must be in [0, 1]"),
     (
         {"scheduled_sampling_decay": 0.1},
-        "scheduled_sampling_decay=0.1: needs a schedule, scheduled_sampling is 'none'",
+        "scheduled_sampling_decay=0.1: only a schedule reads it, and scheduled_sampling is 'none'; must be None",
     ),
     (
         {"scheduled_sampling_floor": 0.1},
-        "scheduled_sampling_floor=0.1: needs a schedule, scheduled_sampling is 'none'",
+        "scheduled_sampling_floor=0.1: only a schedule reads it, and scheduled_sampling is 'none'; must be 0",
     ),
     (
         {"scheduled_sampling": "linear"},
@@ -196,23 +199,26 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"scheduled_sampling": "exponential", "scheduled_sampling_decay": 0.9, "teacher_forcing_ratio": 0.5},
-        "teacher_forcing_ratio=0.5: scheduled_sampling='exponential' decides the ratio itself; leave it at 1.0",
+        "teacher_forcing_ratio=0.5: scheduled_sampling='exponential' decides the ratio itself; must be 1.0",
     ),
     *(
-        ({"context": "initial_state", field: value}, f"{field}={value!r}: needs context='attention'")
-        for field, value in (
-            ("attention_normalization", "sparsemax"),
-            ("attention_alignment", "hard"),
-            ("coverage", "sum"),
-            ("context_gate", "both"),
-            ("coverage_loss", 1.0),
-            ("guided_alignment_weight", 0.5),
+        (
+            {"context": "initial_state", field: value},
+            f"{field}={value!r}: only context='attention' reads it; must be {default!r}",
+        )
+        for field, value, default in (
+            ("attention_normalization", "sparsemax", "softmax"),
+            ("attention_alignment", "hard", "soft"),
+            ("coverage", "sum", "none"),
+            ("context_gate", "both", "none"),
+            ("coverage_loss", 1.0, 0),
+            ("guided_alignment_weight", 0.5, 0),
         )
     ),
-    ({"entmax_alpha": 1.2}, "entmax_alpha=1.2: needs attention_normalization='entmax'"),
+    ({"entmax_alpha": 1.2}, "entmax_alpha=1.2: only attention_normalization='entmax' reads it; must be 1.5"),
     (
         {"attention_normalization": "sparsemax", "entmax_learned": True},
-        "entmax_learned=True: needs attention_normalization='entmax'",
+        "entmax_learned=True: only attention_normalization='entmax' reads it; must be False",
     ),
     (
         {"attention_normalization": "entmax", "entmax_alpha": 1},
@@ -227,7 +233,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "coverage='sum': enters an additive score; attention_type must be one of 'additive', 'normed_additive', "
         "not 'general'",
     ),
-    ({"window_components": 3}, "window_components=3: needs attention_type='window'"),
+    ({"window_components": 3}, "window_components=3: only attention_type='window' reads it; must be 10"),
     ({"attention_type": "window", "window_components": 0}, "window_components=0: must be greater than 0"),
     *(
         (
@@ -247,7 +253,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"attention_type": "window", "copy_mechanism": True, "source_vocab_size": 11},
         "copy_mechanism=True: not with attention_type='window', whose weights are no distribution; must be False",
     ),
-    ({"coverage_size": 3}, "coverage_size=3: needs coverage='gru'"),
+    ({"coverage_size": 3}, "coverage_size=3: only coverage='gru' reads it; must be 10"),
     (
         {"context_gate": "both", "attention_layer": "bottom", "context_layers": "all"},
         "context_gate='both': gates the context of one layer, not of context_layers='all'",
@@ -265,7 +271,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"coverage_loss": -1}, "coverage_loss=-1: must be 0 or more"),
     ({"guided_alignment_weight": float("nan")}, "guided_alignment_weight=nan: must be a finite number"),
     ({"initializer_range": 0.0}, "initializer_range=0.0: must be greater than 0"),
-    ({"cell_type": "gru", "zoneout_cell": 0.5}, "zoneout_cell=0.5: only cell_type='lstm' has a cell, not 'gru'"),
+    (
+        {"cell_type": "gru", "zoneout_cell": 0.5},
+        "zoneout_cell=0.5: only cell_type='lstm' has a cell; must be None",
+    ),
     # types
     ({"hidden_size": "512"}, "hidden_size='512': must be int"),
     ({"hidden_size": 4.0}, "hidden_size=4.0: must be int"),

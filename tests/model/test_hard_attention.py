@@ -449,7 +449,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"readout": "linear"}, "attention_alignment='hard': needs a readout that projects; readout_size=None, set it"),
     ({"alignment_order": 1}, "alignment_order=1: needs attention_alignment='monotonic', not 'hard'"),
     ({"alignment_order": 2}, "alignment_order=2: must be 0 or 1"),
-    ({"context": "every_step"}, "attention_alignment='hard': needs context='attention'"),
+    ({"context": "every_step"}, "attention_alignment='hard': only context='attention' reads it"),
 ]
 
 

@@ -177,7 +177,11 @@ def test_help_names_each_preset_and_its_paper() -> None:
         ),
         ("sutskever2014", {"bidirectional": "all"}, "reverse_source=True: needs bidirectional='none'"),
         ("sutskever2014", {"decoder_layers": 3}, "bridge='copy': the encoder's layers"),
-        ("sutskever2014", {"attention_window": "local_p"}, "attention_window='local_p': needs context='attention'"),
+        (
+            "sutskever2014",
+            {"attention_window": "local_p"},
+            "attention_window='local_p': only context='attention'",
+        ),
         ("bahdanau2014", {"cell_type": "lstm"}, "gru_reset='before': only cell_type='gru' has a reset gate"),
         ("bahdanau2014", {"bidirectional": "none"}, "bridge='backward_tanh': needs a bidirectional top layer"),
         (

@@ -327,9 +327,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"copy_mechanism": True, "source_vocab_size": 8000}, r"copy_mechanism=True: not with .*'sampled'"),
     ({"coverage": "sum", "attention_type": "additive"}, r"coverage='sum': not with .*'sampled'"),
     ({"attention_window": "local_p"}, r"attention_window='local_p': not with .*'sampled'.*'local_m'"),
-    ({"context": "initial_state", "input_feeding": False}, r"attention_alignment='sampled': needs context='attention'"),
+    (
+        {"context": "initial_state", "input_feeding": False},
+        r"attention_alignment='sampled': only context='attention'",
+    ),
     ({"sampled_attention_reward": -1.0}, r"sampled_attention_reward=-1.0: must be 0 or more"),
-    ({"attention_alignment": "soft", "sampled_attention_entropy": 0.1}, r"entropy=0.1: needs attention_alignment"),
+    ({"attention_alignment": "soft", "sampled_attention_entropy": 0.1}, r"entropy=0.1: only attention_alignment"),
     ({"attention_alignment": "hard", "sampled_attention_reward": 0.5}, r"reward=0.5: needs attention_alignment"),
 ]
 

@@ -75,7 +75,7 @@ def test_inverse_sigmoid_survives_a_long_run() -> None:
     [
         ({"teacher_forcing_ratio": 1.5}, "teacher_forcing_ratio=1.5: must be in [0, 1]"),
         ({"scheduled_sampling_floor": -0.1}, "scheduled_sampling_floor=-0.1: must be in [0, 1]"),
-        ({"scheduled_sampling_decay": 0.1}, "scheduled_sampling_decay=0.1: needs a schedule"),
+        ({"scheduled_sampling_decay": 0.1}, "scheduled_sampling_decay=0.1: only a schedule reads it"),
         ({"scheduled_sampling": "linear"}, "scheduled_sampling_decay=None: scheduled_sampling='linear' needs above 0"),
         ({"scheduled_sampling": "exponential", "scheduled_sampling_decay": 1.0}, "needs above 0 and below 1"),
         ({"scheduled_sampling": "inverse_sigmoid", "scheduled_sampling_decay": 0.5}, "needs 1 or more"),

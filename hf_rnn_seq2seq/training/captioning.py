@@ -8,30 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
-from transformers import AutoImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, PreTrainedModel
 
-from hf_rnn_seq2seq.data.corpus import Corpus
 from hf_rnn_seq2seq.data.images import CaptionCollator, Pictures, PixelReader, StateReader, caption_rows
-from hf_rnn_seq2seq.data.loader import BatchLoader
 from hf_rnn_seq2seq.data.tokenizer import target_vocabulary_size
 from hf_rnn_seq2seq.errors import ArgumentError, reading
-from hf_rnn_seq2seq.evaluation.scores import merged, score
 from hf_rnn_seq2seq.generation.encoding import PictureSources
 from hf_rnn_seq2seq.generation.translate import translate
 from hf_rnn_seq2seq.model.processing_rnn_seq2seq import RnnSeq2SeqProcessor
 from hf_rnn_seq2seq.run_directory import tensors_hash
-from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions
+from hf_rnn_seq2seq.training.arguments import RunOptions
 from hf_rnn_seq2seq.training.components import (
     Start,
     TaskParts,
     load_data,
     make_model,
     make_tokenizer,
+    make_validator,
     train_tokenizer,
 )
-from hf_rnn_seq2seq.training.validation import Validator
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
@@ -67,13 +63,17 @@ def parts(start: Start) -> TaskParts:
         pixels = PixelReader(pictures, processor.image_processor)
         read = frozen_states(model, names, pixels, accelerator.device) or pixels
     collate = CaptionCollator(names, read, tokenizer.pad_token_id)
+
+    def write(model: PreTrainedModel, names: Sequence[str], **search: Any) -> list[str]:
+        return translate(model, tokenizer, PictureSources.of(model, names, read), **search)
+
     size = target_vocabulary_size(tokenizer)
     return TaskParts(
         corpus.description,
         model,
         rows["train"],
         collate,
-        make_validator(start, corpus, tokenizer, rows.get("validation"), collate, read),
+        make_validator(start, corpus, rows.get("validation"), collate, write, several_references=True),
         processor.save_pretrained,
         (size, size),
         facts={
@@ -121,38 +121,3 @@ def frozen_states(
         return encoder(pixel_values=pixel_values.to(device))
 
     return StateReader(names, pixels, encode, tensors_hash(encoder.state_dict(), [model.config.encoder.to_dict()]))
-
-
-def make_validator(
-    start: Start,
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset | None,
-    collate: CaptionCollator,
-    read: Callable[[Sequence[str]], dict[str, Tensor]],
-) -> Validator | None:
-    """Measures the loss of the validation split and, with predict_with_generate, the scores of its captions."""
-    if rows is None:
-        return None
-    training, texts = start.options.training, None
-    if training.predict_with_generate:
-        split = corpus.splits["validation"]
-        pictures, references = merged(split["source"], split["target"])
-        texts = Dataset.from_dict({"source": pictures, "target": references})
-    metrics = dict.fromkeys(["bleu", "chrf"])
-    if training.best_metric in OF_TRANSLATIONS:
-        metrics[training.best_metric] = None
-    search: dict[str, Any] = {"num_beams": 1, "max_new_tokens": start.options.generation.max_new_tokens}
-    search |= {"progress": False, "batch_size": training.per_device_eval_batch_size}
-
-    def describe(model: PreTrainedModel, names: Sequence[str]) -> list[str]:
-        return translate(model, tokenizer, PictureSources.of(model, names, read), **search)
-
-    return Validator(
-        BatchLoader(rows, collate, device=start.accelerator.device),
-        batch_size=training.per_device_eval_batch_size,
-        texts=texts,
-        translate=describe,
-        score=partial(score, metrics=tuple(metrics)),
-        max_translations=training.max_generate_samples,
-    )

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq import RnnClassifierConfig
 from hf_rnn_seq2seq.data.corpus import Corpus
-from hf_rnn_seq2seq.data.frozen_states import FrozenStates
 from hf_rnn_seq2seq.data.labeled_texts import (
     TextCollator,
     build_text_tokenizer,
@@ -29,9 +26,19 @@ from hf_rnn_seq2seq.data.loader import BatchLoader
 from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer
 from hf_rnn_seq2seq.errors import ArgumentError, reading
 from hf_rnn_seq2seq.evaluation.classification import class_scores
+from hf_rnn_seq2seq.generation.batches import evaluation_mode
 from hf_rnn_seq2seq.model.foreign_encoder import read_encoder
 from hf_rnn_seq2seq.training.arguments import RunOptions
-from hf_rnn_seq2seq.training.components import Start, TaskParts, load_data, load_start, make_tokenizer
+from hf_rnn_seq2seq.training.components import (
+    Start,
+    TaskParts,
+    from_config,
+    load_data,
+    load_start,
+    make_tokenizer,
+    require_entries,
+    with_frozen_states,
+)
 from hf_rnn_seq2seq.training.validation import Validator
 
 
@@ -51,7 +58,9 @@ def parts(start: Start) -> TaskParts:
                 f"{split}: {len(rows[split])} texts of {len(set(texts['target']))} classes, {cut[split]} of them cut "
                 f"at {options.data.max_source_length} tokens; {corpus.left_out(split)}"
             )
-    collate = make_collator(model, options, tokenizer, rows, accelerator)
+    collate = TextCollator(tokenizer.pad_token_id)
+    if model.config.sentence_token_id is None:
+        collate = with_frozen_states(collate, model.base_model.encoder, rows, start)
     validator = None
     if "validation" in rows:
         loader = BatchLoader(rows["validation"], collate, device=accelerator.device)
@@ -107,23 +116,11 @@ def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase, classes:
             fields["vocab_size"] = len(tokenizer)
         else:
             fields["encoder"] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **encoder}
-        if fields.get("freeze_encoder"):
-            raise ArgumentError(
-                "freeze_encoder=True: the encoder's weights are random; name a pretrained one with encoder"
-            )
     else:
         with reading(f"encoder={encoder!r}", ArgumentError):
             fields["encoder"] = read_encoder(encoder)
     config = RnnClassifierConfig.from_preset(preset, **fields) if preset else RnnClassifierConfig(**fields)
-    if len(tokenizer) > config.vocab_size:
-        raise ArgumentError(
-            f"encoder={encoder!r}: has {config.vocab_size} word vectors, its tokenizer {len(tokenizer)} entries"
-        )
-    model = AutoModelForSequenceClassification.from_config(config)
-    if isinstance(encoder, str):
-        with reading(f"encoder={encoder!r}", ArgumentError):
-            model.base_model.encoder.foreign.load(encoder)
-    return model
+    return from_config(AutoModelForSequenceClassification, config, training, len(tokenizer))
 
 
 def load_model(options: RunOptions, entries: int, names: Mapping[int, str]) -> PreTrainedModel:
@@ -134,32 +131,8 @@ def load_model(options: RunOptions, entries: int, names: Mapping[int, str]) -> P
             f"model_name_or_path={name!r}: its classes are {', '.join(model.config.id2label.values())}, those of the "
             f"data {', '.join(names.values())}"
         )
-    if model.config.vocab_size < entries:
-        raise ArgumentError(
-            f"model_name_or_path={name!r}: vocab_size is {model.config.vocab_size}, the tokenizer has {entries} entries"
-        )
+    require_entries(options, model, {"vocab_size": entries})
     return model
-
-
-def make_collator(
-    model: PreTrainedModel,
-    options: RunOptions,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Mapping[str, Dataset],
-    accelerator: Accelerator,
-) -> Callable[[Any], dict[str, Tensor]]:
-    """Pads rows; the texts that a frozen encoder reads, once each, become its states."""
-    collate = TextCollator(tokenizer.pad_token_id)
-    foreign = getattr(model.base_model.encoder, "foreign", None)
-    if foreign is None or not foreign.frozen or model.config.sentence_token_id is not None:
-        return collate
-    foreign.to(accelerator.device)
-    device = accelerator.device
-    states = FrozenStates(collate, lambda ids, mask: foreign(ids.to(device), mask.to(device)))
-    for split in rows.values():
-        if not options.training.dry_run:
-            states.read(split["input_ids"])
-    return states
 
 
 class ClassValidator(Validator):
@@ -167,18 +140,14 @@ class ClassValidator(Validator):
 
     def measure(self, step_module: nn.Module, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """`loss` (nats per text), `accuracy` and `macro_f1` (percent); arguments as in `Validator.measure`."""
-        was_training, found, total = model.training, [], 0.0
-        model.eval()
-        try:
-            with torch.no_grad():
-                for rows in self.batches[accelerator.process_index :: accelerator.num_processes]:
-                    inputs = self.loader.to_device(self.loader.read(rows))
-                    output = model(**inputs)
-                    total += float(output.loss) * len(rows)
-                    pairs = zip(output.logits.argmax(-1).tolist(), inputs["labels"].tolist(), strict=True)
-                    found += [(row, *map(str, pair)) for row, pair in zip(rows, pairs, strict=True)]
-        finally:
-            model.train(was_training)
+        found, total = [], 0.0
+        with evaluation_mode(model):
+            for rows in self.batches[accelerator.process_index :: accelerator.num_processes]:
+                inputs = self.loader.to_device(self.loader.read(rows))
+                output = model(**inputs)
+                total += float(output.loss) * len(rows)
+                pairs = zip(output.logits.argmax(-1).tolist(), inputs["labels"].tolist(), strict=True)
+                found += [(row, *map(str, pair)) for row, pair in zip(rows, pairs, strict=True)]
         if accelerator.num_processes > 1:
             found, total = gather_object(found), sum(gather_object([total]))
         found = sorted(set(found))

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.data.contiguous import ContiguousText
 from hf_rnn_seq2seq.data.corpus import Corpus, load_corpus
-from hf_rnn_seq2seq.data.loader import Collate
+from hf_rnn_seq2seq.data.frozen_states import FrozenStates
+from hf_rnn_seq2seq.data.loader import BatchLoader, Collate
 from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer, start_token_id
 from hf_rnn_seq2seq.data.paired_tokenizer import pair_tokenizer
 from hf_rnn_seq2seq.data.streaming import TextStream
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
 from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
+from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged, score, why_blind
 from hf_rnn_seq2seq.model.foreign_encoder import read_encoder
 from hf_rnn_seq2seq.model.presets import PRESETS
 from hf_rnn_seq2seq.run_directory import read_tokenizer, require_finite, require_vocabulary
 from hf_rnn_seq2seq.training.adaptation import grow_tables
-from hf_rnn_seq2seq.training.arguments import RunOptions, TrainingOptions
+from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions, TrainingOptions
 from hf_rnn_seq2seq.training.checkpoints import CheckpointStore, named_checkpoint
 from hf_rnn_seq2seq.training.validation import Validator
 
@@ -190,23 +193,11 @@ def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> PreTr
     else:
         special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         special["decoder_start_token_id"] = start_token_id(tokenizer)
-        encoder = options.training.pretrained_encoder
         entries = sizes.get("source_vocab_size", 0)
-        if encoder is not None:
+        if options.training.pretrained_encoder is not None:
             sizes.pop("source_vocab_size", None)  # the encoder has one
         config = model_config(options, **sizes, **special)
-        if entries > (config.source_vocab_size or 0):
-            raise ArgumentError(
-                f"encoder={encoder!r}: has {config.source_vocab_size} word vectors, its tokenizer {entries} entries"
-            )
-        if config.freeze_encoder and encoder is None:
-            raise ArgumentError(
-                "freeze_encoder=True: the encoder's weights are random; name a pretrained one with encoder"
-            )
-        model = AutoModelForSeq2SeqLM.from_config(config)
-        if encoder is not None:
-            with reading(f"encoder={encoder!r}", ArgumentError):
-                model.base_model.encoder.foreign.load(encoder)
+        model = from_config(AutoModelForSeq2SeqLM, config, options.training, entries)
     options.generation.set(model.generation_config, options.training.model_name_or_path)
     return model
 
@@ -227,6 +218,22 @@ def model_config(options: RunOptions, **fields: Any) -> RnnSeq2SeqConfig:
     return RnnSeq2SeqConfig.from_preset(preset, **fields) if preset else RnnSeq2SeqConfig(**fields)
 
 
+def from_config(auto_class: type, config: PreTrainedConfig, training: TrainingOptions, entries: int) -> PreTrainedModel:
+    """A model with random weights over its pretrained encoder, if it has one, whose tokenizer has `entries`."""
+    encoder = training.pretrained_encoder
+    if entries > (config.source_vocab_size or 0):
+        raise ArgumentError(
+            f"encoder={training.encoder!r}: has {config.source_vocab_size} word vectors, its tokenizer has {entries}"
+        )
+    if config.freeze_encoder and encoder is None:
+        raise ArgumentError("freeze_encoder=True: the encoder's weights are random; name a pretrained one with encoder")
+    model = auto_class.from_config(config)
+    if encoder is not None:
+        with reading(f"encoder={encoder!r}", ArgumentError):
+            model.base_model.encoder.foreign.load(encoder)
+    return model
+
+
 def load_start(options: RunOptions, auto_class: type) -> PreTrainedModel:
     """The model of model_name_or_path by its auto class; its weights are finite."""
     name = options.training.model_name_or_path
@@ -240,11 +247,67 @@ def load_start(options: RunOptions, auto_class: type) -> PreTrainedModel:
 
 def load_model(options: RunOptions, sizes: dict[str, int]) -> PreTrainedModel:
     """The model of model_name_or_path, with tables of at least `sizes`."""
-    name, model = options.training.model_name_or_path, load_start(options, AutoModelForSeq2SeqLM)
+    model = load_start(options, AutoModelForSeq2SeqLM)
     if options.training.extend_vocabulary:
         grow_tables(model, **sizes)
-    for table, needed in sizes.items():
-        size = getattr(model.config, table, needed)
-        if size < needed:
-            raise ArgumentError(f"model_name_or_path={name!r}: {table} is {size}, the tokenizer has {needed} entries")
+    require_entries(options, model, sizes)
     return model
+
+
+def require_entries(options: RunOptions, model: PreTrainedModel, sizes: Mapping[str, int]) -> None:
+    """Raises ArgumentError unless the tables of model_name_or_path have at least these sizes."""
+    for table, needed in sizes.items():
+        if (size := getattr(model.config, table, needed)) < needed:
+            name = options.training.model_name_or_path
+            raise ArgumentError(f"model_name_or_path={name!r}: {table} is {size}, the tokenizer has {needed} entries")
+
+
+def with_frozen_states(collate: Collate, encoder: nn.Module, rows: Mapping[str, Any], start: Start) -> Collate:
+    """`collate`; if the encoder is frozen its states, read once, are in the place of the tokens."""
+    foreign, device = getattr(encoder, "foreign", None), start.accelerator.device
+    if foreign is None or not foreign.frozen:
+        return collate
+    foreign.to(device)
+    states = FrozenStates(collate, lambda ids, mask: foreign(ids.to(device), mask.to(device)))
+    for split in rows.values():
+        if isinstance(split, Dataset) and not start.options.training.dry_run:
+            states.read(split["input_ids"])
+    return states
+
+
+def make_validator(
+    start: Start,
+    corpus: Corpus,
+    rows: Dataset | None,
+    collate: Collate,
+    write: Callable[..., list[str]],
+    *,
+    several_references: bool,
+) -> Validator | None:
+    """Measures the loss of the validation split and, with predict_with_generate, the scores of what the model writes.
+
+    `write` takes a model, sources, and options of `translate`.
+    """
+    if rows is None:
+        return None
+    training, texts = start.options.training, None
+    if training.predict_with_generate:
+        texts = corpus.splits["validation"]
+        if several_references:
+            sources, references = merged(texts["source"], texts["target"])
+            texts = Dataset.from_dict({"source": sources, "target": references})
+        if problem := why_blind(training.best_metric, texts["target"]):
+            start.log(f"warning: metric_for_best_model={training.best_metric!r}: {problem}")
+    metrics = dict.fromkeys(["bleu", "chrf", *(OF_SYMBOLS if training.best_metric in OF_SYMBOLS else [])])
+    if training.best_metric in OF_TRANSLATIONS:
+        metrics[training.best_metric] = None
+    search = {"num_beams": 1, "max_new_tokens": start.options.generation.max_new_tokens, "progress": False}
+    search |= {"batch_size": training.per_device_eval_batch_size, "workers": torch.get_num_threads()}
+    return Validator(
+        BatchLoader(rows, collate, device=start.accelerator.device),
+        batch_size=training.per_device_eval_batch_size,
+        texts=texts,
+        translate=partial(write, **search),
+        score=partial(score, metrics=tuple(metrics)),
+        max_translations=training.max_generate_samples,
+    )

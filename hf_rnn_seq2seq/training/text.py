@@ -17,13 +17,14 @@ from hf_rnn_seq2seq.data.contiguous import ContiguousText
 from hf_rnn_seq2seq.data.running_text import RunningText, build_tokenizer, load_text, token_ids
 from hf_rnn_seq2seq.errors import ArgumentError, reading
 from hf_rnn_seq2seq.evaluation.held_out_text import write_text
+from hf_rnn_seq2seq.generation.batches import evaluation_mode
 from hf_rnn_seq2seq.generation.surprise import score_text
 from hf_rnn_seq2seq.model.decoder_state import DecoderState, RnnSeq2SeqCache
 from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
 from hf_rnn_seq2seq.model.modeling_rnn_causal import NO_SOURCE
 from hf_rnn_seq2seq.run_directory import read_tokenizer
 from hf_rnn_seq2seq.training.arguments import RunOptions
-from hf_rnn_seq2seq.training.components import Start, TaskParts, load_start, make_tokenizer
+from hf_rnn_seq2seq.training.components import Start, TaskParts, load_start, make_tokenizer, require_entries
 
 
 def parts(start: Start) -> TaskParts:
@@ -143,11 +144,7 @@ def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> PreTr
     name, preset = options.training.model_name_or_path, options.model.get("preset")
     if name:
         model = load_start(options, AutoModelForCausalLM)
-        if model.config.vocab_size < len(tokenizer):
-            raise ArgumentError(
-                f"model_name_or_path={name!r}: vocab_size is {model.config.vocab_size}, the tokenizer has "
-                f"{len(tokenizer)} entries"
-            )
+        require_entries(options, model, {"vocab_size": len(tokenizer)})
     else:
         fields = {key: value for key, value in options.model.items() if key != "preset"}
         fields |= {key: getattr(tokenizer, key) for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
@@ -176,14 +173,9 @@ class TextValidator:
 
     def measure(self, step_module: nn.Module, model: PreTrainedModel, accelerator: Accelerator) -> dict[str, float]:
         """The figures of `TextScore`. Every process reads the whole text, which takes seconds."""
-        was_training = model.training
-        model.eval()
-        try:
-            figures = self._score(model)
+        with evaluation_mode(model):
             self.sample = self._sample(model)
-        finally:
-            model.train(was_training)
-        return figures
+            return self._score(model)
 
 
 def make_validator(options: RunOptions, text: RunningText, tokenizer: PreTrainedTokenizerBase) -> TextValidator | None:

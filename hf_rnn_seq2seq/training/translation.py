@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.batching import Collator
 from hf_rnn_seq2seq.data.bpe_dropout import BpeDropout
 from hf_rnn_seq2seq.data.corpus import Corpus
-from hf_rnn_seq2seq.data.frozen_states import FrozenStates
-from hf_rnn_seq2seq.data.loader import BatchLoader
 from hf_rnn_seq2seq.data.streaming import TextStream
 from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
 from hf_rnn_seq2seq.data.tokenizer import source_vocabulary_size, target_vocabulary_size
 from hf_rnn_seq2seq.data.word_alignment import with_alignments
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged, score, why_blind
 from hf_rnn_seq2seq.generation.translate import translate
 from hf_rnn_seq2seq.training.adaptation import Adaptation
-from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions
+from hf_rnn_seq2seq.training.arguments import RunOptions
 from hf_rnn_seq2seq.training.components import (
     Start,
     TaskParts,
@@ -34,10 +29,11 @@ from hf_rnn_seq2seq.training.components import (
     load_data,
     make_model,
     make_tokenizer,
+    make_validator,
     train_tokenizer,
+    with_frozen_states,
 )
 from hf_rnn_seq2seq.training.sequence_objectives import build_objective
-from hf_rnn_seq2seq.training.validation import Validator
 
 
 def parts(start: Start) -> TaskParts:
@@ -54,8 +50,17 @@ def parts(start: Start) -> TaskParts:
         size = "streamed" if isinstance(rows[split], TextStream) else f"{len(rows[split])} rows"
         log(f"{split}: {size}; {corpus.left_out(split, counts)}")
     model = make_model(options, tokenizer)
-    collate = make_collator(model, options, tokenizer, rows, accelerator)
-    validator = make_validator(options, corpus, tokenizer, rows.get("validation"), collate, accelerator, log)
+    collate = Collator(tokenizer.pad_token_id)
+    # Copying and the objectives on whole sentences read the words themselves.
+    if not getattr(model.config, "copy_mechanism", False) and options.training.objective == "ml":
+        collate = with_frozen_states(collate, model.get_encoder(), rows, start)
+
+    def write(model: PreTrainedModel, sources: Sequence[str], **search: Any) -> list[str]:
+        return translate(model, tokenizer, sources, **search)
+
+    validator = make_validator(
+        start, corpus, rows.get("validation"), collate, write, several_references=options.data.several_references
+    )
     adaptation.fill(model, tokenizer, rows["train"])
     objective = build_objective(options.training, model, partial(tokenizer.batch_decode, skip_special_tokens=True))
     # An objective replaces every other loss, that of the alignments included.
@@ -113,28 +118,6 @@ def _limits(data: DataArguments) -> dict[str, int]:
     return {"max_source_length": data.max_source_length, "max_target_length": data.max_target_length}
 
 
-def make_collator(
-    model: PreTrainedModel,
-    options: RunOptions,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Mapping[str, Dataset | TextStream],
-    accelerator: Accelerator,
-) -> Callable[[Any], dict[str, Tensor]]:
-    """Pads rows; the sentences that a frozen encoder reads, once each, become its states."""
-    collate = Collator(tokenizer.pad_token_id)
-    foreign = getattr(model.get_encoder(), "foreign", None)
-    # Copying and the objectives on whole sentences read the words themselves.
-    if foreign is None or not foreign.frozen or model.config.copy_mechanism or options.training.objective != "ml":
-        return collate
-    foreign.to(accelerator.device)
-    device = accelerator.device
-    states = FrozenStates(collate, lambda ids, mask: foreign(ids.to(device), mask.to(device)))
-    for split in rows.values():
-        if isinstance(split, Dataset) and not options.training.dry_run:
-            states.read(split["input_ids"])
-    return states
-
-
 def add_alignments(
     data: DataArguments, rows: Dataset | TextStream, weight: float, accelerator: Accelerator
 ) -> Dataset | TextStream:
@@ -149,39 +132,3 @@ def add_alignments(
         raise ArgumentError(f"guided_alignment_weight={weight}: needs the whole training split, not streaming")
     with accelerator.local_main_process_first():
         return with_alignments(rows)
-
-
-def make_validator(
-    options: RunOptions,
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset | None,
-    collate: Callable[[Any], dict[str, Tensor]],
-    accelerator: Accelerator,
-    log: Callable[[str], object],
-) -> Validator | None:
-    """Measures the loss of the validation split and, with predict_with_generate, the scores of its translations."""
-    if rows is None:
-        return None
-    training = options.training
-    texts = corpus.splits["validation"] if training.predict_with_generate else None
-    if texts is not None and options.data.several_references:
-        sources, references = merged(texts["source"], texts["target"])
-        texts = Dataset.from_dict({"source": sources, "target": references})
-    metrics = ["bleu", "chrf"]
-    if training.best_metric in OF_SYMBOLS:
-        metrics += OF_SYMBOLS
-    elif training.best_metric in OF_TRANSLATIONS and training.best_metric not in metrics:
-        metrics.append(training.best_metric)
-    if texts is not None and (problem := why_blind(training.best_metric, texts["target"])):
-        log(f"warning: metric_for_best_model={training.best_metric!r}: {problem}")
-    search = {"num_beams": 1, "max_new_tokens": options.generation.max_new_tokens, "progress": False}
-    search |= {"batch_size": training.per_device_eval_batch_size, "workers": torch.get_num_threads()}
-    return Validator(
-        BatchLoader(rows, collate, device=accelerator.device),
-        batch_size=training.per_device_eval_batch_size,
-        texts=texts,
-        translate=lambda model, sources: translate(model, tokenizer, sources, **search),
-        score=partial(score, metrics=tuple(metrics)),
-        max_translations=training.max_generate_samples,
-    )

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.data.batching import plan_batches
 from hf_rnn_seq2seq.data.loader import BatchLoader, column, label_count
+from hf_rnn_seq2seq.generation.batches import evaluation_mode
 
 Translate = Callable[[PreTrainedModel, Sequence[str]], list[str]]
 """(model, sources) -> translations, in the order of the sources."""
@@ -63,14 +64,9 @@ class Validator:
 
         `step_module` maps a batch to its mean loss and figures, `model` translates; both run in evaluation mode.
         """
-        was_training = model.training
-        step_module.eval()
-        try:
-            with torch.no_grad():
-                loss = self._loss(step_module, accelerator)
-                scores = self._scores(model, accelerator) if self.translated_rows else {}
-        finally:
-            step_module.train(was_training)
+        with evaluation_mode(step_module):
+            loss = self._loss(step_module, accelerator)
+            scores = self._scores(model, accelerator) if self.translated_rows else {}
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), **scores}
 
     def _loss(self, step_module: nn.Module, accelerator: Accelerator) -> float:

@@ -333,7 +333,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"sampled_attention_reward": -1.0}, r"sampled_attention_reward=-1.0: must be 0 or more"),
     ({"attention_alignment": "soft", "sampled_attention_entropy": 0.1}, r"entropy=0.1: only attention_alignment"),
-    ({"attention_alignment": "hard", "sampled_attention_reward": 0.5}, r"reward=0.5: needs attention_alignment"),
+    ({"attention_alignment": "hard", "sampled_attention_reward": 0.5}, r"reward=0.5: only attention_alignment"),
 ]
 
 

@@ -408,13 +408,16 @@ def test_changes_of_the_whole_model_send_the_search_to_generate(what: str, caplo
 @pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("system", "how"),
-    [*(("feeding", how) for how in ("data", "numpy", "swap", "pointer", "no_grad")), ("before the cell", "data")],
+    [
+        *(("feeding", how) for how in ("data", "numpy", "swap", "pointer", "no_grad", "tensor")),
+        ("before the cell", "data"),
+    ],
 )
 def test_a_search_notices_changed_weights(system: str, how: str) -> None:
     """A change of a single value is noticed, in each tensor and by each way of writing."""
     model = build(system)
     for name, parameter in model.named_parameters():
-        before = model.search(**sources(), max_new_tokens=2, return_dict_in_generate=True, num_beams=2)
+        model.search(**sources(), max_new_tokens=2, num_beams=2)
         flat = parameter.data.view(-1)
         if how == "data":
             flat[len(flat) // 2] += 0.25
@@ -424,6 +427,9 @@ def test_a_search_notices_changed_weights(system: str, how: str) -> None:
             flat[[0, 1]] = flat[[1, 0]]
         elif how == "pointer":
             parameter.data = parameter.data.flip(0).contiguous()
+        elif how == "tensor":
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, nn.Parameter(parameter.data.flip(0).contiguous()))
         else:
             with torch.no_grad():
                 parameter.view(-1)[0] += 0.25
@@ -432,7 +438,6 @@ def test_a_search_notices_changed_weights(system: str, how: str) -> None:
         found = model.search(**sources(), max_new_tokens=2, return_dict_in_generate=True, num_beams=2)
         expected = fresh.search(**sources(), max_new_tokens=2, return_dict_in_generate=True, num_beams=2)
         assert found.sequences_scores.tolist() == expected.sequences_scores.tolist(), name
-        del before
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -113,13 +113,6 @@ def test_cached_equals_uncached(model: Model, search: dict[str, Any]) -> None:
     assert len(cached.sequences) == returned
 
 
-def test_one_beam_is_greedy(model: Model) -> None:
-    greedy = model.generate(**sources())
-    assert torch.equal(model.generate(**sources(), num_beams=1), greedy)
-    # The one best word of every step, so nothing is left to chance.
-    assert torch.equal(model.generate(**sources(), do_sample=True, top_k=1), greedy)
-
-
 def test_wide_enough_beam_search_is_exhaustive(plain: Model) -> None:
     """Two words after the start: all 11 x 11 pairs, and every single word that ends."""
     found = plain.generate(**sources(), num_beams=11, max_new_tokens=2, length_penalty=0.0)

@@ -246,16 +246,6 @@ def test_target_word_vectors_in_place_of_words() -> None:
     assert torch.equal(actual.logits, model(**inputs, decoder_input_ids=words).logits)
 
 
-def test_gradient_checkpointing_changes_nothing() -> None:
-    model = tiny_model(encoder_layers=2, decoder_layers=2).train()
-    plain = gradients(model, model(**batch()).loss)
-    model.activation_checkpointing_enable()
-    runs = []
-    model.get_encoder().layers[1].forward_layer.register_forward_hook(lambda *_: runs.append(1))
-    torch.testing.assert_close(gradients(model, model(**batch()).loss), plain)
-    assert len(runs) == 2  # forward, and again on the way back
-
-
 @pytest.mark.parametrize("in_place", [False, True], ids=["torch.compile(model)", "model.compile()"])
 @pytest.mark.parametrize("options", [{}, {"layer_norm": True}, {"teacher_forcing_ratio": 0.5}], ids=str)
 def test_a_compiled_model_computes_the_same_and_unrolls_nothing(options: dict[str, Any], in_place: bool) -> None:

@@ -213,8 +213,11 @@ def test_a_second_backward_pass_gives_the_same() -> None:
 def test_gradient_checkpointing_changes_nothing(options: dict[str, Any]) -> None:
     """Of the encoder's layers, as `activation_checkpointing_enable` does it, and around the whole model."""
 
+    runs: list[int] = []
+
     def gradients(enabled: bool, whole: bool) -> dict[str, Tensor]:
         model = tiny_model(**options, encoder_layers=2, decoder_recurrence="scan").train()
+        model.get_encoder().layers[1].forward_layer.register_forward_hook(lambda *_: runs.append(1))
         if enabled:
             model.activation_checkpointing_enable()
         given = batch()
@@ -224,6 +227,7 @@ def test_gradient_checkpointing_changes_nothing(options: dict[str, Any]) -> None
 
     plain = gradients(False, False)
     torch.testing.assert_close(gradients(True, False), plain)
+    assert len(runs) == 1 + 2  # forward, and again on the way back
     torch.testing.assert_close(gradients(False, True), plain)
 
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from hf_rnn_seq2seq.data import shapes
@@ -56,10 +54,7 @@ def test_the_run_directory_is_that_of_every_task(captioner: Path) -> None:
 def test_a_resumed_run_is_the_run(captioner: Path, tmp_path: Path) -> None:
     train(tmp_path / "run", max_steps=6)
     train(tmp_path / "run", "--resume_from_checkpoint", "latest", max_steps=12)
-    whole, resumed = (load_file(folder / WEIGHTS) for folder in (captioner, tmp_path / "run"))
-    assert whole.keys() == resumed.keys()
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, resumed[name]), name
+    assert (captioner / WEIGHTS).read_bytes() == (tmp_path / "run" / WEIGHTS).read_bytes()
 
 
 def test_scores_and_pointing_are_printed_and_kept(captioner: Path) -> None:

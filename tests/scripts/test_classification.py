@@ -68,10 +68,7 @@ def test_the_run_directory_is_that_of_every_task(reader: Path) -> None:
 def test_a_resumed_run_is_the_run(reader: Path, tmp_path: Path) -> None:
     train(RECIPE, tmp_path / "run", **TINY, max_steps=6)
     train(RECIPE, tmp_path / "run", "--resume_from_checkpoint", "latest", **TINY, max_steps=12)
-    whole, resumed = (load_file(folder / WEIGHTS) for folder in (reader, tmp_path / "run"))
-    assert whole.keys() == resumed.keys()
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, resumed[name]), name
+    assert (reader / WEIGHTS).read_bytes() == (tmp_path / "run" / WEIGHTS).read_bytes()
 
 
 @pytest.mark.long

@@ -76,10 +76,7 @@ def test_a_resumed_run_is_the_run_with_the_state_that_was_carried(text: Path, wr
     train(text, tmp_path / "run", max_steps=4)
     train(text, tmp_path / "run", "--resume_from_checkpoint", "latest", max_steps=12)
     for file in ("model.safetensors", "carried.safetensors"):
-        whole, resumed = (load_file(folder / STEP / file) for folder in (writer, tmp_path / "run"))
-        assert whole.keys() == resumed.keys()
-        for name, tensor in whole.items():
-            assert torch.equal(tensor, resumed[name]), name
+        assert (writer / STEP / file).read_bytes() == (tmp_path / "run" / STEP / file).read_bytes(), file
 
 
 @pytest.mark.long

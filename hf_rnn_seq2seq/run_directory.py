@@ -9,13 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_rnn_seq2seq.errors import CheckpointError
+from hf_rnn_seq2seq.errors import CheckpointError, one_line
 from hf_rnn_seq2seq.files import digest, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
-    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
@@ -62,9 +61,7 @@ def load_checkpoint(
     one. `reads` says what the caller gives the model: `text`, `pictures` or `anything`. Raises CheckpointError in one
     line for whatever keeps the checkpoint from loading, and for a model that reads something else.
     """
-    from transformers import AutoModelForSeq2SeqLM
-
-    model, tokenizer = _open(name, AutoModelForSeq2SeqLM, device, dtype, attention)
+    model, tokenizer = load_as("Seq2SeqLM", name, device=device, dtype=dtype, attention=attention)
     found = "pictures" if model.main_input_name == "pixel_values" else "text"
     if reads not in (found, "anything"):
         tool = "hf-rnn caption" if found == "pictures" else "hf-rnn translate"
@@ -77,31 +74,18 @@ def load_checkpoint(
     return model, tokenizer
 
 
-def load_classifier(
-    name: str | os.PathLike[str], *, device: str | None = None, dtype: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As `load_checkpoint`, of a classifier."""
-    from transformers import AutoModelForSequenceClassification
-
-    return _open(name, AutoModelForSequenceClassification, device, dtype)
-
-
-def load_language_model(
-    name: str | os.PathLike[str], *, device: str | None = None, dtype: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As `load_checkpoint`, of a language model."""
-    from transformers import AutoModelForCausalLM
-
-    return _open(name, AutoModelForCausalLM, device, dtype)
-
-
-def _open(
+def load_as(
+    kind: str,
     name: str | os.PathLike[str],
-    auto_class: type[_BaseAutoModelClass],
-    device: str | None,
-    dtype: str | None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
     attention: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As `load_checkpoint`, of a model of this `kind`, a name of `KINDS` that has an Auto class."""
+    import transformers
+
+    auto_class = getattr(transformers, f"AutoModelFor{kind}")
     device = usable_device(device)
     path = Path(name)
     if path.exists() or path.parent.is_dir() or str(name).count("/") != 1:
@@ -111,8 +95,8 @@ def _open(
             raise CheckpointError(f"{name}: is an ensemble; name one of its models: {', '.join(members(name))}")
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{name}: has no config.json; expected a directory that training wrote")
-        if (kind := model_kind(path)) != auto_class.__name__.removeprefix("AutoModelFor"):
-            does, tool = KINDS[kind]
+        if (found := model_kind(path)) != kind:
+            does, tool = KINDS[found]
             raise CheckpointError(f"{name}: the model {does}; {tool} is for it")
     options: dict[str, Any] = {"dtype": dtype} if dtype else {}
     if attention:
@@ -121,8 +105,7 @@ def _open(
         tokenizer = read_tokenizer(name)
         model = auto_class.from_pretrained(name, use_safetensors=True, **options)
     except Exception as error:  # safetensors, tokenizers and json each raise classes of their own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{name}: the checkpoint cannot be loaded: {reason[:300]}") from error
+        raise CheckpointError(f"{name}: the checkpoint cannot be loaded: {one_line(error, 300)}") from error
     require_finite(model.state_dict().items(), f"{name}: " + (f"in {dtype}, " if dtype else ""))
     return model.eval().to(device), tokenizer
 
@@ -151,12 +134,10 @@ def writes_by_hand(folder: str | os.PathLike[str]) -> bool:
     return model_kind(folder) == "Handwriting"
 
 
-def load_any(
-    name: str | os.PathLike[str], *, device: str | None = None, dtype: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_any(name: str | os.PathLike[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """As `load_checkpoint`, whatever the model of a directory is for, if it has a tokenizer."""
-    loaders = {"SequenceClassification": load_classifier, "CausalLM": load_language_model}
-    return loaders.get(model_kind(name), load_checkpoint)(name, device=device, dtype=dtype)
+    kind = model_kind(name)
+    return load_as(kind, name) if kind in ("SequenceClassification", "CausalLM") else load_checkpoint(name)
 
 
 def read_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -182,8 +163,7 @@ def read_image_processor(name: str | os.PathLike[str]) -> BaseImageProcessor:
     try:
         return AutoImageProcessor.from_pretrained(name)
     except Exception as error:  # of transformers, the Hub's client and json
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{name}: its image processor cannot be loaded: {reason[:300]}") from error
+        raise CheckpointError(f"{name}: its image processor cannot be loaded: {one_line(error, 300)}") from error
 
 
 def require_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
@@ -360,8 +340,11 @@ def recipe_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
 def read_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """DIRECTORY/summary.json, empty when there is none. Raises CheckpointError when it is not a JSON object."""
     path = Path(directory) / SUMMARY
-    if not path.is_file():
-        return {}
+    return read_json(path) if path.is_file() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises CheckpointError when it holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

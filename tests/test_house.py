@@ -75,16 +75,15 @@ LAYERS = [
 ]
 CORE = {"torch", "transformers", "huggingface_hub"}
 # The rooms of the package and its own files, with what each may import of the others.
-_COMMON = {"errors", "files", "command_line", "option_parser", "options", "recipes", "run_directory"}
+_COMMON = {"errors", "files", "command_line", "option_parser", "options", "run_directory"}
 _TEXT = {*_COMMON, "data", "generation", "model"}
 LAW = {
     "errors": set(),
     "files": {"errors"},
     "model": set(),
     "command_line": {"errors", "files", "option_parser", "options"},
-    "option_parser": {"errors", "options", "recipes"},
+    "option_parser": {"errors", "options"},
     "options": {"errors"},
-    "recipes": {"errors"},
     "run_directory": {"errors", "files"},
     "data": {*_COMMON, "model"},
     "export": {*_COMMON, "model"},

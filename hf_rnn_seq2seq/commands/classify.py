@@ -34,13 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.errors import DataError
     from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.generation.classify import classify
-    from hf_rnn_seq2seq.run_directory import load_classifier
+    from hf_rnn_seq2seq.run_directory import load_as
     from hf_rnn_seq2seq.visualization.shaded_text import shaded_page
 
     texts = [text.replace("\\n", "\n") for text in arguments.texts or sys.stdin.read().splitlines()]
     if not texts or not all(text.strip() for text in texts):
         raise DataError("TEXT: is empty; give at least one word")
-    model, tokenizer = load_classifier(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    model, tokenizer = load_as(
+        "SequenceClassification", arguments.model, device=arguments.device, dtype=arguments.dtype
+    )
     found = classify(model, tokenizer, texts, arguments.batch_size)
     for result in found:
         ordered = sorted(result.probabilities.items(), key=lambda pair: -pair[1])

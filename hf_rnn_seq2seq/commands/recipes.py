@@ -7,7 +7,7 @@ to a file of your own.
 from collections.abc import Sequence
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.recipes import named_files
+from hf_rnn_seq2seq.option_parser import named_files
 
 
 def first_comment(text: str) -> str:

@@ -7,9 +7,7 @@ Reads the data and tokenizer options, from a training recipe too, whose other op
 """
 
 import dataclasses
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,16 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line.load_libraries()
     from hf_rnn_seq2seq.data.corpus import load_corpus
     from hf_rnn_seq2seq.data.tokenizer import source_vocabulary_size, target_vocabulary_size
+    from hf_rnn_seq2seq.files import whole_folder
     from hf_rnn_seq2seq.training.components import train_tokenizer
 
     corpus = load_corpus(data, splits=("train",))
     tokenizer = train_tokenizer(options, data, corpus)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and moved, so that a folder of this name is always complete.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as unfinished:
-        complete = os.path.join(unfinished, "tokenizer")
-        tokenizer.save_pretrained(complete)
-        os.replace(complete, folder)
+    with whole_folder(folder) as unfinished:
+        tokenizer.save_pretrained(unfinished)
     print(
         f"{folder}: {options.tokenizer_algorithm}, {source_vocabulary_size(tokenizer)} source and "
         f"{target_vocabulary_size(tokenizer)} target entries, {'joint' if options.joint_vocabulary else 'separate'}; "

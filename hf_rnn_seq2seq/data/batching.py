@@ -137,22 +137,10 @@ def _cut(source: list[int], target: list[int], batch_size: int, max_tokens: int 
 
 
 class Collator:
-    """Pads rows to the longest of their batch, on the right.
+    """Pads rows to the longest of their batch, on the right: `input_ids` with the pad token, `labels` with -100."""
 
-    Args:
-        pad_token_id: fills `input_ids`.
-        label_pad_token_id: fills `labels`; the loss ignores it.
-        pad_to_multiple_of: widths are rounded up to a multiple of this.
-    """
-
-    def __init__(
-        self, pad_token_id: int = 0, *, label_pad_token_id: int = IGNORED_LABEL, pad_to_multiple_of: int | None = None
-    ) -> None:
-        if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
-            raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of}: must be at least 1")
+    def __init__(self, pad_token_id: int = 0) -> None:
         self.pad_token_id = pad_token_id
-        self.label_pad_token_id = label_pad_token_id
-        self.pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> dict[str, torch.Tensor]:
         """Rows (a list of dicts, or a dict of lists as a `datasets` slice gives) -> int64 tensors.
@@ -176,13 +164,11 @@ class Collator:
 
     def labels(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Label ids of each row, padded: (batch, target)."""
-        return self._pad(rows, self.label_pad_token_id)[0]
+        return self._pad(rows, IGNORED_LABEL)[0]
 
     def _pad(self, sequences: Sequence[Sequence[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
         lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
-        multiple = self.pad_to_multiple_of or 1
-        width = -(-int(lengths.max(initial=0)) // multiple) * multiple
-        filled = np.arange(width) < lengths[:, None]
-        padded = np.full((len(sequences), width), value, dtype=np.int64)
+        filled = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        padded = np.full(filled.shape, value, dtype=np.int64)
         padded[filled] = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
         return torch.from_numpy(padded), torch.from_numpy(filled)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from hf_rnn_seq2seq.errors import one_line
 from hf_rnn_seq2seq.run_directory import read_tokenizer
 
 INPUTS = ["input_ids", "attention_mask"]
@@ -34,10 +35,9 @@ def load_tokenizer(
     try:
         tokenizer = read_tokenizer(name)
     except Exception as error:  # tokenizers, json, a missing sentencepiece and the Hub each raise classes of their own
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{option}: cannot be loaded; name a folder with a tokenizer.json, or a repository of the Hub that has one "
-            f"({reason[:300]})"
+            f"({one_line(error, 300)})"
         ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(

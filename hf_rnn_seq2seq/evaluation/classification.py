@@ -19,7 +19,7 @@ from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.evaluation.results import format_table
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, read_test_set
 from hf_rnn_seq2seq.generation.classify import Classified, classify, sentence_numbers
-from hf_rnn_seq2seq.run_directory import data_options, load_classifier
+from hf_rnn_seq2seq.run_directory import data_options, load_as
 
 
 def class_scores(found: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
@@ -188,7 +188,7 @@ def evaluate_classifier(
     Raises:
         ArgumentError: the test set has a class that the model does not know.
     """
-    model, tokenizer = load_classifier(directory, device=device, dtype=dtype)
+    model, tokenizer = load_as("SequenceClassification", directory, device=device, dtype=dtype)
     test_set = read_test_set(directory, chosen, split)
     names = model.config.id2label.values()
     if unknown := sorted(set(test_set.references) - {*names}):

@@ -13,7 +13,7 @@ from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.running_text import load_text
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.generation.surprise import TextScore, score_text
-from hf_rnn_seq2seq.run_directory import data_options, load_language_model
+from hf_rnn_seq2seq.run_directory import data_options, load_as
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def evaluate_language_model(
     Raises:
         ArgumentError: neither the run nor the options have such a text.
     """
-    model, tokenizer = load_language_model(directory, device=device, dtype=dtype)
+    model, tokenizer = load_as("CausalLM", directory, device=device, dtype=dtype)
     given = {name: value for name, value in chosen.items() if value is not None}
     options = given or data_options(directory)
     if not options:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.errors import ArgumentError, one_line
 
 if TYPE_CHECKING:
     import evaluate
@@ -100,10 +100,11 @@ def external_metric(name: str) -> "evaluate.EvaluationModule":
     try:
         return evaluate.load(name)
     except (ImportError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         by_name = not name.endswith(".py") and "/" not in name
         hint = "; a name needs network, our own BLEU (the default) does not" if by_name else ""
-        raise ArgumentError(f"metric {name!r}: evaluate.load could not load it{hint} ({reason[:300]})") from None
+        raise ArgumentError(
+            f"metric {name!r}: evaluate.load could not load it{hint} ({one_line(error, 300)})"
+        ) from None
 
 
 def external_score(name: str, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -4,10 +4,9 @@
 are in `card_text.py`.
 """
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from hf_rnn_seq2seq.data.arguments import OF_TASKS
 from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.evaluation.describe import architecture
 from hf_rnn_seq2seq.hub import card_text
-from hf_rnn_seq2seq.run_directory import ATTENTION, LEARNING_CURVE, RECIPE, SUMMARY
+from hf_rnn_seq2seq.run_directory import ATTENTION, LEARNING_CURVE, read_json, read_summary, recipe_options
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -119,14 +118,13 @@ def read_facts(
         CheckpointError: a file is missing or not readable.
     """
     path = Path(directory)
-    config = _read(path / "config.json", json.loads)
-    if config is None:
+    if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: has no config.json; name a directory that training or save_pretrained wrote")
     facts = {
         "repo_id": repo_id or f"user/{path.resolve().name}",
-        "config": config,
-        "summary": _read(path / SUMMARY, json.loads) or {},
-        "recipe": _read(path / RECIPE, _load_yaml) or {},
+        "config": read_json(path / "config.json"),
+        "summary": read_summary(path),
+        "recipe": recipe_options(path),
         "pictures": [name for name in (ATTENTION, LEARNING_CURVE) if (path / name).is_file()],
     }
     return strip_local_paths(facts | ({"license": license} if license else {}))
@@ -186,7 +184,7 @@ def render_again(folder: str | os.PathLike[str]) -> list[Path]:
     cards = []
     for path in sorted(Path(folder).glob("*.json")):
         cards.append(path.with_suffix(".md"))
-        write_atomically(cards[-1], render(_read(path, json.loads)))
+        write_atomically(cards[-1], render(read_json(path)))
     return cards
 
 
@@ -206,27 +204,6 @@ def template_path() -> Path:
         if path.is_file():
             return path
     raise CheckpointError(f"{here.with_name(TEMPLATE)}: the card template is missing; install the package again")
-
-
-def _read(path: Path, parse: Callable[[str], object]) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not readable: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected fields by name, found {type(content).__name__}")
-    return content
-
-
-def _load_yaml(text: str) -> object:
-    import yaml
-
-    try:
-        return yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(error) from None
 
 
 def _options_of(task: str) -> list[str]:

@@ -8,11 +8,11 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from hf_rnn_seq2seq.errors import CheckpointError
+from hf_rnn_seq2seq.files import whole_folder
 
 # The files that loading a checkpoint needs; training states, logs and pictures are not copied.
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -67,9 +67,7 @@ def write_space(
     if not target.resolve().parent.is_dir():
         raise CheckpointError(f"space={str(directory)!r}: its folder does not exist; create it first")
     title = " ".join(title.split()) or "Watch recurrent models translate"
-    with tempfile.TemporaryDirectory(dir=target.resolve().parent, prefix=".space-") as folder:
-        space = Path(folder) / "space"
-        space.mkdir()
+    with whole_folder(target) as space:
         models = [_copy_model(name, space) for name in names]
         package = Path(__file__).parents[1]
         shutil.copytree(package, space / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
@@ -77,9 +75,6 @@ def write_space(
         (space / "app.py").write_text(app, encoding="utf-8")
         (space / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
         (space / "README.md").write_text(_card(title, names, license), encoding="utf-8")
-        if target.exists():
-            target.rmdir()
-        os.replace(space, target)
     return target
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError, InputError
+from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError, InputError, one_line
 from hf_rnn_seq2seq.hub.model_card import read_facts, render, strip_local_paths
 from hf_rnn_seq2seq.run_directory import (
     ATTENTION,
@@ -169,8 +169,7 @@ def push(
     except Exception as error:  # the client's transport raises classes of its own
         if not type(error).__module__.startswith(("httpx", "requests", "urllib3", "builtins", "socket")):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{repo_id}: the Hub cannot be reached at {api.endpoint}: {reason[:200]}") from None
+        raise InputError(f"{repo_id}: the Hub cannot be reached at {api.endpoint}: {one_line(error, 200)}") from None
     return commit.commit_url
 
 

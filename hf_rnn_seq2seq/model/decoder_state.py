@@ -4,7 +4,7 @@ cache of `generate()`.
 Axes: batch, source, target, heads, hidden; tensors are batch first unless a comment states another order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -256,6 +256,19 @@ class RnnSeq2SeqCache(Cache):
         """Moves every tensor."""
         self._apply(lambda tensor: tensor.to(device))
         return self
+
+
+def usable_cache(cache: RnnSeq2SeqCache | None, others: Mapping[str, object]) -> RnnSeq2SeqCache:
+    """The cache that a model is given, or an empty one; `others` are the keywords that the model ignores.
+
+    Raises:
+        ValueError: it has another class or another name.
+    """
+    if "past_key_values" in others:
+        raise ValueError("past_key_values: the argument is called cache, as everywhere in transformers 5.24")
+    if cache is not None and not hasattr(cache, "advance"):
+        raise ValueError(f"cache of type {type(cache).__name__}: must be an RnnSeq2SeqCache or None")
+    return RnnSeq2SeqCache() if cache is None else cache
 
 
 class CachedGenerationMixin(GenerationMixin):

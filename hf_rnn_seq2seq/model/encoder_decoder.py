@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying
 from .decoder import RnnDecoder
-from .decoder_state import DecoderState, DecoderTrace, Memory, RnnSeq2SeqCache
+from .decoder_state import DecoderState, DecoderTrace, Memory, RnnSeq2SeqCache, usable_cache
 from .dropout import State
 from .encoder import RnnEncoder, RnnEncoderOutput
 from .hard_attention import Alignment
@@ -201,12 +201,7 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.return_dict if return_dict is None else return_dict
-        if "past_key_values" in kwargs:
-            # Among the other keywords it would be ignored without a message.
-            raise ValueError("past_key_values: the argument is called cache, as everywhere in transformers 5.24")
-        if cache is not None and not hasattr(cache, "advance"):
-            raise ValueError(f"cache of type {type(cache).__name__}: must be an RnnSeq2SeqCache or None")
-        cache = RnnSeq2SeqCache() if cache is None else cache
+        cache = usable_cache(cache, kwargs)
         source = None
         given = (input_ids, attention_mask, inputs_embeds, encoder_outputs, output_hidden_states, pixel_values)
         sources = (encoder_outputs, input_ids, inputs_embeds, pixel_values)

@@ -6,7 +6,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from .configuration_rnn_causal import RnnCausalConfig
 from .decoder import RnnDecoder
-from .decoder_state import CachedGenerationMixin, DecoderState, Memory, RnnSeq2SeqCache
+from .decoder_state import CachedGenerationMixin, DecoderState, Memory, RnnSeq2SeqCache, usable_cache
 from .dropout import drop
 from .encoder import RnnPreTrainedModel
 from .loss import IGNORED_LABEL, logits_loss, output_loss
@@ -71,15 +71,10 @@ class RnnCausalModel(RnnCausalPreTrainedModel):
         use_cache = config.use_cache if use_cache is None else use_cache
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.return_dict if return_dict is None else return_dict
-        if "past_key_values" in kwargs:
-            # Among the other keywords it would be ignored without a message.
-            raise ValueError("past_key_values: the argument is called cache, as everywhere in transformers 5.24")
-        if cache is not None and not hasattr(cache, "advance"):
-            raise ValueError(f"cache of type {type(cache).__name__}: must be an RnnSeq2SeqCache or None")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give one of input_ids and inputs_embeds")
         embedded = self.decoder.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = RnnSeq2SeqCache() if cache is None else cache
+        cache = usable_cache(cache, kwargs)
         if not cache.is_initialized:
             cache.start(self.first_state(embedded), NO_SOURCE)
         mask = None if attention_mask is None else attention_mask[:, -embedded.shape[1] :].bool()

@@ -160,7 +160,9 @@ class RnnSeq2SeqForConditionalGeneration(
             return_dict=True,
             **kwargs,
         )
-        self._check_labels(labels, outputs.last_hidden_state)
+        shape = outputs.last_hidden_state.shape[:2]
+        if labels is not None and labels.shape != shape:
+            raise ValueError(f"labels of shape {tuple(labels.shape)}: must be (batch, target) = {tuple(shape)}")
         sampled = None
         if outputs.alignment is None:
             readout = drop(outputs.last_hidden_state, config.dropout, self.training, config.variational_dropout)
@@ -307,13 +309,6 @@ class RnnSeq2SeqForConditionalGeneration(
         if labels is not None:
             nats = logits_loss(found.scores, labels, config.logits_memory_mb * 2**20, smoothing)
         return None if skip_logits and labels is not None else found.scores[:, -logits_to_keep:], nats
-
-    @staticmethod
-    def _check_labels(labels: Tensor | None, readout: Tensor) -> None:
-        if labels is not None and labels.shape != readout.shape[:2]:
-            raise ValueError(
-                f"labels of shape {tuple(labels.shape)}: must be (batch, target) = {tuple(readout.shape[:2])}"
-            )
 
     def _cross_entropy(self, readout: Tensor, copying: Copying | None, labels: Tensor, logits: Tensor | None) -> Tensor:
         """Cross entropy summed over the positions that have a label; the default loss of transformers shifts them.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_rnn_seq2seq.errors import CheckpointError
+from hf_rnn_seq2seq.files import whole_folder
 from hf_rnn_seq2seq.model.pretrained import not_finite
 from hf_rnn_seq2seq.run_directory import SUMMARY, WEIGHTS, read_tokenizer, vocabulary_hash
 
@@ -84,9 +85,7 @@ def average_checkpoints(directories: Sequence[str | os.PathLike[str]], output: s
         raise CheckpointError(f"{output}: its folder does not exist")
     _require_one_vocabulary(directories)
     weights = average_weights(directories)
-    part = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        part.mkdir()
+    with whole_folder(output) as part:
         first = Path(directories[0])
         carried = ("*.json", "*.txt", "*.model", "custom_generate/*.py", "*.py")
         for source in sorted({path for pattern in carried for path in first.glob(pattern)}):
@@ -96,7 +95,3 @@ def average_checkpoints(directories: Sequence[str | os.PathLike[str]], output: s
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(source, target)
         save_file(weights, part / WEIGHTS, metadata={"format": "pt"})
-        os.replace(part, output)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise

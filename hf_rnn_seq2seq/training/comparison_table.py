@@ -14,7 +14,7 @@ import torch
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.evaluation import results
 from hf_rnn_seq2seq.evaluation.test_set import default_metrics, read_test_set
-from hf_rnn_seq2seq.recipes import read_recipe
+from hf_rnn_seq2seq.option_parser import read_recipe
 from hf_rnn_seq2seq.run_directory import RECIPE, load_checkpoint, read_summary, update_summary
 from hf_rnn_seq2seq.training.experiments import Run, report
 

@@ -17,7 +17,7 @@ import yaml
 
 from hf_rnn_seq2seq.errors import ArgumentError, one_line
 from hf_rnn_seq2seq.files import content_hash
-from hf_rnn_seq2seq.recipes import named_files, read_recipe
+from hf_rnn_seq2seq.option_parser import named_files, read_recipe
 from hf_rnn_seq2seq.run_directory import CHECKPOINTS, SUMMARY
 from hf_rnn_seq2seq.training.arguments import RunOptions
 

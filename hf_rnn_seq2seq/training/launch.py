@@ -21,7 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Pro
 from huggingface_hub import get_token
 from transformers import PreTrainedModel
 
-from hf_rnn_seq2seq.errors import ArgumentError, TrainingError
+from hf_rnn_seq2seq.errors import ArgumentError, TrainingError, one_line
 from hf_rnn_seq2seq.run_directory import CHECKPOINTS, LOG_FILE, RECIPE, SUMMARY, WEIGHTS
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.experiments import OF_ANOTHER_COMMAND
@@ -94,10 +94,8 @@ def check_savable(
             if save_tokenizer is not None:
                 save_tokenizer(Path(folder))
         except Exception as error:  # each library raises classes of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ArgumentError(
-                f"output_dir={arguments.output_dir!r}: no checkpoint could be saved: {reason}"
-            ) from error
+            where = f"output_dir={arguments.output_dir!r}"
+            raise ArgumentError(f"{where}: no checkpoint could be saved: {one_line(error)}") from error
     if arguments.output_dir is None:
         return
     free = shutil.disk_usage(_existing(Path(arguments.output_dir))).free

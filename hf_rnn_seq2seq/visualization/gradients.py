@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.generation.encoding import encoded_sources
+from hf_rnn_seq2seq.generation.batches import evaluation_mode
+from hf_rnn_seq2seq.generation.encoding import encode_targets, encoded_sources
 from hf_rnn_seq2seq.visualization.figure import (
     QUIET,
     SERIES,
@@ -100,28 +101,23 @@ def word_gradients(
         ArgumentError: no pair has text on both sides.
     """
     sums, counts = [0.0] * longest, [0] * longest
-    was_training = model.training
-    model.eval()
-    try:
-        for ids, reference in zip(encoded_sources(tokenizer, sources).ids, references, strict=True):
+    targets = encode_targets(tokenizer, references)
+    with evaluation_mode(model):
+        for ids, reference, labels in zip(encoded_sources(tokenizer, sources).ids, references, targets, strict=True):
             if not ids or not reference.strip():
                 continue
-            encoding = tokenizer(text_target=reference, verbose=False)
-            labels = (encoding["labels"] if "labels" in encoding else encoding["input_ids"])[:1]
             words = torch.tensor([ids], device=model.device)
             mask = torch.ones_like(words)
             foreign = getattr(model.get_encoder(), "foreign", None)
             vectors = model.get_input_embeddings()(words) if foreign is None else foreign(words, mask.bool())
             vectors = vectors.detach().requires_grad_()
-            target = torch.tensor([labels], device=model.device)
+            target = torch.tensor([labels[:1]], device=model.device)
             with torch.enable_grad():
                 loss = model(inputs_embeds=vectors, attention_mask=mask, labels=target).loss
             norms = torch.autograd.grad(loss, vectors)[0][0].norm(dim=-1).flip(0)[:longest]
             for distance, norm in enumerate(norms.tolist()):
                 sums[distance] += norm
                 counts[distance] += 1
-    finally:
-        model.train(was_training)
     if not counts[0]:
         raise ArgumentError("no sentence pair has text on both sides")
     return [total / count for total, count in zip(sums, counts, strict=True) if count]

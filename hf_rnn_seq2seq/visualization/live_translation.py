@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.errors import ArgumentError, AttentionError
+from hf_rnn_seq2seq.evaluation.error_analysis import translate_with_attention
 from hf_rnn_seq2seq.generation.attention import stack_layer
 from hf_rnn_seq2seq.generation.encoding import encoded_sources
-from hf_rnn_seq2seq.generation.translate import Hypothesis, translate_n_best
+from hf_rnn_seq2seq.generation.translate import Hypothesis
 from hf_rnn_seq2seq.model.search_options import longest_output
 
 
@@ -87,8 +88,5 @@ def _beam_search(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, num_beams: int, limit: int
 ) -> Hypothesis:
     options = {"num_beams": num_beams, "max_new_tokens": limit, "do_sample": False, "progress": False}
-    try:
-        ((best,),) = translate_n_best(model, tokenizer, [source], attention=True, **options)
-    except AttentionError:
-        ((best,),) = translate_n_best(model, tokenizer, [source], **options)
+    (best,) = translate_with_attention(model, tokenizer, [source], **options)
     return best if best.attention is None else replace(best, attention=best.attention.mean(0, keepdim=True))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hf_rnn_seq2seq.generation.classify import Classified
+from hf_rnn_seq2seq.visualization.pages import plain_page
 
 _WORD, _BAR = "31, 119, 180", "214, 39, 40"  # red, green and blue of the shades
 _STYLE = """
@@ -26,15 +27,7 @@ span { border-radius: 3px; padding: 0.1rem 0; }
 
 def shaded_page(results: Sequence[Classified]) -> str:
     """The page of some classified texts; it fetches nothing, and treats texts as text."""
-    parts = [_section(result) for result in results]
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f"<title>What decided the class</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
+    return plain_page("What decided the class", _STYLE, "\n".join(map(_section, results)))
 
 
 def _section(result: Classified) -> str:

@@ -17,6 +17,7 @@ from hf_rnn_seq2seq.files import write_atomically
 from hf_rnn_seq2seq.generation.surprise import token_nats
 from hf_rnn_seq2seq.visualization.figure import INK, QUIET, SUFFIXES, new_figure, save_figure
 from hf_rnn_seq2seq.visualization.fonts import choose_fonts
+from hf_rnn_seq2seq.visualization.pages import plain_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,13 +87,8 @@ def surprise_page(tokens: Sequence[Token]) -> str:
     for text, bits in tokens:
         style = f"background: rgba({color}, {_shade(bits):.3f})"
         spans.append(f'<span style="{style}" title="{bits:.2f} bits">{html.escape(text)}</span>')
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f"<title>Bits of each token</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f'<p>{html.escape(_caption(tokens))}</p>\n<p class="text">{"".join(spans)}</p>\n</body>\n</html>\n'
-    )
+    body = f'<p>{html.escape(_caption(tokens))}</p>\n<p class="text">{"".join(spans)}</p>'
+    return plain_page("Bits of each token", _STYLE, body)
 
 
 def surprise_picture(tokens: Sequence[Token]) -> Figure:

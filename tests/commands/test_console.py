@@ -15,7 +15,7 @@ from hf_rnn_seq2seq import option_parser
 from hf_rnn_seq2seq.__main__ import COMMANDS, main
 from hf_rnn_seq2seq.commands.launch import launcher_names, split_words
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.recipes import find_recipe, read_recipe
+from hf_rnn_seq2seq.option_parser import find_recipe, read_recipe
 from hf_rnn_seq2seq.training import train
 from hf_rnn_seq2seq.training.arguments import GROUPS
 from hf_rnn_seq2seq.training.model_fields import CONFIGS, model_fields

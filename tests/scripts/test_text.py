@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, pipeline
 from hf_rnn_seq2seq import RnnCausalConfig
 from hf_rnn_seq2seq.generation.surprise import score_text
 from hf_rnn_seq2seq.hub.model_card import read_facts, render
-from hf_rnn_seq2seq.run_directory import load_any, load_language_model
+from hf_rnn_seq2seq.run_directory import load_any, load_as
 from hf_rnn_seq2seq.training.arguments import RunOptions
 from tests.helpers import script_runs
 from tests.helpers.script_runs import run
@@ -110,7 +110,7 @@ def test_bits_are_those_of_the_test_text_and_kept(writer: Path, tmp_path: Path) 
     summary = json.loads((writer / "summary.json").read_text())
     whole = "".join(LINES)
     held_out = whole[-round(0.1 * len(whole)) :]
-    model, tokenizer = load_language_model(writer)
+    model, tokenizer = load_as("CausalLM", writer)
     figures = score_text(model, tokenizer, [held_out]).figures()
     assert summary["bits_per_character"] == pytest.approx(figures["bits_per_character"])
     assert summary["test_characters"] == len(held_out) and summary["split"] == "test"
@@ -154,7 +154,7 @@ def test_the_surprise_of_each_character_is_drawn(writer: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stderr.decode()
     page = (tmp_path / "bits.html").read_text()
     assert page.count("<span") == 12 and ">&lt;</span>" in page and ">&amp;</span>" in page
-    model, tokenizer = load_language_model(writer)
+    model, tokenizer = load_as("CausalLM", writer)
     bits = score_text(model, tokenizer, ["ROMEO: <b>&\n"]).nats / math.log(2)
     assert done.stdout.decode() == f"{bits:.2f} bits for 12 characters, {bits / 12:.3f} a character\n"
     drawn = run("plot_surprise.py", writer, "--output", tmp_path / "bits.png", stdin=b"ROMEO:\n\tWhat")

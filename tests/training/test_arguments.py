@@ -15,9 +15,8 @@ from hf_rnn_seq2seq import RnnClassifierConfig, RnnHandwritingConfig, RnnSeq2Seq
 from hf_rnn_seq2seq.data.arguments import OF_TASKS, TASKS, DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.config_checks import ConfigError
-from hf_rnn_seq2seq.option_parser import parse_arguments
+from hf_rnn_seq2seq.option_parser import parse_arguments, read_recipe
 from hf_rnn_seq2seq.options import OptionGroup, convert, option
-from hf_rnn_seq2seq.recipes import read_recipe
 from hf_rnn_seq2seq.training.arguments import GenerationArguments, RunOptions, TrainingOptions, dump_recipe
 from hf_rnn_seq2seq.training.model_fields import model_fields
 from tests.helpers.models import config_fields

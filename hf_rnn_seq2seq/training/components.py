@@ -93,17 +93,12 @@ def resumed_checkpoint(training: TrainingOptions) -> Path | None:
     return named_checkpoint(str(training.output_dir), training.resume_from_checkpoint)
 
 
-def load_named(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of tokenizer_name_or_path, with a message on what it lacked."""
-    return load_tokenizer(name, partial(print, file=sys.stderr))
-
-
 def make_tokenizer(
     start: Start,
     new: Callable[[], PreTrainedTokenizerBase],
     *,
     of_encoder: Callable[[], PreTrainedTokenizerBase] | None = None,
-    load: Callable[[str], PreTrainedTokenizerBase] = load_named,
+    load: Callable[[str], PreTrainedTokenizerBase] | None = None,
 ) -> PreTrainedTokenizerBase:
     """That of the checkpoint, of the encoder, of tokenizer_name_or_path or of model_name_or_path, else a new one.
 
@@ -113,7 +108,7 @@ def make_tokenizer(
         start: of the run.
         new: trains one on the corpus.
         of_encoder: that of a pretrained encoder, if the run has one that reads text.
-        load: opens tokenizer_name_or_path.
+        load: opens tokenizer_name_or_path; None: `load_tokenizer`.
     """
     named, model = start.options.tokenizer.tokenizer_name_or_path, start.options.training.model_name_or_path
     tokenizers: list[PreTrainedTokenizerBase | None] = [None]
@@ -121,7 +116,7 @@ def make_tokenizer(
         if start.checkpoint is None and of_encoder is not None:
             tokenizers = [of_encoder()]
         elif start.checkpoint is None and named is not None:
-            tokenizers = [load(named)]
+            tokenizers = [load(named) if load else load_tokenizer(named, start.log)]
         elif start.checkpoint is not None or model is not None:
             saved = str(start.checkpoint or model)
             with reading(f"the tokenizer of {saved!r}", ArgumentError):

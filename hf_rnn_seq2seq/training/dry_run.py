@@ -17,12 +17,11 @@ TIMED_UPDATES = 20
 STREAMED_UPDATES = 100
 
 
-def dry_run(loop: TrainingLoop, vocabulary: tuple[int, int]) -> str:
+def dry_run(loop: TrainingLoop) -> str:
     """Runs the largest update of the first epoch and then 20 of its updates, and describes the run.
 
     Args:
         loop: a loop that has not run. Its model is trained a little and must not be used afterwards.
-        vocabulary: entries of the source and of the target vocabulary.
     """
     a, plan, accelerator = loop.options, loop.plan, loop.accelerator
     check_savable(a, loop.state.model, loop.save_tokenizer)
@@ -47,7 +46,7 @@ def dry_run(loop: TrainingLoop, vocabulary: tuple[int, int]) -> str:
     total = seconds * loop.total_steps
     lines = {
         "parameters": f"{parameters:,}",
-        "vocabulary": f"{vocabulary[0]:,} source, {vocabulary[1]:,} target",
+        "vocabulary": f"{loop.facts['source_vocab_size']:,} source, {loop.facts['target_vocab_size']:,} target",
         **plan.facts,
         "updates": f"{loop.total_steps:,} at most{epochs}",
         "an update": f"{target_tokens:.0f} target tokens on average, over {accelerator.num_processes} process(es) x "

@@ -1,4 +1,4 @@
-"""One run in this process: from its options to the finished directory."""
+"""One run in this process: from its options to a loop, and to the finished directory."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.files import only_writer
 from hf_rnn_seq2seq.run_directory import SUMMARY, load_any
+from hf_rnn_seq2seq.training.adaptation import freeze
 from hf_rnn_seq2seq.training.arguments import RunOptions
+from hf_rnn_seq2seq.training.components import Start, TaskParts, resumed_checkpoint
 from hf_rnn_seq2seq.training.dry_run import dry_run
 from hf_rnn_seq2seq.training.launch import build_accelerator, check_before_work, check_output_dir, use_all_cores
 from hf_rnn_seq2seq.training.loop import EndReason, TrainingLoop
-from hf_rnn_seq2seq.training.setup import build_training
+from hf_rnn_seq2seq.training.state import TrainingState
 
 
 class Upload(Protocol):
@@ -68,20 +74,59 @@ def run(
         use_all_cores(training.cpu_threads)
         accelerator = build_accelerator(training, lambda message: print(message, file=sys.stderr))
         try:
-            built = build_training(options, accelerator, command=command, after_run=after_run)
+            loop = make_loop(options, accelerator, command=command, after_run=after_run)
             if training.dry_run:
-                plan = dry_run(built.loop, built.vocabulary)
+                plan = dry_run(loop)
                 if accelerator.is_main_process:
                     print(plan)
                 return None
-            upload = begin_upload(built.loop) if begin_upload and accelerator.is_main_process else None
-            reason = built.loop.run()
+            upload = begin_upload(loop) if begin_upload and accelerator.is_main_process else None
+            reason = loop.run()
             if upload is not None:
-                step = built.loop.state.progress.step
+                step = loop.state.progress.step
                 upload.finish(str(training.output_dir), step, interrupted=reason.signal_number > 0)
             return reason
         finally:
             accelerator.end_training()
+
+
+def make_loop(
+    options: RunOptions,
+    accelerator: Accelerator,
+    *,
+    command: str = "",
+    after_run: Callable[[Path], str] | None = None,
+) -> TrainingLoop:
+    """Loads, makes and joins the parts of a run; `command` is for its summary, `after_run` for `TrainingLoop`."""
+    set_seed(options.training.seed)
+    log = partial(print, file=sys.stderr) if accelerator.is_main_process else lambda _: None
+    task = import_module(f"hf_rnn_seq2seq.training.{options.data.task}")  # what it needs may be an extra
+    parts: TaskParts = task.parts(Start(options, resumed_checkpoint(options.training), accelerator, log))
+    source_entries, target_entries = parts.vocabulary
+    frozen = freeze(parts.model, options.training.freeze, log)
+    return TrainingLoop(
+        TrainingState(parts.model, options.training, accelerator, parts.objective),
+        parts.train,
+        collate=parts.collate,
+        validator=parts.validator,
+        save_tokenizer=parts.save_processing,
+        after_run=after_run,
+        recipe=options.recipe(),
+        identity={
+            "data": parts.data.get("fingerprint"),
+            "vocabulary": [source_entries, target_entries],
+            "freeze": options.training.freeze or None,
+        },
+        facts={
+            "command": command,
+            "data": parts.data,
+            "source_vocab_size": source_entries,
+            "target_vocab_size": target_entries,
+            "seed": options.training.seed,
+            **parts.facts,
+            **frozen,
+        },
+    )
 
 
 def train_here(recipe: str | None, options: Mapping[str, Any]) -> TrainedRun:

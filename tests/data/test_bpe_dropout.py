@@ -17,7 +17,7 @@ from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.training.arguments import RunOptions
 from hf_rnn_seq2seq.training.launch import build_accelerator
-from hf_rnn_seq2seq.training.setup import build_training
+from hf_rnn_seq2seq.training.run import make_loop
 from tests.helpers.training_runs import arguments, build_loop, dropout_stream, dropout_table, letter_rows, record
 from tests.scripts.test_train import TINY
 
@@ -132,7 +132,7 @@ def test_a_run_draws_the_pieces_of_its_training_rows_only(streaming: bool, tmp_p
 
     def build(**more: Any) -> Any:
         run = tiny(tmp_path, **options, **more)
-        return build_training(run, build_accelerator(run.training)).loop
+        return make_loop(run, build_accelerator(run.training))
 
     loop = build(max_steps=1)
     update = next(loop.plan.updates())
@@ -151,7 +151,7 @@ def test_a_run_draws_the_pieces_of_its_training_rows_only(streaming: bool, tmp_p
 def test_alignments_belong_to_the_usual_pieces(tmp_path: Path) -> None:
     run = tiny(tmp_path, bpe_dropout=0.1, guided_alignment_weight=0.5)
     with pytest.raises(ArgumentError) as caught:
-        build_training(run, build_accelerator(run.training))
+        make_loop(run, build_accelerator(run.training))
     assert str(caught.value) == (
         "bpe_dropout=0.1: guided_alignment_weight=0.5 aligns the usual pieces; set one of them to 0"
     )

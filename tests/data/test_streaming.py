@@ -15,7 +15,7 @@ from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.training.components import in_memory
 from hf_rnn_seq2seq.training.dry_run import dry_run
 from tests.helpers.training_checks import assert_identical_states, assert_same_weights, copy_until, weights
-from tests.helpers.training_runs import arguments, build_loop, log_lines, record, text_stream
+from tests.helpers.training_runs import SIZES, arguments, build_loop, log_lines, record, text_stream
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -156,7 +156,7 @@ def test_options_that_need_a_known_length_are_refused(tmp_path):
 
 
 def test_a_dry_run_of_a_stream_and_a_split_in_memory(tmp_path):
-    text = dry_run(build_loop("rnn", arguments(None, dry_run=True), train=text_stream(40, 20)), (24, 24))
+    text = dry_run(build_loop("rnn", arguments(None, dry_run=True), train=text_stream(40, 20), facts=SIZES))
     assert "streamed, 20 at a time" in text and "12 at most" in text and "target tokens on average" in text
     table = in_memory(text_stream(9, 5).rows)
     assert len(table) == 9 and table.column_names == ["source", "target", "id"]

@@ -36,6 +36,7 @@ from hf_rnn_seq2seq.training.validation import Validator
 
 LIMITS = {"max_source_length": 128, "max_target_length": 128}
 VOCABULARY = 24
+SIZES = {"source_vocab_size": VOCABULARY, "target_vocab_size": VOCABULARY}  # facts of a run
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 
 

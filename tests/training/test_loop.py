@@ -18,7 +18,7 @@ from hf_rnn_seq2seq.training.dry_run import dry_run
 from hf_rnn_seq2seq.training.launch import build_accelerator, has_bfloat16, resolve_precision, use_all_cores
 from hf_rnn_seq2seq.training.validation import Validator
 from tests.helpers.training_checks import assert_same_weights, weights
-from tests.helpers.training_runs import arguments, build_loop, build_model, corpus, log_lines
+from tests.helpers.training_runs import SIZES, arguments, build_loop, build_model, corpus, log_lines
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -184,7 +184,7 @@ def test_a_run_directory_explains_itself(tmp_path):
 
 def test_dry_run_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = dry_run(build_loop("bart", arguments(None, dry_run=True, max_steps=90)), (24, 24))
+    text = dry_run(build_loop("bart", arguments(None, dry_run=True, max_steps=90), facts=SIZES))
     assert f"{sum(p.numel() for p in build_model('bart').parameters()):,}" in text
     for piece in ("updates per epoch  9", "90 at most (10.00 epochs)", "tokens/s", "MiB"):
         assert piece in text

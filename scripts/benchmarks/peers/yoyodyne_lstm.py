@@ -129,13 +129,13 @@ def of_this_package(options: argparse.Namespace, folder: Path, fields: dict[str,
     from hf_rnn_seq2seq.run_directory import read_tokenizer
     from hf_rnn_seq2seq.training.arguments import RunOptions
     from hf_rnn_seq2seq.training.launch import build_accelerator
-    from hf_rnn_seq2seq.training.setup import build_training
+    from hf_rnn_seq2seq.training.run import make_loop
 
     given = SIZES | {"per_device_train_batch_size": BATCH, "train_file": options.train_file, "cpu_threads": 1}
     given |= {"mixed_precision": "no", "metric_for_best_model": "loss", "predict_with_generate": False} | fields
     words = [str(ROOT / "scripts/recipes/g2p.yaml"), "--output_dir", str(folder)]
     run = RunOptions.parse([*words, *(f"--{name}={value}" for name, value in given.items())])
-    loop = build_training(run, build_accelerator(run.training)).loop
+    loop = make_loop(run, build_accelerator(run.training))
     loop.save_tokenizer(folder)
     tokenizer = read_tokenizer(folder)
     sources = [line.partition("\t")[0] for line in read_lines(Path(options.test_file))]

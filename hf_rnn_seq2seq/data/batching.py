@@ -71,13 +71,11 @@ def plan_batches(
     seed: int = 0,
     epoch: int = 0,
     shuffle: bool = True,
-    bucket_width: int = 1,
 ) -> BatchPlan:
     """Global batches of rows of similar length; every row is in exactly one of them.
 
-    Rows are sorted by target length, then source length; ties (and lengths of one bucket) are in a random order that
-    depends on `(seed, epoch)`. They are cut into batches, and the batches are shuffled. The plan needs no state: a
-    resumed run computes it again.
+    Rows are sorted by target length, then source length; ties are in a random order that depends on `(seed, epoch)`.
+    They are cut into batches, and the batches are shuffled. The plan needs no state: a resumed run computes it again.
 
     Args:
         source_lengths, target_lengths: tokens of each row, (rows,).
@@ -86,8 +84,6 @@ def plan_batches(
             rows * (longest source + longest target). A longer row is a batch of its own.
         seed, epoch: decide the order.
         shuffle: False sorts ties by index and orders the batches from short to long.
-        bucket_width: target lengths count as equal when they round up to the same multiple of this; larger mixes
-            rows more between epochs and pads more.
 
     Raises:
         ValueError: no limit, a limit that is not positive, or different numbers of lengths.
@@ -97,8 +93,6 @@ def plan_batches(
             raise ValueError(f"{name}={value}: must be at least 1")
     if batch_size is None and max_tokens is None:
         raise ValueError("batch_size and max_tokens are both None: a batch needs at least one limit")
-    if bucket_width < 1:
-        raise ValueError(f"bucket_width={bucket_width}: must be at least 1")
     source = np.asarray(source_lengths, dtype=np.int32)
     target = np.asarray(target_lengths, dtype=np.int32)
     if source.shape != target.shape:
@@ -109,8 +103,8 @@ def plan_batches(
     order[:] = np.arange(len(order), dtype=np.int32)
     if shuffle:
         generator.shuffle(order)
-    # Stable: rows of equal length stay in their random order. Rounding up to a multiple of the width makes buckets.
-    order[:] = order[np.lexsort([-(-lengths[order] // bucket_width) for lengths in (source, target)])]
+    # Stable: rows of equal length stay in their random order.
+    order[:] = order[np.lexsort([source[order], target[order]])]
     edges = _cut(source[order].tolist(), target[order].tolist(), batch_size or len(source), max_tokens)
     turns = generator.permutation(len(edges) - 1) if shuffle else np.arange(len(edges) - 1)
     return BatchPlan(order, np.asarray(edges), turns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import datasets
@@ -18,7 +19,11 @@ from hf_rnn_seq2seq.files import digest
 CLDR_ROWS = {"train": 20_000, "validation": 1_000, "test": 1_000}
 CLDR_SHARD = 50_000
 SHAPES_ROWS = {"train": 16_000, "validation": 500, "test": 500}
-DOCUMENT_ROWS = {"train": 20_000, "validation": 1_000, "test": 1_000}
+# Corpora that are drawn row by row: the module, the rows, the language of the target, and what the module needs.
+DRAWN = {
+    "documents": ("cldr_documents", CLDR_ROWS, None, "Babel; pip install 'hf_rnn_seq2seq[train]'"),
+    "shapes": ("shapes", SHAPES_ROWS, "en", "Pillow; pip install 'hf_rnn_seq2seq[images]'"),
+}
 
 TEXT = {"source": Value("string"), "target": Value("string"), "id": Value("int64")}
 ALIGNED = TEXT | {"alignment": Value("string")}
@@ -89,44 +94,26 @@ def load_cldr(
     return found, facts
 
 
-def load_shapes(
+def load_drawn(
     data: DataArguments, limits: Mapping[str, int | None], splits: Sequence[str], aligned_splits: Sequence[str]
 ) -> Loaded:
-    """Names of drawn pictures with their captions."""
+    """Names of drawn pictures with their captions, or documents of phrases with their labels."""
+    name = str(data.dataset_name)
+    module, sizes, target_lang, needs = DRAWN[name]
     try:
-        from hf_rnn_seq2seq.data import shapes
+        corpus = import_module(f"hf_rnn_seq2seq.data.{module}")
     except ModuleNotFoundError as error:
-        raise DataError("dataset_name='shapes': needs Pillow; pip install 'hf_rnn_seq2seq[images]'") from error
+        raise DataError(f"dataset_name={name!r}: needs {needs}") from error
 
-    version = shapes.generator_version()
+    version = corpus.generator_version()
     found: dict[str, AnyDataset] = {}
-    for split in (split for split in shapes.SPLITS if split in splits):
-        arguments = {"split": split, "seed": data.data_seed, "rows": limits[split] or SHAPES_ROWS[split]}
-        found[split] = generated(shapes.generate, arguments | {"version": version}, TEXT, split, streaming=False)
-    facts = {"source_lang": None, "target_lang": "en", "license": shapes.LICENSE}
-    facts["fingerprint"] = digest(["shapes", data.data_seed, version, {split: limits[split] for split in found}])
+    for split in (split for split in sizes if split in splits):
+        arguments = {"split": split, "seed": data.data_seed, "rows": limits[split] or sizes[split]}
+        found[split] = generated(corpus.generate, arguments | {"version": version}, TEXT, split, streaming=False)
+    license = getattr(corpus, "cldr", corpus).LICENSE  # documents are made of the phrases of cldr
+    facts = {"source_lang": None, "target_lang": target_lang, "license": license}
+    facts["fingerprint"] = digest([name, data.data_seed, version, {split: limits[split] for split in found}])
     return found, facts
 
 
-def load_documents(
-    data: DataArguments, limits: Mapping[str, int | None], splits: Sequence[str], aligned_splits: Sequence[str]
-) -> Loaded:
-    """Documents of phrases with their labels."""
-    try:
-        from hf_rnn_seq2seq.data import cldr_documents
-    except ModuleNotFoundError as error:
-        raise DataError("dataset_name='documents': needs Babel; pip install 'hf_rnn_seq2seq[train]'") from error
-
-    version = cldr_documents.generator_version()
-    found: dict[str, AnyDataset] = {}
-    for split in (split for split in DOCUMENT_ROWS if split in splits):
-        arguments = {"split": split, "seed": data.data_seed, "rows": limits[split] or DOCUMENT_ROWS[split]}
-        found[split] = generated(
-            cldr_documents.generate, arguments | {"version": version}, TEXT, split, streaming=False
-        )
-    facts = {"source_lang": None, "target_lang": None, "license": cldr_documents.cldr.LICENSE}
-    facts["fingerprint"] = digest(["documents", data.data_seed, version, {split: limits[split] for split in found}])
-    return found, facts
-
-
-EMBEDDED = {"cldr": load_cldr, "documents": load_documents, "shapes": load_shapes}
+EMBEDDED = {"cldr": load_cldr, **dict.fromkeys(DRAWN, load_drawn)}

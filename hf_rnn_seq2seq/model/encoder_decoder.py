@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying
@@ -153,6 +153,7 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
 
     # Opaque to torch.compile, which would unroll the time loops: minutes of compilation, and no gain.
     @torch.compiler.disable
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -166,10 +167,9 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         pixel_values: Tensor | None = None,
         **kwargs: object,
-    ) -> Seq2SeqModelOutput | tuple:
+    ) -> RnnSeq2SeqModelOutput:
         """Reads a source and the target words before each position.
 
         Args:
@@ -200,7 +200,6 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         use_cache = config.use_cache if use_cache is None else use_cache
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return_dict = config.return_dict if return_dict is None else return_dict
         cache = usable_cache(cache, kwargs)
         source = None
         given = (input_ids, attention_mask, inputs_embeds, encoder_outputs, output_hidden_states, pixel_values)
@@ -219,7 +218,7 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         cache.advance(trace.state, embedded.shape[1], trace.snapshots)
         attentions = output_attentions and trace.weights is not None
         alignment = self.alignment(trace, before if use_cache or not fresh else None, cache.memory, words, mask)
-        output = RnnSeq2SeqModelOutput(
+        return RnnSeq2SeqModelOutput(
             last_hidden_state=trace.readout,
             cache=cache if use_cache else None,
             decoder_hidden_states=trace.hidden_states if output_hidden_states else None,
@@ -231,7 +230,6 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
             source_mask=cache.memory.mask,
             read=trace.read,
         )
-        return output if return_dict else output.to_tuple()
 
     def encode(
         self,

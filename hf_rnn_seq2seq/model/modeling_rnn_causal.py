@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from .configuration_rnn_causal import RnnCausalConfig
 from .decoder import RnnDecoder
@@ -40,6 +41,7 @@ class RnnCausalModel(RnnCausalPreTrainedModel):
 
     # Opaque to torch.compile, which would unroll the time loops: minutes of compilation, and no gain.
     @torch.compiler.disable
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -48,9 +50,8 @@ class RnnCausalModel(RnnCausalPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs: object,
-    ) -> BaseModelOutputWithPast | tuple:
+    ) -> BaseModelOutputWithPast:
         """Reads tokens after those that the cache has read.
 
         Args:
@@ -70,7 +71,6 @@ class RnnCausalModel(RnnCausalPreTrainedModel):
         config = self.config
         use_cache = config.use_cache if use_cache is None else use_cache
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return_dict = config.return_dict if return_dict is None else return_dict
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give one of input_ids and inputs_embeds")
         embedded = self.decoder.embed(input_ids) if inputs_embeds is None else inputs_embeds
@@ -80,12 +80,11 @@ class RnnCausalModel(RnnCausalPreTrainedModel):
         mask = None if attention_mask is None else attention_mask[:, -embedded.shape[1] :].bool()
         trace = self.decoder(embedded, cache.state, cache.memory, self._needed(mask, use_cache), cache.is_recording)
         cache.advance(trace.state, embedded.shape[1], trace.snapshots)
-        output = BaseModelOutputWithPast(
+        return BaseModelOutputWithPast(
             last_hidden_state=trace.readout,
             cache=cache if use_cache else None,
             hidden_states=trace.hidden_states if output_hidden_states else None,
         )
-        return output if return_dict else output.to_tuple()
 
     def first_state(self, like: Tensor) -> DecoderState:
         """The state before the first token, zero, for the rows of `like` (batch, ...)."""
@@ -120,6 +119,7 @@ class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
 
     # Opaque to torch.compile like the base model.
     @torch.compiler.disable
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -129,13 +129,12 @@ class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: int = 0,
         skip_logits: bool = False,
         shift_labels: Tensor | None = None,
         **kwargs: object,
-    ) -> CausalLMOutputWithPast | tuple:
+    ) -> CausalLMOutputWithPast:
         """As `RnnCausalModel.forward`, and scores the vocabulary.
 
         Args:
@@ -154,7 +153,6 @@ class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
             ValueError: labels do not have the shape of the input.
         """
         config = self.config
-        return_dict = config.return_dict if return_dict is None else return_dict
         outputs = self.model(
             input_ids,
             attention_mask,
@@ -173,10 +171,9 @@ class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
             logits = self.lm_head(readout[:, -logits_to_keep:])
         if shift_labels is not None:
             loss = self._loss(readout, None if logits_to_keep else logits, shift_labels, num_items_in_batch)
-        output = CausalLMOutputWithPast(
+        return CausalLMOutputWithPast(
             loss=loss, logits=logits, cache=outputs.cache, hidden_states=outputs.hidden_states
         )
-        return output if return_dict else output.to_tuple()
 
     def prepare_inputs_for_generation(
         self,

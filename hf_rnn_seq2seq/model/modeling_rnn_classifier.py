@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_rnn_classifier import RnnClassifierConfig
 from .dropout import drop
@@ -224,6 +224,7 @@ class RnnClassifierModel(RnnPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.encoder.set_input_embeddings(value)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -232,8 +233,7 @@ class RnnClassifierModel(RnnPreTrainedModel):
         token_type_ids: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> RnnClassifierModelOutput | tuple:
+    ) -> RnnClassifierModelOutput:
         """Reads a batch of texts.
 
         Args:
@@ -244,7 +244,6 @@ class RnnClassifierModel(RnnPreTrainedModel):
             token_type_ids: as tokenizers such as BERT's give them for one text; not read.
             output_attentions: also return the weights of the pooling.
             output_hidden_states: also return what the recurrent layers read, and the states of each.
-            return_dict: False for a plain tuple.
 
         Raises:
             ValueError: not exactly one source given, an id outside the vocabulary, or shapes that do not fit.
@@ -259,15 +258,13 @@ class RnnClassifierModel(RnnPreTrainedModel):
         else:
             states, pooled, attentions, penalty = self._read_documents(input_ids, attention_mask, inputs_embeds, hidden)
         shown = config.output_attentions if output_attentions is None else output_attentions
-        output = RnnClassifierModelOutput(
+        return RnnClassifierModelOutput(
             last_hidden_state=states.last_hidden_state,
             pooler_output=pooled,
             hidden_states=states.hidden_states if hidden else None,
             attentions=attentions if shown else None,
             hop_penalty=penalty,
         )
-        use_dict = config.return_dict if return_dict is None else return_dict
-        return output if use_dict else output.to_tuple()
 
     def _read_documents(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None, hidden: bool
@@ -309,6 +306,7 @@ class RnnForSequenceClassification(RnnPreTrainedModel):
         self.training_figures = ("hop_penalty",) if config.hop_penalty else ()
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -318,9 +316,8 @@ class RnnForSequenceClassification(RnnPreTrainedModel):
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         output_figures: bool = False,
-    ) -> RnnClassifierOutput | tuple:
+    ) -> RnnClassifierOutput:
         """Classifies a batch of texts.
 
         Args:
@@ -329,7 +326,6 @@ class RnnForSequenceClassification(RnnPreTrainedModel):
                 `problem_type`, as in the classifiers of transformers: numbers, or (batch, labels) of 0.0 and 1.0.
             output_attentions: also return the weights of the pooling.
             output_hidden_states: also return the states of the layers.
-            return_dict: False for a plain tuple.
             output_figures: also return the figures of training.
 
         Returns:
@@ -355,9 +351,7 @@ class RnnForSequenceClassification(RnnPreTrainedModel):
         if output_figures and self.training_figures:
             penalty, texts = outputs.hop_penalty.detach(), len(logits)
             figures = torch.stack([penalty * texts, penalty.new_tensor(float(texts))]).unsqueeze(0)
-        output = RnnClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions, figures)
-        use_dict = config.return_dict if return_dict is None else return_dict
-        return output if use_dict else output.to_tuple()
+        return RnnClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions, figures)
 
     def _dropped(self, vectors: Tensor) -> Tensor:
         return drop(vectors.unsqueeze(1), self.config.dropout, self.training, False).squeeze(1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.utils import can_return_tuple
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying, copy_loss, mixture
@@ -85,6 +86,7 @@ class RnnSeq2SeqForConditionalGeneration(
 
     # Opaque to torch.compile like the base model: with the output layer alone a step is as fast as without compilation.
     @torch.compiler.disable
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -99,7 +101,6 @@ class RnnSeq2SeqForConditionalGeneration(
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: int = 0,
         skip_logits: bool = False,
@@ -107,7 +108,7 @@ class RnnSeq2SeqForConditionalGeneration(
         output_figures: bool = False,
         pixel_values: Tensor | None = None,
         **kwargs: object,
-    ) -> RnnSeq2SeqLMOutput | tuple:
+    ) -> RnnSeq2SeqLMOutput:
         """As `RnnSeq2SeqModel.forward`, and scores the vocabulary.
 
         Args:
@@ -132,7 +133,6 @@ class RnnSeq2SeqForConditionalGeneration(
             ValueError: labels do not have the shape of the decoder's input, or alignments are missing or have another shape.
         """
         config = self.config
-        return_dict = config.return_dict if return_dict is None else return_dict
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         reads_attention = labels is not None and self._reads_attention(alignments, output_figures)
         source = {
@@ -177,7 +177,7 @@ class RnnSeq2SeqForConditionalGeneration(
             loss, figures = self._losses(
                 nats, weights, labels, alignments, num_items_in_batch, outputs.source_mask, sampled
             )
-        output = RnnSeq2SeqLMOutput(
+        return RnnSeq2SeqLMOutput(
             loss=loss,
             logits=logits,
             cache=outputs.cache,
@@ -187,7 +187,6 @@ class RnnSeq2SeqForConditionalGeneration(
             encoder_hidden_states=outputs.encoder_hidden_states,
             figures=figures if output_figures else None,
         )
-        return output if return_dict else output.to_tuple()
 
     def _reads_attention(self, alignments: Tensor | None, output_figures: bool) -> bool:
         """Whether the loss or the figures read the attention weights."""

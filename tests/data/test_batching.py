@@ -18,11 +18,10 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=1
     batch_size=st.none() | st.integers(1, 20),
     max_tokens=st.integers(1, 500),
     shuffle=st.booleans(),
-    width=st.integers(1, 8),
 )
-def test_a_plan_has_every_row_once_within_its_limits(lengths, batch_size, max_tokens, shuffle, width):
+def test_a_plan_has_every_row_once_within_its_limits(lengths, batch_size, max_tokens, shuffle):
     source, target = [s for s, _ in lengths], [t for _, t in lengths]
-    options = {"batch_size": batch_size, "max_tokens": max_tokens, "shuffle": shuffle, "bucket_width": width}
+    options = {"batch_size": batch_size, "max_tokens": max_tokens, "shuffle": shuffle}
     plan = plan_batches(source, target, **options, seed=3, epoch=1)
     assert sorted(row for batch in plan for row in batch) == list(range(len(lengths)))
     for batch in plan:
@@ -52,14 +51,11 @@ def test_a_plan_depends_on_seed_and_epoch_and_pads_little():
     assert longest == sorted(longest)
 
 
-@pytest.mark.parametrize("width", [1, 4])
-def test_rows_are_sorted_by_bucket_of_target_and_source(width):
+def test_rows_are_sorted_by_target_and_source():
     generator = np.random.default_rng(0)
     source, target = generator.integers(1, 30, (2, 500))
-    order = [
-        row for batch in plan_batches(source, target, batch_size=7, shuffle=False, bucket_width=width) for row in batch
-    ]
-    assert order == sorted(range(500), key=lambda row: (-(-target[row] // width), -(-source[row] // width), row))
+    order = [row for batch in plan_batches(source, target, batch_size=7, shuffle=False) for row in batch]
+    assert order == sorted(range(500), key=lambda row: (target[row], source[row], row))
 
 
 def test_a_million_rows_are_planned_in_seconds():
@@ -79,7 +75,6 @@ def test_a_million_rows_are_planned_in_seconds():
         ({}, "batch_size and max_tokens are both None"),
         ({"batch_size": 0}, "batch_size=0: must be at least 1"),
         ({"max_tokens": -1}, "max_tokens=-1: must be at least 1"),
-        ({"batch_size": 1, "bucket_width": 0}, "bucket_width=0: must be at least 1"),
     ],
 )
 def test_a_plan_needs_limits(options, message):

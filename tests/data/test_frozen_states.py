@@ -6,15 +6,9 @@ from torch import Tensor
 from hf_rnn_seq2seq.data import frozen_states
 from hf_rnn_seq2seq.data.batching import Collator
 from hf_rnn_seq2seq.data.frozen_states import FrozenStates
-from tests.helpers.models import SOURCES, TARGETS, tiny_model
+from tests.helpers.models import SMALL_BERT, SOURCES, TARGETS, tiny_model
 
-BERT = {
-    "model_type": "bert",
-    "hidden_size": 4,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 6,
-}
+BERT = {"model_type": "bert", **SMALL_BERT}
 
 
 def test_a_batch_of_states_has_the_loss_of_the_words(monkeypatch) -> None:

@@ -14,6 +14,7 @@ VOCABULARY, SOURCE_VOCABULARY = 11, 13
 # Rows of unequal length; the longest source and the longest target stand in different rows.
 SOURCES = [[5, 7, 3, 2], [4, 6, 8, 9, 10, 2], [3, 2]]
 TARGETS = [[6, 4, 3, 2], [9, 2], [3, 3, 5, 10, 2]]
+SMALL_BERT = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
 
 
 def tiny_config(**options: Any) -> RnnSeq2SeqConfig:

@@ -15,8 +15,8 @@ from hf_rnn_seq2seq import ConfigError, RnnClassifierConfig, RnnForSequenceClass
 from hf_rnn_seq2seq.model.modeling_rnn_classifier import hop_penalty
 from hf_rnn_seq2seq.model.presets import CLASSIFIER_PRESETS
 from tests.helpers import classifier_reference
-from tests.helpers.models import mask, pad, randomise
-from tests.model.test_remote_code import run_elsewhere
+from tests.helpers.models import SMALL_BERT, mask, pad, randomise
+from tests.model.test_remote_code import check_loaded_elsewhere
 
 STOP = 9  # the token that ends a sentence
 TEXTS = [[5, 7, 3, 2], [4, 6, 8, 3, 10, 2], [3, 2]]
@@ -33,7 +33,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "documents, hops": {"sentence_token_id": STOP, "attention_hops": 2},
     "documents, last": {"sentence_token_id": STOP, "pooling": "last"},
 }
-SMALL_BERT = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
 
 
 def build(**options: Any) -> RnnForSequenceClassification:
@@ -209,30 +208,12 @@ def test_over_an_encoder_of_transformers(kind: str, frozen: bool) -> None:
             model(inputs_embeds=torch.zeros(1, 2, 4))
 
 
-ELSEWHERE = """
-from transformers import AutoModelForSequenceClassification
-config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
-base = AutoModel.from_pretrained(folder, trust_remote_code=True)
-assert {type(x).__module__.split(".")[0] for x in (config, model, base)} == {"transformers_modules"}
-with torch.no_grad():
-    model.save_pretrained(out + "/again")
-    again = AutoModelForSequenceClassification.from_pretrained(out + "/again", trust_remote_code=True)
-    found = {"logits": model(**given).logits, "vector": base(**given).pooler_output, "again": again(**given).logits}
-save_file(found, out + "/found.safetensors")
-assert not any(name.startswith("hf_rnn_seq2seq") for name, module in sys.modules.items() if module)
-"""
-
-
 @pytest.mark.parametrize("kind", ["documents, hops", "an encoder of transformers"])
 def test_identical_without_the_package(kind: str, tmp_path: Path) -> None:
     encoder = {"encoder": BertConfig(vocab_size=12, **SMALL_BERT), "vocab_size": None, "embedding_size": None}
     model = build(**{**KINDS, "an encoder of transformers": encoder}[kind]).float()
     given = {"input_ids": pad(DOCUMENTS), "attention_mask": mask(DOCUMENTS)}
-    found, _ = run_elsewhere(ELSEWHERE, model, given, tmp_path)
-    with torch.no_grad():
-        assert torch.equal(found["logits"], model(**given).logits) and torch.equal(found["again"], found["logits"])
-        assert torch.equal(found["vector"], model.model(**given).pooler_output)
+    check_loaded_elsewhere("AutoModelForSequenceClassification", model, given, tmp_path)
     for folder in ("checkpoint", "again"):
         files = {path.name for path in (tmp_path / folder).glob("*.py")}
         assert "modeling_rnn_classifier.py" in files and len(files) <= 12, sorted(files)

@@ -113,18 +113,6 @@ def test_cached_equals_uncached(model: Model, search: dict[str, Any]) -> None:
     assert len(cached.sequences) == returned
 
 
-def test_wide_enough_beam_search_is_exhaustive(plain: Model) -> None:
-    """Two words after the start: all 11 x 11 pairs, and every single word that ends."""
-    found = plain.generate(**sources(), num_beams=11, max_new_tokens=2, length_penalty=0.0)
-    for source, row in zip(SOURCES, found, strict=True):
-        first = next_word_scores(plain, source, [START])
-        totals = {(START, END): float(first[END])}
-        for word in set(range(11)) - {END}:
-            second = next_word_scores(plain, source, [START, word])
-            totals |= {(START, word, after): float(first[word] + second[after]) for after in range(11)}
-        assert tuple(words(row)) == max(totals, key=totals.__getitem__)
-
-
 @pytest.mark.thinned(3)
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
 def test_each_row_of_a_batch_equals_the_row_alone_with_any_padding(model: Model, search: dict[str, Any]) -> None:

@@ -22,9 +22,9 @@ MODEL = Path(own_code.__file__).parent
 
 LOAD = """
 config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
+model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
 model.save_pretrained(out + "/again")
-again = AutoModelForSeq2SeqLM.from_pretrained(out + "/again", trust_remote_code=True)
+again = transformers.AutoModelForSeq2SeqLM.from_pretrained(out + "/again", trust_remote_code=True)
 assert [type(one).__name__ for one in (again, again.model.decoder.attention)] == ["SharpModel", "CosineAttention"]
 with torch.no_grad():
     save_file({"logits": model(**given).logits, "again": again(**given).logits}, out + "/found.safetensors")

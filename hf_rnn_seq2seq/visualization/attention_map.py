@@ -70,9 +70,7 @@ def attention_heatmap(
     families = choose_fonts([*source_tokens, *target_tokens, title], font_file)
     labels = printable_labels(source_tokens), printable_labels(target_tokens)
     _draw(ax, array[0], *labels, families=families, title=_title(title), limit=_upper_limit([array]))
-    if output is not None:
-        save_figure(ax.figure, output)
-    return ax.figure
+    return save_figure(ax.figure, output)
 
 
 def attention_panels(
@@ -85,8 +83,7 @@ def attention_panels(
     """Draws several translations of one source: a row for each, a column for each head, one color scale for all."""
     if not panels:
         raise ArgumentError("nothing to draw: no translation was given")
-    if output is not None:
-        check_output(output)
+    check_output(output)
     arrays = [_as_array(panel.weights, source_tokens, panel.target_tokens) for panel in panels]
     heads = len(arrays[0])
     if any(len(array) != heads for array in arrays):
@@ -114,9 +111,7 @@ def attention_panels(
             row_labels = None if column else target_labels
             image = _draw(ax, arrays[row][head], source_labels, row_labels, families=families, title=title, limit=limit)
     _color_bar(grid[0][-1], image, width=width, height=heights[0])
-    if output is not None:
-        save_figure(figure, output)
-    return figure
+    return save_figure(figure, output)
 
 
 def _grid(heights: Sequence[float], columns: int, width: float, gap: float) -> tuple["Figure", "ndarray"]:

@@ -121,8 +121,7 @@ def plot_beam_tree(root: Node, output: str | os.PathLike[str] | None = None, *, 
 
     The width of a line shows the probability of the word at its end. Returns the Matplotlib figure.
     """
-    if output is not None:
-        check_output(output)
+    check_output(output)
     places = _places(root)
     nodes = root.walk()
     colors = _colors(nodes)
@@ -153,9 +152,7 @@ def plot_beam_tree(root: Node, output: str | os.PathLike[str] | None = None, *, 
         ax.set_title(
             printable_label(title, 200), loc="left", fontsize=9, color=QUIET, fontfamily=families, parse_math=False
         )
-    if output is not None:
-        save_figure(figure, output)
-    return figure
+    return save_figure(figure, output)
 
 
 def _places(root: Node) -> dict[tuple[int, ...], tuple[float, float]]:

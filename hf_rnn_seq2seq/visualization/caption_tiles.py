@@ -47,8 +47,7 @@ def caption_tiles(
     """
     if len(words) != len(weights):
         raise ArgumentError(f"{len(words)} words for {len(weights)} rows of weights; must be the same number")
-    if output is not None:
-        check_output(output)
+    check_output(output)
     import numpy as np
     from PIL import Image
 
@@ -72,6 +71,4 @@ def caption_tiles(
         text = printable_label(word.strip(), longest=24).replace("$", r"\$")
         ax.set_title(text, fontsize=10, color=INK, family=fonts, pad=4)
     figure.subplots_adjust(wspace=0.06, hspace=0.22)
-    if output is not None:
-        save_figure(figure, output)
-    return figure
+    return save_figure(figure, output)

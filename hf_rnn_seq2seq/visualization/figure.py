@@ -24,14 +24,15 @@ INK, QUIET, FAINT = "#1b2733", "#7a8794", "#e4e9ee"
 SERIES = ("#0f4a8f", "#d1600a", "#15806b", "#9c3f86", "#b8860b", "#4aa3d8", "#555f69")
 
 
-def check_output(output: str | os.PathLike[str]) -> Path:
-    """Returns the path of a picture; raises ArgumentError for an unknown suffix or a missing folder."""
+def check_output(output: str | os.PathLike[str] | None) -> None:
+    """Raises ArgumentError if a picture, unless it is None, has an unknown suffix or a missing folder."""
+    if output is None:
+        return
     path = Path(output)
     if path.suffix.lower() not in SUFFIXES:
         raise ArgumentError(f"output {str(output)!r}: the suffix must be one of {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise ArgumentError(f"output {str(output)!r}: folder {str(path.parent)!r} does not exist")
-    return path
 
 
 def new_figure(**options: Any) -> "Figure":
@@ -54,11 +55,12 @@ def _figure_class() -> type:
     return Picture
 
 
-def save_figure(figure: "Figure", output: str | os.PathLike[str]) -> Path:
-    """Writes a figure as PNG, SVG or PDF, atomically; the same picture gives the same bytes."""
-    path = check_output(output)
-    write_atomically(path, _rendered(figure, path.suffix.lower()[1:]))
-    return path
+def save_figure(figure: "Figure", output: str | os.PathLike[str] | None) -> "Figure":
+    """Writes a figure as PNG, SVG or PDF, atomically, if a file is named; the same picture gives the same bytes."""
+    check_output(output)
+    if output is not None:
+        write_atomically(output, _rendered(figure, Path(output).suffix.lower()[1:]))
+    return figure
 
 
 def _rendered(figure: "Figure", kind: str) -> bytes:

@@ -141,8 +141,7 @@ def plot_gradients(
     """
     if not curves or not all(len(curve) and curve[0] > 0 for curve in curves.values()):
         raise ArgumentError("curves: each needs at least one value, and its first value must be above 0")
-    if output is not None:
-        check_output(output)
+    check_output(output)
     figure = new_figure(figsize=(6.2, 3.4), layout="constrained")
     ax = figure.subplots()
     for position, curve in enumerate(curves.values()):
@@ -152,6 +151,4 @@ def plot_gradients(
     style_axes(ax, title or "norm of the gradient, relative to the last position")
     ax.set_xlabel(backwards, fontsize=8, color=QUIET, loc="right")
     legend(figure, list(curves))
-    if output is not None:
-        save_figure(figure, output)
-    return figure
+    return save_figure(figure, output)

@@ -108,8 +108,7 @@ def plot_learning_curve(
 
     Returns the Matplotlib figure. Raises ArgumentError if a log is missing or unreadable or contains nothing to draw.
     """
-    if output is not None:
-        check_output(output)
+    check_output(output)
     runs = _named(logs)
     charts = [
         chart for chart in CHARTS if any(_series(rows, key)[0] for rows in runs.values() for key in chart[1:3] if key)
@@ -129,9 +128,7 @@ def plot_learning_curve(
         legend(figure, list(runs))
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK, parse_math=False)
-    if output is not None:
-        save_figure(figure, output)
-    return figure
+    return save_figure(figure, output)
 
 
 def _draw_chart(
@@ -181,8 +178,7 @@ def plot_score_by_length(systems: Mapping[str, Sequence["LengthBin"]], output: P
     """
     if not systems or not all(systems.values()):
         raise ArgumentError("systems: each needs at least one length bin")
-    if output is not None:
-        check_output(output)
+    check_output(output)
     figure = new_figure(figsize=(7.4, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     # The last bin has no upper bound; it is drawn as wide as the others.
@@ -202,9 +198,7 @@ def plot_score_by_length(systems: Mapping[str, Sequence["LengthBin"]], output: P
     for ax in (left, right):
         ax.set_xlabel("source length, words (bars: sentences)", fontsize=8, color=QUIET, loc="right")
     legend(figure, list(systems))
-    if output is not None:
-        save_figure(figure, output)
-    return figure
+    return save_figure(figure, output)
 
 
 def _draw_counts(ax: "Axes", counts: Mapping[float, int], width: int) -> None:

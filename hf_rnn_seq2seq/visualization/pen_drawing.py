@@ -42,13 +42,15 @@ def draw_line(
     Raises:
         ArgumentError: the suffix is unknown, or the folder does not exist.
     """
-    path = check_output(output)
+    check_output(output)
+    path = Path(output)
     if path.suffix.lower() != ".svg":
         figure = new_figure(figsize=_size([*prime, *writing.strokes], writing.unit))
         ax = figure.add_axes((0, 0, 1, 1))
         draw_strokes(ax, prime, writing.unit, color=PRIME)
         draw_strokes(ax, writing.strokes, writing.unit)
-        return save_figure(figure, path)
+        save_figure(figure, path)
+        return path
     left, bottom, right, top = _box([*prime, *writing.strokes], writing.unit)
     scale = LINE / writing.unit
     width, height = (right - left) * scale, (top - bottom) * scale
@@ -84,8 +86,7 @@ def draw_sheet(
     """Draws several writings, each with its text above; those that met the limit of points are marked."""
     if not writings:
         raise ArgumentError("writings: there is nothing to draw")
-    if output is not None:
-        check_output(output)
+    check_output(output)
     rows = -(-len(writings) // columns)
     figure = new_figure(figsize=(2.6 * columns, 1.25 * rows))
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -98,9 +99,7 @@ def draw_sheet(
         ax.set_title(
             text + ("" if writing.finished else " (not finished)"), fontsize=7, color=QUIET, family=fonts, pad=2
         )
-    if output is not None:
-        save_figure(figure, output)
-    return figure
+    return save_figure(figure, output)
 
 
 def draw_window(writing: Handwriting, output: str | os.PathLike[str] | None = None) -> Figure:
@@ -111,8 +110,7 @@ def draw_window(writing: Handwriting, output: str | os.PathLike[str] | None = No
     """
     if writing.window is None or writing.text is None:
         raise ArgumentError("window: the network reads no text; only synthesis has one")
-    if output is not None:
-        check_output(output)
+    check_output(output)
     letters = [*writing.text, "end"]
     window = writing.window.float().cpu()[:, -len(letters) :]  # of a prime's text nothing is shown
     figure = new_figure(figsize=(7.5, 1.2 + 0.24 * len(letters) + 1.4), layout="constrained")
@@ -123,9 +121,7 @@ def draw_window(writing: Handwriting, output: str | os.PathLike[str] | None = No
     above.set_xlabel("point", fontsize=8, color=QUIET, loc="right")
     above.tick_params(length=0, labelsize=8)
     draw_strokes(below, writing.strokes, writing.unit)
-    if output is not None:
-        save_figure(figure, output)
-    return figure
+    return save_figure(figure, output)
 
 
 def draw_density(
@@ -140,8 +136,7 @@ def draw_density(
     """
     import torch
 
-    if output is not None:
-        check_output(output)
+    check_output(output)
     scale = torch.tensor([*deviation]) * writing.unit
     offsets = writing.points[:, :2].float().cpu() * scale
     places = torch.tensor(writing.start) + offsets.cumsum(0)
@@ -159,9 +154,7 @@ def draw_density(
     # A small blob is far denser than the wide ones between strokes: by its root both are seen.
     ax.imshow(total.sqrt().sqrt().numpy(), origin="lower", extent=(left, right, bottom, top), cmap="magma")
     ax.set_axis_off()
-    if output is not None:
-        save_figure(figure, output)
-    return figure
+    return save_figure(figure, output)
 
 
 def _box(strokes: Strokes, unit: float) -> tuple[float, float, float, float]:

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from hf_rnn_seq2seq.data.arguments import DataArguments
-from hf_rnn_seq2seq.data.corpus import load_corpus
+from hf_rnn_seq2seq.data.corpus import SPLITS, load_corpus
 from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import DataError, InputError
@@ -54,6 +54,10 @@ def write(path: Path, content: str | bytes) -> str:
     return str(path)
 
 
+def load(*, splits=SPLITS, **options):
+    return load_corpus(DataArguments(**options), splits=splits)
+
+
 def pairs_of(split):
     return list(zip(split["source"], split["target"], strict=True))
 
@@ -61,18 +65,13 @@ def pairs_of(split):
 @pytest.mark.parametrize("packed", ["", ".gz"])
 @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl", "json", "parquet"])
 def test_a_table_is_read_exactly(kind, packed, tmp_path):
-    corpus = load_corpus(DataArguments(train_file=write_table(tmp_path, kind + packed), **READ))
+    corpus = load(train_file=write_table(tmp_path, kind + packed), **READ)
     assert pairs_of(corpus.splits["train"]) == PAIRS
     assert corpus.splits["train"]["id"][:] == list(range(len(PAIRS)))
     assert corpus.skipped == {"train": {}}
     assert corpus.description["rows"] == {"train": len(PAIRS)}
     languages = {"source_lang": "fra", "target_lang": "eng"}
-    assert (
-        pairs_of(
-            load_corpus(DataArguments(train_file=str(tmp_path / f"train.{kind}{packed}"), **languages)).splits["train"]
-        )
-        == PAIRS
-    )
+    assert pairs_of(load(train_file=str(tmp_path / f"train.{kind}{packed}"), **languages).splits["train"]) == PAIRS
 
 
 @pytest.mark.parametrize("packed", ["", ".gz"])
@@ -81,42 +80,37 @@ def test_two_text_files_are_parallel_lines(packed, tmp_path):
     for name, lines in zip(names, zip(*PAIRS, strict=True), strict=True):
         content = "\ufeff" + "\r\n".join(lines) + "\n"
         write(Path(name), gzip.compress(content.encode(), mtime=0) if packed else content)
-    assert pairs_of(load_corpus(DataArguments(train_file=",".join(names))).splits["train"]) == PAIRS
+    assert pairs_of(load(train_file=",".join(names)).splits["train"]) == PAIRS
 
 
 def test_a_translation_column_is_opened(tmp_path):
     lines = [json.dumps({"translation": {"fr": source, "en": target}}) for source, target in PAIRS]
     path = write(tmp_path / "train.jsonl", "\n".join(lines))
-    assert (
-        pairs_of(load_corpus(DataArguments(train_file=path, source_lang="fr", target_lang="en")).splits["train"])
-        == PAIRS
-    )
-    swapped = load_corpus(DataArguments(train_file=path, source_lang="en", target_lang="fr")).splits["train"]
+    assert pairs_of(load(train_file=path, source_lang="fr", target_lang="en").splits["train"]) == PAIRS
+    swapped = load(train_file=path, source_lang="en", target_lang="fr").splits["train"]
     assert pairs_of(swapped) == [(target, source) for source, target in PAIRS]
     with pytest.raises(DataError, match="column 'translation': no column 'de'; it has 'fr', 'en'"):
-        load_corpus(DataArguments(train_file=path, source_lang="de", target_lang="en"))
+        load(train_file=path, source_lang="de", target_lang="en")
 
 
 def test_columns_without_names_are_numbered_from_0(tmp_path):
     path = write(tmp_path / "fra.tsv", "Go.\tVa !\tCC-BY\nHi.\tSalut !\tCC-BY\n")
-    corpus = load_corpus(DataArguments(train_file=path, source_column="1", target_column="0"))
+    corpus = load(train_file=path, source_column="1", target_column="0")
     assert pairs_of(corpus.splits["train"]) == [("Va !", "Go."), ("Salut !", "Hi.")]
     with pytest.raises(DataError, match="no column 3; the first row has 3 fields"):
-        load_corpus(DataArguments(train_file=path, source_column="3", target_column="0"))
+        load(train_file=path, source_column="3", target_column="0")
 
 
 def test_a_table_without_header_is_read_from_its_first_row(tmp_path):
     """SIGMORPHON's tables have no header; the languages are not read as column names."""
     path = write(tmp_path / "x.tsv", "walk\twalked\tV;PST\ngo\twent\tV;PST\nox\toxen\t\n")
     options = {"train_file": path, "header": False, "source_lang": "en", "target_lang": "en"}
-    assert pairs_of(load_corpus(DataArguments(**options)).splits["train"])[0] == ("walk", "walked")
-    corpus = load_corpus(DataArguments(**options, feature_column="2"))
+    assert pairs_of(load(**options).splits["train"])[0] == ("walk", "walked")
+    corpus = load(**options, feature_column="2")
     assert pairs_of(corpus.splits["train"]) == [("V;PST\twalk", "walked"), ("V;PST\tgo", "went"), ("ox", "oxen")]
-    named = DataArguments(
-        train_file=write(tmp_path / "n.jsonl", '{"source": "walk", "target": "walked", "tags": "V;PST"}\n'),
-        feature_column="tags",
-    )
-    assert pairs_of(load_corpus(named).splits["train"]) == [("V;PST\twalk", "walked")]
+    named = write(tmp_path / "n.jsonl", '{"source": "walk", "target": "walked", "tags": "V;PST"}\n')
+    corpus = load(train_file=named, feature_column="tags")
+    assert pairs_of(corpus.splits["train"]) == [("V;PST\twalk", "walked")]
     for more, message in (
         ({"source_column": "word"}, "source_column='word': a table without header has numbered columns"),
         ({"feature_column": "3"}, "no column 3; the first row has 3 fields"),
@@ -125,41 +119,41 @@ def test_a_table_without_header_is_read_from_its_first_row(tmp_path):
         ({"train_file": f"{path},{path}", "file_format": "ipa"}, "file_format='ipa': a lexicon is one file"),
     ):
         with pytest.raises(InputError, match=message):
-            load_corpus(DataArguments(**options | more))
+            load(**options | more)
 
 
 def test_a_lexicon_is_a_corpus(tmp_path):
     """Each variant is a row, a comment is not, and a word without phones is counted."""
     lines = ";;; CMU\nREAD  R EH D\nREAD(2)  R IY D\nNOTHING\nEM  AH  M\n"
     path = write(tmp_path / "cmudict-0.7b", lines)
-    corpus = load_corpus(DataArguments(train_file=path, file_format="cmudict"))
+    corpus = load(train_file=path, file_format="cmudict")
     assert pairs_of(corpus.splits["train"]) == [("READ", "R EH D"), ("READ", "R IY D"), ("EM", "AH M")]
     assert corpus.skipped == {"train": {"empty_target": 1}}
     packed = tmp_path / "lexicon.gz"
     packed.write_bytes(gzip.compress(b"read r eh d\n"))
-    again = load_corpus(DataArguments(train_file=str(packed), file_format="kaldi"))
+    again = load(train_file=str(packed), file_format="kaldi")
     assert pairs_of(again.splits["train"]) == [("read", "r eh d")]
     with pytest.raises(DataError, match="or file_format of a lexicon"):
-        load_corpus(DataArguments(train_file=path))
+        load(train_file=path)
 
 
 def test_unusable_rows_are_counted_and_reported(tmp_path):
     rows = "source\ttarget\na\tb\n\tb\na\t \na\nb\tc\td\n\ne\tf\n"
-    corpus = load_corpus(DataArguments(train_file=write(tmp_path / "x.tsv", rows)))
+    corpus = load(train_file=write(tmp_path / "x.tsv", rows))
     assert pairs_of(corpus.splits["train"]) == [("a", "b"), ("e", "f")]
     assert corpus.splits["train"]["id"][:] == [0, 1]
     assert corpus.skipped == {"train": {"empty_source": 1, "empty_target": 1, "wrong_field_count": 3}}
-    again = load_corpus(DataArguments(train_file=str(tmp_path / "x.tsv")))
+    again = load(train_file=str(tmp_path / "x.tsv"))
     assert again.skipped == corpus.skipped  # also when the rows come from the cache
     lines = '{"source": "a", "target": null}\n{"source": 3, "target": "b"}\n{"source": "a", "target": "b"}\n'
-    corpus = load_corpus(DataArguments(train_file=write(tmp_path / "x.jsonl", lines)))
+    corpus = load(train_file=write(tmp_path / "x.jsonl", lines))
     assert corpus.skipped == {"train": {"empty_target": 1, "not_text": 1}}
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_scored_rows_may_have_an_empty_side(tmp_path, streaming):
     path = write(tmp_path / "x.tsv", "source\ttarget\na\tb\n\tc\nd\t \ne\n \t\nf\tg\n")
-    corpus = load_corpus(DataArguments(train_file=path, validation_file=path, test_file=path, streaming=streaming))
+    corpus = load(train_file=path, validation_file=path, test_file=path, streaming=streaming)
     kept = [(row["source"], row["target"]) for row in corpus.splits["train"]]
     assert kept == [("a", "b"), ("f", "g")]
     for split in ("validation", "test"):
@@ -169,7 +163,7 @@ def test_scored_rows_may_have_an_empty_side(tmp_path, streaming):
     for side, rows in (("source", "\tc\n \td\n"), ("target", "c\t\nd\t \n")):
         path = write(tmp_path / "y.tsv", "source\ttarget\n" + rows)
         with pytest.raises(DataError, match=f"test: the {side} of all 2 rows is empty; there is nothing to score"):
-            load_corpus(DataArguments(test_file=path))
+            load(test_file=path)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +245,7 @@ def test_scored_rows_may_have_an_empty_side(tmp_path, streaming):
 def test_a_bad_file_is_named_in_one_line(name, content, options, message, tmp_path):
     path = write(tmp_path / name, content)
     with pytest.raises(DataError, match=message) as caught:
-        load_corpus(DataArguments(train_file=path, **options))
+        load(train_file=path, **options)
     assert "\n" not in str(caught.value) and len(str(caught.value)) <= 1000
 
 
@@ -259,7 +253,7 @@ def test_the_damaged_one_of_two_files_is_named(tmp_path):
     whole = gzip.compress(b"a\n" * 999, mtime=0)
     left, right = write(tmp_path / "p.en.gz", whole), write(tmp_path / "p.fr.gz", whole[:-12])
     with pytest.raises(DataError, match=r"file .*p\.fr\.gz: damaged gzip archive after line \d+ .*; fetch or pack it"):
-        load_corpus(DataArguments(train_file=f"{left},{right}"))
+        load(train_file=f"{left},{right}")
 
 
 SIDES = {"de": "a", "en": "b"}
@@ -290,10 +284,10 @@ def test_rows_that_lack_a_side_are_counted(name, tmp_path):
     rows, skipped = DAMAGED[name]
     path = write(tmp_path / "x.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     languages = {"source_lang": "de", "target_lang": "en"}
-    corpus = load_corpus(DataArguments(train_file=path, **languages))
+    corpus = load(train_file=path, **languages)
     assert corpus.skipped == {"train": skipped}
     assert pairs_of(corpus.splits["train"]) == [("a", "b")] * (len(rows) - sum(skipped.values()))
-    stream = load_corpus(DataArguments(train_file=path, **languages, streaming=True)).splits["train"]
+    stream = load(train_file=path, **languages, streaming=True).splits["train"]
     assert [(row["source"], row["target"]) for row in stream] == pairs_of(corpus.splits["train"])
 
 
@@ -303,32 +297,32 @@ def test_nested_rows_of_a_table_and_of_a_folder_may_be_missing(tmp_path):
     datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "folder"))
     languages = {"source_lang": "de", "target_lang": "en"}
     for where in ({"train_file": str(tmp_path / "x.parquet")}, {"dataset_name": str(tmp_path / "folder")}):
-        corpus = load_corpus(DataArguments(**where, **languages))
+        corpus = load(**where, **languages)
         assert corpus.skipped == {"train": {"empty_source": 1, "empty_target": 1}}
         with pytest.raises(DataError, match="column 'translation': no column 'fr'; it has 'de', 'en'"):
-            load_corpus(DataArguments(**where, source_lang="de", target_lang="fr"))
+            load(**where, source_lang="de", target_lang="fr")
 
 
 def test_a_parquet_table_with_two_columns_of_one_name_is_refused(tmp_path):
     table = pyarrow.table([["a"], ["b"], ["c"]], names=["source", "target", "target"])
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     with pytest.raises(DataError, match=r"x\.parquet: 'target' names 2 columns"):
-        load_corpus(DataArguments(train_file=str(tmp_path / "x.parquet")))
+        load(train_file=str(tmp_path / "x.parquet"))
 
 
 def test_rows_that_span_lines_are_counted_and_the_first_is_shown(tmp_path, caplog):
     rows = ["source,target", "a,b", '"5 inch nail,clou', "c,d", 'end",fin', "e,f", '"g', 'h",i']
     path = write(tmp_path / "x.csv", "\n".join(rows))
-    corpus = load_corpus(DataArguments(train_file=path))
+    corpus = load(train_file=path)
     assert len(corpus.splits["train"]) == 4
     assert corpus.left_out("train").startswith("left out: none; 2 rows span lines, the first lines 3 to 5; where that")
-    list(load_corpus(DataArguments(train_file=path, streaming=True)).splits["train"])
+    list(load(train_file=path, streaming=True).splits["train"])
     assert [record.getMessage().split(";")[0] for record in caplog.records] == ["train: row 2 spans lines 3 to 5"]
 
 
 def test_a_stream_warns_once_of_each_problem(tmp_path, caplog):
     path = write(tmp_path / "x.tsv", "source\ttarget\na\tb\n\tb\n\tc\nd\n")
-    assert len(list(load_corpus(DataArguments(train_file=path, streaming=True)).splits["train"])) == 1
+    assert len(list(load(train_file=path, streaming=True).splits["train"])) == 1
     messages = [record.getMessage().split(" (")[0] for record in caplog.records]
     assert messages == ["train: row 2 is left out: empty_source", "train: row 4 is left out: wrong_field_count"]
 
@@ -336,14 +330,12 @@ def test_a_stream_warns_once_of_each_problem(tmp_path, caplog):
 def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "x.tsv")
     with pytest.raises(DataError, match=r"x\.tsv is a pipe or a device; a file is expected"):
-        load_corpus(DataArguments(train_file=str(tmp_path / "x.tsv")))
+        load(train_file=str(tmp_path / "x.tsv"))
 
 
 def test_the_last_line_needs_no_line_feed_and_the_first_may_have_a_byte_order_mark(tmp_path):
     for name, content in (("x.tsv", "\ufeffsource\ttarget\r\na\tb"), ("x.csv", '\ufeff"source",target\r\na,b')):
-        assert pairs_of(load_corpus(DataArguments(train_file=write(tmp_path / name, content))).splits["train"]) == [
-            ("a", "b")
-        ]
+        assert pairs_of(load(train_file=write(tmp_path / name, content)).splits["train"]) == [("a", "b")]
 
 
 def test_parallel_files_of_different_length_are_named_with_both_counts(tmp_path):
@@ -353,7 +345,7 @@ def test_parallel_files_of_different_length_are_named_with_both_counts(tmp_path)
         (f"{right},{left}", "a.en has 103 .*a.de has 100"),
     ):
         with pytest.raises(DataError, match=f"differ in length: .*{counts}"):
-            load_corpus(DataArguments(train_file=files))
+            load(train_file=files)
 
 
 def test_bad_options_are_named(tmp_path):
@@ -376,22 +368,22 @@ def test_bad_options_are_named(tmp_path):
         ),
     ):
         with pytest.raises(InputError, match=message):
-            load_corpus(DataArguments(**options))
+            load(**options)
     for split, message in (
         ("dev", "splits='dev': must be among train, validation, test"),
         ("test", "splits=test: no file is given for them"),
     ):
         with pytest.raises(DataError, match=message):
-            load_corpus(DataArguments(train_file=table), splits=(split,))
+            load(train_file=table, splits=(split,))
 
 
 def test_the_cache_notices_a_changed_file(tmp_path):
     path = Path(write_table(tmp_path, "tsv", [("a", "b")]))
-    first = load_corpus(DataArguments(train_file=str(path), **READ))
+    first = load(train_file=str(path), **READ)
     stamp = path.stat()
     write_table(tmp_path, "tsv", [("a", "c")])
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    second = load_corpus(DataArguments(train_file=str(path), **READ))
+    second = load(train_file=str(path), **READ)
     assert pairs_of(second.splits["train"]) == [("a", "c")]
     assert first.description["fingerprint"] != second.description["fingerprint"]
 
@@ -400,9 +392,7 @@ def test_a_saved_data_set_is_loaded_by_its_folder(tmp_path):
     rows = {"translation": [{"fr": source, "en": target} for source, target in [*PAIRS, ("", "x")]]}
     saved = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows), "dev": datasets.Dataset.from_dict(rows)})
     saved.save_to_disk(tmp_path / "both")
-    corpus = load_corpus(
-        DataArguments(dataset_name=str(tmp_path / "both"), source_lang="fr", target_lang="en", max_eval_samples=2)
-    )
+    corpus = load(dataset_name=str(tmp_path / "both"), source_lang="fr", target_lang="en", max_eval_samples=2)
     assert pairs_of(corpus.splits["train"]) == PAIRS
     assert pairs_of(corpus.splits["validation"]) == PAIRS[:2]
     assert corpus.skipped == {"train": {"empty_source": 1}, "validation": {}}  # what is scored counts every row
@@ -410,31 +400,26 @@ def test_a_saved_data_set_is_loaded_by_its_folder(tmp_path):
     assert corpus.description["name"] == "both"
     columns = {"src": [s for s, _ in PAIRS], "tgt": [t for _, t in PAIRS]}
     datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "one")
-    single = load_corpus(DataArguments(dataset_name=str(tmp_path / "one"), source_column="src", target_column="tgt"))
+    single = load(dataset_name=str(tmp_path / "one"), source_column="src", target_column="tgt")
     assert {split: pairs_of(rows) for split, rows in single.splits.items()} == {"train": PAIRS}
     with pytest.raises(DataError, match="no column 'source'; it has 'src', 'tgt'"):
-        load_corpus(DataArguments(dataset_name=str(tmp_path / "one")))
+        load(dataset_name=str(tmp_path / "one"))
     with pytest.raises(DataError, match="has none of the splits test; it has train, dev"):
-        load_corpus(
-            DataArguments(dataset_name=str(tmp_path / "both"), source_lang="fr", target_lang="en"), splits=("test",)
-        )
+        load(dataset_name=str(tmp_path / "both"), source_lang="fr", target_lang="en", splits=("test",))
 
 
 def test_cldr_is_a_corpus_like_any_other():
-    corpus = load_corpus(
-        DataArguments(
-            dataset_name="cldr",
-            dataset_config_name="en-fr",
-            max_train_samples=300,
-            max_eval_samples=40,
-            max_predict_samples=20,
-        )
+    corpus = load(
+        dataset_name="cldr",
+        dataset_config_name="en-fr",
+        max_train_samples=300,
+        max_eval_samples=40,
+        max_predict_samples=20,
     )
     assert corpus.description["rows"] == {"train": 300, "validation": 40, "test": 20}
     assert corpus.description["license"] == "Unicode-3.0"
-    other = load_corpus(
-        DataArguments(dataset_name="cldr", source_lang="en", target_lang="fr", max_predict_samples=20, data_seed=7),
-        splits=("test",),
+    other = load(
+        dataset_name="cldr", source_lang="en", target_lang="fr", max_predict_samples=20, data_seed=7, splits=("test",)
     )
     assert pairs_of(other.splits["test"]) == pairs_of(corpus.splits["test"])
     assert list(other.splits) == ["test"]
@@ -442,12 +427,11 @@ def test_cldr_is_a_corpus_like_any_other():
 
 def test_streaming_gives_the_same_rows(tmp_path):
     path = write(tmp_path / "x.tsv", "source\ttarget\na\tb\n\tb\nc\td\n")
-    streamed = load_corpus(DataArguments(train_file=path, streaming=True))
+    streamed = load(train_file=path, streaming=True)
     assert [(row["source"], row["target"]) for row in streamed.splits["train"]] == [("a", "b"), ("c", "d")]
     options = {"dataset_name": "cldr", "dataset_config_name": "en-fr", "max_train_samples": 50}
     rows, stored = (
-        load_corpus(DataArguments(**options, streaming=streaming), splits=("train",)).splits["train"]
-        for streaming in (True, False)
+        load(**options, streaming=streaming, splits=("train",)).splits["train"] for streaming in (True, False)
     )
     assert list(rows) == list(stored)
     tokenizer = build_tokenizer(stored["source"], stored["target"], vocab_size=400)
@@ -458,9 +442,9 @@ def test_streaming_gives_the_same_rows(tmp_path):
 
 
 def test_tokens_are_cached_by_content_and_memory_mapped(tmp_path):
-    split = load_corpus(
-        DataArguments(dataset_name="cldr", dataset_config_name="en-fr", max_train_samples=200), splits=("train",)
-    ).splits["train"]
+    split = load(dataset_name="cldr", dataset_config_name="en-fr", max_train_samples=200, splits=("train",)).splits[
+        "train"
+    ]
     tokenizer = build_tokenizer(split["source"], split["target"], vocab_size=400)
     limits = {"max_source_length": 64, "max_target_length": 64, "cache_dir": tmp_path}
     rows, counts = tokenize_corpus(split, tokenizer, **limits)
@@ -499,10 +483,8 @@ def test_rows_that_are_too_long_are_left_out_and_counted():
 def test_the_real_corpora_are_read_completely(shared_data):
     tatoeba, multi30k = shared_data / "tatoeba-fra-eng", shared_data / "multi30k"
     sides = {"source_lang": "fra", "target_lang": "eng"}
-    corpus = load_corpus(
-        DataArguments(validation_file=tatoeba / "dev.tsv.gz", test_file=tatoeba / "test.tsv.gz", **sides)
-    )
+    corpus = load(validation_file=tatoeba / "dev.tsv.gz", test_file=tatoeba / "test.tsv.gz", **sides)
     assert corpus.description["rows"] == {"validation": 1435, "test": 1458}
     files = {side: multi30k / f"test_2016_flickr.{side}.gz" for side in ("de", "en")}
-    corpus = load_corpus(DataArguments(test_file=f"{files['de']},{files['en']}"))
+    corpus = load(test_file=f"{files['de']},{files['en']}")
     assert corpus.description["rows"] == {"test": 1000} and corpus.skipped == {"test": {}}

@@ -168,13 +168,10 @@ def read_image_processor(name: str | os.PathLike[str]) -> BaseImageProcessor:
 
 def require_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
     """Raises CheckpointError, which begins with `where`, for the first of the named tensors that holds nan or inf."""
-    for name, tensor in tensors:
-        if tensor.is_floating_point() and not bool((finite := tensor.isfinite()).all()):
-            count = finite.numel() - int(finite.sum())
-            raise CheckpointError(
-                f"{where}{name}: {count} of its {tensor.numel()} numbers are not finite (nan or inf); name a "
-                "checkpoint from before, or train again at a lower learning_rate"
-            )
+    from hf_rnn_seq2seq.model.pretrained import not_finite
+
+    if found := not_finite(tensors):
+        raise CheckpointError(f"{where}{found}; name a checkpoint from before, or train again at a lower learning_rate")
 
 
 def usable_device(name: str | None) -> str:

@@ -84,7 +84,7 @@ LAW = {
     "command_line": {"errors", "files", "option_parser", "options"},
     "option_parser": {"errors", "options"},
     "options": {"errors"},
-    "run_directory": {"errors", "files"},
+    "run_directory": {"errors", "files", "model"},
     "data": {*_COMMON, "model"},
     "export": {*_COMMON, "model"},
     "generation": {*_COMMON, "data", "model"},

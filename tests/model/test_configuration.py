@@ -80,10 +80,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "residual_start=2: with bidirectional='first' layer 2 reads two directions and writes one; must be 3 or more",
     ),
     (
-        {"context": "initial_state", "attention_window": "local_m"},
-        "attention_window='local_m': only context='attention' reads it; must be 'global'",
-    ),
-    (
         {"context": "every_step", "input_feeding": True},
         "input_feeding=True: only context='attention' reads it; must be False",
     ),
@@ -207,6 +203,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
             f"{field}={value!r}: only context='attention' reads it; must be {default!r}",
         )
         for field, value, default in (
+            ("attention_window", "local_m", "global"),
             ("attention_normalization", "sparsemax", "softmax"),
             ("attention_alignment", "hard", "soft"),
             ("coverage", "sum", "none"),

@@ -9,10 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, pipeline
 
-from hf_rnn_seq2seq import RnnClassifierConfig
 from hf_rnn_seq2seq.data.cldr_documents import document
 from hf_rnn_seq2seq.hub.model_card import read_facts, render
-from hf_rnn_seq2seq.training.arguments import RunOptions
 from tests.helpers.script_runs import run, train
 from tests.scripts.test_train import launch
 
@@ -35,24 +33,6 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents") / "run"
     assert "train: 96 texts of 8 classes, 0 of them cut at 160 tokens" in train(RECIPE, folder, **TINY, max_steps=12)
     return folder
-
-
-def test_recipes_hold_only_options_and_fit_the_model() -> None:
-    seen = set()
-    for path in RECIPE.parent.glob("*.yaml"):
-        options = RunOptions.parse([str(path)])
-        if options.data.task != "classification":
-            continue
-        seen.add(path.stem)
-        fields, encoder = dict(options.model), None
-        if fields.get("freeze_encoder"):
-            encoder = BertConfig(vocab_size=300, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
-        sentences = 4 if options.tokenizer.split_sentences else None
-        config = RnnClassifierConfig.from_preset(
-            fields.pop("preset"), encoder=encoder, sentence_token_id=sentences, **fields
-        )
-        assert config.pooling == "attention" and options.training.best_metric == "accuracy"
-    assert seen == {"documents", "reviews", "sentences"}
 
 
 def test_the_run_directory_is_that_of_every_task(reader: Path) -> None:

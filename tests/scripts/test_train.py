@@ -5,14 +5,17 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig
 
+from hf_rnn_seq2seq import RnnCausalConfig, RnnClassifierConfig
+from hf_rnn_seq2seq.data.arguments import TASKS
 from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.training import handwriting
@@ -20,6 +23,7 @@ from hf_rnn_seq2seq.training.arguments import RunOptions, model_fields
 from hf_rnn_seq2seq.training.components import model_config
 from tests.helpers import script_runs, warm
 from tests.helpers.checkpoints import save_encoder
+from tests.helpers.models import SMALL_BERT
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -77,16 +81,25 @@ def launch(*words, prefix=(), environment=None) -> subprocess.CompletedProcess:
 
 
 def test_recipes_hold_only_options_and_fit_the_model():
-    assert {path.stem for path in RECIPES} >= {"cldr_en_fr", "cldr_en_ko", "tatoeba_fr_en", "multi30k_de_en"}
+    tasks = Counter()
     for path in RECIPES:
         options = RunOptions.parse([str(path)])
-        if options.data.task in ("classification", "text"):  # test_classification.py and test_text.py have these
-            continue
-        if options.data.task == "handwriting":
+        task, metric, fields = options.data.task, options.training.best_metric, dict(options.model)
+        tasks[task] += 1
+        if task == "handwriting":
             assert handwriting.model_config(options).reads_text
-            continue
-        assert options.training.best_metric in ("bleu", "chrf", "loss", "exact_match", "sequence_error")
-        assert model_config(options, vocab_size=300).vocab_size == 300
+        elif task == "text":
+            config = RnnCausalConfig.from_preset(fields.pop("preset"), vocab_size=70, **fields)
+            assert config.skip_connections and metric == "loss"
+        elif task == "classification":
+            given = {"encoder": BertConfig(**SMALL_BERT)} if fields.get("freeze_encoder") else {}
+            given |= {"sentence_token_id": 4} if options.tokenizer.split_sentences else {}
+            config = RnnClassifierConfig.from_preset(fields.pop("preset"), **given, **fields)
+            assert config.pooling == "attention" and metric == "accuracy"
+        else:
+            assert metric in ("bleu", "chrf", "loss", "exact_match", "sequence_error")
+            assert model_config(options, vocab_size=300).vocab_size == 300
+    assert set(tasks) == set(TASKS) and tasks["classification"] == 3 and tasks["text"] == 2
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import yaml
 from hf_rnn_seq2seq.errors import ArgumentError, is_undecodable, one_line, undecodable
 from hf_rnn_seq2seq.options import FALSE, TRUE, OptionGroup, convert, describe_type, members_of, short_type
 
-# The names of options that are no names in Python, and their fields.
+# Options whose names are keywords of Python, and the fields that hold them.
 _FIELDS = {"import": "imports"}
 # What other toolkits call an option, and its name here; a list where several are meant.
 _ELSEWHERE = {
@@ -185,8 +185,8 @@ def read_words(
 ) -> tuple[dict[str, str], list[str]]:
     """The options of a command line by name, each value as text, and the words that are no options.
 
-    Prints the text of `--help` or `--version` and ends where one of them is asked for. `reserved` options are refused
-    for the reason that stands there.
+    Prints the text of `--help` or `--version` and ends where one of them is asked for. `reserved` options are refused,
+    each for its reason.
     """
     if "--version" in argv:
         print(f"hf_rnn_seq2seq {version()}")
@@ -268,7 +268,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 class _RecipeLoader(yaml.SafeLoader):
     """YAML with two differences: an option set twice is a mistake, and only `true` and `false` are truth values.
 
-    YAML 1.1 also reads `no` (Norwegian, or no mixed precision) and `on` so.
+    YAML 1.1 also takes `no` (Norwegian, or no mixed precision) and `on` for truth values.
     """
 
     yaml_implicit_resolvers = {

@@ -82,7 +82,7 @@ def load_as(
     dtype: str | None = None,
     attention: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As `load_checkpoint`, of a model of this `kind`, a name of `KINDS` that has an Auto class."""
+    """As `load_checkpoint`, for a model of this `kind`: a name of `KINDS` that has an Auto class."""
     import transformers
 
     auto_class = getattr(transformers, f"AutoModelFor{kind}")
@@ -199,7 +199,7 @@ def usable_device(name: str | None) -> str:
 
 
 def members(name: str | os.PathLike[str]) -> list[str]:
-    """The checkpoints of a directory that `train.py --num_seeds` wrote; of any other name that name itself.
+    """The checkpoints of a directory that `train.py --num_seeds` wrote; any other name alone, as it is.
 
     Raises:
         CheckpointError: ensemble.json has another form.
@@ -281,7 +281,7 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def model_hash(model: PreTrainedModel) -> str:
-    """Hash of what a model says: its weights, its configuration and its generation config, wherever it was loaded."""
+    """Hash of what decides a model's output: its weights, configuration and generation config."""
     return tensors_hash(model.state_dict(), [model.config.to_dict(), model.generation_config.to_dict()])
 
 

@@ -51,8 +51,9 @@ class Pictures:
     """Opens pictures by name: those of a folder, of a .zip or of a data set, or drawn ones.
 
     Args:
-        folder: a folder or a .zip, whose pictures may all be in one folder inside; None draws `shapes`, or opens
-        tables: of each split the column of its pictures, `datasets.Image(decode=False)`. A name is `split/number`.
+        folder: a folder, or a .zip that may have one folder around all pictures. None: they are
+            drawn (`shapes`), or given by `tables`.
+        tables: for each split its column of pictures, `datasets.Image(decode=False)`. A name is then `split/number`.
 
     Raises:
         DataError: there is no such folder, or it is no .zip.
@@ -241,7 +242,7 @@ class StateReader:
 
     Args:
         names: the pictures that may be asked for, distinct.
-        pixels: prepares them for
+        pixels: makes the input of `encode`.
         encode: pixels (pictures, channels, height, width) -> states (pictures, regions, width).
         encoder_hash: of the encoder's weights and settings.
         batch_size: pictures that are encoded together.

@@ -201,7 +201,7 @@ class G2p:
     def _beams(self, row: list[int], beams: int) -> list[tuple[float, float, list[int]]]:
         """Hypotheses of one word, best first: score, log-probability, ids without the end.
 
-        As `generate()` of transformers: of twice as many continuations as beams those that end are kept apart.
+        As in transformers: of twice as many continuations as there are beams, those that end are kept apart.
         """
         settings, network = self.settings, self.network
         ends, limit, penalty = settings["eos_token_id"], settings["max_new_tokens"], settings["length_penalty"]

@@ -18,7 +18,8 @@ class RnnCausalConfig(WithoutSource, DecoderFields, DecoderWordFields, PreTraine
     r"""Describes a stack of recurrent layers that predicts each token from all tokens before it.
 
     In addition to the fields below it has those of `RecurrenceFields` (cells and dropout), `DecoderFields` (layers and readout)
-    and `DecoderWordFields`. The preset is `graves2013_text`, LSTM layers with skip connections. Sizes are in units (vector widths) or tokens; probabilities are in [0, 1).
+    and `DecoderWordFields`. The preset is `graves2013_text`, LSTM layers with skip connections. Sizes are in units (vector
+    widths) or tokens; probabilities are in [0, 1).
 
     Args:
         vocab_size: Size of the vocabulary.

@@ -50,13 +50,13 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
         attention_normalization: How scores become weights: `softmax`, or with exact zeros `sparsemax` (Martins and
             Astudillo 2016) or `entmax` (Peters 2019). The latter two are not covered by the scan and cost a time loop.
         entmax_alpha: Between softmax (1) and sparsemax (2); above 1.
-        entmax_learned: Each head learns its alpha, within (1, 2), from `entmax_alpha` on (Correia 2019).
+        entmax_learned: Each head learns its alpha within (1, 2), starting from `entmax_alpha` (Correia 2019).
         attention_alignment: How the readout reads the source: the `soft` average of its states by the weights; or one state
             of it, and the probabilities of the words are summed over all positions, exactly: `hard` (Wu 2018), or
             `monotonic`, where no position is left of the one before (Wu and Cotterell 2019). Both need `after_cell`
-            attention of one head without input feeding. `logits` are then log-probabilities. `sampled`: one state, which in
-            training is drawn by the weights, for half of the sentences, and else is the most likely (Xu 2015, section 4.1);
-            each head reads its own. Costs a time loop with `before_cell` attention or input feeding.
+            attention of one head without input feeding. `logits` are then log-probabilities. `sampled`: one state, the most
+            likely one; in training it is drawn by the weights in half of the sentences, and the others read the average
+            (Xu 2015, section 4.1). Each head reads its own. Costs a time loop with `before_cell` attention or input feeding.
         sampled_attention_reward: With `sampled`: lambda_r of Xu 2015, section 4.1, the weight of the gradient of REINFORCE.
             1 is that of the lower bound.
         sampled_attention_entropy: With `sampled`: lambda_e, the weight of the entropy of the weights, which keeps the draws
@@ -69,7 +69,7 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
         context_gate: Weighs the `source` part (the context), the `target` part (word and state) or `both` where the
             context enters: the cell with `before_cell` attention (Tu 2017, section 3), else the readout. Not covered
             by the scan: costs a time loop. `scalar` multiplies the context by a number between 0 and 1 that the query
-            gives, wherever it enters (Xu 2015, section 4.2.1); its loop too.
+            gives, wherever it enters (Xu 2015, section 4.2.1), and costs the loop too.
         coverage_loss: Weight in the training loss of the coverage loss, against repeated attention (See 2017, equation 12).
         doubly_stochastic: Weight in the training loss of sum_i (1 - sum_t a_ti)^2, against regions that no word looks at
             (Xu 2015, equation 14, whose lambda it is).
@@ -79,7 +79,7 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
         max_source_positions: Longest source of the `location` score (Luong 2015, equation 8); required there.
         input_feeding: The attentional vector enters the next step (Luong 2015, section 3.3); the context does if the
             readout is not `tanh` or `attention_layer` is not the top layer. None: on for `soft` or `sampled` `after_cell` attention,
-            off otherwise. Off with `after_cell`, the decoder needs no time loop.
+            off otherwise. With `after_cell` and without feeding the decoder needs no time loop.
         bridge: How the decoder state starts: `zero`, `copy` of the encoder's final states, `mean` (tanh of a
             projection of the mean state), `dense` (tanh of a projection of the final states) or `backward_tanh`
             (Bahdanau 2014, appendix A.2.2: tanh of a projection of the backward encoder's state at the first word).

@@ -8,8 +8,9 @@ context:
 * `hard` (Wu 2018; 0-HARD of Wu and Cotterell 2019): p(a_t = j) = softmax over j of score(s_t, h_j), whatever the positions
   of the words before.
 * `monotonic` (Wu and Cotterell 2019): p(a_t = j | a_t-1 = i) = the same softmax over the j >= i alone (0-MONO). With
-  `alignment_order=1` the score has an addend U_(j-i) [s_t; h_i], a preference for the length of the step, one for all steps of
-  `JUMPS` - 1 and more (1-MONO of the paper has U alone, and no longer steps). Before the first word, i is the first source word.
+  `alignment_order=1` U_(j-i) [s_t; h_i] is added to the score, a preference for the length of the step; all steps of
+  `JUMPS` - 1 and more have the same U (1-MONO of the paper has U alone, and no longer steps). Before the first word, i is
+  the first source word.
 
 The forward algorithm sums over the positions of all earlier words. From one target position to the next it carries
 log p(a_t = j | y_<t) for each j, and the target's part of the readout, from which p(y_t | s_t, h_j) is computed when y_t

@@ -59,7 +59,7 @@ def logits_loss(logits: Tensor, labels: Tensor, budget: int, smoothing: float = 
     Args:
         logits: (batch, target, V).
         labels: (batch, target), -100 for no label.
-        budget: bytes of the log-softmax in float32; above it it is computed in chunks.
+        budget: bytes of the log-softmax in float32; a larger one is computed in chunks.
         smoothing: share of the probability spread over the vocabulary.
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
@@ -202,7 +202,7 @@ def word_losses(readout: Tensor, head: nn.Module, labels: Tensor, smoothing: flo
 
 
 class LogSoftmaxAt(torch.autograd.Function):
-    """The log-softmax of logits (n, V) at some words (n, k), and its mean over all (n,): one gradient of their size."""
+    """The log-softmax of logits (n, V) at some words (n, k), and its mean over all (n,). Its gradient is one tensor."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -300,7 +300,9 @@ def doubly_stochastic_loss(weights: Tensor, real: Tensor, source_mask: Tensor | 
 
 
 def guided_alignment_loss(weights: Tensor, real: Tensor, alignments: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
-    """Sum over positions t of -sum_i A_ti log a_ti, each row of A normalized to sum 1 (Chen 2016); and the number of rows with an alignment.
+    """Sum over positions t of -sum_i A_ti log a_ti (Chen 2016); and the number of rows with an alignment.
+
+    Each row of A is normalized to sum 1.
 
     Args:
         weights: (batch, target, source).

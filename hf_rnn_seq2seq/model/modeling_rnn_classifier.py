@@ -1,7 +1,7 @@
 """Recurrent classifiers that show what they read: of sentences (Lin 2017) and of documents made of sentences (Yang 2016).
 
 First come the ways from the states of a sequence to one vector: attention with one or several hops, the maximum, the mean,
-or the last states. A row of which nothing is read has the vector 0.
+or the last states. A row with nothing to read has the vector 0.
 
 Axes: batch (sentences or documents), source (words or sentences), hops, width. Masks are True at what is read.
 """
@@ -93,10 +93,11 @@ class RnnClassifierModelOutput(ModelOutput):
         pooler_output: (batch, pooled width), the vector of each text.
         hidden_states: what the recurrent layers that gave `last_hidden_state` read, and the states of each, with
             `output_hidden_states`.
-        attentions: with attention pooling the weights of the words, (batch, hops, source); with `sentence_token_id` those of
-            each sentence sum to 1, and the weights of the sentences, (batch, hops, sentences), follow. Exactly zero at
-            padding, at sentence tokens and at sentences without words.
-        hop_penalty: (), the mean over the texts (and the mean over the sentences, added), with attention pooling.
+        attentions: with attention pooling the weights of the words, (batch, hops, source). With `sentence_token_id` the
+            weights of each sentence's words sum to 1, and a second tensor has those of the sentences, (batch, hops,
+            sentences). Exactly zero at padding, at sentence tokens and at sentences without words.
+        hop_penalty: (), with attention pooling: the mean over the texts; with `sentence_token_id` plus that over the
+            sentences.
     """
 
     last_hidden_state: Tensor | None = None
@@ -290,7 +291,7 @@ class RnnClassifierModel(RnnPreTrainedModel):
 
 
 class RnnForSequenceClassification(RnnPreTrainedModel):
-    """A recurrent classifier of texts: `pipeline("text-classification")`, `Trainer`, and `pooling` that can be read."""
+    """A recurrent classifier of texts: `pipeline("text-classification")`, `Trainer`, and readable weights of the pooling."""
 
     config_class = RnnClassifierConfig
     _base_class = "modeling_rnn_classifier.RnnClassifierModel"
@@ -329,7 +330,7 @@ class RnnForSequenceClassification(RnnPreTrainedModel):
             output_figures: also return the figures of training.
 
         Returns:
-            in training the loss has the penalty on the hops, with the weight `hop_penalty`.
+            `loss`, `logits` and more; in training `hop_penalty` times the penalty on the hops is added to the loss.
         """
         config = self.config
         outputs = self.model(
@@ -357,7 +358,7 @@ class RnnForSequenceClassification(RnnPreTrainedModel):
         return drop(vectors.unsqueeze(1), self.config.dropout, self.training, False).squeeze(1)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss that `problem_type` names, or the labels imply; that of transformers writes it into the configuration."""
+        """The loss that `problem_type` names or the labels imply. (That of transformers changes the configuration.)"""
         kind = self.config.problem_type
         if kind is None:
             whole = not labels.is_floating_point()

@@ -9,9 +9,9 @@ from their equations. The decoder starts from the vector of `<s>`; some papers s
 the source, which is the same function with one learned vector. Sentences end in `</s>` on both sides. Weights are
 initialized uniformly (`initializer_range`), also where a paper uses Gaussian or orthogonal ones.
 
-"Time loop" names the options that exclude the fast paths. They make a training step slower, against the same system
-without the option (one thread of a CPU, 64 pairs of 15 words, 256 units, 4,000 words): `gru_reset="before"` 1.1 times, the
-conditional GRU 1.15 times, `layer_norm` 1.3 times. On a GPU a loop over small kernels costs far more.
+"Time loop" names the options that exclude the fast paths. A training step takes 1.1 times as long with
+`gru_reset="before"` as without it, 1.15 times with the conditional GRU and 1.3 times with `layer_norm` (one thread of a CPU,
+64 pairs of 15 words, 256 units, 4,000 words). On a GPU a loop over small kernels costs far more.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def sutskever2014() -> Fields:
     * Section 3.4: 4 layers of 1000 LSTM cells, word vectors of 1000, 160,000 source and 80,000 target words, a plain
       softmax over them, weights uniform in plus or minus 0.08, no dropout.
     * Section 3.3: the source is read backwards (`reverse_source`), the target is not.
-    * Section 2: the decoder reads the source by the encoder's last state only, which is its first state (`initial_state`, `copy`): layer l of
+    * Section 2: the encoder's last state is all that the decoder reads of the source (`initial_state`, `copy`): layer l of
       the decoder starts from h and c of layer l of the encoder.
 
     Departs: `</s>` is reversed too, so it comes first. The cell is torch's LSTM; the cell of Graves 2013, which the paper
@@ -440,7 +440,7 @@ def bert_encoder() -> Fields:
       BLEU with 3,000 sentence pairs of Multi30k and MiniLM, one seed.
     * The decoder is Luong's: `general` attention after the cell, input feeding (section 3 of Luong et al. 2015).
 
-    Departs: no system of a paper. From a preset alone BERT's weights are random, which is of no use frozen:
+    Departs: no system of a paper. From a preset alone BERT's weights are random, and of no use if frozen:
     `from_encoder_pretrained(name, preset="bert_encoder")` loads them, with the sizes of the model that it names.
 
     Time loop: for input feeding, in the decoder; the fused scan covers it.
@@ -484,8 +484,8 @@ def xu2015() -> Fields:
     Departs: the regions are those of ResNet-50 without its last stage (1,024 wide), where the paper has VGG (512 wide),
     which transformers lacks; the word's vector passes a matrix in equation 7 too; f_init is one layer with tanh. The
     sizes of the decoder and the rate of dropout are ours: the paper's text has none. From a preset alone the network's
-    weights are random, which is of no use frozen: `from_encoder_pretrained(name, preset="xu2015")` loads them, with the
-    sizes of the network that it names (of a ResNet with its last stage 7 x 7 regions).
+    weights are random, and of no use if frozen: `from_encoder_pretrained(name, preset="xu2015")` loads them, with the
+    sizes of the network that it names (a ResNet with its last stage has 7 x 7 regions).
 
     Time loop: for the gate, in the decoder; the fused scan covers it without (`context_gate="none"`).
     """

@@ -115,7 +115,7 @@ class RecurrentLayer(nn.Module):
         return (zeros, zeros) if self.cell_type == "lstm" else (zeros,)
 
     def step_weights(self, extra_size: int = 0) -> StepWeights:
-        """Weights for `step`, whose `extra` input is `extra_size` wide; in training with the recurrent ones dropped."""
+        """Weights for `step`, whose `extra` input is `extra_size` wide; in training with `weight_drop` on the recurrent ones."""
         kernel = self.kernel
         below, extra = kernel.weight_ih_l0, None
         if extra_size:
@@ -286,7 +286,7 @@ class RecurrentLayer(nn.Module):
     def _called(
         self, inputs: Tensor, state: State, lengths: Tensor | None, hold: Tensor | None
     ) -> tuple[Tensor, State]:
-        """By calling the kernel: once, or at each position if something happens between two positions."""
+        """The layer over time by calls of the kernel: one, or one at each position if something happens between two."""
         deep = len(self.transitions) > 0 or self.zoneout is not None
         # An LSTM kernel returns the cell after the last position only.
         if not (deep or hold is not None or (lengths is not None and self.cell_type == "lstm")):

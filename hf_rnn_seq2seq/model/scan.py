@@ -1,10 +1,11 @@
 """The attentional recurrence under teacher forcing as one autograd node.
 
-`RnnDecoder` computes the same with a loop over `step`, one graph of small operations per position. `attended_scan` is this
-recurrence for the layers of a decoder, and `scan_refusal` says which decoders it does not cover. The forward pass stores only what the backward pass cannot recompute cheaply, and the backward pass computes every weight gradient with one
+`RnnDecoder` computes the same with a loop over `step`, one graph of small operations per position. The forward pass here
+stores only what the backward pass cannot recompute cheaply, and the backward pass computes every weight gradient with one
 product over all positions. Covered: any number of attended layers of LSTM or GRU cells, dot, additive and multi-head
 scores, the window of Graves, attention before the cells or after them with feeding, every dropout. Everything else takes
-the loop; outputs and gradients of the two are equal.
+the loop; outputs and gradients of the two are equal. `attended_scan` runs it for a decoder, and `scan_refusal` says why a
+decoder is not covered.
 
 Tensors are time-major here: (target, batch, ...). Gates are in torch's order. With layers 1 to L, d and k the dropout
 masks, the state h and the output o (= h, or h plus its input with a residual connection):

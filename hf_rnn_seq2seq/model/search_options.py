@@ -1,7 +1,7 @@
 """The options of a search, resolved once into one object: those of `generate()` that the search follows, and its own.
 
-And which words a search may produce, and which it must: shortlists, prefixes and phrases. Axes there: sentences (`live`:
-those still searched), rows (sentences times beams), vocab.
+Also the words that a search may or must produce: shortlists, prefixes and phrases. Axes there: sentences (`live`: those
+still searched), rows (sentences times beams), vocab.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """One position of decoding for all beams of all sentences, with one copy of each source.
 
 `rows` are sentences times beams; the beams of a sentence are neighbors. `GeneralStep` runs the decoder itself for any
-configuration, and gives its attention the beams on the target axis. `EnsembleStep` is the same of several models: at each
-position their log-probabilities are averaged.
+configuration, and gives its attention the beams on the target axis. `EnsembleStep` runs several models: at each position
+their log-probabilities are averaged.
 
 Axes: rows, beams, source, hidden, vocab. Masks are True where attention is allowed.
 """
@@ -246,7 +246,7 @@ class GeneralStep:
         return state
 
     def select(self, state: SearchState, rows: Tensor | None, sentences: Tensor | None) -> SearchState:
-        """As the function of this name; sources that belong to one beam move with it."""
+        """As the function `select`; sources that belong to one beam move with it."""
         return select(state, rows, rows if self.carries else sentences)
 
     def scores(self, readout: Readout, words: Tensor | None = None) -> Tensor:

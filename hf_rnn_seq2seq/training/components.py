@@ -100,7 +100,7 @@ def make_tokenizer(
     of_encoder: Callable[[], PreTrainedTokenizerBase] | None = None,
     load: Callable[[str], PreTrainedTokenizerBase] | None = None,
 ) -> PreTrainedTokenizerBase:
-    """That of the checkpoint, of the encoder, of tokenizer_name_or_path or of model_name_or_path, else a new one.
+    """The tokenizer of the checkpoint, the encoder, tokenizer_name_or_path or model_name_or_path, else a new one.
 
     The main process makes it and sends it to the others.
 
@@ -258,7 +258,7 @@ def require_entries(options: RunOptions, model: PreTrainedModel, sizes: Mapping[
 
 
 def with_frozen_states(collate: Collate, encoder: nn.Module, rows: Mapping[str, Any], start: Start) -> Collate:
-    """`collate`; if the encoder is frozen its states, read once, are in the place of the tokens."""
+    """`collate`, or with a frozen encoder one that gives its states, computed once, in place of the tokens."""
     foreign, device = getattr(encoder, "foreign", None), start.accelerator.device
     if foreign is None or not foreign.frozen:
         return collate

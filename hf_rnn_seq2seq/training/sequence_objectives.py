@@ -258,7 +258,7 @@ class SequenceObjective(nn.Module):
         return loss, torch.stack([sums, torch.stack([sentences, sentences, tokens.to(sentences)])], 1)
 
     def _longest(self, labels: Tensor) -> int:
-        """Draws are cut at twice the length of the longest reference and 5; the score of longer ones is close to 0."""
+        """Draws are cut at twice the length of the longest reference plus 5; longer ones would score close to 0."""
         longest = 2 * int((labels != IGNORED_LABEL).sum(1).max()) + 5
         return min(longest, longest_output(self.model.generation_config) or longest)
 

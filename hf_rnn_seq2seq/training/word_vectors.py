@@ -137,7 +137,7 @@ def _rows(file: BinaryIO, wanted: Collection[bytes], width: int, where: str) -> 
         if spaces < width:
             raise DataError(f"{where}: line {number} has {spaces} numbers instead of {width}")
         if spaces > width:
-            # A word may hold spaces (". . ." of GloVe), but ends with none that looks like one number more.
+            # A word may contain spaces (". . ." in GloVe), but its last part never looks like one more number.
             word = line.rsplit(b" ", width)[0]
             if _is_number(word.rsplit(b" ", 1)[1]):
                 raise DataError(f"{where}: line {number} has {spaces} numbers instead of {width}")

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import transformers
 from huggingface_hub import HfApi, constants
 
 from tests.helpers import warm
+from tests.helpers.script_runs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # Every child starts with this.
@@ -131,18 +131,14 @@ def act_as(token: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> HfApi:
     return HfApi(endpoint=endpoint, token=token)
 
 
-@lru_cache
-def free_port() -> int:
-    """One port for every Hub of a test session, so that one waiting process serves the children of all."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+# One port for every Hub of a test session, so that one waiting process serves the children of all.
+hub_port = lru_cache(free_port)
 
 
 @contextlib.contextmanager
 def running_hub() -> Iterator[Hub]:
     """Start the server as a child process, yield its handle, end it."""
-    command = [sys.executable, "-I", str(Path(__file__).resolve().with_name("hub_server.py")), str(free_port())]
+    command = [sys.executable, "-I", str(Path(__file__).resolve().with_name("hub_server.py")), hub_port()]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
             yield Hub(child.stdout.readline().strip())

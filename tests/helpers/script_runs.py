@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+import socket
 import subprocess
 import sys
 import warnings
@@ -16,6 +17,13 @@ from tests.helpers import warm
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
+
+
+def free_port() -> str:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
 
 
 def command_of(script: str) -> ModuleType:

@@ -19,6 +19,7 @@ from tests.helpers import warm
 from tests.helpers.checkpoints import tiny_rnn, tiny_tokenizer
 from tests.helpers.hub import Hub, act_as
 from tests.helpers.hub_store import OWNER_TOKEN, READER_TOKEN, USER_TOKEN
+from tests.scripts import test_train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -170,23 +171,8 @@ def test_the_token_is_not_written_down() -> None:
     assert without_token(words) == ["r.yaml", "--hub_token", "<hidden>", "--seed", "1", "--hub-token=<hidden>"]
 
 
-TINY = {
-    "dataset_name": "cldr",
-    "source_lang": "en",
-    "target_lang": "fr",
-    "max_train_samples": 40,
-    "max_eval_samples": 6,
-    "vocab_size": 300,
-    "embedding_size": 8,
-    "hidden_size": 8,
-    "max_new_tokens": 6,
-    "max_steps": 4,
-    "eval_steps": 2,
-    "save_steps": 2,
-    "per_device_train_batch_size": 8,
-    "cpu_threads": 1,
-    "report_to": "none",
-}
+TINY = test_train.TINY | {"max_train_samples": 40, "max_eval_samples": 6, "embedding_size": 8, "hidden_size": 8}
+TINY |= {"max_new_tokens": 6, "eval_steps": 2, "save_steps": 2}
 
 
 def train(hub_url: str, folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], Path]:

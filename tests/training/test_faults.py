@@ -11,7 +11,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from hf_rnn_seq2seq.training.checkpoints import CheckpointStore, damage
+from tests.helpers.script_runs import free_port
 
 pytestmark = pytest.mark.faults
 
@@ -171,12 +171,6 @@ for line in sys.stdin:
     print(*children, flush=True)
     print(*(os.waitpid(child, 0)[1] for child in children), flush=True)
 """
-
-
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
 
 
 def life_of_two(process: subprocess.Popen, run: Path, victims, kill_when) -> list[int]:

@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from hf_rnn_seq2seq.training.checkpoints import CheckpointStore
 from tests.helpers import warm
+from tests.helpers.script_runs import free_port
 from tests.helpers.training_checks import assert_identical_states, assert_same_weights, copy_until, weights
 from tests.helpers.training_runs import (
     arguments,
@@ -42,12 +42,6 @@ RUNS = {
     "rnn_tied": {},
     "rnn_dropout": {"save_steps": 5},
 }
-
-
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
 
 
 def start(runs: list[dict], folder: Path, *words: str, python: Sequence[str] = ()) -> subprocess.Popen:

@@ -3,7 +3,6 @@
 import importlib
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from hf_rnn_seq2seq.visualization.pages import environment
 from tests.helpers import warm
 from tests.helpers.browser import open_page
 from tests.helpers.checkpoints import SOURCES, tiny_bart, tiny_rnn, tiny_tokenizer
+from tests.helpers.script_runs import free_port
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -126,17 +126,11 @@ def test_names_and_examples(runs: Path) -> None:
         load_systems([str(runs / "plain"), f"{runs}/plain/"])
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def address(runs: Path) -> Iterator[str]:
     """The address of the script, which serves two models on loopback only."""
     pytest.importorskip("gradio", reason="gradio (of the extra `app`) is not installed")
-    port = free_port()
+    port = int(free_port())
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     command = [*warm.python(), str(ROOT / "scripts" / "app.py"), str(runs / "attention"), str(runs / "plain")]
     process = subprocess.Popen(

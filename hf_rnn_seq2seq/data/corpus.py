@@ -49,7 +49,7 @@ class Corpus:
             empty_target, wrong_field_count, not_text). Empty when streaming, where rows are not counted.
         description: name, config, source_lang, target_lang, license, lines (of each split as found), rows (of each
             split as used), fingerprint (content hash), streaming.
-        notes: split -> which of its rows span lines; empty if none does. When streaming, skipped rows and these are
+        notes: split -> which of its rows span lines; empty if none does. When streaming, these and the skipped rows are
             warnings instead.
     """
 

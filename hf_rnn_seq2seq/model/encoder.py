@@ -90,7 +90,7 @@ class RnnEncoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: EncoderFields, layer: int, width: int) -> None:
         super().__init__()
         below = width
-        # Two stacks that alternate their direction (Zhou 2016; Miceli Barone 2017, section 2.2.1), each reads its own output.
+        # Two stacks that alternate their direction (Zhou 2016; Miceli Barone 2017, section 2.2.1); each reads its own output.
         self.alternating = config.bidirectional == "alternating" and layer > 1
         self.swapped = self.alternating and layer % 2 == 0
         if layer > 1:

@@ -67,7 +67,7 @@ def measure_handwriting(
 
     Numbers: `nats_per_row` and `nats_per_point`, of offsets divided by the network's `offset_deviation` (lower is
     better; below 0 where the density is above 1); `rows` and `points`; of a network that reads text `finished`, the
-    percentage of the first 200 texts that it wrote, with a bias, to the end: the window passed the last character.
+    percentage of the first 200 texts that it wrote, with a bias, to the end (`Handwriting.finished`).
 
     Raises:
         ArgumentError: no option names the data.

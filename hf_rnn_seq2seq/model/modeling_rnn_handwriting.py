@@ -50,7 +50,8 @@ class Handwriting:
     Args:
         text: what was to be written; None without text.
         strokes: places (x, y), y up; in heights of a word, with a `prime` in its unit, from its last place on.
-        finished: the window has passed the last character; without text always True. False: the limit of points was met.
+        finished: the window has passed the last character, and the stroke has ended; without text always True. False: the
+            limit of points was met.
         points: (points, 3), what was drawn, in the units of the network; the first is the starting point.
         mixture: the density of the point after each, as it was drawn from: with the bias.
         window: (points, characters + 1), phi(t, u) at each point; None without text. With a `prime` its text comes first.
@@ -297,7 +298,7 @@ class RnnForHandwriting(RnnSeq2SeqPreTrainedModel):
             if output.window is not None:
                 windows.append(output.window[:, -1])
                 # The first point of a writing never ends it: a prime has just been finished.
-                ends = self._passed(output, pen.cache) & ~finished & (number > 1)
+                ends = self._ended(output, pen.cache, point) & ~finished & (number > 1)
                 lengths[ends], finished = number, finished | ends
                 if finished.all():
                     break
@@ -309,7 +310,7 @@ class RnnForHandwriting(RnnSeq2SeqPreTrainedModel):
             mixtures.append(Mixture(*(tensor[:, -1] for tensor in output.mixture)).biased(bias))
             if output.window is not None:
                 windows.append(output.window[:, -1])
-                finished |= self._passed(output, pen.cache)
+                finished |= self._ended(output, pen.cache, point)
         points = torch.stack(drawn, 1)
         mixture = Mixture(*(torch.stack(tensors, 1) for tensors in zip(*mixtures, strict=True)))
         window = torch.stack(windows, 1) if windows else None
@@ -319,16 +320,18 @@ class RnnForHandwriting(RnnSeq2SeqPreTrainedModel):
         ]
 
     @staticmethod
-    def _passed(output: RnnHandwritingOutput, cache: RnnSeq2SeqCache) -> Tensor:
-        """Whether the window has passed the text: phi(t, U + 1) > phi(t, u) of every character (section 5.3), (batch,).
+    def _ended(output: RnnHandwritingOutput, cache: RnnSeq2SeqCache, point: Tensor) -> Tensor:
+        """Whether the window has passed the text, and `point` (batch, 3), the last one, ends a stroke: (batch,).
 
-        Or every center has: far from all places the weights are 0.
+        Passed: phi(t, U + 1) > phi(t, u) of every character (section 5.3), or every center has: far from all places the
+        weights are 0. The paper stops there; but the window runs ahead of the pen, and would cut off the last letter.
         """
         window, real = output.window[:, -1], cache.memory.mask
         behind = real.sum(1, keepdim=True) - 1
         text = window.scatter(1, behind, -1.0)
         farthest = window.gather(1, behind) > text.amax(1, keepdim=True)
-        return farthest.squeeze(1) | (cache.state.attention > behind + 1).all(1)
+        passed = farthest.squeeze(1) | (cache.state.attention > behind + 1).all(1)
+        return passed & (point[:, 2] > 0.5)
 
     def _handwriting(
         self,

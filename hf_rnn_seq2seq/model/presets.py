@@ -571,7 +571,7 @@ def graves2013_synthesis() -> Fields:
       cells, 20 mixture components; characters are one-hot vectors, the window has 10 components.
     * Section 5.1: the window's parameters are outputs of the first layer (equations 46 to 51); its vector goes to all layers,
       to the first one with a delay of one step (equations 52 and 53).
-    * Section 5.3: a writing ends when the window has passed the last character.
+    * Section 5.3: a writing ends when the window has passed the last character, here with the stroke that it then is in.
 
     Departs: as `graves2013_handwriting`. A new window moves slowly (window_attention.py), of which the paper says nothing.
     The paper has 57 characters, with digits and most punctuation as one; the alphabet here is that of the training set.

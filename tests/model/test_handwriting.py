@@ -205,9 +205,16 @@ def test_the_points_are_drawn_from_the_mixtures() -> None:
     torch.testing.assert_close(torch.tensor(offset, dtype=torch.float64), written.points[1, :2])
 
 
+def lift_pen(model: RnnForHandwriting, always: bool) -> None:
+    """Each point ends a stroke, or none does."""
+    with torch.no_grad():
+        model.density.project.bias[0] = -1e3 if always else 1e3
+
+
 def test_a_writing_ends_where_the_window_has_passed_the_text() -> None:
     """Section 5.3; the window is made to walk one character in three points."""
     model = small_model()
+    lift_pen(model, always=True)
     window = model.decoder.attention.window_over_source
     with torch.no_grad():
         window.project.weight.zero_()
@@ -217,13 +224,34 @@ def test_a_writing_ends_where_the_window_has_passed_the_text() -> None:
         assert written.finished and len(written.points) == math.floor(3 * (len(text) + 0.5)) + 1
         *early, last = written.window.argmax(1).tolist()
         assert last == len(text) and max(early) < len(text) and early == sorted(early)
+    for max_points in (5, 14):
+        short = model.write("abba", max_points=max_points)
+        assert short.finished == (max_points == 14)
+    lift_pen(model, always=False)
+    assert not model.write("abba", max_points=30).finished
     short = model.write("abba", max_points=5)
     assert not short.finished and len(short.points) == 6 and len(short.mixture.end) == len(short.window) == 6
+
+
+def test_a_writing_finishes_its_stroke() -> None:
+    """The window runs ahead of the pen: the first point that ends a stroke behind the text is the last one."""
+    model = small_model()
+    window = model.decoder.attention.window_over_source
+    with torch.no_grad():
+        window.project.weight.zero_()
+        window.bias.copy_(torch.tensor([0.0, 0.0, 2.0, 2.0, *[math.log(1 / 3)] * 2]))
+    written = model.write(["abba"] * 20, generator=torch.Generator().manual_seed(0))
+    for one in written:
+        passed = one.window.argmax(1) == 4
+        ends = (passed & (one.points[:, 2] == 1)).nonzero().flatten().tolist()
+        assert one.finished and ends == [len(one.points) - 1]
+    assert len({len(one.points) for one in written}) > 1
 
 
 def test_a_window_that_jumps_over_the_end_has_passed_it() -> None:
     """There every weight is 0, and none is the largest."""
     model = small_model()
+    lift_pen(model, always=True)
     window = model.decoder.attention.window_over_source
     with torch.no_grad():
         window.project.weight.zero_()

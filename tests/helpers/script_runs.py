@@ -33,7 +33,7 @@ def command_of(script: str) -> ModuleType:
 
 def run(script: str, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """The script's `main` under `command_line.run` in this process; a process of its own takes seconds to import."""
-    module = importlib.import_module(script.removesuffix(".py"))
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     streams = [io.TextIOWrapper(io.BytesIO(content)) for content in (stdin, b"", b"")]
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):

@@ -282,7 +282,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one = hershey.write("sea", "roman", random.Random(0))
     row = json.dumps({"text": one.text, "strokes": one.strokes})
     (folder / "mine.jsonl").write_text(row + "\n", encoding="utf-8")
-    rows = "".join(row.replace("}", f', "writer": "{name}"}}') + "\n" for name in ("anna", "bob", "carol"))
+    writers = ("anna", "bob", "carol", "ape", "kai", "hpb")  # three are in the recipe unipen_words
+    rows = "".join(row.replace("}", f', "writer": "{name}"}}') + "\n" for name in writers)
     (folder / "words.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
     (folder / "french.dict").write_text("deux\td ø\n", encoding="utf-8")
     for name in ("train", "dev", "test"):

@@ -73,7 +73,7 @@ class Command:
 
     @property
     def makes_data(self) -> bool:
-        return self.script in ("train.py", "distill.py", "experiments/pen_tokens.py") and not self.several
+        return self.script in ("train.py", "distill.py", "pen_tokens.py") and not self.several
 
     @property
     def task(self) -> str | None:

@@ -1,6 +1,6 @@
 """Points of a pen as tokens that a translator reads."""
 
-from experiments.pen_tokens import line
+from pen_tokens import line
 
 
 def test_a_token_is_a_direction_a_distance_and_whether_the_pen_was_lifted() -> None:

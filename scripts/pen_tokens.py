@@ -1,6 +1,6 @@
 """Tables from which a translator learns to read handwriting, and one of words that a network wrote.
 
-    python scripts/experiments/pen_tokens.py runs/unipen --output_dir runs/tokens
+    python scripts/pen_tokens.py runs/unipen --output_dir runs/tokens
     python scripts/train.py scripts/recipes/g2p.yaml --source_tokenizer_algorithm word --max_source_length 256 \
         --train_file runs/tokens/train.tsv --validation_file runs/tokens/validation.tsv \
         --test_file runs/tokens/test.tsv --output_dir runs/recognizer
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
 
 from hf_rnn_seq2seq import command_line  # noqa: E402  the checkout's
@@ -30,7 +30,7 @@ BATCH = 64
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
-    parser.add_argument("run", metavar="DIR", help="a run of the task handwriting that reads text")
+    parser.add_argument("directory", metavar="DIR", help="a run of the task handwriting that reads text")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="folder of the tables")
     parser.add_argument("--bias", type=command_line.finite(0.0), default=0.5, help="of what it writes (default: 0.5)")
     parser.add_argument("--rows", type=command_line.at_least(1), metavar="N", help="write the first N texts")
@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.evaluation.handwriting import load_writer
     from hf_rnn_seq2seq.run_directory import recipe_options
 
-    model = load_writer(arguments.run, device=arguments.device, dtype=arguments.dtype)
-    named = {name: value for name, value in recipe_options(arguments.run).items() if value is not None}
+    model = load_writer(arguments.directory, device=arguments.device, dtype=arguments.dtype)
+    named = {name: value for name, value in recipe_options(arguments.directory).items() if value is not None}
     data = DataArguments(**{name: named[name] for name in DataArguments.__dataclass_fields__ if name in named})
     corpus = load_pen_corpus(data, model.config.point_tolerance).written_with(model.config.alphabet)
     folder = Path(arguments.output_dir)

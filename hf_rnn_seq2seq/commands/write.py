@@ -4,7 +4,8 @@
 
 --bias makes the writing more regular (0: as in life). --prime continues in the hand of the first row of a file of
 strokes (data/README.md has the format). A network that reads no text writes what it likes. --window draws at which
-character the network was at each point, --density where it expected the pen. Several texts are drawn on one sheet.
+character the network was at each point, --density where it expected the pen. Several texts are drawn on one sheet, and
+so are the words of a text if the network knows no space.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from hf_rnn_seq2seq import command_line
+from hf_rnn_seq2seq.errors import ArgumentError
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -31,8 +33,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=command_line.at_least(0), default=0, help="of the random numbers (default: 0)")
     command_line.add_model_options(parser)
     arguments = parser.parse_args(argv)
-    if len(arguments.texts) > 1 and (arguments.window or arguments.density):
-        parser.error("--window and --density draw one writing; give one text")
     return arguments
 
 
@@ -58,9 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         first = next(read_writings(Path(arguments.prime)))
         strokes = first.strokes
         prime = (strokes, first.text) if model.config.reads_text else strokes
-    text = arguments.texts if len(arguments.texts) > 1 else (arguments.texts or [None])[0]
+    texts = arguments.texts
+    if model.config.reads_text and " " not in model.config.alphabet:
+        texts = [word for text in texts for word in text.split(" ") if word] or texts
+    if len(texts) > 1 and (arguments.window or arguments.density):
+        name = "window" if arguments.window else "density"
+        raise ArgumentError(f"{name}={getattr(arguments, name)!r}: shows one writing; give one text, or one word of it")
     written = model.write(
-        text,
+        texts if len(texts) > 1 else (texts or [None])[0],
         bias=arguments.bias,
         prime=prime,
         generator=torch.Generator(model.device).manual_seed(arguments.seed),

@@ -96,6 +96,11 @@ def test_a_text_is_written_and_drawn(writer: Path, strokes: Path, tmp_path: Path
             assert picture.width > 100
     done = run("write.py", writer, "sun", "sea", "--output", tmp_path / "sheet.png", "--max_points", 3)
     assert done.returncode == 0 and (tmp_path / "sheet.png").is_file()
+    # The alphabet has no space: each word is written.
+    for number, texts in enumerate((["sun", "sea"], [" sun  sea"])):
+        done = run("write.py", writer, *texts, "--output", tmp_path / f"{number}.svg", "--max_points", 3)
+        assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "0.svg").read_text() == (tmp_path / "1.svg").read_text()
     done = run("write.py", writer, "sun", "--output", tmp_path / "one.png", "--max_points", 2)
     assert b"warning: 'sun' is not finished after 2 points" in done.stderr or done.stderr == b""
 
@@ -105,7 +110,8 @@ def test_a_text_is_written_and_drawn(writer: Path, strokes: Path, tmp_path: Path
     [
         (["7up"], "the character '7' is not in the alphabet of this model: "),
         ([], "text=None: this network writes a given text"),
-        (["sun", "sea", "--window", "map.png"], "--window and --density draw one writing; give one text"),
+        (["sun", "sea", "--window", "map.png"], "window='map.png': shows one writing; give one text, or one word of it"),
+        (["sun sea", "--density", "map.png"], "density='map.png': shows one writing; give one text, or one word of it"),
         (["sun", "--bias", "-1"], "--bias"),
         (["sun", "--output", "hand.gif"], "the suffix must be one of"),
     ],

@@ -110,7 +110,10 @@ def test_a_text_is_written_and_drawn(writer: Path, strokes: Path, tmp_path: Path
     [
         (["7up"], "the character '7' is not in the alphabet of this model: "),
         ([], "text=None: this network writes a given text"),
-        (["sun", "sea", "--window", "map.png"], "window='map.png': shows one writing; give one text, or one word of it"),
+        (
+            ["sun", "sea", "--window", "map.png"],
+            "window='map.png': shows one writing; give one text, or one word of it",
+        ),
         (["sun sea", "--density", "map.png"], "density='map.png': shows one writing; give one text, or one word of it"),
         (["sun", "--bias", "-1"], "--bias"),
         (["sun", "--output", "hand.gif"], "the suffix must be one of"),

@@ -59,28 +59,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line.load_libraries()
     import torch
 
-    from hf_rnn_seq2seq.data.arguments import DataArguments
-    from hf_rnn_seq2seq.data.strokes import load_pen_corpus
-    from hf_rnn_seq2seq.evaluation.handwriting import load_writer
-    from hf_rnn_seq2seq.run_directory import recipe_options
+    from hf_rnn_seq2seq.evaluation.handwriting import load_writer, run_corpus
+    from hf_rnn_seq2seq.files import whole_folder
 
     model = load_writer(arguments.directory, device=arguments.device, dtype=arguments.dtype)
-    named = {name: value for name, value in recipe_options(arguments.directory).items() if value is not None}
-    data = DataArguments(**{name: named[name] for name in DataArguments.__dataclass_fields__ if name in named})
-    corpus = load_pen_corpus(data, model.config.point_tolerance).written_with(model.config.alphabet)
-    folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in corpus.splits.items():
-        with (folder / f"{split}.tsv").open("w", encoding="utf-8") as file:
-            for text, numbers in zip(rows["text"], rows["points"], strict=True):
-                file.write(line(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True), text))
+    corpus = run_corpus(arguments.directory, model.config, {})
     texts = corpus.splits["test"]["text"][: arguments.rows]
     generator = torch.Generator(model.device).manual_seed(arguments.seed)
     deviation = torch.tensor([*model.config.offset_deviation, 1.0])
-    with (folder / "written.tsv").open("w", encoding="utf-8") as file:
-        for start in range(0, len(texts), BATCH):
-            for one in model.write(texts[start : start + BATCH], bias=arguments.bias, generator=generator):
-                file.write(line((one.points[1:].cpu() * deviation).tolist(), one.text))
+    with whole_folder(arguments.output_dir) as folder:
+        for split, rows in corpus.splits.items():
+            with (folder / f"{split}.tsv").open("w", encoding="utf-8") as file:
+                for text, numbers in zip(rows["text"], rows["points"], strict=True):
+                    file.write(line(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True), text))
+        with (folder / "written.tsv").open("w", encoding="utf-8") as file:
+            for start in range(0, len(texts), BATCH):
+                for one in model.write(texts[start : start + BATCH], bias=arguments.bias, generator=generator):
+                    file.write(line((one.points[1:].cpu() * deviation).tolist(), one.text))
     return 0
 
 

@@ -5,7 +5,7 @@
 --bias makes the writing more regular (0: as in life). --prime continues in the hand of the first row of a file of
 strokes (data/README.md has the format). A network that reads no text writes what it likes. --window draws at which
 character the network was at each point, --density where it expected the pen. Several texts are drawn on one sheet, and
-so are the words of a text if the network knows no space.
+so are the words of a text if the network's alphabet has no space.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prime = (strokes, first.text) if model.config.reads_text else strokes
     texts = arguments.texts
     if model.config.reads_text and " " not in model.config.alphabet:
-        texts = [word for text in texts for word in text.split(" ") if word] or texts
+        texts = [word for text in texts for word in text.split()] or texts
     if len(texts) > 1 and (arguments.window or arguments.density):
         name = "window" if arguments.window else "density"
         raise ArgumentError(f"{name}={getattr(arguments, name)!r}: shows one writing; give one text, or one word of it")

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from hf_rnn_seq2seq.data import cldr
 from hf_rnn_seq2seq.files import content_hash, digest
 
+LICENSE = cldr.LICENSE  # that of the phrases
 LANGUAGES = ("de", "es", "fi", "fr", "hu", "it", "pl", "tr")
 POOL = {"train": 1500, "validation": 300, "test": 300}  # different phrases of each language
 SHORTEST, LONGEST = 4, 10  # phrases of a document

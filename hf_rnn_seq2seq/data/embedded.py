@@ -110,8 +110,7 @@ def load_drawn(
     for split in (split for split in sizes if split in splits):
         arguments = {"split": split, "seed": data.data_seed, "rows": limits[split] or sizes[split]}
         found[split] = generated(corpus.generate, arguments | {"version": version}, TEXT, split, streaming=False)
-    license = getattr(corpus, "cldr", corpus).LICENSE  # documents are made of the phrases of cldr
-    facts = {"source_lang": None, "target_lang": target_lang, "license": license}
+    facts = {"source_lang": None, "target_lang": target_lang, "license": corpus.LICENSE}
     facts["fingerprint"] = digest([name, data.data_seed, version, {split: limits[split] for split in found}])
     return found, facts
 

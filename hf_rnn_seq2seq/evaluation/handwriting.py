@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from transformers import AutoModel
 
 from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.batching import plan_batches
-from hf_rnn_seq2seq.data.strokes import PenCollator, load_pen_corpus
-from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError, DataError
+from hf_rnn_seq2seq.data.strokes import SPLITS, PenCollator, PenCorpus, load_pen_corpus
+from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError, DataError, one_line
+from hf_rnn_seq2seq.model.configuration_rnn_handwriting import RnnHandwritingConfig
 from hf_rnn_seq2seq.model.modeling_rnn_handwriting import Handwriting, RnnForHandwriting
 from hf_rnn_seq2seq.run_directory import recipe_options, require_finite, usable_device
 
@@ -45,12 +46,44 @@ def load_writer(
     try:
         model = AutoModel.from_pretrained(name, use_safetensors=True, **({"dtype": dtype} if dtype else {}))
     except Exception as error:  # safetensors and json each raise classes of their own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{name}: the checkpoint cannot be loaded: {reason[:300]}") from error
+        raise CheckpointError(f"{name}: the checkpoint cannot be loaded: {one_line(error, 300)}") from error
     if not isinstance(model, RnnForHandwriting):
         raise CheckpointError(f"{name}: the model is a {type(model).__name__}, which does not write by hand")
     require_finite(model.state_dict().items(), f"{name}: ")
     return model.eval().to(device)
+
+
+def run_corpus(
+    directory: str | os.PathLike[str],
+    config: RnnHandwritingConfig,
+    chosen: Mapping[str, Any],
+    splits: Sequence[str] = SPLITS,
+) -> PenCorpus:
+    """A run's own corpus, or that of the `chosen` options; for a network that reads text, what its alphabet can write.
+
+    Raises:
+        ArgumentError: no option names the data.
+        DataError: one of the `splits` is missing, or no text of it can be written.
+    """
+    names = DataArguments.__dataclass_fields__
+    options = {key: value for key, value in recipe_options(directory).items() if key in names and value is not None}
+    if "test_file" in chosen:
+        options = {key: value for key, value in options.items() if key == "max_target_length"}
+    options |= chosen | {"task": "handwriting"}
+    if not any(options.get(key) for key in ("dataset_name", "train_file", "test_file")):
+        raise ArgumentError(
+            f"{directory}: has no recipe.yaml that says what it was trained on; name the data, with --test_file"
+        )
+    corpus = load_pen_corpus(DataArguments(**options), config.point_tolerance, splits=splits)
+    for split in splits:
+        if split not in corpus.splits:
+            raise DataError(f"{directory}: the data has no {split} split; name {split}_writers or --{split}_file")
+    if config.reads_text:
+        corpus = corpus.written_with(config.alphabet)
+    for split in splits:
+        if not len(corpus.splits[split]):
+            raise DataError(f"{directory}: no text of the {split} split is written in the alphabet of the model")
+    return corpus
 
 
 def measure_handwriting(
@@ -75,23 +108,7 @@ def measure_handwriting(
     """
     given = {key: value for key, value in chosen.items() if value is not None}
     model = load_writer(directory, device=device, dtype=dtype)
-    names = DataArguments.__dataclass_fields__
-    options = {key: value for key, value in recipe_options(directory).items() if key in names and value is not None}
-    if "test_file" in given:
-        options = {key: value for key, value in options.items() if key == "max_target_length"}
-    options |= given | {"task": "handwriting"}
-    if not any(options.get(key) for key in ("dataset_name", "train_file", "test_file")):
-        raise ArgumentError(
-            f"{directory}: has no recipe.yaml that says what it was trained on; name the data, with --test_file"
-        )
-    corpus = load_pen_corpus(DataArguments(**options), model.config.point_tolerance, splits=(split,))
-    if split not in corpus.splits:
-        raise DataError(f"{directory}: the data has no {split} split; name test_writers or --test_file")
-    if model.config.reads_text:
-        corpus = corpus.written_with(model.config.alphabet)
-    rows = corpus.splits[split]
-    if not len(rows):
-        raise DataError(f"{directory}: no text of the {split} split is written in the alphabet of the model")
+    rows = run_corpus(directory, model.config, given, (split,)).splits[split]
     collate, nats = PenCollator(model.config.alphabet, model.config.offset_deviation), 0.0
     points = sum(rows["target_length"])
     with torch.no_grad():

@@ -121,7 +121,7 @@ class _Scan(torch.autograd.Function):
         return (
             extra[1:],
             score.weights,
-            score.end(),
+            score.final_state(),
             *[states[1:] for states in hidden],
             *[cell.clone() for cell in last],
         )
@@ -219,7 +219,7 @@ class _Backward:
             given = zip(grads.cells, self.d_hidden, strict=True)
             self.d_cell = [torch.zeros_like(like) if d is None else d.clone() for d, like in given]
         d_feed = None if plan.before_cell else torch.zeros_like(self.extra[0])
-        self.score.start_at_end(grads.state)
+        self.score.receive_final(grads.state)
         for t in range(len(self.extra) - 2, -1, -1):
             d_weights = None if grads.weights is None else grads.weights[t]
             d_given = None if grads.extra is None else grads.extra[t]

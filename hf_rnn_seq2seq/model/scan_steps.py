@@ -303,12 +303,12 @@ class ScanScore:
             self.d_scores = torch.empty_like(self.weights)
             self.start_backward()
 
-    def end(self) -> Tensor | None:
+    def final_state(self) -> Tensor | None:
         """What the attention carries, after the last position."""
         return None
 
-    def start_at_end(self, d_state: Tensor | None) -> None:
-        """Begins the backward pass with the gradient of `end()`."""
+    def receive_final(self, d_state: Tensor | None) -> None:
+        """Begins the backward pass with the gradient of `final_state()`."""
 
     def allocate(self, mask: Tensor, steps: int) -> None:
         keys = self.keys
@@ -471,7 +471,7 @@ class WindowScore(ScanScore):
         self.centers = center.new_empty(steps + 1, *center.shape)
         self.centers[0] = center
 
-    def end(self) -> Tensor:
+    def final_state(self) -> Tensor:
         return self.centers[-1].clone()
 
     def read(self, t: int, state: Tensor) -> Tensor:
@@ -484,7 +484,7 @@ class WindowScore(ScanScore):
     def start_backward(self) -> None:
         self.d_sums = torch.empty_like(self.sums)
 
-    def start_at_end(self, d_state: Tensor | None) -> None:
+    def receive_final(self, d_state: Tensor | None) -> None:
         self.d_center = torch.zeros_like(self.source.center) if d_state is None else d_state.clone()
 
     def query_gradient(self, t: int, d_read: Tensor, d_weights: Tensor | None) -> Tensor:

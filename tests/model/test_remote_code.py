@@ -95,7 +95,7 @@ def run_elsewhere(
 
 
 def check_loaded_elsewhere(kind: str, model: PreTrainedModel, given: dict[str, Tensor], folder: Path) -> str:
-    """The auto class `kind` and AutoModel load the checkpoint of a model; returns what an unknown field is told."""
+    """Loads the checkpoint by the auto class `kind` and by AutoModel; returns the message for an unknown field."""
     found, printed = run_elsewhere(LOADED, model, given, folder, kind)
     with torch.no_grad():
         assert torch.equal(found["first"], model(**given)[0]) and torch.equal(found["again"], found["first"])

@@ -105,6 +105,16 @@ def test_a_text_is_written_and_drawn(writer: Path, strokes: Path, tmp_path: Path
     assert b"warning: 'sun' is not finished after 2 points" in done.stderr or done.stderr == b""
 
 
+def test_tables_for_a_reader_are_written_whole(writer: Path, tmp_path: Path) -> None:
+    given = [writer, "--output_dir", tmp_path / "tokens", "--rows", 2]
+    done = run("pen_tokens.py", *given)
+    assert done.returncode == 0, done.stderr.decode()
+    rows = {path.stem: len(path.read_text().splitlines()) for path in (tmp_path / "tokens").iterdir()}
+    assert {*rows} == {"train", "validation", "test", "written"} and rows["written"] == 2
+    done = run("pen_tokens.py", *given)
+    assert done.returncode == 2 and b"must be a new or an empty folder" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

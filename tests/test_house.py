@@ -110,7 +110,6 @@ DECLARED = {
     "onnxruntime": "onnxruntime",
     "onnxscript": "onnxscript",
     "sacrebleu": "sacrebleu",
-    "sklearn": "scikit-learn",
     "tensorboard": "tensorboard",
     "tokenizers": "tokenizers",
     "tqdm": "tqdm",
@@ -278,8 +277,7 @@ def test_third_party_imports_are_declared() -> None:
 )
 def test_imports_are_light(modules: str, allowed: str) -> None:
     """Libraries of plots, data, metrics and pages are imported only where they are used."""
-    heavy = {"matplotlib", "datasets", "evaluate", "sacrebleu", "sklearn", "babel", "jiwer", "tensorboard"}
-    heavy |= {"gradio", "jinja2"}
+    heavy = {"matplotlib", "datasets", "evaluate", "sacrebleu", "babel", "jiwer", "tensorboard", "gradio", "jinja2"}
     names = ", ".join(["hf_rnn_seq2seq", *(f"hf_rnn_seq2seq.{name}" for name in modules.split())])
     code = f"""
 import sys

@@ -16,6 +16,7 @@ from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.data.labeled_texts import sentence_token_id
 from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.evaluation.bag_of_words import BagOfWords
 from hf_rnn_seq2seq.evaluation.results import format_table
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, read_test_set
 from hf_rnn_seq2seq.generation.classify import Classified, classify, sentence_numbers
@@ -221,13 +222,11 @@ def evaluate_classifier(
 
 def _baseline(directory: str, test_set: TestSet) -> dict[str, float] | None:
     """The scores of a bag of words that was trained on the run's training split."""
-    from hf_rnn_seq2seq.evaluation.bag_of_words import train_bag_of_words
-
     options = data_options(directory)
     if not options:
         return None
     corpus = load_corpus(DataArguments(**options), splits=("train", "validation"))
     train, development = corpus.splits["train"], corpus.splits.get("validation")
     pair = None if development is None else (development["source"], development["target"])
-    bag = train_bag_of_words(train["source"], train["target"], pair)
+    bag = BagOfWords(train["source"], train["target"], pair)
     return class_scores(bag.predict(test_set.sources), test_set.references)

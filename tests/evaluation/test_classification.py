@@ -8,7 +8,7 @@ import torch
 
 from hf_rnn_seq2seq import RnnClassifierConfig, RnnForSequenceClassification
 from hf_rnn_seq2seq.data.labeled_texts import build_text_tokenizer, sentence_token_id
-from hf_rnn_seq2seq.evaluation.bag_of_words import train_bag_of_words
+from hf_rnn_seq2seq.evaluation.bag_of_words import BagOfWords
 from hf_rnn_seq2seq.evaluation.classification import class_scores, deletion, pointing
 from hf_rnn_seq2seq.generation.classify import Classified, classify
 from tests.helpers.models import randomise
@@ -104,12 +104,12 @@ def test_a_bag_of_words_knows_words_and_pairs_but_no_order() -> None:
     words = ["red", "green", "blue", "one", "two"]
     texts = [" ".join(draw.choices(words, k=6)) for _ in range(300)]
     counts = ["many" if text.count("red") > 1 else "few" for text in texts]
-    bag = train_bag_of_words(texts[:200], counts[:200], (texts[200:250], counts[200:250]))
+    bag = BagOfWords(texts[:200], counts[:200], (texts[200:250], counts[200:250]))
     found = bag.predict(texts[250:])
     assert sum(a == b for a, b in zip(found, counts[250:], strict=True)) >= 45
     assert bag.predict(["red green", "RED Green"])[0] == bag.predict(["RED Green"])[0]
     pairs = ["yes" if "one two" in text else "no" for text in texts]
-    bag = train_bag_of_words(texts[:200], pairs[:200], (texts[200:250], pairs[200:250]))
+    bag = BagOfWords(texts[:200], pairs[:200], (texts[200:250], pairs[200:250]))
     assert sum(a == b for a, b in zip(bag.predict(texts[250:]), pairs[250:], strict=True)) >= 45, "neighbors are seen"
     first = [
         "red" if text.index("red") < text.index("green") else "green"
@@ -117,6 +117,21 @@ def test_a_bag_of_words_knows_words_and_pairs_but_no_order() -> None:
         if "red" in text and "green" in text
     ]
     both = [text for text in texts if "red" in text and "green" in text]
-    bag = train_bag_of_words(both[: len(both) // 2], first[: len(both) // 2])
+    bag = BagOfWords(both[: len(both) // 2], first[: len(both) // 2])
     share = sum(a == b for a, b in zip(bag.predict(both), first, strict=True)) / len(both)
     assert share < 0.9, "which of two words is first it can only guess from their neighbors"
+
+
+def test_the_weights_of_a_bag_are_those_of_least_loss() -> None:
+    """The gradient that is computed by hand vanishes at the solution, by autograd."""
+    texts, classes = ["a b", "b c", "a a c", "c d", "d a b"] * 3, ["x", "y", "x", "y", "z"] * 3
+    bag = BagOfWords(texts, classes)
+    from hf_rnn_seq2seq.evaluation.bag_of_words import _bag
+
+    table = bag._table(map(_bag, texts)).to_dense()
+    torch.testing.assert_close(table.norm(dim=1), torch.ones(15))
+    weights = bag.weights.clone().requires_grad_()
+    labels = torch.tensor([bag.names.index(name) for name in classes])
+    loss = torch.nn.functional.cross_entropy(table @ weights[:-1] + weights[-1], labels)
+    (loss + weights[:-1].square().sum() / (2 * bag.strength * len(texts))).backward()
+    assert weights.grad.abs().max() < 1e-4

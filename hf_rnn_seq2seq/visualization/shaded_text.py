@@ -1,8 +1,9 @@
 """Texts whose words are shaded by the attention of a classifier, as one HTML page without scripts.
 
-After figure 5 of Yang 2016: a word is as blue as its weight, relative to the highest of its sentence; a sentence has a
-red bar, as dark as its weight relative to the highest of the document. With several hops the shade is their mean, and a
-row for each hop follows.
+After figure 5 of Yang 2016: a sentence has a red bar, as dark as its weight relative to the highest of the document; a
+word is as blue as its weight relative to the highest of its sentence, times the square root of its sentence's shade, so
+that the words of a sentence that matters little are pale. With several hops the shade is their mean, and a row for each
+hop follows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from hf_rnn_seq2seq.generation.classify import Classified
 from hf_rnn_seq2seq.visualization.pages import plain_page
 
 _WORD, _BAR = "31, 119, 180", "214, 39, 40"  # red, green and blue of the shades
+_DARKEST = 0.6  # of a word; on more blue its letters are hard to read
 _STYLE = """
 body { font: 16px/1.7 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h2 { font-size: 1rem; margin: 2rem 0 0.5rem; }
@@ -53,7 +55,7 @@ def _paragraphs(result: Classified, weights: Tensor, sentences: Tensor | None) -
         if not tokens:
             continue
         highest = max(float(weights[token]) for token in tokens) or 1.0
-        style = ""
+        style, opacity = "", 1.0
         if shares is not None:
             share = float(shares[sentence])
             opacity = share / (float(shares.max()) or 1.0)
@@ -62,7 +64,7 @@ def _paragraphs(result: Classified, weights: Tensor, sentences: Tensor | None) -
         for token in tokens:
             start, stop = result.spans[token]
             weight = float(weights[token])
-            shade = f"background: rgba({_WORD}, {weight / highest:.3f})"
+            shade = f"background: rgba({_WORD}, {_DARKEST * weight / highest * opacity**0.5:.3f})"
             text = html.escape(result.text[start:stop])
             words.append(html.escape(result.text[end:start]))
             words.append(f'<span style="{shade}" title="{weight:.3f}">{text}</span>')

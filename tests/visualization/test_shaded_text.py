@@ -20,16 +20,17 @@ def result(hops: int = 1) -> Classified:
 
 
 def test_words_and_sentences_have_the_shades_of_their_weights() -> None:
+    """The first sentence has a quarter of the highest weight, so its words have half the shade; 0.6 is the darkest."""
     page = shaded_page([result()])
     assert "<h2>good 0.750</h2>" in page
     shades = re.findall(r'<span style="background: rgba\(31, 119, 180, ([\d.]+)\)" title="([\d.]+)">(.*?)</span>', page)
     assert shades == [
-        ("0.143", "0.100", "a"),
-        ("0.286", "0.200", "&lt;b&gt;"),
-        ("1.000", "0.700", "c"),
-        ("1.000", "0.500", "d"),
-        ("0.500", "0.250", "&amp;"),
-        ("0.500", "0.250", "e"),
+        ("0.043", "0.100", "a"),
+        ("0.086", "0.200", "&lt;b&gt;"),
+        ("0.300", "0.700", "c"),
+        ("0.600", "0.500", "d"),
+        ("0.300", "0.250", "&amp;"),
+        ("0.300", "0.250", "e"),
     ]
     assert re.findall(r"border-color: rgba\(214, 39, 40, ([\d.]+)\)", page) == ["0.250", "1.000"]
     paragraphs = [re.sub("<.*?>", "", line) for line in page.splitlines() if line.startswith("<p")]

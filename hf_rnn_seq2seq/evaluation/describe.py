@@ -48,6 +48,8 @@ def architecture(config: Mapping[str, Any]) -> str:
     if foreign := config.get("encoder"):
         below = f"{'frozen ' if config.get('freeze_encoder') else ''}{foreign['model_type']} encoder"
         encoder = f"{encoder} above a {below}" if config.get("encoder_layers") else below
+    if config.get("feature_token_ids"):
+        encoder += " that reads the sum of the features at every step"
     if "pooling" in config:
         return f"A {encoder}. {_pooled(config)}"
     decoder = f"{config.get('decoder_layers')}-layer {cell} decoder of width {config.get('hidden_size')}"

@@ -51,6 +51,7 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "readout_state": ("current",),
     "copy_mechanism": (False,),
     "embedding_activation": ("none",),
+    "feature_token_ids": (None,),
 }
 SUPPORTED_ATTENTION: dict[str, tuple[Any, ...]] = {
     "attention_type": ("general", "dot", "additive"),

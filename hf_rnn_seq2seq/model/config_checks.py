@@ -418,6 +418,27 @@ class ConfigChecks(RecurrenceChecks):
                     f"({self.decoder_layers} of width {self.hidden_size}); bridge='dense' projects them"
                 )
 
+    def validate_features(self) -> None:
+        """Features are words of the source, and the encoder has vectors of them."""
+        features = self.feature_token_ids
+        if features is None:
+            return
+        if self.encoder is not None:
+            raise ConfigError(
+                f"feature_token_ids={features}: not with encoder={self.encoder.model_type!r}, its words are its own"
+            )
+        special = {getattr(self, name) for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id")}
+        special |= {*self.eos_token_id} if isinstance(self.eos_token_id, list) else {self.eos_token_id}
+        for token in features:
+            if not 0 <= token < self.source_vocab_size:
+                raise ConfigError(
+                    f"feature_token_ids={features}: {token} must be in [0, source_vocab_size={self.source_vocab_size})"
+                )
+            if token in special:
+                raise ConfigError(f"feature_token_ids={features}: {token} is a special token; must be another one")
+        if not features:
+            raise ConfigError("feature_token_ids=[]: names no token; leave it out")
+
     def validate_shared_tables(self) -> None:
         """Tables of both sides have one shape."""
         if self.share_encoder_decoder_embeddings and self.source_vocab_size != self.vocab_size:

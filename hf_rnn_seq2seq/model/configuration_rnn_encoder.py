@@ -52,6 +52,9 @@ class EncoderFields(RecurrenceFields):
     bidirectional: Literal["all", "first", "none", "alternating"] = "all"
     reverse_source: bool = False
 
+    # No field: of a configuration whose model sums the features of a source, the tokens that are such.
+    feature_token_ids = None
+
     def validate_sizes(self) -> None:
         """As every configuration, and an encoder has layers."""
         super().validate_sizes()
@@ -113,8 +116,11 @@ class EncoderFields(RecurrenceFields):
 
     @property
     def source_width(self) -> int:
-        """Width of the vectors that the recurrent encoder reads: word vectors, or the states of `encoder`."""
-        return self.embedding_size if self.encoder is None else self.encoder_kind.width
+        """Width of the vectors that the recurrent encoder reads: word vectors (with `feature_token_ids` and their sum), or
+        the states of `encoder`."""
+        if self.encoder is not None:
+            return self.encoder_kind.width
+        return self.embedding_size * (2 if self.feature_token_ids else 1)
 
     @property
     def encoder_output_size(self) -> int:

@@ -31,6 +31,9 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
         vocab_size: Size of the TARGET vocabulary; `generate()` reshapes logits with it.
         source_vocab_size: Size of the source vocabulary; None means the target's, or that of `encoder`, which is None for
             pictures.
+        feature_token_ids: Source tokens that say something of the whole source and are no part of it: features (`V`, `PST`),
+            a language. The encoder reads the others, each vector beside the sum of the features' vectors (for a language
+            Peters and Martins 2020, section 2.4). None: all are read one after the other.
         context: How the decoder reads the source: by its `initial_state` only (Sutskever 2014), by a fixed vector at
             `every_step` (Cho 2014), or by `attention`.
         context_size: With `every_step`: width of c = tanh(V h) (Cho 2014, appendix A). None: c is the
@@ -116,6 +119,7 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
 
     vocab_size: int = 8000
     source_vocab_size: int | None = None
+    feature_token_ids: list[int] | None = None
     context: Literal["initial_state", "every_step", "attention"] = "attention"
     context_size: int | None = None
     context_layers: Literal["first", "all"] = "first"

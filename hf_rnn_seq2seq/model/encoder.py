@@ -27,11 +27,12 @@ class RnnEncoderOutput(ModelOutput):
 
     Args:
         last_hidden_state: (batch, source, directions x hidden), zero at padding.
-        hidden_states: word vectors (or the states of a foreign encoder) and each layer's states, with `output_hidden_states`.
+        hidden_states: word vectors (or the states of a foreign encoder; with `feature_token_ids` each beside the sum of the
+            features) and each layer's states, with `output_hidden_states`.
         final_state: (batch, layers, directions, hidden), the state after each direction's last word; the second
             direction of a one-way layer is zero.
         final_cell: the same for the LSTM's cell, None for other cells.
-        source_mask: bool (batch, source), True at real words.
+        source_mask: bool (batch, source), True at real words that are no features.
         source_ids: (batch, source), the words read, with `copy_mechanism`.
     """
 
@@ -199,11 +200,16 @@ class RnnEncoder(nn.Module):
         elif inputs_embeds is not None and self.foreign is not None:
             inputs_embeds = inputs_embeds.to(self.foreign.dtype)  # stored states may be in half precision
         mask = self.mask(input_ids, inputs_embeds, attention_mask)
+        features = self._features(input_ids, mask)
+        mask = mask if features is None else mask & ~features
         config, order = self.config, ReadingOrder(mask)
         # An exported graph must work for every batch, so it must not depend on the values of this one.
         ragged = torch.compiler.is_compiling() or not (mask.device.type == "cpu" and bool(mask.all()))
         if inputs_embeds is not None or self.foreign is None:
             states = self._embed(input_ids, inputs_embeds)
+            if features is not None:
+                total = states.masked_fill(~features.unsqueeze(-1), 0.0).sum(1, keepdim=True)
+                states = torch.cat([states, total.expand_as(states)], -1)
             states = order.to_front(states) if ragged else states
         else:
             # Its positions count from the first word, wherever the padding is.
@@ -242,6 +248,15 @@ class RnnEncoder(nn.Module):
         other = "input_ids" if pixel_values is None else "pixel_values"
         if inputs_embeds is None and other != self.main_input_name:
             raise ValueError(f"{other}: this model's encoder reads {self.main_input_name}")
+
+    def _features(self, input_ids: Tensor | None, mask: Tensor) -> Tensor | None:
+        """bool (batch, source), True at the features of a source; None if the model sums none."""
+        if not self.config.feature_token_ids:
+            return None
+        if input_ids is None:
+            raise ValueError("inputs_embeds: feature_token_ids are found in input_ids; give these alone")
+        known = torch.tensor(self.config.feature_token_ids, device=input_ids.device)
+        return (input_ids.unsqueeze(-1) == known).any(-1) & mask  # ONNX has no isin
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """Word vectors (batch, source, embedding) with the dropout of training."""

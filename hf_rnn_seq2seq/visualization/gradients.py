@@ -98,8 +98,10 @@ def word_gradients(
     at its first step.
 
     Raises:
-        ArgumentError: no pair has text on both sides.
+        ArgumentError: no pair has text on both sides, or the model sums features, which are at no place of the source.
     """
+    if getattr(model.config, "feature_token_ids", None):
+        raise ArgumentError("feature_token_ids: the model reads the sum of its features at every step, at no distance")
     sums, counts = [0.0] * longest, [0] * longest
     targets = encode_targets(tokenizer, references)
     with evaluation_mode(model):

@@ -43,6 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "cell_type": "rnn_relu",
         "bidirectional": "none",
     },
+    "features": {"feature_token_ids": [4, 7], "input_feeding": False},
     "drawn, before the cell": {
         "attention_type": "additive",
         "attention_alignment": "sampled",

@@ -354,6 +354,7 @@ REFUSED: list[tuple[Options, str]] = [
     ({"attention_layer": "bottom", "decoder_layers": 2}, "attention_layer='bottom'"),
     ({"embedding_activation": "relu"}, "embedding_activation='relu'"),
     ({"readout_state": "previous", "attention_order": "before_cell"}, "readout_state='previous'"),
+    ({"feature_token_ids": [4]}, r"feature_token_ids=\[4\]: the module for numpy computes None only; export to ONNX"),
     ({"encoder": {"model_type": "bert", **TINY}}, "encoder='bert': the module for numpy computes recurrent encoders"),
 ]
 

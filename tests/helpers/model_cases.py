@@ -252,6 +252,15 @@ CASES: dict[str, dict[str, Any]] = {
         "readout": "linear",
         "readout_size": 3,
     },
+    "features": {"feature_token_ids": [7, 4, 12]},
+    "features, no feeding, mean": {"feature_token_ids": [7, 4], "input_feeding": False, "bridge": "mean"},
+    "features, reversed, first state": {
+        "feature_token_ids": [3, 9],
+        "bidirectional": "none",
+        "reverse_source": True,
+        "context": "initial_state",
+    },
+    "features, every step, projected": {"feature_token_ids": [6], "context": "every_step", "context_size": 3},
     "copying": COPY,
     "copying, two heads": COPY | {"attention_type": "multi_head", "num_attention_heads": 2},
     "copying, no feeding": COPY | {"input_feeding": False},
@@ -259,6 +268,7 @@ CASES: dict[str, dict[str, Any]] = {
     | BEFORE
     | {"share_encoder_decoder_embeddings": True, "tie_word_embeddings": True, "readout_size": 5},
     "copying, bottom, fed context": COPY | {"attention_layer": "bottom", "residual_start": 2, "readout": "linear"},
+    "copying, features, all tied": COPY | {"feature_token_ids": [3, 9], "share_encoder_decoder_embeddings": True},
     "copying, local_p": COPY | {"attention_window": "local_p", "attention_window_size": 2},
     "copying, no word in the window": COPY | {"attention_window": "local_m", "attention_window_size": 1},
 }

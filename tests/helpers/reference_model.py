@@ -253,10 +253,24 @@ class Sentence(NamedTuple):
     logits: list[Tensor]
 
 
+def words_and_features(config: RnnSeq2SeqConfig, source: list[int]) -> tuple[list[int], list[int]]:
+    """What the encoder reads one after the other, and what it adds up."""
+    known = config.feature_token_ids or []
+    return [word for word in source if word not in known], [word for word in source if word in known]
+
+
 def translate(config: RnnSeq2SeqConfig, weights: Weights, source: list[int], target: list[int]) -> Sentence:
-    """`target` is what the decoder reads: the start token, then words."""
+    """`target` is what the decoder reads: the start token, then words.
+
+    With features x_i = [e(w_i); sum_f e(f)] for each word that is none (for a language Peters and Martins 2020, 2.4).
+    """
     table = weights["model.encoder.embed_tokens.weight"]
-    read = encode(config, under(weights, "model.encoder"), [table[word] for word in source])
+    source, features = words_and_features(config, source)
+    vectors = [table[word] for word in source]
+    if config.feature_token_ids is not None:
+        total = sum((table[feature] for feature in features), torch.zeros_like(table[0]))
+        vectors = [torch.cat([vector, total]) for vector in vectors]
+    read = encode(config, under(weights, "model.encoder"), vectors)
     starts, summary = bridge(config, under(weights, "model.bridge"), read)
     words = [weights["model.decoder.embed_tokens.weight"][word] for word in target]
     if config.embedding_activation == "relu":

@@ -266,6 +266,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "layer_norm, gru_reset='before' or a decoder_transition_depth above 1",
     ),
     ({"coverage_loss": -1}, "coverage_loss=-1: must be 0 or more"),
+    ({"feature_token_ids": []}, "feature_token_ids=[]: names no token; leave it out"),
+    ({"feature_token_ids": [4, 11]}, "feature_token_ids=[4, 11]: 11 must be in [0, source_vocab_size=11)"),
+    ({"feature_token_ids": [5, 2]}, "feature_token_ids=[5, 2]: 2 is a special token; must be another one"),
+    ({"feature_token_ids": 4}, "feature_token_ids=4: must be list[int] or None"),
+    (
+        {"feature_token_ids": [9], "encoder": {"model_type": "bert", "hidden_size": 4, "num_attention_heads": 1}},
+        "feature_token_ids=[9]: not with encoder='bert', its words are its own",
+    ),
     ({"guided_alignment_weight": float("nan")}, "guided_alignment_weight=nan: must be a finite number"),
     ({"initializer_range": 0.0}, "initializer_range=0.0: must be greater than 0"),
     (

@@ -18,6 +18,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "first": {"bidirectional": "first", "encoder_layers": 3, "residual_start": 3},
     "alternating": {"bidirectional": "alternating", "encoder_layers": 3, "cell_type": "gru"},
     "normalized": {"layer_norm": True},
+    "features": {"encoder_layers": 2, "feature_token_ids": [4, 8]},
     "deep": {"encoder_transition_depth": 2, "cell_type": "gru", "gru_reset": "before"},
 }
 
@@ -41,16 +42,19 @@ def test_padding_on_either_side_or_between_changes_nothing(kind: str) -> None:
     for ids, allowed in given:
         actual = encode(kind, ids, allowed)
         real = ids > 0 if allowed is None else allowed.bool()
+        for feature in KINDS[kind].get("feature_token_ids", ()):
+            real = real & (ids != feature)
         assert torch.equal(actual.source_mask, real)
         assert not actual.last_hidden_state[~real].any()
         for row, source in enumerate(SOURCES):
             alone = encode(kind, torch.tensor([source]))
-            torch.testing.assert_close(actual.last_hidden_state[row][real[row]], alone.last_hidden_state[0])
+            words = alone.source_mask[0]
+            torch.testing.assert_close(actual.last_hidden_state[row][real[row]], alone.last_hidden_state[0][words])
             torch.testing.assert_close(actual.final_state[row], alone.final_state[0])
             if alone.final_cell is not None:
                 torch.testing.assert_close(actual.final_cell[row], alone.final_cell[0])
             for here, there in zip(actual.hidden_states, alone.hidden_states, strict=True):
-                torch.testing.assert_close(here[row][real[row]], there[0])
+                torch.testing.assert_close(here[row][real[row]], there[0][words])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,6 +94,19 @@ def test_word_vectors_in_place_of_words() -> None:
     actual = encoder(inputs_embeds=vectors, attention_mask=mask(SOURCES))
     torch.testing.assert_close(actual.to_tuple(), encoder(pad(SOURCES)).to_tuple())
     assert encoder(inputs_embeds=vectors).source_mask.all()  # without a mask every vector is a word
+
+
+def test_features_have_no_order_and_no_place() -> None:
+    """Among the words or before them, in any order: the states of the words are the same, to the last bit."""
+    model = tiny_model(feature_token_ids=[4, 8, 9]).requires_grad_(False)
+    expected = model.get_encoder()(torch.tensor([[4, 8, 5, 7, 2]])).last_hidden_state[0, 2:]
+    for source in ([8, 4, 5, 7, 2], [5, 8, 7, 4, 2], [5, 7, 2, 8, 4]):
+        actual = model.get_encoder()(torch.tensor([source]))
+        assert torch.equal(actual.last_hidden_state[actual.source_mask], expected)
+    other = model.get_encoder()(torch.tensor([[9, 8, 5, 7, 2]])).last_hidden_state[0, 2:]
+    assert not torch.isclose(other, expected).any()
+    with pytest.raises(ValueError, match="inputs_embeds: feature_token_ids are found in input_ids; give these alone"):
+        model.get_encoder()(inputs_embeds=torch.zeros(1, 3, 5))
 
 
 def test_a_config_without_a_pad_token_reads_every_word() -> None:

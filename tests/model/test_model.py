@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from hf_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
+from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from tests.helpers import reference_model, references
 from tests.helpers.model_cases import CASES, TWO_LAYERS
 from tests.helpers.models import SOURCES, batch, decoder_inputs, mask, pad, tiny_model
 from tests.helpers.models import TARGETS as RAGGED
 
-SOURCE_LENGTHS = list(map(len, SOURCES))
 # Of one length: the fused paths run where no target position is padding.
 TARGETS = [[6, 4, 3, 9, 2], [9, 5, 5, 7, 2], [3, 3, 5, 10, 2]]
 
@@ -41,9 +40,10 @@ def gradients(model: torch.nn.Module, value: Tensor) -> dict[str, Tensor]:
     }
 
 
-def rows(tensor: Tensor, lengths: list[int]) -> list[Tensor]:
-    """Each row's real positions."""
-    return [row[:length] for row, length in zip(tensor, lengths, strict=True)]
+def places(config: RnnSeq2SeqConfig) -> list[list[int]]:
+    """The positions of each row that the encoder reads one after the other: all words but the features."""
+    known = config.feature_token_ids or []
+    return [[place for place, word in enumerate(source) if word not in known] for source in SOURCES]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -60,8 +60,8 @@ def test_model_equals_the_equations(case: str) -> None:
         actual = model(**inputs, decoder_input_ids=pad(decoder_inputs(TARGETS)), **shown)
         torch.testing.assert_close(list(actual.logits), wanted_logits)
         torch.testing.assert_close(final_states(actual), reference_ends(expected))
-        check_hidden_states(actual, expected)
-        check_weights(actual, expected)
+        check_hidden_states(actual, expected, places(model.config))
+        check_weights(actual, expected, places(model.config))
         found = gradients(model, objective(list(actual.logits), final_states(actual)))
         torch.testing.assert_close(found, wanted_gradients)
         if model.get_decoder().recurrence_path != "scan":
@@ -86,25 +86,28 @@ def reference_ends(expected: list[reference_model.Sentence]) -> list[Tensor]:
     return states if fed[0] is None else [*states, torch.stack(fed)]
 
 
-def check_hidden_states(output: Seq2SeqLMOutput, expected: list[reference_model.Sentence]) -> None:
+def check_hidden_states(
+    output: Seq2SeqLMOutput, expected: list[reference_model.Sentence], places: list[list[int]]
+) -> None:
     """Word vectors and each layer's states, on both sides."""
     for number, states in enumerate(output.decoder_hidden_states):
         torch.testing.assert_close(list(states), [torch.stack(sentence.target.hidden[number]) for sentence in expected])
     for number, states in enumerate(output.encoder_hidden_states):
         alone = [torch.stack(sentence.source.hidden[number]) for sentence in expected]
-        torch.testing.assert_close(rows(states, SOURCE_LENGTHS), alone)
+        torch.testing.assert_close([row[read] for row, read in zip(states, places, strict=True)], alone)
 
 
-def check_weights(output: Seq2SeqLMOutput, expected: list[reference_model.Sentence]) -> None:
-    """Attention weights (batch, heads, target, source), exactly zero at padding."""
+def check_weights(output: Seq2SeqLMOutput, expected: list[reference_model.Sentence], places: list[list[int]]) -> None:
+    """Attention weights (batch, heads, target, source), exactly zero at padding and at features."""
     if not expected[0].target.weights:
         assert output.cross_attentions is None
         return
     (weights,) = output.cross_attentions
     for row, sentence in enumerate(expected):
         heads = [torch.stack([torch.stack(head) for head in step]) for step in sentence.target.weights]
-        torch.testing.assert_close(weights[row, ..., : SOURCE_LENGTHS[row]], torch.stack(heads, 1))
-        assert not weights[row, ..., SOURCE_LENGTHS[row] :].any()
+        torch.testing.assert_close(weights[row][..., places[row]], torch.stack(heads, 1))
+        others = [place for place in range(weights.shape[-1]) if place not in places[row]]
+        assert not weights[row][..., others].any()
 
 
 def test_which_cases_take_the_fused_path() -> None:

@@ -55,6 +55,7 @@ def models(draw: st.DrawFn) -> Model:
         "word_dropout": 0.1,
         "word_dropout_unit": draw(st.sampled_from(["token", "type"])),
         "variational_dropout": draw(st.booleans()),
+        "feature_token_ids": draw(st.sampled_from([None, None, [4, 7]])),
     }
     if options["cell_type"] == "gru":
         options["gru_reset"] = draw(st.sampled_from(["after", "before"]))

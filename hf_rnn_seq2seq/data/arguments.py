@@ -29,7 +29,7 @@ OF_TASKS = {
         ("translation", "captioning", "classification", "handwriting"),
     ),
     **dict.fromkeys(
-        ("source_lang", "feature_column", "several_references")
+        ("source_lang", "feature_column", "sum_features", "several_references")
         + ("alignment_file", "alignment_column", "alignment_unit", "streaming", "streaming_buffer")
         + ("source_tokenizer_algorithm", "target_tokenizer_algorithm", "source_unicode_form", "source_vocab_size")
         + ("joint_vocabulary", "bpe_dropout", "extend_vocabulary", "source_vectors", "target_vectors")
@@ -77,7 +77,10 @@ class DataArguments(OptionGroup):
     header: bool = option(True, "the first row of a table names its columns; false: columns are numbers from 0")
     feature_column: str | None = option(
         None,
-        "column of features (`V;PST`), read before the source, one token each (tokenizer: letter)",
+        "column of features (`V;PST`, a language), read before the source, one token each (tokenizer: letter)",
+    )
+    sum_features: bool = option(
+        False, "the encoder reads the sum of the features beside each letter, not the features before the letters"
     )
     file_format: str | None = option(
         None,

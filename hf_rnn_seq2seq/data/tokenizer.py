@@ -250,6 +250,11 @@ class _Composed:
         return {"output_form": "NFC"} if self.lossless and self.changes else {}
 
 
+def feature_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The entries of the source's vocabulary that are features, which a tab ends; only `letter` has such."""
+    return sorted(number for token, number in tokenizer.get_vocab().items() if token[1:].endswith("\t"))
+
+
 def source_vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """Entries of the source embedding, including added tokens."""
     return len(tokenizer)

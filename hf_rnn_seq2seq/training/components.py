@@ -25,7 +25,12 @@ from hf_rnn_seq2seq.data.loader import BatchLoader, Collate
 from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer, start_token_id
 from hf_rnn_seq2seq.data.paired_tokenizer import pair_tokenizer
 from hf_rnn_seq2seq.data.streaming import TextStream
-from hf_rnn_seq2seq.data.tokenizer import build_tokenizer, source_vocabulary_size, target_vocabulary_size
+from hf_rnn_seq2seq.data.tokenizer import (
+    build_tokenizer,
+    feature_token_ids,
+    source_vocabulary_size,
+    target_vocabulary_size,
+)
 from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
 from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged, score, why_blind
 from hf_rnn_seq2seq.model.foreign_encoder import read_encoder
@@ -191,10 +196,22 @@ def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> PreTr
         entries = sizes.get("source_vocab_size", 0)
         if options.training.pretrained_encoder is not None:
             sizes.pop("source_vocab_size", None)  # the encoder has one
+        if options.data.sum_features:
+            special["feature_token_ids"] = require_features(tokenizer)
         config = model_config(options, **sizes, **special)
         model = from_config(AutoModelForSeq2SeqLM, config, options.training, entries)
     options.generation.set(model.generation_config, options.training.model_name_or_path)
     return model
+
+
+def require_features(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of sum_features; ArgumentError if the tokenizer has none."""
+    if found := feature_token_ids(tokenizer):
+        return found
+    raise ArgumentError(
+        "sum_features=True: the sources have no features; name their column with feature_column, and choose "
+        "tokenizer_algorithm=letter"
+    )
 
 
 def model_config(options: RunOptions, **fields: Any) -> RnnSeq2SeqConfig:
@@ -245,6 +262,11 @@ def load_model(options: RunOptions, sizes: dict[str, int]) -> PreTrainedModel:
     model = load_start(options, AutoModelForSeq2SeqLM)
     if options.training.extend_vocabulary:
         grow_tables(model, **sizes)
+    if options.data.sum_features and not getattr(model.config, "feature_token_ids", None):
+        raise ArgumentError(
+            f"sum_features=True: model_name_or_path={options.training.model_name_or_path!r} reads features as tokens; "
+            "leave it out"
+        )
     require_entries(options, model, sizes)
     return model
 

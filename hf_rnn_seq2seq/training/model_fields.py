@@ -28,8 +28,8 @@ _PRESETS = {
     ("handwriting",): HANDWRITING_PRESETS,
     ("text",): CAUSAL_PRESETS,
 }
-_NOT_OPTIONS = {"alphabet", "encoder", "is_encoder_decoder", "offset_deviation", "source_vocab_size"}
-_NOT_OPTIONS |= {"transformers_version", "use_cache", "vocab_size"}
+_NOT_OPTIONS = {"alphabet", "encoder", "feature_token_ids", "is_encoder_decoder", "offset_deviation"}
+_NOT_OPTIONS |= {"source_vocab_size", "transformers_version", "use_cache", "vocab_size"}
 
 
 @dataclass(frozen=True)

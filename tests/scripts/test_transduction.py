@@ -154,16 +154,46 @@ def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2 and b"ensemble.json: not readable; expected" in refused.stderr
 
 
-def test_features_choose_the_form(tmp_path: Path) -> None:
-    """A lemma has another form with other features, which the model reads before the lemma."""
+@pytest.mark.parametrize("summed", [False, True])
+def test_features_choose_the_form(summed: bool, tmp_path: Path) -> None:
+    """A lemma has another form with other features, read before the lemma, or as a sum, which has no order."""
     rows = [f"{word}\t{word}{end}\t{tags}\n" for word in words() for end, tags in (("s", "N;PL"), ("", "N;SG"))]
     for name, part in (("train", rows[::2] + rows[1::2]), ("dev", rows[::9])):
         (tmp_path / f"{name}.tsv").write_text("".join(part), encoding="utf-8")
     files = ("--train_file", tmp_path / "train.tsv", "--validation_file", tmp_path / "dev.tsv")
-    folder = trained(tmp_path, "inflection", *files)
-    done = run("translate.py", folder, stdin=b"N;PL\ttache\nN;SG\ttache\n")
-    plural, singular = done.stdout.decode().splitlines()
-    assert plural == singular + "s"
+    folder = trained(tmp_path, "inflection", *files, "--sum_features", summed)
+    done = run("translate.py", folder, "--alignments", stdin=b"N;PL\ttache\nN;SG\ttache\nPL;N\ttache\n")
+    plural, singular, turned = done.stdout.decode().splitlines()
+    assert plural.split("\t")[0] == singular.split("\t")[0] + "s"
+    if not summed:
+        more = (*files, "--header", "false", "--feature_column", 2, "--output_dir", tmp_path / "more", "--sum_features")
+        refused = run("train.py", *more, "--model_name_or_path", folder)
+        assert refused.returncode == 2 and b"reads features as tokens; leave it out" in refused.stderr
+        return
+    assert turned == plural
+    features = json.loads((folder / "config.json").read_text())["feature_token_ids"]
+    assert len(features) == 3  # N, PL and SG, which the attention does not read
+    assert {int(pair.split("-")[0]) for pair in plural.split("\t")[1].split()} <= {2, 3, 4, 5, 6, 7}
+    for command, message in (
+        (
+            ("export_onnx.py", folder, "--format", "numpy", "--output_dir", tmp_path / "o"),
+            "feature_token_ids=[",
+        ),
+        (
+            ("plot_gradients.py", folder, "--split", "validation", "--output_file", tmp_path / "g.png"),
+            "feature_token_ids: the model reads the sum",
+        ),
+    ):
+        refused = run(*command)
+        assert refused.returncode == 2 and message.encode() in refused.stderr, refused.stderr.decode()
+
+
+def test_features_that_are_not_there_cannot_be_summed(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("walk\twalked\n", encoding="utf-8")
+    words = ("--train_file", tmp_path / "train.tsv", "--header", "false", "--sum_features", "--max_steps", 1)
+    done = run("train.py", *words, "--output_dir", tmp_path / "run")
+    assert done.returncode == 2 and b"sum_features=True: the sources have no features" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long

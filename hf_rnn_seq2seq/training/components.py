@@ -14,7 +14,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
@@ -33,6 +39,7 @@ from hf_rnn_seq2seq.data.tokenizer import (
 )
 from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
 from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged, score, why_blind
+from hf_rnn_seq2seq.model.configuration_recurrence import RecurrenceFields
 from hf_rnn_seq2seq.model.foreign_encoder import read_encoder
 from hf_rnn_seq2seq.model.presets import PRESETS
 from hf_rnn_seq2seq.run_directory import read_tokenizer, require_finite, require_vocabulary
@@ -248,13 +255,32 @@ def from_config(auto_class: type, config: PreTrainedConfig, training: TrainingOp
 
 def load_start(options: RunOptions, auto_class: type) -> PreTrainedModel:
     """The model of model_name_or_path by its auto class; its weights are finite."""
-    name = options.training.model_name_or_path
-    if "preset" in options.model:
-        raise ArgumentError(f"preset={options.model['preset']!r}: model_name_or_path decides what the model is")
+    name, fields = options.training.model_name_or_path, dict(options.model)
+    if "preset" in fields:
+        raise ArgumentError(f"preset={fields['preset']!r}: model_name_or_path decides what the model is")
     with reading(f"model_name_or_path={name!r}", ArgumentError):
-        model = auto_class.from_pretrained(name, use_safetensors=True, **options.model)
+        config = AutoConfig.from_pretrained(name)
+        if not isinstance(config, RecurrenceFields):
+            require_known_fields(config, options)
+            fields.pop("label_smoothing", None)  # of the objective
+        model = auto_class.from_pretrained(name, use_safetensors=True, **fields)
     require_finite(model.state_dict().items(), f"model_name_or_path={name!r}: ")
     return model
+
+
+def require_known_fields(config: PreTrainedConfig, options: RunOptions) -> None:
+    """Raises ArgumentError for a field of this package's models that a model of transformers does not have.
+
+    One that has the same name there is refused too if it is a size, which the checkpoint decides.
+    """
+    allowed = ["dropout"] if hasattr(config, "dropout") else []
+    allowed += ["label_smoothing"] if options.data.task == "translation" else []
+    for name, value in options.model.items():
+        if name not in allowed:
+            raise ArgumentError(
+                f"{name}={value!r}: model_name_or_path is a {config.model_type} of transformers and decides what the "
+                f"model is; leave it out (allowed: {', '.join(allowed) or 'no field'})"
+            )
 
 
 def load_model(options: RunOptions, sizes: dict[str, int]) -> PreTrainedModel:

@@ -33,6 +33,7 @@ from hf_rnn_seq2seq.training.components import (
     train_tokenizer,
     with_frozen_states,
 )
+from hf_rnn_seq2seq.training.label_smoothing import smoothed_objective
 from hf_rnn_seq2seq.training.sequence_objectives import build_objective
 
 
@@ -63,6 +64,8 @@ def parts(start: Start) -> TaskParts:
     )
     adaptation.fill(model, tokenizer, rows["train"])
     objective = build_objective(options.training, model, partial(tokenizer.batch_decode, skip_special_tokens=True))
+    if objective is None:
+        objective = smoothed_objective(model, options.model.get("label_smoothing"))
     # An objective replaces every other loss, that of the alignments included.
     weight = getattr(model.config, "guided_alignment_weight", 0) if objective is None else 0
     redraw = make_redraw(options, tokenizer)
@@ -76,6 +79,7 @@ def parts(start: Start) -> TaskParts:
         log("bpe_dropout: the run continues with the same rows in the same order, but their pieces are drawn anew")
     if redraw is not None and not options.data.streaming:
         train = train.with_transform(redraw)
+    path = getattr(model.get_decoder(), "recurrence_path", None)  # a Transformer's has none
     return TaskParts(
         corpus.description,
         model,
@@ -85,7 +89,7 @@ def parts(start: Start) -> TaskParts:
         tokenizer.save_pretrained,
         (source_vocabulary_size(tokenizer), target_vocabulary_size(tokenizer)),
         objective,
-        facts={"skipped": skipped, "decoder_recurrence": model.get_decoder().recurrence_path, **adaptation.facts},
+        facts={"skipped": skipped, **({"decoder_recurrence": path} if path else {}), **adaptation.facts},
     )
 
 

@@ -87,8 +87,8 @@ class Worker:
         print(json.dumps(request), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
-            raise ValueError(f"{self.peer.name}: ended while asked for {request}: {lines[-1]}; see {self.log}")
+            print(lines := self.log.read_text(encoding="utf-8", errors="replace").strip(), file=sys.stderr)
+            raise ValueError(f"{self.peer.name}: ended while asked for {request}: {lines.splitlines()[-1:]}")
         return json.loads(answer)
 
     def close(self) -> None:
@@ -188,7 +188,7 @@ def prepare(run: str, folder: Path) -> list[str]:
     corpus = load_corpus(options.data, splits=("train", "test"))
     longest = options.data.max_source_length, options.data.max_target_length
     rows = corpus.splits["train"]
-    pairs = [tokenizer(rows[side])["input_ids"] for side in ("source", "target")]
+    pairs = [tokenizer(list(rows[side]))["input_ids"] for side in ("source", "target")]
     kept = [row for row in zip(*pairs, strict=True) if len(row[0]) <= longest[0] and len(row[1]) <= longest[1]]
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
 
@@ -198,7 +198,7 @@ def prepare(run: str, folder: Path) -> list[str]:
 
     write("train.src", [source for source, _ in kept])
     write("train.tgt", [target[:-1] for _, target in kept])
-    write("test.src", tokenizer(corpus.splits["test"]["source"])["input_ids"])
+    write("test.src", tokenizer(list(corpus.splits["test"]["source"]))["input_ids"])
     (folder / "tokens.json").write_text(json.dumps(names), encoding="utf-8")
     plain = [name for name in names if name not in SPECIAL.values()]
     (folder / "vocabulary.txt").write_text("".join(f"{name}\n" for name in plain), encoding="utf-8")

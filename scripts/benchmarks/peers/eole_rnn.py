@@ -9,6 +9,7 @@ them when a batch has several.
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,14 @@ PEER = Peer(
     "Eole",
     __file__,
     ("eole==0.6.4",),
-    ("configargparse", "ctranslate2>=4,<5", "pyonmttok>=1.38.1,<2", "pyahocorasick", "rapidfuzz", "sentencepiece")
+    (
+        "configargparse",
+        "ctranslate2>=4,<5",
+        "pyonmttok>=1.38.1,<2",
+        "pyahocorasick",
+        "rapidfuzz",
+        "sentencepiece<=0.2.2",
+    )
     + ("protobuf", "pydantic", "sacrebleu", "six", "subword-nmt", "tensorboard", "torch-optimi"),
 )
 
@@ -65,7 +73,9 @@ class Eole:
 
     def _settings(self) -> dict[str, Any]:
         side = {"layers": 1, "hidden_size": 512, "rnn_type": "LSTM"}
-        model = {"architecture": "custom", "embeddings": {"word_vec_size": 256}, "hidden_size": 512, "input_feed": 1}
+        # Without that type, a recurrent model reads positions too.
+        embeddings = {"word_vec_size": 256, "position_encoding_type": None}
+        model = {"architecture": "custom", "embeddings": embeddings, "hidden_size": 512, "input_feed": 1}
         model |= {"encoder": side | {"encoder_type": "brnn"}}
         model |= {"decoder": side | {"decoder_type": "rnn", "global_attention": "general"}}
         training = {"model_path": str(self.folder / "eole"), "dropout": [0.2], "optim": "adam", "learning_rate": 1e-3}
@@ -78,13 +88,16 @@ class Eole:
 
     def _save(self, model: Any, vocabs: dict[str, Any], saver: Any) -> None:
         """Writes a checkpoint with the weights of the run; the model keeps its random ones."""
+        from torch import nn
+
+        load = partial(nn.Module.load_state_dict, model)  # its own takes a checkpoint
         random = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         found = weights_for(self.folder, vocabs["src"].ids_to_tokens, {"<blank>": "<pad>"})
         for side, table in (("src", "source_table"), ("tgt", "target_table")):
             found[f"{side}_emb.embeddings.weight"] = found.pop(table)
-        model.load_state_dict(found)
+        load(found)
         saver.save(1)
-        model.load_state_dict(random)
+        load(random)
 
     def train(self, updates: int) -> int:
         """Trains, and returns the number of target tokens."""

@@ -12,6 +12,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +115,16 @@ class OpenNmt:
 
     def _save(self, model: Any, vocabs: dict[str, Any], saver: Any) -> None:
         """Writes a checkpoint with the weights of the run; the model keeps its random ones."""
+        from torch import nn
+
+        load = partial(nn.Module.load_state_dict, model)  # its own takes a checkpoint
         random = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         found = weights_for(self.folder, vocabs["src"].ids_to_tokens, {"<blank>": "<pad>"})
         for side, table in (("encoder", "source_table"), ("decoder", "target_table")):
             found[f"{side}.embeddings.make_embedding.emb_luts.0.weight"] = found.pop(table)
-        model.load_state_dict(found)
+        load(found)
         saver.save(1)
-        model.load_state_dict(random)
+        load(random)
         (self.checkpoint,) = self.folder.glob("model_step_1*")
 
     def train(self, updates: int) -> int:
@@ -137,6 +141,7 @@ class OpenNmt:
         return [best for best, *_ in found]
 
     def _engine(self, batch: int, beams: int) -> Any:
+        import torch
         from onmt.inference_engine import InferenceEnginePY
         from onmt.opts import translate_opts
         from onmt.utils.parse import ArgumentParser
@@ -145,6 +150,7 @@ class OpenNmt:
         translate_opts(parser)
         given = {"model": self.checkpoint, "src": "test.src", "output": "output.txt", "beam_size": beams}
         given |= {"batch_size": batch, "batch_type": "sents", "gpu": -1, "max_length": LONGEST}
+        torch.serialization.add_safe_globals([argparse.Namespace])  # its checkpoints hold one
         options = parser.parse_args([word for name, value in given.items() for word in (f"-{name}", str(value))])
         ArgumentParser.validate_translate_opts(options)
         ArgumentParser._get_all_transform_translate(options)

@@ -94,6 +94,7 @@ class Worker:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
 
 def serve(make: Callable[..., Any]) -> None:

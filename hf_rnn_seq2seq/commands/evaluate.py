@@ -50,6 +50,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--summary", action=argparse.BooleanOptionalAction, help="describe the run (default: with one DIR)"
     )
     parser.add_argument("--alignment_column", metavar="NAME", help="column with word alignments, for the attention")
+    parser.add_argument(
+        "--dynamic_learning_rate",
+        type=command_line.finite(0.0),
+        metavar="X",
+        help="text: score it also while the model learns what it has scored (Graves 2013, section 3)",
+    )
     parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
     parser.add_argument("--max_source_length", type=command_line.at_least(2), help="tokens a source is cut at")
     command_line.add_search_option(parser)
@@ -140,7 +146,8 @@ def evaluate_others(arguments: argparse.Namespace, task: str) -> int:
     if task == "text":
         from hf_rnn_seq2seq.evaluation.held_out_text import evaluate_language_model as evaluate
 
-        figures, named = "a language model has bits per character", ("split", "device", "dtype")
+        figures = "a language model has bits per character"
+        named = ("split", "device", "dtype", "dynamic_learning_rate")
     else:
         from hf_rnn_seq2seq.evaluation.classification import evaluate_classifier as evaluate
 
@@ -201,12 +208,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.run_directory import members, read_summary, recipe_options, writes_by_hand
 
     check_before_work(arguments)
+    task = recipe_options(members(arguments.models[0])[0]).get("task")
+    if arguments.dynamic_learning_rate is not None and task != "text":
+        raise ValueError("--dynamic_learning_rate: is for language models (--task text); leave it out")
     if any(by_hand := [writes_by_hand(directory) for directory in arguments.models]):
         if not all(by_hand):
             other = arguments.models[by_hand.index(False)]
             raise ValueError(f"{other}: writes no points of a pen, and others do; evaluate them apart")
         return evaluate_handwriting(arguments)
-    task = recipe_options(members(arguments.models[0])[0]).get("task")
     if task in ("classification", "text"):
         return evaluate_others(arguments, task)
     names = ("split", "device", "dtype", "batch_size", "max_source_length")

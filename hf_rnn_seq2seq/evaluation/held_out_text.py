@@ -23,6 +23,7 @@ class TextEvaluation:
     Attributes:
         sample: a text that the model wrote.
         own: the text is the run's own, so that its summary keeps the figures.
+        dynamic: the score while the model learns the text, with `dynamic_learning_rate`; None without.
     """
 
     directory: str
@@ -30,20 +31,33 @@ class TextEvaluation:
     score: TextScore
     sample: str
     own: bool
+    dynamic: TextScore | None = None
+    dynamic_learning_rate: float | None = None
 
     def facts(self) -> dict[str, Any]:
         """What the summary of the run keeps."""
         figures = {name: value for name, value in self.score.figures().items() if name.endswith("_per_character")}
-        return {"split": self.split, "test_characters": self.score.characters, **figures, "sample": self.sample}
+        facts = {"split": self.split, "test_characters": self.score.characters, **figures, "sample": self.sample}
+        if self.dynamic is not None:
+            facts["dynamic_learning_rate"] = self.dynamic_learning_rate
+            facts["dynamic_bits_per_character"] = self.dynamic.bits_per_character
+        return facts
 
     def lines(self) -> list[str]:
         """The figures as they are printed."""
-        figures, count = self.score.figures(), self.score.characters
-        return [
-            f"{self.directory}: {figures['bits_per_character']:.4f} bits ({figures['nats_per_character']:.4f} nats) a "
-            f"character, perplexity {figures['perplexity']:.3f} a token",
-            f"on {count:,} characters of the {self.split} split, the state carried over all of them",
-        ]
+        lines = [f"{self.directory}: {_shown(self.score)}"]
+        if self.dynamic is not None:
+            lines.append(f"learning the text as it goes (rate {self.dynamic_learning_rate:g}): {_shown(self.dynamic)}")
+        count = self.score.characters
+        return [*lines, f"on {count:,} characters of the {self.split} split, the state carried over all of them"]
+
+
+def _shown(score: TextScore) -> str:
+    figures = score.figures()
+    return (
+        f"{figures['bits_per_character']:.4f} bits ({figures['nats_per_character']:.4f} nats) a character, perplexity "
+        f"{figures['perplexity']:.3f} a token"
+    )
 
 
 def evaluate_language_model(
@@ -53,6 +67,7 @@ def evaluate_language_model(
     split: str = "test",
     device: str | None = None,
     dtype: str | None = None,
+    dynamic_learning_rate: float | None = None,
 ) -> TextEvaluation:
     """The figures of a run directory on its own text, or on the text that data options name.
 
@@ -60,6 +75,7 @@ def evaluate_language_model(
         directory: of the run.
         chosen: data options; none are those of the run.
         split: `train`, `validation` or `test`; a run without a test text is measured on its validation text.
+        dynamic_learning_rate: measures dynamic evaluation in addition, see `dynamic_token_nats`; None does not.
 
     Raises:
         ArgumentError: neither the run nor the options have such a text.
@@ -76,8 +92,11 @@ def evaluate_language_model(
     if split not in text.splits:
         raise ArgumentError(f"{directory}: its text has no {split} split, but {', '.join(text.splits)}")
     score = score_text(model, tokenizer, text.splits[split])
+    dynamic = None
+    if dynamic_learning_rate is not None:
+        dynamic = score_text(model, tokenizer, text.splits[split], dynamic_learning_rate=dynamic_learning_rate)
     sample = write_text(model, tokenizer, 300)
-    return TextEvaluation(directory.rstrip("/"), split, score, sample, own)
+    return TextEvaluation(directory.rstrip("/"), split, score, sample, own, dynamic, dynamic_learning_rate)
 
 
 def write_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:

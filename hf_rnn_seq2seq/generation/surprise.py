@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
 
 PIECE = 512  # tokens that are read together
 WARM_UP = 1024  # tokens that a part of a text reads before its own
+DYNAMIC_PIECE = 64  # tokens after which dynamic evaluation learns
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,19 @@ class TextScore:
 
 
 def score_text(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: list[str], *, parts: int = 1
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: list[str],
+    *,
+    parts: int = 1,
+    dynamic_learning_rate: float | None = None,
 ) -> TextScore:
-    """The nats of some documents in a row; `parts` as in `token_nats`."""
-    tokens = token_ids(tokenizer, documents)
-    nats = token_nats(model, tokens, start=tokenizer.bos_token_id, parts=parts)
+    """The nats of some documents in a row; `parts` as in `token_nats`, a rate as in `dynamic_token_nats`."""
+    tokens, start = token_ids(tokenizer, documents), tokenizer.bos_token_id
+    if dynamic_learning_rate is None:
+        nats = token_nats(model, tokens, start=start, parts=parts)
+    else:
+        nats = dynamic_token_nats(model, tokens, start=start, learning_rate=dynamic_learning_rate)
     return TextScore(float(nats.sum()), len(tokens), sum(map(len, documents)))
 
 
@@ -79,6 +89,36 @@ def token_nats(model: PreTrainedModel, tokens: np.ndarray, *, start: int, parts:
         found = F.cross_entropy(scores.transpose(1, 2), here, ignore_index=IGNORED_LABEL, reduction="none")
         nats[:, at : at + PIECE] = found.double().cpu().numpy()
     return nats.reshape(-1)[: len(tokens)]
+
+
+def dynamic_token_nats(model: PreTrainedModel, tokens: np.ndarray, *, start: int, learning_rate: float) -> np.ndarray:
+    """The nats of each token, as `token_nats` has them, by a model that learns the text which it has been scored on.
+
+    Dynamic evaluation (Graves 2013, section 3; Mikolov 2010): after each `DYNAMIC_PIECE` tokens, which are scored
+    first, the parameters make one step of gradient descent on their mean nats. The state is carried on and its
+    gradient is not. So no token is scored by a model that has learned it.
+
+    Args:
+        model: a language model in evaluation mode; a copy of it learns.
+        tokens: (tokens,), read after the token `start`.
+        learning_rate: of the steps; choose it on a validation text.
+    """
+    model = copy.deepcopy(model)
+    parameters = [parameter.requires_grad_() for parameter in model.parameters()]
+    labels = torch.from_numpy(tokens.astype(np.int64)).to(model.device)
+    inputs = torch.cat([labels.new_tensor([start]), labels[:-1]])
+    cache, nats = None, []
+    for inputs_here, labels_here in zip(inputs.split(DYNAMIC_PIECE), labels.split(DYNAMIC_PIECE), strict=True):
+        output = model(inputs_here[None], cache=cache, use_cache=True)
+        scores = output.logits[0].to(torch.promote_types(output.logits.dtype, torch.float32))
+        found = F.cross_entropy(scores, labels_here, reduction="none")
+        nats.append(found.detach().double().cpu().numpy())
+        gradients = torch.autograd.grad(found.mean(), parameters)
+        cache = output.cache
+        cache.state = cache.state.map(Tensor.detach)
+        with torch.no_grad():
+            torch._foreach_add_(parameters, gradients, alpha=-learning_rate)
+    return np.concatenate(nats)
 
 
 def _warm(model: PreTrainedModel, before: Tensor, size: int, parts: int) -> RnnSeq2SeqCache | None:

@@ -42,6 +42,38 @@ def test_parts_side_by_side_read_what_stands_before_them(parts: int, monkeypatch
         np.testing.assert_allclose(found[at], -logits.log_softmax(-1)[int(TOKENS[at])].item())
 
 
+def test_dynamic_evaluation_learns_what_it_has_scored() -> None:
+    """The steps of torch's SGD on each piece, after its tokens are scored by the equations (Graves 2013, section 3)."""
+    tokens = np.random.default_rng(0).integers(4, 11, 3 * surprise.DYNAMIC_PIECE + 7).astype(np.int32)
+    model = tiny_lm(**GRAVES)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = surprise.dynamic_token_nats(model, tokens, start=1, learning_rate=0.5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()), "a copy learns"
+    np.testing.assert_allclose(
+        surprise.dynamic_token_nats(model, tokens, start=1, learning_rate=0.0),
+        token_nats(model, tokens, start=1),
+        atol=1e-6,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    read, cache, expected = [1, *tokens[:-1].tolist()], None, []
+    for at in range(0, len(tokens), surprise.DYNAMIC_PIECE):
+        here = slice(at, at + surprise.DYNAMIC_PIECE)
+        logits = []
+        for token in read[here]:  # one after the other: the gradient flows back to the start of the piece
+            output = model(torch.tensor([[token]]), cache=cache, use_cache=True)
+            cache = output.cache
+            logits.append(output.logits[0, -1])
+        labels = torch.from_numpy(tokens[here].astype(np.int64))
+        loss = -torch.stack(logits).log_softmax(-1)[torch.arange(len(labels)), labels]
+        expected.append(loss.detach())
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+        cache.state = cache.state.map(torch.Tensor.detach)
+    np.testing.assert_allclose(found, torch.cat(expected).numpy(), rtol=1e-5)
+    assert not np.allclose(found, token_nats(model, tokens, start=1), rtol=1e-3)
+
+
 def test_bits_are_nats_over_the_logarithm_of_two() -> None:
     tokenizer = build_tokenizer(["abcdefg"], TokenizerArguments(tokenizer_algorithm="letter", min_frequency=1))
     model = tiny_lm(**GRAVES)

@@ -79,6 +79,8 @@ def test_scores_are_printed_beside_the_bag_of_words_and_kept(reader: Path, tmp_p
     assert facts["accuracy"] == summary["accuracy"]
     refused = run("evaluate_bleu.py", reader, "--bootstrap", "5")
     assert refused.returncode == 2 and b"--bootstrap: is for translations" in refused.stderr
+    refused = run("evaluate_bleu.py", reader, "--dynamic_learning_rate", "0.1")
+    assert refused.returncode == 2 and b"--dynamic_learning_rate: is for language models" in refused.stderr
     card = render(read_facts(reader, repo_id="ann/reader"))
     assert f"| accuracy | {summary['accuracy']:.2f} | test split | bag of words and bigrams: " in card
     assert "pipeline_tag: text-classification" in card and "It names one of 8 classes." in card

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -107,8 +108,10 @@ def test_bits_are_those_of_the_test_text_and_kept(writer: Path, tmp_path: Path) 
     refused = run("evaluate_bleu.py", writer, "--bootstrap", "5")
     assert refused.returncode == 2 and b"--bootstrap: is for translations; a language model has bits" in refused.stderr
     (tmp_path / "other.txt").write_text("ROMEO\n" * 20, encoding="utf-8")
-    other = run("evaluate_bleu.py", writer, "--test_file", tmp_path / "other.txt")
+    other = run("evaluate_bleu.py", writer, "--test_file", tmp_path / "other.txt", "--dynamic_learning_rate", "0.5")
     assert b"on 120 characters of the test split" in other.stdout
+    static, dynamic = map(float, re.findall(r"([\d.]+) bits \(", other.stdout.decode()))
+    assert dynamic < static and b"learning the text as it goes (rate 0.5)" in other.stdout
     assert json.loads((writer / "summary.json").read_text())["test_characters"] == len(held_out)
     card = render(read_facts(writer, repo_id="ann/writer"))
     assert f"| bits per character | {summary['bits_per_character']:.3f} | test split | state carried" in card

@@ -117,7 +117,8 @@ def dynamic_token_nats(model: PreTrainedModel, tokens: np.ndarray, *, start: int
         cache = output.cache
         cache.state = cache.state.map(Tensor.detach)
         with torch.no_grad():
-            torch._foreach_add_(parameters, gradients, alpha=-learning_rate)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.sub_(gradient, alpha=learning_rate)
     return np.concatenate(nats)
 
 

@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--dynamic_learning_rate",
         type=command_line.finite(0.0),
         metavar="X",
-        help="text: score it also while the model learns what it has scored (Graves 2013, section 3)",
+        help="score a text a second time, by a model that learns what it has scored (Graves 2013, section 3)",
     )
     parser.add_argument("--batch_size", type=command_line.at_least(1), default=64, help="sentences (default: 64)")
     parser.add_argument("--max_source_length", type=command_line.at_least(2), help="tokens a source is cut at")

@@ -92,7 +92,7 @@ def token_nats(model: PreTrainedModel, tokens: np.ndarray, *, start: int, parts:
 
 
 def dynamic_token_nats(model: PreTrainedModel, tokens: np.ndarray, *, start: int, learning_rate: float) -> np.ndarray:
-    """The nats of each token, as `token_nats` has them, by a model that learns the text which it has been scored on.
+    """The nats of each token, float64 (tokens,), by a model that learns each piece of the text after scoring it.
 
     Dynamic evaluation (Graves 2013, section 3; Mikolov 2010): after each `DYNAMIC_PIECE` tokens, which are scored
     first, the parameters make one step of gradient descent on their mean nats. The state is carried on and its

@@ -52,7 +52,7 @@ class EncoderFields(RecurrenceFields):
     bidirectional: Literal["all", "first", "none", "alternating"] = "all"
     reverse_source: bool = False
 
-    # No field: of a configuration whose model sums the features of a source, the tokens that are such.
+    # A field of RnnSeq2SeqConfig alone; other models sum no features.
     feature_token_ids = None
 
     def validate_sizes(self) -> None:

@@ -31,10 +31,10 @@ class SmoothedCrossEntropy(nn.Module):
 
 
 def smoothed_objective(model: PreTrainedModel, smoothing: float | None) -> SmoothedCrossEntropy | None:
-    """What trains a model that does not smooth its labels itself; None if its own loss does, or none shall.
+    """The objective that smooths the labels of a model whose own loss does not; None if there is nothing to do.
 
     Raises:
-        ArgumentError: a share that is none, or the model does not make its decoder's input from labels.
+        ArgumentError: `smoothing` is no share, or the model does not make its decoder's input from labels.
     """
     if not smoothing or hasattr(model.config, "label_smoothing"):
         return None

@@ -53,7 +53,7 @@ def parts(start: Start) -> TaskParts:
         log(f"{split}: {size}; {corpus.left_out(split, counts)}")
     model = make_model(options, tokenizer)
     if accelerator.device.type == "cpu" and not isinstance(model.config, RecurrenceFields):
-        # The fused attention of a Transformer takes a fifth of the step of short sentences on a CPU more than this one.
+        # On a CPU, a step over short sentences takes a fifth less time with this attention than with the fused one.
         model.set_attn_implementation("eager")
     collate = Collator(tokenizer.pad_token_id)
     # Copying and the objectives on whole sentences read the words themselves.

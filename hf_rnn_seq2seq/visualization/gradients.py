@@ -101,7 +101,10 @@ def word_gradients(
         ArgumentError: no pair has text on both sides, or the model sums features, which are at no place of the source.
     """
     if getattr(model.config, "feature_token_ids", None):
-        raise ArgumentError("feature_token_ids: the model reads the sum of its features at every step, at no distance")
+        raise ArgumentError(
+            f"feature_token_ids={model.config.feature_token_ids}: the sum of features has no distance to a word; draw "
+            "a model that was trained without sum_features"
+        )
     sums, counts = [0.0] * longest, [0] * longest
     targets = encode_targets(tokenizer, references)
     with evaluation_mode(model):

@@ -12,8 +12,10 @@ import statistics
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,24 @@ DECODING: Columns = (
 )
 
 
+def install(environment: Path, packages: Sequence[str], needs: Sequence[str]) -> str:
+    """The Python of an environment with `packages` and `needs` over the packages of this one, made by the first call.
+
+    What the packages themselves ask for is not installed; `needs` lists it.
+    """
+    python = environment / "bin" / "python"
+    if not (environment / "ready").is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+        (site,) = (environment / "lib").glob("python*/site-packages")
+        (site / "of_this_environment.pth").write_text("\n".join(path for path in sys.path if path) + "\n")
+        pip = [str(python), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "--no-deps", *packages], check=True)
+        if needs:
+            subprocess.run([*pip, *needs], check=True)
+        (environment / "ready").touch()
+    return str(python)
+
+
 @dataclass(frozen=True)
 class Peer:
     """A toolkit: the file that serves it, and what its environment needs."""
@@ -55,18 +75,7 @@ class Peer:
         """The Python of an environment with the toolkit over the packages of this one, made by the first call."""
         if not self.packages:
             return sys.executable
-        environment = environments / Path(self.file).stem
-        python = environment / "bin" / "python"
-        if not (environment / "ready").is_file():
-            subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-            (site,) = (environment / "lib").glob("python*/site-packages")
-            (site / "of_this_environment.pth").write_text("\n".join(path for path in sys.path if path) + "\n")
-            pip = [str(python), "-m", "pip", "install", "--quiet"]
-            subprocess.run([*pip, "--no-deps", *self.packages], check=True)
-            if self.needs:
-                subprocess.run([*pip, *self.needs], check=True)
-            (environment / "ready").touch()
-        return str(python)
+        return install(environments / Path(self.file).stem, self.packages, self.needs)
 
 
 class Worker:
@@ -241,6 +250,49 @@ def weights_for(folder: Path, tokens: Sequence[str], renamed: Mapping[str, str])
     tables = ("source_table", "target_table", "generator.weight", "generator.bias")
     found = load_file(folder / "weights.safetensors")
     return {name: tensor[rows] if name in tables else tensor for name, tensor in found.items()}
+
+
+class OpenNmtFamily(ABC):
+    """What OpenNMT-py and its successor have in common: `trainer`, `optimizer` and `batches`, and engines that decode.
+
+    A subclass names the tables of its word vectors, the count of target tokens in its statistics, and makes an engine.
+    """
+
+    tables: Mapping[str, str]  # of this module's weights, by the names of the toolkit
+    target_tokens: str
+    folder: Path
+
+    def __init__(self) -> None:
+        self.engines: dict[tuple[int, int], Any] = {}
+
+    def save(self, model: Any, vocabs: Mapping[str, Any], saver: Any) -> None:
+        """Writes a checkpoint with the weights of the run; the model keeps its random ones."""
+        from torch import nn
+
+        load = partial(nn.Module.load_state_dict, model)  # its own takes a checkpoint
+        random = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        found = weights_for(self.folder, vocabs["src"].ids_to_tokens, {"<blank>": "<pad>"})
+        load({self.tables.get(name, name): tensor for name, tensor in found.items()})
+        saver.save(1)
+        load(random)
+
+    def train(self, updates: int) -> int:
+        """Trains, and returns the number of target tokens."""
+        last = self.optimizer.training_step + updates - 1
+        found = self.trainer.train(self.batches, last, save_checkpoint_steps=0)
+        return int(getattr(found, self.target_tokens))
+
+    def decode(self, batch: int, beams: int, sentences: int) -> list[str]:
+        """The best output of the first sentences of the test set, as tokens between spaces."""
+        if (batch, beams) not in self.engines:
+            self.engines[batch, beams] = self.engine(batch, beams)
+        lines = (self.folder / "test.src").read_text(encoding="utf-8").splitlines()[:sentences]
+        found = self.engines[batch, beams].infer_list(lines)[-1]
+        return [best for best, *_ in found]
+
+    @abstractmethod
+    def engine(self, batch: int, beams: int) -> Any:
+        """The toolkit's own decoder."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,6 @@ them when a batch has several.
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ sys.path[:0] = [str(place) for place in (SCRIPTS.parent, SCRIPTS) if str(place) 
 from benchmarks.toolkits import (  # noqa: E402  the checkout's
     BATCH,
     LONGEST,
+    OpenNmtFamily,
     Peer,
     add_options,
     measure,
     serve,
-    weights_for,
 )
 
 from hf_rnn_seq2seq import command_line  # noqa: E402  the checkout's
@@ -44,8 +43,11 @@ PEER = Peer(
 )
 
 
-class Eole:
+class Eole(OpenNmtFamily):
     """The toolkit's own trainer and predictor."""
+
+    tables = {"source_table": "src_emb.embeddings.weight", "target_table": "tgt_emb.embeddings.weight"}
+    target_tokens = "n_tokens"
 
     def __init__(self, folder: str, threads: int, **_: Any) -> None:
         from eole import train_single
@@ -57,6 +59,7 @@ class Eole:
         from eole.trainer import build_trainer
         from eole.utils.optimizers import Optimizer
 
+        super().__init__()
         self.folder = Path(folder)
         config = TrainConfig(**self._settings())
         train_single.configure_process(config, -1)
@@ -65,11 +68,10 @@ class Eole:
         model = get_model_class(config.model).for_training(config.model, vocabs, config.training, device_id=-1)
         self.optimizer = Optimizer.from_config(model, config)
         saver = build_model_saver(config, model, vocabs, self.optimizer, -1, context.transforms)
-        self._save(model, vocabs, saver)
+        self.save(model, vocabs, saver)
         self.trainer = build_trainer(config, -1, model, vocabs, self.optimizer)
         data = {"task": CorpusTask.TRAIN, "stride": 1, "offset": 0, "device_id": -1}
         self.batches = iter(build_dynamic_dataset_iter(config, context.transforms, vocabs, **data))
-        self.engines: dict[tuple[int, int], Any] = {}
 
     def _settings(self) -> dict[str, Any]:
         side = {"layers": 1, "hidden_size": 512, "rnn_type": "LSTM"}
@@ -86,33 +88,7 @@ class Eole:
         rest = {"seed": 1, "report_every": 100_000, "data": {"train": corpus}}
         return {"model": model, "training": training, **vocabulary, **rest}
 
-    def _save(self, model: Any, vocabs: dict[str, Any], saver: Any) -> None:
-        """Writes a checkpoint with the weights of the run; the model keeps its random ones."""
-        from torch import nn
-
-        load = partial(nn.Module.load_state_dict, model)  # its own takes a checkpoint
-        random = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        found = weights_for(self.folder, vocabs["src"].ids_to_tokens, {"<blank>": "<pad>"})
-        for side, table in (("src", "source_table"), ("tgt", "target_table")):
-            found[f"{side}_emb.embeddings.weight"] = found.pop(table)
-        load(found)
-        saver.save(1)
-        load(random)
-
-    def train(self, updates: int) -> int:
-        """Trains, and returns the number of target tokens."""
-        last = self.optimizer.training_step + updates - 1
-        return int(self.trainer.train(self.batches, last, save_checkpoint_steps=0).n_tokens)
-
-    def decode(self, batch: int, beams: int, sentences: int) -> list[str]:
-        """The best output of the first sentences of the test set, as tokens between spaces."""
-        if (batch, beams) not in self.engines:
-            self.engines[batch, beams] = self._engine(batch, beams)
-        lines = (self.folder / "test.src").read_text(encoding="utf-8").splitlines()[:sentences]
-        _, _, found = self.engines[batch, beams].infer_list(lines)
-        return [best for best, *_ in found]
-
-    def _engine(self, batch: int, beams: int) -> Any:
+    def engine(self, batch: int, beams: int) -> Any:
         from eole.config.run import PredictConfig
         from eole.inference_engine import InferenceEnginePY
 

@@ -9,10 +9,8 @@ decodes the test set with the weights of the run; figures are medians over the r
 """
 
 import argparse
-import itertools
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,11 @@ sys.path[:0] = [str(place) for place in (SCRIPTS.parent, SCRIPTS) if str(place) 
 from benchmarks.toolkits import (  # noqa: E402  the checkout's
     BATCH,
     LONGEST,
+    OpenNmtFamily,
     Peer,
     add_options,
     measure,
     serve,
-    weights_for,
 )
 
 from hf_rnn_seq2seq import command_line  # noqa: E402  the checkout's
@@ -81,8 +79,14 @@ data:
 """
 
 
-class OpenNmt:
+class OpenNmt(OpenNmtFamily):
     """The toolkit's own trainer and translator."""
+
+    tables = {
+        f"{table}_table": f"{side}.embeddings.make_embedding.emb_luts.0.weight"
+        for table, side in (("source", "encoder"), ("target", "decoder"))
+    }
+    target_tokens = "n_words"
 
     def __init__(self, folder: str, threads: int, **_: Any) -> None:
         from onmt import train_single
@@ -95,6 +99,7 @@ class OpenNmt:
         from onmt.utils.optimizers import Optimizer
         from onmt.utils.parse import ArgumentParser
 
+        super().__init__()
         self.folder = Path(folder)
         settings = self.folder / "opennmt.yaml"
         settings.write_text(OPTIONS, encoding="utf-8")
@@ -107,40 +112,13 @@ class OpenNmt:
         _, vocabs, transforms = train_single._init_train(options)
         model = build_model(options, options, vocabs, None, -1)
         self.optimizer = Optimizer.from_opt(model, options)
-        self._save(model, vocabs, build_model_saver(options, options, model, vocabs, self.optimizer, -1))
+        self.save(model, vocabs, build_model_saver(options, options, model, vocabs, self.optimizer, -1))
+        (self.checkpoint,) = self.folder.glob("model_step_1*")
         self.trainer = build_trainer(options, -1, model, vocabs, self.optimizer)
         data = {"task": CorpusTask.TRAIN, "copy": False, "stride": 1, "offset": 0, "device_id": -1}
         self.batches = iter(build_dynamic_dataset_iter(options, transforms, vocabs, **data))
-        self.engines: dict[tuple[int, int], Any] = {}
 
-    def _save(self, model: Any, vocabs: dict[str, Any], saver: Any) -> None:
-        """Writes a checkpoint with the weights of the run; the model keeps its random ones."""
-        from torch import nn
-
-        load = partial(nn.Module.load_state_dict, model)  # its own takes a checkpoint
-        random = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        found = weights_for(self.folder, vocabs["src"].ids_to_tokens, {"<blank>": "<pad>"})
-        for side, table in (("encoder", "source_table"), ("decoder", "target_table")):
-            found[f"{side}.embeddings.make_embedding.emb_luts.0.weight"] = found.pop(table)
-        load(found)
-        saver.save(1)
-        load(random)
-        (self.checkpoint,) = self.folder.glob("model_step_1*")
-
-    def train(self, updates: int) -> int:
-        """Trains, and returns the number of target tokens."""
-        last = self.optimizer.training_step + updates - 1
-        return int(self.trainer.train(self.batches, last, save_checkpoint_steps=0).n_words)
-
-    def decode(self, batch: int, beams: int, sentences: int) -> list[str]:
-        """The best output of the first sentences of the test set, as tokens between spaces."""
-        if (batch, beams) not in self.engines:
-            self.engines[batch, beams] = self._engine(batch, beams)
-        lines = (self.folder / "test.src").read_text(encoding="utf-8").splitlines()
-        _, found = self.engines[batch, beams].infer_list(list(itertools.islice(lines, sentences)))
-        return [best for best, *_ in found]
-
-    def _engine(self, batch: int, beams: int) -> Any:
+    def engine(self, batch: int, beams: int) -> Any:
         import torch
         from onmt.inference_engine import InferenceEnginePY
         from onmt.opts import translate_opts

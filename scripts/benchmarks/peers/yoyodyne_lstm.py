@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,8 +22,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+SCRIPTS = Path(__file__).resolve().parents[2]
+ROOT = SCRIPTS.parent
+sys.path[:0] = [str(place) for place in (ROOT, SCRIPTS) if str(place) not in sys.path]
+
+from benchmarks.toolkits import install  # noqa: E402  the checkout's
 
 from hf_rnn_seq2seq import command_line  # noqa: E402  the checkout's
 from hf_rnn_seq2seq.evaluation.results import format_table  # noqa: E402
@@ -53,20 +55,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of `fast` (default: no)")
     parser.add_argument("--json", metavar="FILE", help="write the results")
     return parser.parse_args(argv)
-
-
-def install(environment: Path) -> Path:
-    """The Python of an environment with yoyodyne over the packages of this one."""
-    python = environment / "bin" / "python"
-    if not (environment / "ready").is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-        (site,) = (environment / "lib").glob("python*/site-packages")
-        (site / "of_this_environment.pth").write_text("\n".join(path for path in sys.path if path) + "\n")
-        pip = [str(python), "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "--no-deps", f"yoyodyne=={VERSION}"], check=True)
-        subprocess.run([*pip, *NEEDS], check=True)
-        (environment / "ready").touch()
-    return python
 
 
 def of_yoyodyne(options: argparse.Namespace, folder: Path) -> SimpleNamespace:
@@ -209,8 +197,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"{name}={getattr(options, name)!r}: does not exist; name a table of words and symbols")
     environment = Path(options.environment).expanduser()
     if Path(sys.prefix) != environment.resolve():
-        command = [str(install(environment)), __file__, *(sys.argv[1:] if argv is None else argv)]
-        os.execv(command[0], command)
+        python = install(environment, (f"yoyodyne=={VERSION}",), NEEDS)
+        os.execv(python, [python, __file__, *(sys.argv[1:] if argv is None else argv)])
     rows = measure(options)
     print_table(rows)
     if options.json:

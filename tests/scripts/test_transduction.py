@@ -181,7 +181,7 @@ def test_features_choose_the_form(summed: bool, tmp_path: Path) -> None:
         ),
         (
             ("plot_gradients.py", folder, "--split", "validation", "--output_file", tmp_path / "g.png"),
-            "feature_token_ids: the model reads the sum",
+            "the sum of features has no distance to a word",
         ),
     ):
         refused = run(*command)

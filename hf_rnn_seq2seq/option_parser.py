@@ -101,13 +101,17 @@ def suggestion(name: str, known: Collection[str], dashes: str = "") -> str:
         known: the names of the command's options, without dashes.
         dashes: what is put in front of a name.
     """
-    meant = [option for option in _ELSEWHERE.get(name, ()) if option in known]
-    if meant:
-        return f"; here it is called {' or '.join(dashes + option for option in meant)}"
-    if name.startswith("do_"):
+    foreign = {other: [option for option in options if option in known] for other, options in _ELSEWHERE.items()}
+    foreign = {other: options for other, options in foreign.items() if options}
+    if name.startswith("do_") and name not in foreign:
         return "; the command itself says what is done: leave it out"
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; the nearest is {dashes}{nearest[0]}" if nearest else "; --help all lists the options"
+    # The name itself is the nearest to itself; a misspelled name of another library is understood too.
+    nearest = difflib.get_close_matches(name, [*foreign, *known], n=1, cutoff=0.5)
+    if not nearest:
+        return "; --help all lists the options"
+    if nearest[0] in known:
+        return f"; the nearest is {dashes}{nearest[0]}"
+    return f"; here it is called {' or '.join(dashes + option for option in foreign[nearest[0]])}"
 
 
 # Options of version 0.1.0 that are gone. Its recipes hold every option, so they have these with their defaults.

@@ -38,7 +38,7 @@ def test_words_may_stand_in_any_order(script: str, line: str, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("MODEL --bem_size 4", "--bem_size: no such option; the nearest is --batch_size"),
+        ("MODEL --bem_size 4", "--bem_size: no such option; here it is called --num_beams"),
         ("--ensemble MODEL", "the following arguments are required: model"),
         ("MODEL --batch_size 20k", "argument --batch_size: '20k' is not a whole number of at least 1"),
         ("MODEL --length_penalty inf", "argument --length_penalty: 'inf' is not a finite number"),

@@ -33,6 +33,13 @@ def test_it_writes_what_auto_tokenizer_loads(joint, tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["tokenizer"]
 
 
+def test_it_names_the_algorithm_of_each_side(tmp_path):
+    sides = ["--source_tokenizer_algorithm", "letter", "--target_tokenizer_algorithm", "word"]
+    sides += ["--joint_vocabulary", "false"]
+    result = run("scripts/recipes/cldr_en_fr.yaml", *DATA, *sides, "--output_dir", tmp_path / "tokenizer")
+    assert ": letter and word, " in result.stdout, result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -34,6 +34,8 @@ class EncoderFields(RecurrenceFields):
         encoder: None, or the configuration (or its dict) of any built-in model of transformers that reads token ids or
             pixels. Its states take the place of the source's word vectors. A dict without `vocab_size` has that of the source
             and its special tokens.
+        encoder_levels: Which hidden states of an `encoder` of text are read, next to each other: 0 its word vectors, n the
+            states of its layer n, -1 those of the top (Devlin 2019, section 5.3, reads several too). None: the last states.
         freeze_encoder: The `encoder` is not trained: no gradient, and evaluation mode also in training.
         encoder_transition_depth: Cells a layer applies one after the other within one position (Pascanu 2014;
             Miceli Barone 2017, section 2.3.1). More than 1 costs a time loop.
@@ -47,6 +49,7 @@ class EncoderFields(RecurrenceFields):
     encoder_hidden_size: int | None = None
     encoder_layers: int = 1
     encoder: PreTrainedConfig | dict | None = None
+    encoder_levels: list[int] | None = None
     freeze_encoder: bool = False
     encoder_transition_depth: int = 1
     bidirectional: Literal["all", "first", "none", "alternating"] = "all"
@@ -79,6 +82,8 @@ class EncoderFields(RecurrenceFields):
         if self.encoder is None:
             if self.freeze_encoder:
                 raise ConfigError("freeze_encoder=True: there is no encoder to freeze; set encoder")
+            if self.encoder_levels is not None:
+                raise ConfigError(f"encoder_levels={self.encoder_levels}: there is no encoder to read; set encoder")
             return
         kind = f"encoder={self.encoder.model_type!r}"
         self.require({"word_dropout": 0}, f"not with {kind}, its words are its own")
@@ -102,7 +107,7 @@ class EncoderFields(RecurrenceFields):
     @property
     def encoder_kind(self) -> EncoderKind | None:
         """What the foreign `encoder` reads, and the width of its states; None without one."""
-        return None if self.encoder is None else encoder_kind(self.encoder)
+        return None if self.encoder is None else encoder_kind(self.encoder, self.encoder_levels)
 
     @property
     def reads_images(self) -> bool:

@@ -153,7 +153,7 @@ class RnnEncoder(nn.Module):
         self.config, self.reads_words = config, width is None
         self.foreign = None
         if config.encoder is not None and self.reads_words:
-            self.foreign = ForeignEncoder(config.encoder, config.freeze_encoder)
+            self.foreign = ForeignEncoder(config.encoder, config.freeze_encoder, config.encoder_levels)
             self.main_input_name = self.foreign.kind.input_name
         elif self.reads_words:
             self.embed_tokens = nn.Embedding(config.source_vocab_size, config.embedding_size, config.pad_token_id)

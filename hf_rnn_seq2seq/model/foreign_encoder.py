@@ -7,6 +7,7 @@ or the positions of its last feature map.
 import functools
 import inspect
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,11 +32,12 @@ class ForeignEncoder(nn.Module):
     Args:
         config: of any built-in model that reads token ids or pixels.
         frozen: the encoder has no gradient, and stays in evaluation mode.
+        levels: which of its hidden states are read, see `EncoderFields`; None: the last one.
     """
 
-    def __init__(self, config: PreTrainedConfig, frozen: bool) -> None:
+    def __init__(self, config: PreTrainedConfig, frozen: bool, levels: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.kind, self.frozen = encoder_kind(config), frozen
+        self.kind, self.frozen, self.levels = encoder_kind(config, levels), frozen, levels
         model = AutoModel.from_config(config, dtype=torch.get_default_dtype(), **_options(config))
         self.use(_half(model))
 
@@ -98,7 +100,7 @@ class ForeignEncoder(nn.Module):
                     f"input_ids of shape {tuple(input_ids.shape)}: the encoder ({self.model.config.model_type}) reads at most "
                     f"{longest} tokens (max_position_embeddings); cut the source"
                 )
-            return self.model(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
+            return _states_of_words(self.model, self.levels, input_ids=input_ids, attention_mask=mask.long())
 
 
 def encoder_config(given: PreTrainedConfig | dict[str, object], words: dict[str, object]) -> PreTrainedConfig:
@@ -133,31 +135,41 @@ def read_encoder(name: str, revision: str | None = None) -> dict[str, object]:
     return {key: value for key, value in fields.items() if key not in ("auto_map", "transformers_version")}
 
 
-def encoder_kind(config: PreTrainedConfig) -> EncoderKind:
+def encoder_kind(config: PreTrainedConfig, levels: Sequence[int] | None = None) -> EncoderKind:
     """What the encoder reads, and the width of its states, found by a run without weights.
 
     Raises:
-        ConfigError: the model reads something else, or gives no sequence of states.
+        ConfigError: the model reads something else, gives no sequence of states, or has no states of these levels.
     """
+    if levels is not None and not levels:
+        raise ConfigError("encoder_levels=[]: no state would be read; name one level or more, or leave it out")
     # What loading and saving write into a configuration changes nothing here.
     fields = {name: value for name, value in config.to_dict().items() if name not in ("architectures", "dtype")}
-    return _kind(json.dumps(fields, sort_keys=True))
+    return _kind(json.dumps(fields, sort_keys=True), None if levels is None else tuple(levels))
 
 
 @functools.lru_cache(maxsize=64)
-def _kind(text: str) -> EncoderKind:
+def _kind(text: str, levels: tuple[int, ...] | None) -> EncoderKind:
     config = AutoConfig.for_model(**json.loads(text))
     named = f"encoder.model_type={config.model_type!r}"
     cls = _class(config)
     name = getattr(cls, "main_input_name", None)
     if name not in ("input_ids", "pixel_values"):
         raise ConfigError(f"{named}: reads {name}; must be a model that reads input_ids or pixel_values")
+    if levels is not None and name == "pixel_values":
+        raise ConfigError(
+            f"encoder_levels={list(levels)}: {named} reads pictures, of which the last states are read; leave it out"
+        )
     try:
-        states = _run(config, name, "meta")
+        states = _run(config, name, "meta", levels)
+    except ConfigError:
+        raise
     except Exception:  # some look at the values of their tensors
         try:
             with torch.random.fork_rng(devices=[]), no_init_weights():
-                states = _run(config, name, "cpu")
+                states = _run(config, name, "cpu", levels)
+        except ConfigError:
+            raise
         except Exception as error:  # any model of transformers, which fails in its own way
             raise ConfigError(
                 f"{named}: gives no states for {name} alone ({type(error).__name__}: {error}); must be an encoder, or one "
@@ -167,15 +179,29 @@ def _kind(text: str) -> EncoderKind:
 
 
 @torch.no_grad()
-def _run(config: PreTrainedConfig, name: str, device: str) -> Tensor:
+def _run(config: PreTrainedConfig, name: str, device: str, levels: Sequence[int] | None) -> Tensor:
     """The states, (1, source, width), of two words or of one picture."""
     with torch.device(device):
         model = _half(AutoModel.from_config(config, dtype=torch.float32, **_options(config))).eval()
         if name == "input_ids":
-            return model(input_ids=torch.ones(1, 2, dtype=torch.long)).last_hidden_state
+            return _states_of_words(model, levels, input_ids=torch.ones(1, 2, dtype=torch.long))
         size = getattr(config, "image_size", None) or 64
         size = (size, size) if isinstance(size, int) else tuple(size)
         return _sequence(model(pixel_values=torch.zeros(1, config.num_channels, *size)).last_hidden_state)
+
+
+def _states_of_words(model: PreTrainedModel, levels: Sequence[int] | None, **words: Tensor) -> Tensor:
+    """The last states, or the hidden states of these levels next to each other, (batch, source, width)."""
+    if levels is None:
+        return model(**words).last_hidden_state
+    found = model(**words, output_hidden_states=True).hidden_states
+    wrong = [level for level in levels if not -len(found) <= level < len(found)]
+    if wrong:
+        raise ConfigError(
+            f"encoder_levels={list(levels)}: {wrong[0]} is none of the {len(found)} levels of encoder={model.config.model_type!r}; "
+            f"must be between 0 (its word vectors) and {len(found) - 1}, or below 0 to count from the top"
+        )
+    return torch.cat([found[level] for level in levels], -1)
 
 
 def _class(config: PreTrainedConfig) -> type[PreTrainedModel]:

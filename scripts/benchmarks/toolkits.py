@@ -168,6 +168,8 @@ class ThisPackage:
         sources = [self.tokenizer.convert_tokens_to_ids(line.split(" ")) for line in lines]
         kind = {"no": {}, "bf16": {"weight_type": "bfloat16"}, "int8": {"weight_type": "int8"}}[self.precision]
         search = {"num_beams": beams, "max_new_tokens": LONGEST, "batch_size": batch, "workers": self.threads}
+        if beams > 1:
+            search["stop_at_top"] = True  # the rule of the toolkits
         found = translate_ids(self.model, sources, progress=False, **search, **kind)
         special = set(self.tokenizer.all_special_ids)
         return [" ".join(self.tokenizer.convert_ids_to_tokens([i for i in row if i not in special])) for row in found]

@@ -384,7 +384,8 @@ EXPORTED |= {"decoder_start_token_id"}
 REFUSED_BY = {"context_size", "num_attention_heads", "attention_window_size", "max_source_positions", "alignment_order"}
 REFUSED_BY |= {"sampled_attention_reward", "sampled_attention_entropy"}
 REFUSED_BY |= {"window_components"}
-REFUSED_BY |= {"entmax_alpha", "entmax_learned", "coverage_size", "encoder", "freeze_encoder"}
+REFUSED_BY |= {"entmax_alpha", "entmax_learned", "coverage_size", "encoder", "encoder_levels"}
+REFUSED_BY |= {"freeze_encoder"}
 UNREAD = {
     "coverage_loss",
     "doubly_stochastic",

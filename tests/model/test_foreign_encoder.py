@@ -86,6 +86,26 @@ def test_states_of_words_are_those_of_the_encoder_alone(kind: str) -> None:
     assert torch.equal(encoded.source_mask, MASK.bool()) and encoded.final_state is None
 
 
+@pytest.mark.parametrize("levels", [[0], [0, -1], [1, 0, 2]])
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "marian", "t5"])
+def test_several_levels_are_read_next_to_each_other(kind: str, levels: list[int], tmp_path: Path) -> None:
+    fields = over(kind, layers=0).config.to_dict()
+    layers = {"num_hidden_layers": 2, "n_layers": 2, "encoder_layers": 2, "num_layers": 2}
+    fields["encoder"] |= {name: layers[name] for name in layers if name in (TEXT[kind])}
+    config = RnnSeq2SeqConfig(**fields | {"encoder_levels": levels})
+    model = RnnSeq2SeqForConditionalGeneration(config).eval()
+    states = model.get_encoder()(IDS, MASK).last_hidden_state
+    assert states.shape[2] == config.encoder_output_size == WIDTH * len(levels)
+    for row, length in enumerate(MASK.sum(1).tolist()):
+        words = IDS[row : row + 1, :length]
+        hidden = alone(model)(input_ids=words, output_hidden_states=True).hidden_states
+        wanted = torch.cat([hidden[level] for level in levels], 2)
+        torch.testing.assert_close(states[row, :length], wanted[0], rtol=1e-5, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert torch.equal(again.get_encoder()(IDS, MASK).last_hidden_state, states)
+
+
 @pytest.mark.parametrize("kind", PICTURES)
 def test_regions_of_a_picture_are_the_positions_of_the_last_map_row_by_row(kind: str) -> None:
     model = over(kind, layers=0)
@@ -311,6 +331,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ours": ({"encoder": RnnSeq2SeqConfig()}, r"encoder.model_type='rnn_seq2seq': .* its code would not travel"),
     "sound": ({"encoder": {"model_type": "wav2vec2"}}, "encoder.model_type='wav2vec2': reads input_values; must be"),
     "no encoder": ({"freeze_encoder": True}, "freeze_encoder=True: there is no encoder to freeze"),
+    "levels of no encoder": ({"encoder_levels": [0]}, r"encoder_levels=\[0\]: there is no encoder to read"),
+    "no level": ({"encoder": BERT, "encoder_levels": []}, r"encoder_levels=\[\]: no state would be read"),
+    "level": (
+        {"encoder": BERT, "encoder_levels": [0, 2]},
+        r"encoder_levels=\[0, 2\]: 2 is none of the 2 levels of encoder='bert'; must be between 0 .* and 1",
+    ),
+    "levels of pictures": ({"encoder": RESNET, "encoder_levels": [0]}, r"encoder_levels=\[0\]: .* reads pictures"),
     "no encoder, no layer": ({"encoder_layers": 0}, "encoder_layers=0: must be greater than 0"),
     "layers": ({"encoder": BERT, "encoder_layers": -1}, "encoder_layers=-1: must be 0 or more"),
     "shared": (

@@ -378,11 +378,13 @@ def pretrained_encoder(tmp_path_factory):
 def test_a_run_over_a_pretrained_encoder(recipe, pretrained_encoder, tmp_path):
     """It keeps the encoder's weights and tokenizer, continues, and is translated with as any other."""
     run, before = tmp_path / "run", load_file(pretrained_encoder / "model.safetensors")
-    assert train(recipe, "--encoder", pretrained_encoder, "--freeze_encoder", "--output_dir", run) == 0
+    levels = ["--encoder_levels", "0,-1"]
+    assert train(recipe, "--encoder", pretrained_encoder, "--freeze_encoder", *levels, "--output_dir", run) == 0
     more = ["--output_dir", run, "--resume_from_checkpoint", "latest", "--max_steps", 6]
     assert train(run / "recipe.yaml", *more) == 0
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
     assert model.config.freeze_encoder and model.config.encoder.model_type == "bert"
+    assert model.config.encoder_levels == [0, -1]
     own = AutoTokenizer.from_pretrained(pretrained_encoder)
     line = "10 days ago"
     assert tokenizer(line)["input_ids"] == own(line)["input_ids"]

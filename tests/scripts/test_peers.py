@@ -14,7 +14,7 @@ from tests.helpers.checkpoints import SOURCES, TARGETS, tiny_rnn, tiny_tokenizer
 from tests.helpers.script_runs import run, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from benchmarks import toolkits  # noqa: E402  scripts/ is no package
+from benchmarks import handover, toolkits  # noqa: E402  scripts/ is no package
 
 WIDTH = 12
 SIZES = {"embedding_size": 8, "hidden_size": WIDTH, "encoder_hidden_size": WIDTH // 2, "readout_size": WIDTH}
@@ -42,9 +42,9 @@ def logits_of_luong(weights: dict[str, Tensor], source: list[int], words: list[i
 def test_the_weights_for_peers_compute_the_same_function(tmp_path: Path) -> None:
     """In another order of the vocabulary too."""
     tokenizer = tiny_tokenizer()
-    model = tiny_rnn(tokenizer, **{**toolkits.LUONG, **SIZES})
+    model = tiny_rnn(tokenizer, **{**handover.LUONG, **SIZES})
     source, words = tokenizer(SOURCES[0])["input_ids"], tokenizer(TARGETS[0])["input_ids"]
-    weights = toolkits.luong_weights(model)
+    weights = handover.luong_weights(model)
     expected = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([words])).logits[0]
     torch.testing.assert_close(logits_of_luong(weights, source, words), expected)
 
@@ -54,7 +54,7 @@ def test_the_weights_for_peers_compute_the_same_function(tmp_path: Path) -> None
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     (tmp_path / "tokens.json").write_text(json.dumps(names), encoding="utf-8")
     theirs = ["<blank>" if name == "<pad>" else name for name in reversed(names)]
-    turned = toolkits.weights_for(tmp_path, theirs, {"<blank>": "<pad>"})
+    turned = handover.weights_for(tmp_path, theirs, {"<blank>": "<pad>"})
     last = len(names) - 1
     shown = logits_of_luong(turned, [last - i for i in source], [last - i for i in words])
     torch.testing.assert_close(shown.flip(1), expected)
@@ -65,7 +65,7 @@ def luong(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the form that the peers compute."""
     data = {"dataset_name": "cldr", "source_lang": "en", "target_lang": "fr", "max_train_samples": 64}
     data |= {"max_eval_samples": 8, "max_predict_samples": 8, "vocab_size": 300, "max_new_tokens": 12}
-    form = {name: str(value).lower() for name, value in toolkits.LUONG.items()} | SIZES
+    form = {name: str(value).lower() for name, value in handover.LUONG.items()} | SIZES
     folder = tmp_path_factory.mktemp("luong") / "run"
     length = {"max_steps": 2, "eval_steps": 2, "per_device_train_batch_size": 8, "cpu_threads": 1, "report_to": "none"}
     train(None, folder, **data, **form, **length)
@@ -88,7 +88,7 @@ def test_the_systems_of_this_package_take_turns(luong: Path, tmp_path: Path) -> 
 
 def test_a_run_that_the_peers_cannot_compute_is_refused(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
-    tiny_rnn(tokenizer, **toolkits.LUONG | {"attention_type": "additive"}).save_pretrained(tmp_path)
+    tiny_rnn(tokenizer, **handover.LUONG | {"attention_type": "additive"}).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     refused = run("benchmarks/peers/opennmt_rnn.py", tmp_path)
     assert refused.returncode == 2 and b"its model must have {'attention_type': 'general'" in refused.stderr

@@ -17,15 +17,8 @@ from typing import Any
 SCRIPTS = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(place) for place in (SCRIPTS.parent, SCRIPTS) if str(place) not in sys.path]
 
-from benchmarks.toolkits import (  # noqa: E402  the checkout's
-    BATCH,
-    LONGEST,
-    OpenNmtFamily,
-    Peer,
-    add_options,
-    measure,
-    serve,
-)
+from benchmarks.handover import OpenNmtFamily  # noqa: E402  the checkout's
+from benchmarks.toolkits import BATCH, LONGEST, Peer, add_options, measure, serve  # noqa: E402  the checkout's
 
 from hf_rnn_seq2seq import command_line  # noqa: E402  the checkout's
 

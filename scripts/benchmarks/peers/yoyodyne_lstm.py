@@ -120,6 +120,7 @@ def of_this_package(options: argparse.Namespace, folder: Path, fields: dict[str,
     from hf_rnn_seq2seq.training.run import make_loop
 
     given = SIZES | {"per_device_train_batch_size": BATCH, "train_file": options.train_file, "cpu_threads": 1}
+    given |= {"encoder_hidden_size": SIZES["hidden_size"]}  # yoyodyne counts the units of a direction
     given |= {"mixed_precision": "no", "metric_for_best_model": "loss", "predict_with_generate": False} | fields
     words = [str(ROOT / "scripts/recipes/g2p.yaml"), "--output_dir", str(folder)]
     run = RunOptions.parse([*words, *(f"--{name}={value}" for name, value in given.items())])

@@ -353,7 +353,9 @@ def test_command_runs(command: str, results: dict[str, Result], place: Path) -> 
     for file in re.findall(r"--output(?:_dir|_file)? (\S+)", command):
         assert (place / file).exists()
     if Command(command).script == "train.py":
-        summary = json.loads(text(place / re.search(r"--output_dir (\S+)", command)[1] / "summary.json"))
+        run = place / re.search(r"--output_dir (\S+)", command)[1]
+        run = run / "seed-1" if "--num_seeds" in command else run
+        summary = json.loads(text(run / "summary.json"))
         assert summary["steps"] == TOY["max_steps"]
 
 

@@ -101,11 +101,13 @@ def suggestion(name: str, known: Collection[str], dashes: str = "") -> str:
         known: the names of the command's options, without dashes.
         dashes: what is put in front of a name.
     """
-    foreign = {other: [option for option in options if option in known] for other, options in _ELSEWHERE.items()}
-    foreign = {other: options for other, options in foreign.items() if options}
+    foreign = {}
+    for other, options in _ELSEWHERE.items():
+        if meant := [option for option in options if option in known]:
+            foreign[other] = meant
     if name.startswith("do_") and name not in foreign:
         return "; the command itself says what is done: leave it out"
-    # The name itself is the nearest to itself; a misspelled name of another library is understood too.
+    # A name of another library is its own nearest; a misspelled one is near to it.
     nearest = difflib.get_close_matches(name, [*foreign, *known], n=1, cutoff=0.5)
     if not nearest:
         return "; --help all lists the options"

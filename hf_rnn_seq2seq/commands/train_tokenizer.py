@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer = train_tokenizer(options, data, corpus)
     with whole_folder(folder) as unfinished:
         tokenizer.save_pretrained(unfinished)
-    sides = {options.source_tokenizer_algorithm: 0, options.target_tokenizer_algorithm: 0}
-    algorithms = " and ".join(name or options.tokenizer_algorithm for name in sides)
+    sides = (options.source_tokenizer_algorithm, options.target_tokenizer_algorithm)
+    algorithms = " and ".join(dict.fromkeys(name or options.tokenizer_algorithm for name in sides))
     print(
         f"{folder}: {algorithms}, {source_vocabulary_size(tokenizer)} source and "
         f"{target_vocabulary_size(tokenizer)} target entries, {'joint' if options.joint_vocabulary else 'separate'}; "

@@ -34,8 +34,9 @@ class EncoderFields(RecurrenceFields):
         encoder: None, or the configuration (or its dict) of any built-in model of transformers that reads token ids or
             pixels. Its states take the place of the source's word vectors. A dict without `vocab_size` has that of the source
             and its special tokens.
-        encoder_levels: Which hidden states of an `encoder` of text are read, next to each other: 0 its word vectors, n the
-            states of its layer n, -1 those of the top (Devlin 2019, section 5.3, reads several too). None: the last states.
+        encoder_levels: Which hidden states of an `encoder` of text are read, next to each other (as in Devlin 2019, section
+            5.3): 0 what its first layer reads, which are its word vectors (of BERT with their positions), n the states of
+            layer n, -1 those of the last layer. None: its last states.
         freeze_encoder: The `encoder` is not trained: no gradient, and evaluation mode also in training.
         encoder_transition_depth: Cells a layer applies one after the other within one position (Pascanu 2014;
             Miceli Barone 2017, section 2.3.1). More than 1 costs a time loop.

@@ -100,7 +100,11 @@ class ForeignEncoder(nn.Module):
                     f"input_ids of shape {tuple(input_ids.shape)}: the encoder ({self.model.config.model_type}) reads at most "
                     f"{longest} tokens (max_position_embeddings); cut the source"
                 )
-            return _states_of_words(self.model, self.levels, input_ids=input_ids, attention_mask=mask.long())
+            words = {"input_ids": input_ids, "attention_mask": mask.long()}
+            if self.levels is None:
+                return self.model(**words).last_hidden_state
+            found = self.model(**words, output_hidden_states=True).hidden_states
+            return torch.cat([found[level] for level in self.levels], -1)
 
 
 def encoder_config(given: PreTrainedConfig | dict[str, object], words: dict[str, object]) -> PreTrainedConfig:
@@ -156,52 +160,44 @@ def _kind(text: str, levels: tuple[int, ...] | None) -> EncoderKind:
     name = getattr(cls, "main_input_name", None)
     if name not in ("input_ids", "pixel_values"):
         raise ConfigError(f"{named}: reads {name}; must be a model that reads input_ids or pixel_values")
-    if levels is not None and name == "pixel_values":
+    every = levels is not None
+    if every and name == "pixel_values":
         raise ConfigError(
-            f"encoder_levels={list(levels)}: {named} reads pictures, of which the last states are read; leave it out"
+            f"encoder_levels={list(levels)}: {named} reads pictures, whose last states are read; leave it out"
         )
     try:
-        states = _run(config, name, "meta", levels)
-    except ConfigError:
-        raise
+        states = _run(config, name, "meta", every)
     except Exception:  # some look at the values of their tensors
         try:
             with torch.random.fork_rng(devices=[]), no_init_weights():
-                states = _run(config, name, "cpu", levels)
-        except ConfigError:
-            raise
+                states = _run(config, name, "cpu", every)
         except Exception as error:  # any model of transformers, which fails in its own way
             raise ConfigError(
                 f"{named}: gives no states for {name} alone ({type(error).__name__}: {error}); must be an encoder, or one "
                 "half of a model with two, such as 'clip_vision_model'"
             ) from error
-    return EncoderKind(name, states.shape[-1])
+    if not every:
+        return EncoderKind(name, states[-1].shape[-1])
+    wrong = [level for level in levels if not -len(states) <= level < len(states)]
+    if wrong:
+        raise ConfigError(
+            f"encoder_levels={list(levels)}: {wrong[0]} is none of the {len(states)} levels of encoder={config.model_type!r}; "
+            f"must be between 0 (its word vectors) and {len(states) - 1}, or below 0 to count from the top"
+        )
+    return EncoderKind(name, sum(states[level].shape[-1] for level in levels))
 
 
 @torch.no_grad()
-def _run(config: PreTrainedConfig, name: str, device: str, levels: Sequence[int] | None) -> Tensor:
-    """The states, (1, source, width), of two words or of one picture."""
+def _run(config: PreTrainedConfig, name: str, device: str, every: bool) -> tuple[Tensor, ...]:
+    """The last states of two words or of one picture, (1, source, width); of words also those of `every` level."""
     with torch.device(device):
         model = _half(AutoModel.from_config(config, dtype=torch.float32, **_options(config))).eval()
         if name == "input_ids":
-            return _states_of_words(model, levels, input_ids=torch.ones(1, 2, dtype=torch.long))
+            found = model(input_ids=torch.ones(1, 2, dtype=torch.long), output_hidden_states=every)
+            return found.hidden_states if every else (found.last_hidden_state,)
         size = getattr(config, "image_size", None) or 64
         size = (size, size) if isinstance(size, int) else tuple(size)
-        return _sequence(model(pixel_values=torch.zeros(1, config.num_channels, *size)).last_hidden_state)
-
-
-def _states_of_words(model: PreTrainedModel, levels: Sequence[int] | None, **words: Tensor) -> Tensor:
-    """The last states, or the hidden states of these levels next to each other, (batch, source, width)."""
-    if levels is None:
-        return model(**words).last_hidden_state
-    found = model(**words, output_hidden_states=True).hidden_states
-    wrong = [level for level in levels if not -len(found) <= level < len(found)]
-    if wrong:
-        raise ConfigError(
-            f"encoder_levels={list(levels)}: {wrong[0]} is none of the {len(found)} levels of encoder={model.config.model_type!r}; "
-            f"must be between 0 (its word vectors) and {len(found) - 1}, or below 0 to count from the top"
-        )
-    return torch.cat([found[level] for level in levels], -1)
+        return (_sequence(model(pixel_values=torch.zeros(1, config.num_channels, *size)).last_hidden_state),)
 
 
 def _class(config: PreTrainedConfig) -> type[PreTrainedModel]:

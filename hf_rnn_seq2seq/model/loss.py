@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .departures import departure
-from .matmul import LINEAR, affine, compute_dtype, onednn_is_faster, outer, product, without_autocast
+from .matmul import LINEAR, compute_dtype, onednn_is_faster, outer, product, without_autocast
 
 IGNORED_LABEL = -100
 BLOCK = 2**20  # logits that are widened together
@@ -132,9 +132,11 @@ def _loss_and_gradients(
     block = max(1, BLOCK // len(weight)) if rows.device.type == "cpu" else size
     for start in range(0, len(rows), size):
         part, here = rows[start : start + size], labels[start : start + size]
-        d_logits = product(part, used.t()) if bias is None else affine(bias.to(rows.dtype), part, used)
+        d_logits = product(part, used.t())
         for logits, targets in zip(d_logits.split(block), here.split(block), strict=True):
             wide = logits.to(exact)
+            if bias is not None:
+                wide += bias  # here, while the logits are in the processor's cache
             total += _softmax_loss(wide, targets, smoothing)
             if d_bias is not None:
                 d_bias += wide.sum(0)

@@ -260,12 +260,41 @@ def load_start(options: RunOptions, auto_class: type) -> PreTrainedModel:
         raise ArgumentError(f"preset={fields['preset']!r}: model_name_or_path decides what the model is")
     with reading(f"model_name_or_path={name!r}", ArgumentError):
         config = AutoConfig.from_pretrained(name)
-        if not isinstance(config, RecurrenceFields):
+        own = isinstance(config, RecurrenceFields)
+        if not own:
             require_known_fields(config, options)
             fields.pop("label_smoothing", None)  # of the objective
-        model = auto_class.from_pretrained(name, use_safetensors=True, **fields)
+        model, found = auto_class.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=own, **fields
+        )
+    wrong = found["mismatched_keys"] or found["missing_keys"] or found["unexpected_keys"]
+    if own and wrong:
+        names = sorted(key if isinstance(key, str) else key[0] for key in wrong)
+        raise ArgumentError(_unfitting(auto_class, config, options.model, name, names))
     require_finite(model.state_dict().items(), f"model_name_or_path={name!r}: ")
     return model
+
+
+def _unfitting(
+    auto_class: type, config: PreTrainedConfig, fields: Mapping[str, Any], name: str, weights: list[str]
+) -> str:
+    """Why the `weights` that are named do not fit: the fields that change them, or the checkpoint itself."""
+
+    def shapes(**changed: Any) -> dict[str, torch.Size] | None:
+        try:
+            with torch.device("meta"):
+                model = auto_class.from_config(type(config).from_dict({**config.to_dict(), **changed}))
+        except ValueError:  # the field fits no model that differs in nothing else
+            return None
+        return {key: tensor.shape for key, tensor in model.state_dict().items()}
+
+    of_checkpoint = shapes()
+    wrong = [field for field, value in fields.items() if shapes(**{field: value}) != of_checkpoint]
+    if not wrong:
+        return f"model_name_or_path={name!r}: does not hold the weights of its own config.json, such as {weights[0]}"
+    given = ", ".join(f"{field}={fields[field]!r}" for field in wrong)
+    known = ", ".join(f"{field}={getattr(config, field, None)!r}" for field in wrong)
+    return f"{given}: model_name_or_path={name!r} has the weights of {known}; leave it out, or give that"
 
 
 def require_known_fields(config: PreTrainedConfig, options: RunOptions) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig
 
 from hf_rnn_seq2seq import RnnCausalConfig, RnnClassifierConfig
@@ -160,6 +160,25 @@ def test_separate_vocabularies_a_preset_and_a_second_training(recipe, tmp_path):
     again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "second")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
+
+
+def test_fields_that_the_weights_of_a_checkpoint_do_not_fit(recipe, tmp_path):
+    first = tmp_path / "first"
+    assert train(recipe, "--output_dir", first, "--max_steps", 1) == 0
+    again = [recipe, "--model_name_or_path", first, "--output_dir", tmp_path / "second"]
+    named = f"model_name_or_path={str(first)!r}"
+    with pytest.raises(ArgumentError) as refused:
+        train(*again, "--hidden_size", 24, "--dropout", 0.25)
+    size = AutoModelForSeq2SeqLM.from_pretrained(first).config.hidden_size
+    assert str(refused.value) == f"hidden_size=24: {named} has the weights of hidden_size={size}; leave it out, or give that"
+    with pytest.raises(ArgumentError, match=r"^attention_type='additive': .* has the weights of attention_type='"):
+        train(*again, "--attention_type", "additive")
+    weights = load_file(first / "model.safetensors")
+    weights.pop("lm_head.bias")
+    save_file(weights, first / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ArgumentError, match=r"does not hold the weights of its own config.json, such as lm_head.bias$"):
+        train(*again)
+    assert not (tmp_path / "second" / "model.safetensors").exists()
 
 
 def test_copying_needs_one_vocabulary(recipe, tmp_path):

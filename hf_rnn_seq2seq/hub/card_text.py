@@ -7,10 +7,22 @@ from typing import Any
 from hf_rnn_seq2seq.evaluation.describe import CELLS, attention_name
 
 
-def opening_sentence(config: Mapping[str, Any], summary: Mapping[str, Any], corpus: Mapping[str, Any]) -> str:
+def reads_words(recipe: Mapping[str, Any]) -> bool:
+    """Whether the run reads a word letter by letter."""
+    return (recipe.get("source_tokenizer_algorithm") or recipe.get("tokenizer_algorithm")) == "letter" and (
+        recipe.get("task") or "translation"
+    ) == "translation"
+
+
+def opening_sentence(
+    config: Mapping[str, Any], summary: Mapping[str, Any], corpus: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> str:
     size = f", {summary['parameters']:,} parameters" if isinstance(summary.get("parameters"), int) else ""
     languages = [corpus.get("source_lang"), corpus.get("target_lang")]
     task = f" It translates {languages[0]} to {languages[1]}." if all(languages) else ""
+    if not task and reads_words(recipe):
+        task = " It reads words letter by letter"
+        task += " and writes symbols." if recipe.get("target_tokenizer_algorithm") == "word" else "."
     if "pictures" in summary:
         task = " It describes pictures."
     if "classes" in summary:

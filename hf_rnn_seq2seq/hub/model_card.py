@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_rnn_seq2seq.data.arguments import OF_TASKS
 from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.evaluation.describe import architecture
+from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS
 from hf_rnn_seq2seq.hub import card_text
 from hf_rnn_seq2seq.run_directory import ATTENTION, LEARNING_CURVE, read_json, read_summary, recipe_options
 
@@ -58,6 +59,10 @@ TRAINING_OPTIONS = (
     "metric_for_best_model",
     "seed",
     "tokenizer_algorithm",
+    "source_tokenizer_algorithm",
+    "target_tokenizer_algorithm",
+    "source_unicode_form",
+    "target_unicode_form",
     "joint_vocabulary",
 )
 ARCHITECTURE_FIELDS = (
@@ -157,19 +162,20 @@ def render(facts: Mapping[str, Any]) -> str:
         name=name,
         repo_id=facts.get("repo_id", "user/model"),
         task=recipe.get("task") or "translation",
+        of_words=card_text.reads_words(recipe),
         deletion=summary.get("deletion"),
         reads_text=bool(config.get("window_components")),
         text=summary.get("sample"),
-        sentence=card_text.opening_sentence(config, summary, corpus),
+        sentence=card_text.opening_sentence(config, summary, corpus, recipe),
         results=results,
         pictures=facts.get("pictures") or [],
         samples=card_text.samples(summary),
         architecture=f"{architecture(config)}{f' Preset `{preset}`.' if preset else ''}",
-        config_rows=_rows(config, ARCHITECTURE_FIELDS),
+        config_rows=_rows(config, _fields_of(config)),
         data_sentence=card_text.data_sentence(corpus),
         data_rows=card_text.data_rows(corpus, summary),
         training_sentence=card_text.training_sentence(summary),
-        training_rows=_rows(recipe, _options_of(recipe.get("task") or "translation")),
+        training_rows=_rows(recipe, _options_of(recipe)),
         source_lang=corpus.get("source_lang") or "source",
         target_lang=corpus.get("target_lang") or "target",
         software=card_text.software(summary, config),
@@ -206,9 +212,19 @@ def template_path() -> Path:
     raise CheckpointError(f"{here.with_name(TEMPLATE)}: the card template is missing; install the package again")
 
 
-def _options_of(task: str) -> list[str]:
-    """The options of the table that a task reads."""
-    return [name for name in TRAINING_OPTIONS if task in OF_TASKS.get(name, (task,))]
+def _fields_of(config: Mapping[str, Any]) -> list[str]:
+    """The fields of the table that the model reads."""
+    windowed = config.get("attention_type") == "window" or config.get("model_type") == "rnn_handwriting"
+    return [name for name in ARCHITECTURE_FIELDS if windowed or name != "window_components"]
+
+
+def _options_of(recipe: Mapping[str, Any]) -> list[str]:
+    """The options of the table that the run reads."""
+    task = recipe.get("task") or "translation"
+    names = [name for name in TRAINING_OPTIONS if task in OF_TASKS.get(name, (task,))]
+    if all(recipe.get(f"{side}_tokenizer_algorithm") for side in ("source", "target")):
+        names.remove("tokenizer_algorithm")
+    return names
 
 
 def _rows(options: Mapping[str, Any], names: Iterable[str]) -> list[tuple[str, str]]:
@@ -224,7 +240,7 @@ def _corpus(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, 
         "source_lang": recipe.get("source_lang"),
         "target_lang": recipe.get("target_lang"),
     }
-    corpus = {key: value for key, value in {**named, **described}.items() if value is not None}
+    corpus = {key: value for facts in (named, described) for key, value in facts.items() if value is not None}
     pair = str(corpus.get("config", "")).split("-")
     if corpus.get("name") == "cldr" and len(pair) == 2:
         corpus = {"source_lang": pair[0], "target_lang": pair[1], **corpus}
@@ -237,8 +253,10 @@ def _file_name(option: str | None) -> str | None:
 
 def _results(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     signatures = summary.get("signatures") or {}
-    for key, name in METRICS.items():
-        value = summary.get(key)
+    # Of phones and the like the error rates that chose the weights, of which BLEU and chrF say less.
+    chosen = OF_SYMBOLS if summary.get("best_metric_name") in OF_SYMBOLS else METRICS
+    for key in chosen:
+        name, value = METRICS[key], summary.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             signature = signatures.get(key) or (summary.get("signature") if key == "bleu" else None)
             beams = summary.get("num_beams")

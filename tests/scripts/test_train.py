@@ -170,7 +170,10 @@ def test_fields_that_the_weights_of_a_checkpoint_do_not_fit(recipe, tmp_path):
     with pytest.raises(ArgumentError) as refused:
         train(*again, "--hidden_size", 24, "--dropout", 0.25)
     size = AutoModelForSeq2SeqLM.from_pretrained(first).config.hidden_size
-    assert str(refused.value) == f"hidden_size=24: {named} has the weights of hidden_size={size}; leave it out, or give that"
+    assert (
+        str(refused.value)
+        == f"hidden_size=24: {named} has the weights of hidden_size={size}; leave it out, or give that"
+    )
     with pytest.raises(ArgumentError, match=r"^attention_type='additive': .* has the weights of attention_type='"):
         train(*again, "--attention_type", "additive")
     weights = load_file(first / "model.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,10 @@ DATA_OPTIONS = (
     "test_fraction",
     "data_seed",
 )
+
+
+# Entries of a tokenizer's files on its last call, its location and its code, which do not affect the ids.
+_NOT_CONTENT = ("padding", "truncation", "name_or_path", "is_local", "local_files_only", "auto_map", "model_max_length")
 
 
 def load_checkpoint(
@@ -278,6 +283,26 @@ def require_vocabulary(name: str | os.PathLike[str], tokenizer: PreTrainedTokeni
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of what token ids mean; files that hold ids keep it, so that they are read with the right tokenizer."""
     return digest(_vocabularies(tokenizer))
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of the files that a tokenizer saves, without the padding and truncation of its last call."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        total = hashlib.sha256()
+        for path in sorted(Path(folder).rglob("*")):
+            if path.suffix == ".json":
+                content = json.loads(path.read_text(encoding="utf-8"), parse_float=_rounded)
+                content = {k: v for k, v in content.items() if k not in _NOT_CONTENT}
+                total.update(json.dumps([path.name, content], sort_keys=True).encode())
+            elif path.is_file():
+                total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def _rounded(number: str) -> str:
+    """The last digit of a piece's score may change when `tokenizers` writes and reads it."""
+    return f"{float(number):.9g}"
 
 
 def model_hash(model: PreTrainedModel) -> str:

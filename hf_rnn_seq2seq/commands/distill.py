@@ -55,9 +55,8 @@ def identity(
     tokenizer: "PreTrainedTokenizerBase",
 ) -> dict[str, Any]:
     """Everything that the rows depend on; an interrupted output made with other values is not continued."""
-    from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
     from hf_rnn_seq2seq.generation.lines import NOT_CONTENT
-    from hf_rnn_seq2seq.run_directory import model_hash
+    from hf_rnn_seq2seq.run_directory import model_hash, tokenizer_hash
 
     given = {name: value for name, value in vars(arguments).items() if name not in NOT_CONTENT}
     given |= {"corpus": fingerprint, "tokenizer": tokenizer_hash(tokenizer)}

@@ -24,9 +24,9 @@ from transformers import PreTrainedTokenizerBase
 from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.batching import Collator
 from hf_rnn_seq2seq.data.corpus import open_named
-from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
 from hf_rnn_seq2seq.errors import DataError, listed_names, reading
 from hf_rnn_seq2seq.files import content_hash, digest
+from hf_rnn_seq2seq.run_directory import tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor

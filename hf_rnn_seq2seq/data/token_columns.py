@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +15,7 @@ from hf_rnn_seq2seq.data.readers import listed
 from hf_rnn_seq2seq.data.word_alignment import FEATURE, token_alignments
 from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.files import content_hash, digest
+from hf_rnn_seq2seq.run_directory import tokenizer_hash
 
 _TOKENS = {
     "id": Value("int64"),
@@ -29,15 +27,7 @@ _TOKENS = {
 _TEXT = {"source": Value("string"), "target": Value("string")}
 
 
-# Entries of a tokenizer's files on its last call, its location and its code, which do not affect the ids.
-_NOT_CONTENT = ("padding", "truncation", "name_or_path", "is_local", "local_files_only", "auto_map", "model_max_length")
-
 AnyDataset: TypeAlias = Dataset | IterableDataset
-
-
-def _rounded(number: str) -> str:
-    """The last digit of a piece's score may change when `tokenizers` writes and reads it."""
-    return f"{float(number):.9g}"
 
 
 def tokenize_corpus(
@@ -136,18 +126,3 @@ def encode(
 
 def _short_enough(source_length: int, target_length: int, source: int, target: int) -> bool:
     return source_length <= source and target_length <= target
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of the files that a tokenizer saves, without the padding and truncation of its last call."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        total = hashlib.sha256()
-        for path in sorted(Path(folder).rglob("*")):
-            if path.suffix == ".json":
-                content = json.loads(path.read_text(encoding="utf-8"), parse_float=_rounded)
-                content = {k: v for k, v in content.items() if k not in _NOT_CONTENT}
-                total.update(json.dumps([path.name, content], sort_keys=True).encode())
-            elif path.is_file():
-                total.update(path.read_bytes())
-    return total.hexdigest()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import ArgumentError, DataError
-from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged
+from hf_rnn_seq2seq.evaluation.scores import OF_WORDS, merged
 from hf_rnn_seq2seq.run_directory import ROW_FORMAT, data_options, recipe_options
 
 if TYPE_CHECKING:
@@ -145,11 +145,8 @@ def _load_split(options: Mapping[str, Any], split: str, required: bool) -> Corpu
 
 
 def default_metrics(test_set: TestSet) -> list[str]:
-    """BLEU and chrF, and BLEU over characters for languages without spaces.
-
-    If the best checkpoint was chosen by the errors of whole outputs or of symbols, those two.
-    """
-    if test_set.best_metric in OF_SYMBOLS:
-        return list(OF_SYMBOLS)
+    """BLEU and chrF, and BLEU over characters for languages without spaces; of models of words `OF_WORDS`."""
+    if test_set.best_metric in OF_WORDS:
+        return list(OF_WORDS[test_set.best_metric])
     language = str(test_set.description.get("target_lang") or "").replace("_", "-").split("-")[0].lower()
     return ["bleu", "chrf", *(["char_bleu"] if language in CHARACTER_LANGUAGES else [])]

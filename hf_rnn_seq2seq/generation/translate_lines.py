@@ -21,7 +21,7 @@ from hf_rnn_seq2seq.generation.encoding import Encoded, encode_sources
 from hf_rnn_seq2seq.generation.lines import NOT_CONTENT, DatasetReader, LineReader, LineWriter, windows
 from hf_rnn_seq2seq.generation.translate import Hypothesis, translate, translate_n_best
 from hf_rnn_seq2seq.generation.unknown_words import replace_unknown
-from hf_rnn_seq2seq.run_directory import model_hash
+from hf_rnn_seq2seq.run_directory import model_hash, tokenizer_hash
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,6 @@ def identity(
     ensemble: Sequence[PreTrainedModel] = (),
 ) -> dict[str, Any]:
     """What the lines depend on: `options` by name, files and models by their content (see `LineWriter`)."""
-    # Here, since it imports `datasets`, for most of a second, and standard output needs no identity.
-    from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
-
     options = {name: value for name, value in options.items() if name not in NOT_CONTENT}
     files = {
         name: content_hash([Path(path)])

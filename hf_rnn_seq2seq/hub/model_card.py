@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_rnn_seq2seq.data.arguments import OF_TASKS
 from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.evaluation.describe import architecture
-from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS
+from hf_rnn_seq2seq.evaluation.scores import OF_WORDS
 from hf_rnn_seq2seq.hub import card_text
 from hf_rnn_seq2seq.run_directory import ATTENTION, LEARNING_CURVE, read_json, read_summary, recipe_options
 
@@ -253,9 +253,7 @@ def _file_name(option: str | None) -> str | None:
 
 def _results(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     signatures = summary.get("signatures") or {}
-    # Of phones and the like the error rates that chose the weights, of which BLEU and chrF say less.
-    chosen = OF_SYMBOLS if summary.get("best_metric_name") in OF_SYMBOLS else METRICS
-    for key in chosen:
+    for key in OF_WORDS.get(summary.get("best_metric_name"), METRICS):
         name, value = METRICS[key], summary.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             signature = signatures.get(key) or (summary.get("signature") if key == "bleu" else None)

@@ -6,10 +6,12 @@ import os
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def describe(accelerator: Accelerator) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from hf_rnn_seq2seq.training import train
 from hf_rnn_seq2seq.training.arguments import GROUPS
 from hf_rnn_seq2seq.training.model_fields import CONFIGS, model_fields
 from tests.helpers import warm
+from tests.helpers.checkpoints import save_checkpoint, tiny_rnn, tiny_tokenizer
 from tests.helpers.models import config_fields
 from tests.helpers.toy import TOY, TOY_OPTIONS
 
@@ -84,6 +85,31 @@ def test_a_command_loads_the_libraries_itself() -> None:
     files |= {"benchmark": ROOT / "scripts" / "benchmark.py"}
     without = {name for name, path in files.items() if "command_line.load_libraries()" not in path.read_text("utf-8")}
     assert without == {"__init__", "hallucinate", "launch", "plot_learning_curve", "recipes"}, "these load no model"
+
+
+def test_translation_needs_no_extra(tmp_path: Path) -> None:
+    """Without accelerate, datasets and the libraries of metrics and figures, to standard output and to a file."""
+    tokenizer = tiny_tokenizer()
+    folder = save_checkpoint(tmp_path / "model", tiny_rnn(tokenizer), tokenizer)
+    code = """
+import runpy, sys
+for name in ("accelerate", "datasets", "evaluate", "sacrebleu", "jiwer", "rapidfuzz", "matplotlib", "tensorboard"):
+    sys.modules[name] = None
+sys.argv[0] = "hf-rnn"
+runpy.run_module("hf_rnn_seq2seq", run_name="__main__")
+"""
+    words = [*warm.python(), "-c", code, "translate", str(folder), "--max_new_tokens", "3"]
+    given = {
+        "input": "one line\n",
+        "capture_output": True,
+        "text": True,
+        "env": {**os.environ, "PYTHONPATH": str(ROOT)},
+    }
+    for more in ([], ["--output_file", str(tmp_path / "out.txt")]):
+        done = subprocess.run([*words, *more], **given)
+        assert done.returncode == 0, done.stderr
+        assert more or done.stdout.count("\n") == 1
+    assert (tmp_path / "out.txt").read_text("utf-8").count("\n") == 1
 
 
 # ------------------------------------------------------------------------------------------------ names and help

@@ -18,7 +18,6 @@ from transformers import (
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.data.arguments import ALGORITHMS
-from hf_rnn_seq2seq.data.token_columns import tokenizer_hash
 from hf_rnn_seq2seq.data.tokenizer import (
     LOSSLESS,
     SPECIAL_TOKENS,
@@ -30,6 +29,7 @@ from hf_rnn_seq2seq.data.tokenizer import (
     train_tokenizer,
 )
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
+from hf_rnn_seq2seq.run_directory import tokenizer_hash
 from tests.helpers import warm
 
 SOURCES = ["the cat sat on the mat .", "a dog 's 12 houses", "hello world , hello", "thé à 3 h"] * 20

@@ -110,3 +110,8 @@ def test_samples_and_summary_facts_come_from_the_run() -> None:
     korean = TestSet(["a"], ["b"], "test", True, {"target_lang": "ko_KR"})
     assert default_metrics(korean) == ["bleu", "chrf", "char_bleu"]
     assert default_metrics(test_set) == ["bleu", "chrf"]
+    for chosen, shown in (
+        ("symbol_error", ["sequence_error", "symbol_error"]),
+        ("exact_match", ["exact_match", "chrf"]),
+    ):
+        assert default_metrics(TestSet(["a"], ["b"], "test", True, best_metric=chosen)) == shown

@@ -19,10 +19,11 @@ from torch.nn import functional as F
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .departures import departure
-from .matmul import LINEAR, compute_dtype, onednn_is_faster, outer, product, without_autocast
+from .matmul import LINEAR, compiles_products, compute_dtype, onednn_is_faster, outer, product, without_autocast
 
 IGNORED_LABEL = -100
 BLOCK = 2**20  # logits that are widened together
+ROWS = 32  # numbers of rows are multiples of it where each number has products of its own
 
 
 def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: float, budget: int) -> Tensor:
@@ -40,6 +41,8 @@ def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: flo
         # Elsewhere the number of labelled positions would have to be read back, which stops the device's queue.
         real = labels != IGNORED_LABEL
         rows, labels = readout[real], labels[real]
+        if compiles_products(rows) and (spare := -len(rows) % ROWS):
+            rows, labels = F.pad(rows, (0, 0, 0, spare)), F.pad(labels, (0, spare), value=IGNORED_LABEL)
     else:
         rows, labels = readout.flatten(0, 1), labels.flatten()
     # Adapters replace the layer, and offloading wraps its forward: then the weight alone is not enough.

@@ -54,6 +54,12 @@ def onednn_is_faster() -> bool:
     return "AuthenticAMD" in maker
 
 
+def compiles_products(rows: Tensor) -> bool:
+    """Whether each number of rows has products of its own, which oneDNN compiles: those with a vocabulary take 7 ms each."""
+    half = compute_dtype(rows) in (torch.bfloat16, torch.float16)
+    return rows.device.type == "cpu" and (half or (_is_float32_on_cpu(rows) and onednn_is_faster()))
+
+
 def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
     # An exported graph must use operations that exist elsewhere, and must not depend on sizes.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():

@@ -1,11 +1,13 @@
 """What the scripts share: one clear line for bad input, and the options that mean the same everywhere."""
 
 import argparse
+import contextlib
 import importlib
 import io
 import logging
 import math
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -416,6 +418,9 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
 
     Bad input ends in `error: ...` and exit code 2, what nobody expected in one such line and 1, an interruption in 130.
     """
+    with contextlib.suppress(ValueError):  # of a thread that is not the first
+        # What is half-written is removed on the way out; training has a handler of its own.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
     try:

@@ -33,6 +33,8 @@ def digest(value: object) -> str:
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write under a temporary name beside `path`, sync, rename: a reader sees the old file or the new one."""
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder does not exist; make it, or name another one")
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

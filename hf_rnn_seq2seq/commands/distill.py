@@ -96,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.training.distillation import column_names, corpus_options, with_unlabelled, write_distilled
 
     command_line.load_libraries()
-    chosen = corpus_options(command_line.data_options(arguments, training=True), members(arguments.teachers[0])[0])
+    given = command_line.data_options(arguments, training=True)
+    chosen = corpus_options(given, members(arguments.teachers[0])[0], arguments.source_prefix)
     corpus = load_corpus(DataArguments(**chosen), splits=("train",))
     if "train" not in corpus.splits:
         raise ValueError("the data has no train split")

@@ -9,6 +9,7 @@ those of the table; every other column, such as features, is kept.
 """
 
 import argparse
+import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if column not in names:
             raise ArgumentError(f"{option}={column!r}: {path} has the columns {', '.join(names) or 'of no row'}")
     source, target = map(names.index, columns)
+    if source == target:
+        raise ArgumentError(f"target_column={columns[1]!r}: is the source column too; name two different ones")
     rows = [row for row in table[len(header) :] if len(row) == len(names)]
     left_out = len(table) - len(header) - len(rows)
     pairs = [(row[source], row[target]) for row in rows]
@@ -55,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, *texts in hallucinate(pairs, arguments.rows, arguments.seed):
         new.append(list(rows[number]))
         new[-1][source], new[-1][target] = texts
-    write_atomically(arguments.output_file, "".join("\t".join(row) + "\n" for row in [*table, *new]))
+    text = "".join("\t".join(row) + "\n" for row in [*table, *new]).encode()
+    write_atomically(arguments.output_file, gzip.compress(text) if arguments.output_file.endswith(".gz") else text)
     unused = f"; {left_out} rows without {len(names)} columns gave none" if left_out else ""
     print(f"{arguments.output_file}: {len(table) - len(header)} rows of {path}, and {len(new)} new ones{unused}")
     return 0

@@ -35,17 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [line.partition("\t") for line in reader]
     for problem in reader.warnings():
         print(f"warning: {problem}", file=sys.stderr)
-    kept = [(source, target) for source, tab, target in rows if tab and source.strip() and target.strip()]
+    kept = ["".join(row) for row in rows if row[1] and row[0].strip() and row[2].strip()]
     if not kept:
         raise InputError(f"pairs {arguments.pairs!r}: none of {len(rows)} lines is source, tab, target")
     command_line.load_libraries()
+    from hf_rnn_seq2seq.data.tokenizer import feature_token_ids
     from hf_rnn_seq2seq.generation.encoding import encode_targets
     from hf_rnn_seq2seq.generation.shortlist import Shortlist
     from hf_rnn_seq2seq.run_directory import read_tokenizer, vocabulary_hash
 
     with reading(f"the tokenizer of {arguments.model!r}"):
         tokenizer = read_tokenizer(arguments.model)
-    sources, targets = map(list, zip(*kept, strict=True))
+    # Features and a tab may stand before a source; then the last tab ends it.
+    split = str.rpartition if feature_token_ids(tokenizer) else str.partition
+    sources, _, targets = map(list, zip(*(split(line, "\t") for line in kept), strict=True))
     source_ids = tokenizer(sources, verbose=False)["input_ids"]
     target_ids = encode_targets(tokenizer, targets)
     limits = {"per_word": arguments.per_word, "frequent": arguments.frequent}

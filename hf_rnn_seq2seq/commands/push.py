@@ -38,6 +38,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def check_card(card: Path, directory: Path) -> None:
+    """Raises InputError if the card, or its facts of the same name with .json, would lie in the run or in no folder."""
+    from hf_rnn_seq2seq.errors import InputError
+
+    if card.suffix == ".json" or card.is_dir() or not card.parent.is_dir():
+        raise InputError(f"card={str(card)!r}: must be a file, not .json, in a folder that exists")
+    if card.parent.resolve() == directory.resolve():
+        raise InputError(f"card={str(card)!r}: its facts would lie among the files of the run; name another folder")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command_line.load_libraries()
@@ -53,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(path)
         return 0
     directory, repo_id, license = arguments.directory, arguments.repo_id, arguments.license
+    if arguments.card:
+        check_card(Path(arguments.card), Path(directory))
     upload = plan_upload(directory, repo_id, license=license)
     if arguments.card:
         card = upload.files["README.md"]

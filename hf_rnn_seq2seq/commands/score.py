@@ -31,6 +31,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command_line.load_libraries()
+    from hf_rnn_seq2seq.data.tokenizer import feature_token_ids
     from hf_rnn_seq2seq.generation.lines import LineWriter
     from hf_rnn_seq2seq.generation.score_lines import PairReader, score_lines
     from hf_rnn_seq2seq.generation.scoring import summarize
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     pairs = PairReader(None if arguments.sources == "-" else arguments.sources, arguments.targets)
     model, tokenizer = load_checkpoint(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    pairs.features = bool(feature_token_ids(tokenizer))
     options = {name: getattr(arguments, name) for name in ("output_format", "window", "batch_size")}
     with LineWriter() as writer:
         totals = score_lines(model, tokenizer, pairs, writer, **options)

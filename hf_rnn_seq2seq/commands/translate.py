@@ -75,6 +75,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     command_line.add_generation_options(parser)
     command_line.add_model_options(parser)
     arguments = parser.parse_args(argv)
+    if arguments.mass == 0:
+        parser.error("--mass 0.0: must be above 0; no hypothesis is needed for 0")
     several = arguments.mass is not None or (arguments.n_best or 1) > 1
     if arguments.search and (several or arguments.scores or arguments.alignments):
         parser.error("--search returns sequences alone; it does not go with --n_best, --scores or --alignments")
@@ -84,6 +86,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--text, --input_file and --dataset_name: give one of them")
     if (arguments.resume or arguments.overwrite) and not arguments.output_file:
         parser.error("--resume and --overwrite need --output_file")
+    if arguments.output_format in LEXICONS and (arguments.scores or arguments.alignments):
+        parser.error(
+            f"--output_format {arguments.output_format}: has no place for --scores and --alignments; leave them out"
+        )
     if arguments.resume and arguments.output_format in LEXICONS:
         parser.error(
             "--resume: a lexicon has several lines for one word, so what is done cannot be counted; leave it out"
@@ -169,14 +175,21 @@ def make_request(arguments: argparse.Namespace, options: dict[str, Any], model: 
     beams = options.get("num_beams") or model.generation_config.num_beams or 1
     if arguments.mass is not None and beams < 2:
         raise ValueError("--mass: one beam has one hypothesis; choose --num_beams of at least 2")
-    dictionary, lexicon = arguments.replace_unknown, arguments.lexicon
+    dictionary, lexicon, known = arguments.replace_unknown, arguments.lexicon, {}
+    if lexicon:
+        known = read_lexicon(read_lines(Path(lexicon)), arguments.lexicon_format)
+        if not known:
+            raise ValueError(
+                f"lexicon={lexicon!r}: holds no pronunciation in the format {arguments.lexicon_format}; choose another "
+                "--lexicon_format"
+            )
     limits = {"batch_size": arguments.batch_size, "max_tokens": arguments.max_tokens}
     return Request(
         options | limits | {"workers": torch.get_num_threads(), "progress": False},
         n_best=arguments.n_best or (beams if arguments.mass is not None else 1),
         replace_unknown=dictionary is not None,
         dictionary=read_dictionary(dictionary) if dictionary else None,
-        lexicon=read_lexicon(read_lines(Path(lexicon)), arguments.lexicon_format) if lexicon else {},
+        lexicon=known,
         **{
             name: getattr(arguments, name)
             for name in ("mass", "scores", "alignments", "output_format", "max_source_length")
@@ -188,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     import torch
 
+    from hf_rnn_seq2seq.data.tokenizer import feature_token_ids
     from hf_rnn_seq2seq.generation.encoding import source_problems
     from hf_rnn_seq2seq.generation.lines import LineWriter
     from hf_rnn_seq2seq.generation.translate_lines import identity, translate_lines
@@ -201,6 +215,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = {"device": arguments.device, "dtype": arguments.dtype}
     model, tokenizer, others = load_models(names, attention=attention, **where)
     options = command_line.generation_options(arguments) | search_options(arguments, model, tokenizer, others)
+    if arguments.lexicon and feature_token_ids(tokenizer):
+        raise ValueError("--lexicon: has no features, and the model reads some before each word; leave it out")
     request = make_request(arguments, options, model)
     resuming: dict[str, Any] = {}
     if arguments.output_file:

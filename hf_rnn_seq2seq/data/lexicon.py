@@ -10,11 +10,12 @@
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 LEXICONS = ("cmudict", "kaldi", "kaldi_probabilities", "mfa", "ipa")
-_NUMBER = re.compile(r"\d*\.?\d+")
+_NUMBER = re.compile(r"(\d+\.?|\d*\.\d+)([eE][+-]?\d+)?")
 
 
 class Entry(NamedTuple):
@@ -33,14 +34,16 @@ def parse_entry(line: str, kind: str) -> Entry | None:
     if kind in ("mfa", "ipa"):
         word, *rest = line.split("\t")
         numbers = [field for field in rest[:-1] if kind == "mfa" and _NUMBER.fullmatch(field.strip())]
-        phones = " ".join(rest[len(numbers) :])
+        phones = " ".join(rest[len(numbers) :]) if kind == "mfa" or len(rest) == 1 else ""
         probability = float(numbers[0]) if numbers else None
     else:
-        word, _, phones = line.strip().partition("  " if kind == "cmudict" else " ")
+        # Of CMUdict one release has two spaces after the word, another one; Kaldi takes any white space.
+        gap = "  " if kind == "cmudict" and "  " in line.strip() else r"[ \t]+"
+        word, phones = [*re.split(gap, line.strip(), maxsplit=1), ""][:2]
         if kind == "cmudict":
             word, phones = re.sub(r"\(\d+\)$", "", word), phones.partition(" #")[0]
         if kind == "kaldi_probabilities":
-            number, _, others = phones.strip().partition(" ")
+            number, others = [*phones.split(maxsplit=1), "", ""][:2]
             if _NUMBER.fullmatch(number):
                 probability, phones = float(number), others
     return Entry(word.strip(), " ".join(phones.split()), probability)
@@ -67,7 +70,7 @@ def looked_up(lexicon: Mapping[str, Sequence[Entry]], word: str) -> list[tuple[s
 
     The word is looked up as written, then in lower and in upper case. Without probabilities all are equal.
     """
-    entries = next((lexicon[form] for form in (word, word.lower(), word.upper()) if form in lexicon), [])
+    entries = next((lexicon[form] for form in map(_key, (word, word.lower(), word.upper())) if form in lexicon), [])
     weights = [1.0 if entry.probability is None else entry.probability for entry in entries]
     total = sum(weights)
     return [
@@ -82,5 +85,10 @@ def read_lexicon(lines: Iterable[str], kind: str) -> dict[str, list[Entry]]:
     for line in lines:
         entry = parse_entry(line, kind)
         if entry is not None and entry.word and entry.phones:
-            found.setdefault(entry.word, []).append(entry)
+            found.setdefault(_key(entry.word), []).append(entry)
     return found
+
+
+def _key(word: str) -> str:
+    """A word in composed form, in which lexicons and texts may differ."""
+    return unicodedata.normalize("NFC", word)

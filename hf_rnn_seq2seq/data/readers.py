@@ -84,6 +84,8 @@ class Columns:
     def __post_init__(self) -> None:
         if self.source == self.target:
             raise DataError(f"source_column={self.source!r}: is the target column too; name two different ones")
+        if self.feature in (self.source, self.target):
+            raise DataError(f"feature_column={self.feature!r}: is the source or target column too; name another one")
 
     @property
     def names(self) -> list[str]:

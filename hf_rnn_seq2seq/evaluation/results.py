@@ -17,7 +17,7 @@ from hf_rnn_seq2seq.errors import ArgumentError, AttentionError
 from hf_rnn_seq2seq.evaluation.attention_agreement import attention_agreement
 from hf_rnn_seq2seq.evaluation.describe import architecture
 from hf_rnn_seq2seq.evaluation.error_analysis import AnalyzedSystem
-from hf_rnn_seq2seq.evaluation.scores import LOWER_IS_BETTER, TITLES, score
+from hf_rnn_seq2seq.evaluation.scores import LOWER_IS_BETTER, ONE_REFERENCE, TITLES, score
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, default_metrics, read_test_set
 from hf_rnn_seq2seq.generation.encoding import PictureSources, encode_sources, source_problems
 from hf_rnn_seq2seq.generation.translate import translate, translate_n_best
@@ -153,6 +153,11 @@ def evaluate_systems(
         test_set = read_test_set(members(directory)[0], chosen, split)
         if systems and test_set.references != systems[0].test_set.references:
             raise ArgumentError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
+        single = [one for one in metrics if one in ONE_REFERENCE]
+        if single and test_set.several is not None:
+            raise ArgumentError(
+                f"scores={single[0]!r}: takes one reference of each source, and here are several; choose symbol_error"
+            )
         name = directory.rstrip("/")
         name += " (again)" if name in [system.name for system in systems] else ""
         search = {"search": find_search(model)}

@@ -12,6 +12,7 @@ OF_SYMBOLS = ("sequence_error", "symbol_error")
 METRICS = ("bleu", "char_bleu", "chrf", "chrf++", "gleu", "ter", "wer", "cer", "exact_match", *OF_SYMBOLS)
 # What describes models of words, by the score that chose their weights; BLEU says little of them.
 OF_WORDS = {**dict.fromkeys(OF_SYMBOLS, OF_SYMBOLS), "exact_match": ("exact_match", "chrf")}
+ONE_REFERENCE = ("wer", "cer")  # of each source, not several
 LOWER_IS_BETTER = frozenset({"ter", "wer", "cer", *OF_SYMBOLS})
 WITHOUT_INTERVAL = frozenset({"gleu", "wer", "cer", "exact_match", *OF_SYMBOLS})
 # Of the names that a table prints, those that differ from the name of the metric: the shared tasks' names.

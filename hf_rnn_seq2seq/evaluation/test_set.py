@@ -79,7 +79,9 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
     given = {key: value for key, value in chosen.items() if value is not None}
     options = data_options(directory)
     if "dataset_name" in given or "test_file" in given:
-        options = {name: options[name] for name in ROW_FORMAT if name in options and "test_file" in given}
+        # Without a header columns are places, which another file has too.
+        form = ROW_FORMAT if options.get("header", True) else (*ROW_FORMAT, "source_column", "target_column")
+        options = {name: options[name] for name in form if name in options and "test_file" in given}
     options |= given
     if not any(key in options for key in ("dataset_name", "train_file", "test_file")):
         raise ArgumentError(

@@ -326,6 +326,9 @@ class LineWriter:
             if kind is None:
                 os.replace(self.part, self.path)
                 self.identity_file.unlink(missing_ok=True)
+            elif not self.done + self.written:  # there is nothing to continue
+                self.part.unlink(missing_ok=True)
+                self.identity_file.unlink(missing_ok=True)
         finally:
             self._lock.release()
 

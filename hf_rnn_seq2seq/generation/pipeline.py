@@ -82,6 +82,11 @@ class RnnTranslationPipeline(Pipeline):
         **generation: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if n_best is not None:
+            beams = generation.get("num_beams")
+            if n_best < 1 or (beams is not None and n_best > beams and not generation.get("do_sample")):
+                raise ValueError(
+                    f"n_best={n_best}: must be at least 1 and at most num_beams" + (f"={beams}" if beams else "")
+                )
             generation["num_return_sequences"] = n_best
         # Only options that are given are returned, so that the others keep the values of the pipeline's constructor.
         before = {"max_source_length": max_source_length}

@@ -26,6 +26,7 @@ class PairReader:
     """
 
     def __init__(self, sources: str | None, targets: str | None = None) -> None:
+        self.features = False  # before a source, which a tab ends: the last tab then ends the source
         if targets is None:
             self.readers = [LineReader(sources, pairs=True)]
             return
@@ -37,7 +38,7 @@ class PairReader:
     def __iter__(self) -> Iterator[tuple[str, str]]:
         if len(self.readers) == 1:
             for number, line in enumerate(self.readers[0], start=1):
-                source, tab, target = line.partition("\t")
+                source, tab, target = (line.rpartition if self.features else line.partition)("\t")
                 if number == 1 and source.strip() and not tab:
                     raise DataError(f"{self._name(0)}: line 1 has no tab between source and translation")
                 yield source, target

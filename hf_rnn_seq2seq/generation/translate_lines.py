@@ -61,6 +61,8 @@ class Request:
         if not needs and not attention:
             return [[Hypothesis(text)] for text in translate(model, tokenizer, encoded, **self.options)]
         found = translate_n_best(model, tokenizer, encoded, n_best=self.n_best, attention=attention, **self.options)
+        if self.mass is not None or self.output_format in LEXICONS:  # beams are ordered by their scores
+            found = [sorted(row, key=lambda each: -(each.log_probability or 0.0)) for row in found]
         return found if self.mass is None else [list(self._probable(row)) for row in found]
 
     def _probable(self, hypotheses: Sequence[Hypothesis]) -> Iterator[Hypothesis]:
@@ -109,9 +111,16 @@ def text_line(source: str, hypotheses: Sequence[Mapping[str, Any]]) -> str:
 
 
 def lexicon_lines(kind: str, source: str, hypotheses: Sequence[Mapping[str, Any]]) -> str:
-    """Lines of a lexicon, one for each hypothesis; nothing for a source without text."""
+    """Lines of a lexicon, one for each hypothesis, without the features before the word; nothing for no word.
+
+    Raises:
+        DataError: a format of Kaldi, which ends a word at a space, and a word with one.
+    """
+    word = source.rpartition("\t")[2].strip()
+    if kind.startswith("kaldi") and len(word.split()) > 1:
+        raise DataError(f"output_format={kind!r}: ends a word at a space, and {word!r} has one; choose mfa or ipa")
     found = [(fields["text"], math.exp(fields["log_probability"] or 0.0)) for fields in hypotheses]
-    return "\n".join(format_entries(source.strip(), found, kind)) if source.strip() else ""
+    return "\n".join(format_entries(word, found, kind)) if word else ""
 
 
 FORMATS: dict[str, Callable[[str, Sequence[Mapping[str, Any]]], str]] = {"text": text_line, "jsonl": json_line}
@@ -158,7 +167,7 @@ def translate_lines(
                     hypotheses = found or guessed
                     fields = [request.fields(tokenizer, source, hypothesis) for hypothesis in hypotheses]
                     line = format_line(source, fields)
-                    lines += line.splitlines() if kind in LEXICONS else [line]
+                    lines += [part for part in line.split("\n") if part] if kind in LEXICONS else [line]
                 writer.write(lines)
                 bar.update(len(sources))
         except DataError as error:

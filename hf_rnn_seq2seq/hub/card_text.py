@@ -23,6 +23,8 @@ def opening_sentence(
     if not task and reads_words(recipe):
         task = " It reads words letter by letter"
         task += " and writes symbols." if recipe.get("target_tokenizer_algorithm") == "word" else "."
+        if recipe.get("feature_column") is not None:
+            task += " Features and a tab stand before each word."
     if "pictures" in summary:
         task = " It describes pictures."
     if "classes" in summary:

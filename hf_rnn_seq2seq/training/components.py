@@ -267,6 +267,8 @@ def load_start(options: RunOptions, auto_class: type) -> PreTrainedModel:
         model, found = auto_class.from_pretrained(
             name, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=own, **fields
         )
+    if own:
+        model.config.validate()  # fields were set one by one
     wrong = found["mismatched_keys"] or found["missing_keys"] or found["unexpected_keys"]
     if own and wrong:
         names = sorted(key if isinstance(key, str) else key[0] for key in wrong)

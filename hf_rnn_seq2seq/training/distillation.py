@@ -65,26 +65,28 @@ def distilled(
     ]
 
 
-def corpus_options(given: Mapping[str, Any], teacher: str) -> dict[str, Any]:
+def corpus_options(given: Mapping[str, Any], teacher: str, source_prefix: str = "") -> dict[str, Any]:
     """The options that load the training split: those of the `given` data options, else of the teacher's run.
 
     Raises:
-        ArgumentError: no corpus is given, and the teacher has no recipe.
+        ArgumentError: no corpus is given, and the teacher has no recipe; or it reads features, and the `source_prefix`
+            gives none.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
+    recorded = data_options(teacher)
+    if (features := recorded.get("feature_column")) is not None and "\t" not in source_prefix:
+        raise ArgumentError(
+            f"{teacher}: has feature_column={features!r}, and a distilled table has two columns; give the features of "
+            "all sources and a tab as --source_prefix"
+        )
+    form = {name: recorded[name] for name in ROW_FORMAT if name in recorded and name != "feature_column"}
     if not given["dataset_name"] and not given["train_file"]:
-        recorded = data_options(teacher)
         if not recorded:
             raise ArgumentError(
                 f"{teacher}: has no recipe.yaml that says what it was trained on; give --dataset_name or --train_file"
             )
-        form = {name: recorded[name] for name in ROW_FORMAT if name in recorded}
-        if form.get("feature_column") is not None:
-            raise ArgumentError(
-                f"{teacher}: has feature_column={form['feature_column']!r}; a distilled table has two columns"
-            )
-        chosen = {name: value for name, value in recorded.items() if name in given} | form | chosen
-    return chosen
+        return {name: value for name, value in recorded.items() if name in given} | form | chosen
+    return (form | chosen) if given["train_file"] else chosen
 
 
 def column_names(options: Mapping[str, Any], description: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -93,7 +95,8 @@ def column_names(options: Mapping[str, Any], description: Mapping[str, Any]) -> 
     The same options then read the table, and the other splits, when a student is trained. `description` is that of the
     corpus.
     """
-    if not options.get("header", True):
+    given = [options.get("source_column"), options.get("target_column")]
+    if not options.get("header", True) or all(name is not None and str(name).isdecimal() for name in given):
         return None
     names = [
         options.get(f"{side}_column") or options.get(f"{side}_lang") or description.get(f"{side}_lang")

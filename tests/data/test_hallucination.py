@@ -1,5 +1,6 @@
 """Rows with random stems: what differs between a word and its form is kept, and the other columns are."""
 
+import gzip
 from collections import Counter
 from pathlib import Path
 
@@ -66,3 +67,16 @@ def test_the_script_adds_rows_and_keeps_the_other_columns(tmp_path: Path) -> Non
     ):
         refused = run("hallucinate.py", tmp_path / words[0], *options, *words[1:])
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+
+
+def test_an_archive_is_one_and_two_columns_are_two(tmp_path: Path) -> None:
+    table = tmp_path / "words.tsv"
+    table.write_text("walk\twalked\tV;PST\n" * 3)
+    columns = ["--source_column", "0", "--target_column"]
+    refused = run("hallucinate.py", table, "--rows", 2, *columns, "0", "--output_file", tmp_path / "x.tsv")
+    assert b"target_column='0': is the source column too" in refused.stderr and not (tmp_path / "x.tsv").exists()
+    done = run("hallucinate.py", table, "--rows", 2, *columns, "1", "--output_file", tmp_path / "more.tsv.gz")
+    assert done.returncode == 0, done.stderr
+    assert gzip.decompress((tmp_path / "more.tsv.gz").read_bytes()).count(b"\n") == 5
+    refused = run("hallucinate.py", table, "--rows", 2, *columns, "1", "--output_file", tmp_path / "none" / "x.tsv")
+    assert b"none/x.tsv: its folder does not exist; make it" in refused.stderr

@@ -44,3 +44,22 @@ def test_a_word_is_looked_up_in_any_case() -> None:
     lexicon = read_lexicon(["READ 1.0 R EH D", "READ 0.25 R IY D", "a 1.0 AH"], "kaldi_probabilities")
     assert looked_up(lexicon, "read") == [("R EH D", 0.8), ("R IY D", 0.2)]
     assert looked_up(lexicon, "A") == [("AH", 1.0)] and looked_up(lexicon, "b") == []
+
+
+def test_white_space_of_other_releases() -> None:
+    """Kaldi takes tabs, and one release of CMUdict has one space after the word."""
+    assert parse_entry("bonjour\tb O Z", "kaldi") == Entry("bonjour", "b O Z")
+    assert parse_entry("bonjour\t0.5\tb O Z", "kaldi_probabilities") == Entry("bonjour", "b O Z", 0.5)
+    assert parse_entry("read(2) R IY1 D # a note", "cmudict") == Entry("read", "R IY1 D")
+    assert parse_entry("fish and chips  F IH", "cmudict") == Entry("fish and chips", "F IH")
+
+
+def test_numbers_of_every_form_and_columns_that_are_none() -> None:
+    assert parse_entry("a 1e-05 X", "kaldi_probabilities") == Entry("a", "X", 1e-5)
+    assert parse_entry("a\t1.\tX", "mfa") == Entry("a", "X", 1.0)
+    assert parse_entry("a\tX Y\tfre", "ipa") == Entry("a", ""), "a third column is no part of a pronunciation"
+
+
+def test_a_word_is_looked_up_in_any_unicode_form() -> None:
+    for written, asked in (("\u00e9", "e\u0301"), ("e\u0301", "\u00c9")):
+        assert looked_up(read_lexicon([f"{written}\tX Y"], "ipa"), asked) == [("X Y", 1.0)]

@@ -104,6 +104,10 @@ def test_card_of_pronunciations() -> None:
     assert "`source_tokenizer_algorithm` | letter" in words and "`tokenizer_algorithm`" not in words
     assert "Trained on `fre_train.tsv`; its license was not recorded." in words
     assert "Made for words of the kind it was trained on" in words and "Made for translating" not in words
+    recipe |= {"source_tokenizer_algorithm": "letter", "feature_column": "2"}
+    assert "and writes symbols. Features and a tab stand before each word.\n" in render(
+        facts(recipe=recipe, summary={})
+    )
 
 
 @pytest.mark.parametrize("task", ["translation", "captioning"])

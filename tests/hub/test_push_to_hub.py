@@ -62,6 +62,9 @@ def script(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Script:
 
 def test_dry_run_lists_and_sends_nothing(hub: Hub, script: Script, run_directory: Path, tmp_path: Path) -> None:
     before = len(hub.log())
+    for card in (tmp_path / "card.json", tmp_path, tmp_path / "none" / "card.md", run_directory / "summary.md"):
+        refused = script(run_directory, "owner/dry", "--dry_run", "--card", card)
+        assert refused.returncode == 2 and f"card={str(card)!r}: " in refused.stderr, refused.stderr
     done = script(run_directory, "owner/dry", "--dry_run", "--card", tmp_path / "card.md")
     assert done.returncode == 0, done.stderr
     size = (run_directory / "model.safetensors").stat().st_size

@@ -10,6 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import pipeline
 
+from hf_rnn_seq2seq.evaluation.test_set import read_test_set
+from hf_rnn_seq2seq.generation.score_lines import PairReader
+from hf_rnn_seq2seq.generation.translate_lines import lexicon_lines
 from tests.helpers import warm
 from tests.helpers.script_runs import run
 
@@ -72,7 +75,7 @@ def test_another_test_file_is_read_as_the_runs_own(g2p: Path, tmp_path: Path) ->
     (tmp_path / "two.tsv").write_text("ta\tx x\nta\tt a\n", encoding="utf-8")
     words = ("--test_file", tmp_path / "two.tsv", "--scores", "sequence_error", "wer", "--json", tmp_path / "a.json")
     refused = run("evaluate_bleu.py", g2p, *words)
-    assert refused.returncode == 2 and b"wer takes exactly one reference" in refused.stderr
+    assert refused.returncode == 2 and b"scores='wer': takes one reference of each source" in refused.stderr
     done = run("evaluate_bleu.py", g2p, *words[:4], *words[5:])
     assert done.returncode == 0, done.stderr.decode()
     (found,) = json.loads((tmp_path / "a.json").read_text())["systems"]
@@ -109,6 +112,50 @@ def test_the_lexicon_is_asked_first_and_the_model_second(g2p: Path, tmp_path: Pa
     assert lines[:3] == ["hat  h æ t", "hat(2)  a t", "tac  t a k"] and lines[-1].startswith("tac(4)  ")
     refused = run("translate.py", g2p, "--mass", 0.5, stdin=b"hat\n")
     assert refused.returncode == 2 and b"--mass: one beam has one hypothesis" in refused.stderr
+
+
+def test_a_lexicon_that_cannot_be_meant_is_refused(g2p: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.lex").write_text(";;; nothing\n")
+    for words, message in (
+        (("--mass", 0), b"--mass 0.0: must be above 0"),
+        (("--lexicon", tmp_path / "empty.lex"), b"holds no pronunciation in the format cmudict; choose another"),
+        (("--output_format", "cmudict", "--scores"), b"--output_format cmudict: has no place for --scores"),
+        (("--n_best", 9, "--num_beams", 3, "--output_file", tmp_path / "out.txt"), b"n_best"),
+    ):
+        refused = run("translate.py", g2p, "--text", "pa", *words)
+        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+    assert not list(tmp_path.glob("out*")), "nothing is left that would be in the way of the next command"
+    refused = run("translate.py", g2p, "--text", "p a", "--output_format", "kaldi")
+    assert b"ends a word at a space, and 'p a' has one; choose mfa or ipa" in refused.stderr
+    speaker = pipeline("rnn-translation", model=str(g2p), device="cpu")
+    for wrong in (0, 4):
+        with pytest.raises(ValueError, match=f"^n_best={wrong}: must be at least 1 and at most num_beams=3"):
+            speaker("hat", n_best=wrong, num_beams=3)
+
+
+def test_columns_by_number_are_those_of_another_file_too(tmp_path: Path) -> None:
+    """In the order lemma, features, form; with the answer as a feature nothing is trained."""
+    rows = "".join(f"{word}\tV;PST\t{word}ed\n" for word in words()[:30])
+    (tmp_path / "rows.tsv").write_text(rows, "utf-8")
+    (tmp_path / "recipe.yaml").write_text(
+        f"train_file: {tmp_path}/rows.tsv\nheader: false\nfeature_column: '1'\ntarget_column: '2'\n"
+    )
+    test_set = read_test_set(tmp_path, {"test_file": str(tmp_path / "rows.tsv")})
+    assert test_set.sources[0] == f"V;PST\t{words()[0]}" and test_set.references[0] == f"{words()[0]}ed"
+    given = ("--train_file", tmp_path / "rows.tsv", "--feature_column", 1, "--target_column", 1)
+    refused = run("train.py", RECIPES / "inflection.yaml", *given, "--output_dir", tmp_path / "run")
+    assert refused.returncode == 2 and b"feature_column='1': is the source or target column too" in refused.stderr
+
+
+def test_the_last_tab_ends_a_source_with_features(tmp_path: Path) -> None:
+    (tmp_path / "pairs.tsv").write_text("fre\tbonjour\tb O\n")
+    pairs = PairReader(str(tmp_path / "pairs.tsv"))
+    assert list(pairs) == [("fre", "bonjour\tb O")]
+    pairs = PairReader(str(tmp_path / "pairs.tsv"))
+    pairs.features = True
+    assert list(pairs) == [("fre\tbonjour", "b O")]
+    hypotheses = [{"text": "b O", "log_probability": 0.0}]
+    assert lexicon_lines("ipa", "fre\tbonjour", hypotheses) == "bonjour\tb O"
 
 
 def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:

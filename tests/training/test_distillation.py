@@ -189,5 +189,5 @@ def test_columns_are_called_what_the_options_call_them() -> None:
     assert column_names({"source_lang": "de", "target_lang": "en"}, {}) == ("de", "en")
     assert column_names({"source_column": "a", "target_column": "b", "source_lang": "de"}, {}) == ("a", "b")
     assert column_names({"dataset_config_name": "en-fr"}, {"source_lang": "en", "target_lang": "fr"}) == ("en", "fr")
-    assert column_names({"source_column": "0", "target_column": "1"}, {}) == ("source", "target")
+    assert column_names({"source_column": "0", "target_column": "1"}, {}) is None, "the same options read a pair there"
     assert column_names({}, {"source_lang": None, "target_lang": None}) == ("source", "target")

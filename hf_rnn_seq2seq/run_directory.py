@@ -49,7 +49,7 @@ DATA_OPTIONS = (
 
 
 # Entries of a tokenizer's files on its last call, its location and its code, which do not affect the ids.
-_NOT_CONTENT = ("padding", "truncation", "name_or_path", "is_local", "local_files_only", "auto_map", "model_max_length")
+_NOT_IDS = ("padding", "truncation", "name_or_path", "is_local", "local_files_only", "auto_map", "model_max_length")
 
 
 def load_checkpoint(
@@ -293,7 +293,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         for path in sorted(Path(folder).rglob("*")):
             if path.suffix == ".json":
                 content = json.loads(path.read_text(encoding="utf-8"), parse_float=_rounded)
-                content = {k: v for k, v in content.items() if k not in _NOT_CONTENT}
+                content = {k: v for k, v in content.items() if k not in _NOT_IDS}
                 total.update(json.dumps([path.name, content], sort_keys=True).encode())
             elif path.is_file():
                 total.update(path.read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ from hf_rnn_seq2seq.training.checkpoints import CheckpointStore, named_checkpoin
 from hf_rnn_seq2seq.training.validation import Validator
 
 STREAMED_TOKENIZER_ROWS = 200_000
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -269,34 +271,48 @@ def load_start(options: RunOptions, auto_class: type) -> PreTrainedModel:
         )
     if own:
         model.config.validate()  # fields were set one by one
-    wrong = found["mismatched_keys"] or found["missing_keys"] or found["unexpected_keys"]
-    if own and wrong:
-        names = sorted(key if isinstance(key, str) else key[0] for key in wrong)
-        raise ArgumentError(_unfitting(auto_class, config, options.model, name, names))
+        lost = [
+            key if isinstance(key, str) else key[0] for key in (*found["unexpected_keys"], *found["mismatched_keys"])
+        ]
+        require_same_weights(auto_class, config, options, sorted(lost), sorted(found["missing_keys"]))
     require_finite(model.state_dict().items(), f"model_name_or_path={name!r}: ")
     return model
 
 
-def _unfitting(
-    auto_class: type, config: PreTrainedConfig, fields: Mapping[str, Any], name: str, weights: list[str]
-) -> str:
-    """Why the `weights` that are named do not fit: the fields that change them, or the checkpoint itself."""
+def require_same_weights(
+    auto_class: type, config: PreTrainedConfig, options: RunOptions, lost: list[str], missing: list[str]
+) -> None:
+    """Raises ArgumentError for fields that do without weights of the checkpoint, or a checkpoint that lacks its own.
 
-    def shapes(**changed: Any) -> dict[str, torch.Size] | None:
+    Weights that a field adds start at random, and a warning says so.
+
+    Args:
+        config: of the checkpoint.
+        lost: names of weights that the model of the options has not, or in another shape.
+        missing: names of weights that the checkpoint has not.
+    """
+    named, fields = f"model_name_or_path={options.training.model_name_or_path!r}", options.model
+    if not lost and not missing:
+        return
+
+    def shapes(**changed: Any) -> dict[str, torch.Size]:
         try:
             with torch.device("meta"):
                 model = auto_class.from_config(type(config).from_dict({**config.to_dict(), **changed}))
         except ValueError:  # the field fits no model that differs in nothing else
-            return None
+            return own
         return {key: tensor.shape for key, tensor in model.state_dict().items()}
 
-    of_checkpoint = shapes()
-    wrong = [field for field, value in fields.items() if shapes(**{field: value}) != of_checkpoint]
-    if not wrong:
-        return f"model_name_or_path={name!r}: does not hold the weights of its own config.json, such as {weights[0]}"
-    given = ", ".join(f"{field}={fields[field]!r}" for field in wrong)
-    known = ", ".join(f"{field}={getattr(config, field, None)!r}" for field in wrong)
-    return f"{given}: model_name_or_path={name!r} has the weights of {known}; leave it out, or give that"
+    own: dict[str, torch.Size] = {}
+    own = shapes()
+    wrong = [field for field, value in fields.items() if not own.items() <= shapes(**{field: value}).items()]
+    if lost and wrong:
+        given = ", ".join(f"{field}={fields[field]!r}" for field in wrong)
+        known = ", ".join(f"{field}={getattr(config, field, None)!r}" for field in wrong)
+        raise ArgumentError(f"{given}: {named} has the weights of {known}; leave it out, or give that")
+    if broken := lost or [key for key in missing if key in own]:
+        raise ArgumentError(f"{named}: does not hold the weights of its own config.json, such as {broken[0]}")
+    logger.warning("%s: has no %s, which start at random", named, ", ".join(missing))
 
 
 def require_known_fields(config: PreTrainedConfig, options: RunOptions) -> None:

@@ -162,7 +162,7 @@ def test_separate_vocabularies_a_preset_and_a_second_training(recipe, tmp_path):
         assert torch.equal(tensor, again.state_dict()[name])
 
 
-def test_fields_that_the_weights_of_a_checkpoint_do_not_fit(recipe, tmp_path):
+def test_fields_that_the_weights_of_a_checkpoint_do_not_fit(recipe, tmp_path, caplog):
     first = tmp_path / "first"
     assert train(recipe, "--output_dir", first, "--max_steps", 1) == 0
     again = [recipe, "--model_name_or_path", first, "--output_dir", tmp_path / "second"]
@@ -174,14 +174,15 @@ def test_fields_that_the_weights_of_a_checkpoint_do_not_fit(recipe, tmp_path):
         str(refused.value)
         == f"hidden_size=24: {named} has the weights of hidden_size={size}; leave it out, or give that"
     )
-    with pytest.raises(ArgumentError, match=r"^attention_type='additive': .* has the weights of attention_type='"):
-        train(*again, "--attention_type", "additive")
+    with pytest.raises(ArgumentError, match=r"^cell_type='gru': .* has the weights of cell_type='lstm'; leave it out"):
+        train(*again, "--cell_type", "gru")
+    assert train(*again, "--copy_mechanism", "true", "--max_steps", 1) == 0, "what is added starts at random"
+    assert any(f"{named}: has no " in record.message for record in caplog.records)
     weights = load_file(first / "model.safetensors")
     weights.pop("lm_head.bias")
     save_file(weights, first / "model.safetensors", {"format": "pt"})
     with pytest.raises(ArgumentError, match=r"does not hold the weights of its own config.json, such as lm_head.bias$"):
-        train(*again)
-    assert not (tmp_path / "second" / "model.safetensors").exists()
+        train(*again, "--output_dir", tmp_path / "third")
 
 
 def test_copying_needs_one_vocabulary(recipe, tmp_path):

@@ -199,6 +199,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     environment = Path(options.environment).expanduser()
     if Path(sys.prefix) != environment.resolve():
         python = install(environment, (f"yoyodyne=={VERSION}",), NEEDS)
+        # Three systems share a process, and with it oneDNN's cache of compiled products, which holds 1,024 by default.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
         os.execv(python, [python, __file__, *(sys.argv[1:] if argv is None else argv)])
     rows = measure(options)
     print_table(rows)

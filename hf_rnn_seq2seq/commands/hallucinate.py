@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         new.append(list(rows[number]))
         new[-1][source], new[-1][target] = texts
     text = "".join("\t".join(row) + "\n" for row in [*table, *new]).encode()
-    write_atomically(arguments.output_file, gzip.compress(text) if arguments.output_file.endswith(".gz") else text)
+    write_atomically(
+        arguments.output_file, gzip.compress(text, mtime=0) if arguments.output_file.endswith(".gz") else text
+    )
     unused = f"; {left_out} rows without {len(names)} columns gave none" if left_out else ""
     print(f"{arguments.output_file}: {len(table) - len(header)} rows of {path}, and {len(new)} new ones{unused}")
     return 0

@@ -39,7 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check_card(card: Path, directory: Path) -> None:
-    """Raises InputError if the card, or its facts of the same name with .json, would lie in the run or in no folder."""
+    """Refuses a card that cannot be written, or whose facts (NAME.json) would lie among the files of the run."""
     from hf_rnn_seq2seq.errors import InputError
 
     if card.suffix == ".json" or card.is_dir() or not card.parent.is_dir():

@@ -23,7 +23,7 @@ from .matmul import LINEAR, compiles_products, compute_dtype, onednn_is_faster, 
 
 IGNORED_LABEL = -100
 BLOCK = 2**20  # logits that are widened together
-ROWS = 32  # numbers of rows are multiples of it where each number has products of its own
+ROWS = 32  # rows are padded to a multiple of it where oneDNN compiles products for each number of rows
 
 
 def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: float, budget: int) -> Tensor:

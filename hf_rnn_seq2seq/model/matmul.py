@@ -55,7 +55,7 @@ def onednn_is_faster() -> bool:
 
 
 def compiles_products(rows: Tensor) -> bool:
-    """Whether each number of rows has products of its own, which oneDNN compiles: those with a vocabulary take 7 ms each."""
+    """Whether oneDNN compiles the products of these rows, anew for each number: 7 ms for one with a vocabulary."""
     half = compute_dtype(rows) in (torch.bfloat16, torch.float16)
     return rows.device.type == "cpu" and (half or (_is_float32_on_cpu(rows) and onednn_is_faster()))
 

@@ -271,42 +271,40 @@ def load_start(options: RunOptions, auto_class: type) -> PreTrainedModel:
         )
     if own:
         model.config.validate()  # fields were set one by one
-        lost = [
-            key if isinstance(key, str) else key[0] for key in (*found["unexpected_keys"], *found["mismatched_keys"])
-        ]
-        require_same_weights(auto_class, config, options, sorted(lost), sorted(found["missing_keys"]))
+        require_same_weights(auto_class, config, options, found)
     require_finite(model.state_dict().items(), f"model_name_or_path={name!r}: ")
     return model
 
 
 def require_same_weights(
-    auto_class: type, config: PreTrainedConfig, options: RunOptions, lost: list[str], missing: list[str]
+    auto_class: type, config: PreTrainedConfig, options: RunOptions, found: Mapping[str, Any]
 ) -> None:
-    """Raises ArgumentError for fields that do without weights of the checkpoint, or a checkpoint that lacks its own.
+    """Raises ArgumentError if a field leaves weights of the checkpoint unused, or if the checkpoint lacks weights.
 
-    Weights that a field adds start at random, and a warning says so.
+    Weights that a field adds start at random; a warning names them.
 
     Args:
         config: of the checkpoint.
-        lost: names of weights that the model of the options has not, or in another shape.
-        missing: names of weights that the checkpoint has not.
+        found: the loading info of `from_pretrained`.
     """
-    named, fields = f"model_name_or_path={options.training.model_name_or_path!r}", options.model
+    missing = sorted(found["missing_keys"])
+    lost = sorted([*found["unexpected_keys"], *(key[0] for key in found["mismatched_keys"])])
     if not lost and not missing:
         return
+    named, fields = f"model_name_or_path={options.training.model_name_or_path!r}", options.model
 
-    def shapes(**changed: Any) -> dict[str, torch.Size]:
+    def shapes(**changed: Any) -> dict[str, torch.Size] | None:
         try:
             with torch.device("meta"):
                 model = auto_class.from_config(type(config).from_dict({**config.to_dict(), **changed}))
         except ValueError:  # the field fits no model that differs in nothing else
-            return own
+            return None
         return {key: tensor.shape for key, tensor in model.state_dict().items()}
 
-    own: dict[str, torch.Size] = {}
     own = shapes()
-    wrong = [field for field, value in fields.items() if not own.items() <= shapes(**{field: value}).items()]
-    if lost and wrong:
+    each = {field: shapes(**{field: value}) for field, value in fields.items()} if lost else {}
+    wrong = [field for field, other in each.items() if other is not None and not own.items() <= other.items()]
+    if wrong:
         given = ", ".join(f"{field}={fields[field]!r}" for field in wrong)
         known = ", ".join(f"{field}={getattr(config, field, None)!r}" for field in wrong)
         raise ArgumentError(f"{given}: {named} has the weights of {known}; leave it out, or give that")

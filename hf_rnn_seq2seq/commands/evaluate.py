@@ -106,8 +106,6 @@ def print_details(arguments: argparse.Namespace, systems: list[Any]) -> dict[str
         for system_name, numbers in scores.items():
             print(f"{name}: {system_name}: " + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
     if arguments.paired:
-        if systems[0].test_set.several is not None:
-            raise ValueError("--paired: a source with several references has no paired test; leave it out")
         hypotheses = {system.name: system.hypotheses for system in systems}
         names, samples = arguments.scores or ("bleu", "chrf"), arguments.paired_samples
         rows = paired_test(hypotheses, references, names, test=arguments.paired, n_samples=samples)
@@ -224,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command_line.data_options(arguments) | {"alignment_column": arguments.alignment_column},
         metrics=arguments.scores or (),
         n_bootstrap=arguments.bootstrap or 0,
+        paired=arguments.paired is not None,
         find_search=partial(command_line.find_search, arguments.search),
         workers=torch.get_num_threads(),
         **{name: getattr(arguments, name) for name in names},

@@ -134,6 +134,7 @@ def evaluate_systems(
     split: str = "test",
     metrics: Sequence[str] = (),
     n_bootstrap: int = 0,
+    paired: bool = False,
     device: str | None = None,
     dtype: str | None = None,
     find_search: Callable[[PreTrainedModel], Callable[..., Any] | None] = lambda model: None,
@@ -141,11 +142,12 @@ def evaluate_systems(
 ) -> list[System]:
     """The translations and scores of each directory, or ensemble, on one test set (see `read_test_set` for `chosen`).
 
-    `metrics` default to `default_metrics`, `find_search` returns the search of a model, and `options` are those of
-    `translate`.
+    `metrics` default to `default_metrics`, `paired` says that a paired test follows, `find_search` returns the search
+    of a model, and `options` are those of `translate`.
 
     Raises:
-        ArgumentError: the directories have different test sets.
+        ArgumentError: the directories have different test sets; a metric or the paired test takes one reference of each
+            source, and the test set has several.
     """
     systems: list[System] = []
     for directory in directories:
@@ -158,6 +160,8 @@ def evaluate_systems(
             raise ArgumentError(
                 f"scores={single[0]!r}: takes one reference of each source, and here are several; choose symbol_error"
             )
+        if paired and test_set.several is not None:
+            raise ArgumentError("paired: a source with several references has no paired test; leave it out")
         name = directory.rstrip("/")
         name += " (again)" if name in [system.name for system in systems] else ""
         search = {"search": find_search(model)}

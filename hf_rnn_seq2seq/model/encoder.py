@@ -383,7 +383,7 @@ class RnnPreTrainedModel(PreTrainedModel):
             ConfigError: the encoder's type is unknown, or the fields do not fit it.
             OSError: there is no such folder or repository.
         """
-        fields["encoder"] = read_encoder(name, revision)
+        fields["encoder"] = read_encoder(name, revision, fields.get("encoder_levels"))
         config = cls.config_class.from_preset(preset, **fields) if preset else cls.config_class(**fields)
         model = cls(config).eval()
         model.base_model.encoder.foreign.load(name, revision)

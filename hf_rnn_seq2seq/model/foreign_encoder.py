@@ -133,10 +133,43 @@ def encoder_config(given: PreTrainedConfig | dict[str, object], words: dict[str,
     return config
 
 
-def read_encoder(name: str, revision: str | None = None) -> dict[str, object]:
-    """The configuration of a pretrained encoder, as a dict, from a folder or from the Hub; no code of its own is run."""
+def read_encoder(name: str, revision: str | None = None, levels: Sequence[int] | None = None) -> dict[str, object]:
+    """The configuration of a pretrained encoder, as a dict, from a folder or from the Hub; no code of its own is run.
+
+    Args:
+        name: the folder or the repository.
+        revision: of a repository of the Hub.
+        levels: see `EncoderFields`; layers above the highest one are left out. Levels below 0 count from the top, so with
+            them every layer stays.
+    """
     fields, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-    return {key: value for key, value in fields.items() if key not in ("auto_map", "transformers_version")}
+    fields = {key: value for key, value in fields.items() if key not in ("auto_map", "transformers_version")}
+    return fields if not levels or min(levels) < 0 else _without_layers_above(max(levels), fields)
+
+
+@torch.no_grad()
+def _without_layers_above(level: int, fields: dict[str, object]) -> dict[str, object]:
+    """The configuration with as few layers as give the same states up to `level`.
+
+    Some encoders normalize the states of their last layer or report none without a layer, so random weights decide: the
+    layers stay where fewer give other states, or cannot be built.
+    """
+    for layers in (level, level + 1):
+        try:
+            whole, part = AutoConfig.for_model(**fields), AutoConfig.for_model(**fields)
+            if layers >= whole.num_hidden_layers:
+                return fields
+            part.num_hidden_layers = layers
+            with torch.random.fork_rng(devices=[]):
+                models = [_half(AutoModel.from_config(config, **_options(config))).eval() for config in (whole, part)]
+            models[1].load_state_dict({name: models[0].state_dict()[name] for name in models[1].state_dict()})
+            words = torch.arange(1, 3).unsqueeze(0)
+            wanted, found = (model(input_ids=words, output_hidden_states=True).hidden_states for model in models)
+            if len(found) > level and all(map(torch.equal, wanted[: level + 1], found)):
+                return {**fields, part.attribute_map.get("num_hidden_layers", "num_hidden_layers"): layers}
+        except Exception:  # any model of transformers, which fails in its own way; its configuration is judged later
+            return fields
+    return fields
 
 
 def encoder_kind(config: PreTrainedConfig, levels: Sequence[int] | None = None) -> EncoderKind:

@@ -118,7 +118,7 @@ def make_model(options: RunOptions, tokenizer: PreTrainedTokenizerBase, classes:
             fields["encoder"] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **encoder}
     else:
         with reading(f"encoder={encoder!r}", ArgumentError):
-            fields["encoder"] = read_encoder(encoder)
+            fields["encoder"] = read_encoder(encoder, levels=fields.get("encoder_levels"))
     config = RnnClassifierConfig.from_preset(preset, **fields) if preset else RnnClassifierConfig(**fields)
     return from_config(AutoModelForSequenceClassification, config, training, len(tokenizer))
 

@@ -235,7 +235,7 @@ def model_config(options: RunOptions, **fields: Any) -> RnnSeq2SeqConfig:
         fields["encoder"] = {**of_preset, **encoder}
     elif encoder is not None:
         with reading(f"encoder={encoder!r}", ArgumentError):
-            fields["encoder"] = read_encoder(encoder)
+            fields["encoder"] = read_encoder(encoder, levels=fields.get("encoder_levels"))
     return RnnSeq2SeqConfig.from_preset(preset, **fields) if preset else RnnSeq2SeqConfig(**fields)
 
 

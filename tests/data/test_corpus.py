@@ -133,7 +133,9 @@ def test_a_lexicon_is_a_corpus(tmp_path):
     packed.write_bytes(gzip.compress(b"read r eh d\n"))
     again = load(train_file=str(packed), file_format="kaldi")
     assert pairs_of(again.splits["train"]) == [("read", "r eh d")]
-    with pytest.raises(DataError, match="or file_format of a lexicon"):
+    with pytest.raises(
+        DataError, match="a lexicon, if the recipe that trains or trained the model names its file_format"
+    ):
         load(train_file=path)
 
 

@@ -310,6 +310,25 @@ def test_a_pretrained_encoder(saved: Any, tmp_path: Path) -> None:
     assert str(tmp_path) not in model.config.to_json_string()
 
 
+@pytest.mark.parametrize(
+    "kind, levels, layers", [("bert", [0], 1), ("bert", [2, 1], 2), ("bert", [-3], 4), ("t5", [0], 1), ("t5", [2], 3)]
+)
+def test_layers_above_the_levels_are_left_out(kind: str, levels: list[int], layers: int, tmp_path: Path) -> None:
+    """The states stay those of the whole encoder, also where the last layer is normalized (T5) or one is needed."""
+    count = "num_layers" if kind == "t5" else "num_hidden_layers"
+    torch.manual_seed(1)
+    whole = AutoModel.from_config(AutoConfig.for_model(kind, vocab_size=WORDS, **TEXT[kind] | {count: 4})).eval()
+    whole.save_pretrained(tmp_path)
+    fields = {"vocab_size": 11, "embedding_size": 5, "hidden_size": 4, "encoder_levels": levels}
+    model = RnnSeq2SeqForConditionalGeneration.from_encoder_pretrained(str(tmp_path), **fields)
+    assert getattr(model.config.encoder, count) == layers
+    whole = whole.get_encoder() if kind == "t5" else whole
+    wanted = whole(input_ids=IDS, attention_mask=MASK, output_hidden_states=True).hidden_states
+    found = model.model.encoder.foreign(IDS, MASK.bool())
+    rows = MASK.bool()
+    torch.testing.assert_close(found[rows], torch.cat([wanted[level] for level in levels], -1)[rows], rtol=0, atol=0)
+
+
 def test_a_preset_takes_the_pretrained_encoder(tmp_path: Path) -> None:
     BertModel(BertConfig(vocab_size=WORDS, **_LAYERS)).save_pretrained(tmp_path)
     model = RnnSeq2SeqModel.from_encoder_pretrained(str(tmp_path), preset="bert_encoder", vocab_size=11, hidden_size=8)

@@ -76,6 +76,9 @@ def test_another_test_file_is_read_as_the_runs_own(g2p: Path, tmp_path: Path) ->
     words = ("--test_file", tmp_path / "two.tsv", "--scores", "sequence_error", "wer", "--json", tmp_path / "a.json")
     refused = run("evaluate_bleu.py", g2p, *words)
     assert refused.returncode == 2 and b"scores='wer': takes one reference of each source" in refused.stderr
+    paired = run("evaluate_bleu.py", g2p, g2p, *words[:2], "--paired", "bs")
+    assert paired.returncode == 2 and b"paired: a source with several references has no paired test" in paired.stderr
+    assert not paired.stdout, "refused before the translation"
     done = run("evaluate_bleu.py", g2p, *words[:4], *words[5:])
     assert done.returncode == 0, done.stderr.decode()
     (found,) = json.loads((tmp_path / "a.json").read_text())["systems"]

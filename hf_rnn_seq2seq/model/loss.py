@@ -37,16 +37,17 @@ def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: flo
         budget: bytes of logits in float32; above it they are computed in chunks.
     """
     labels = labels.to(readout.device)
+    # Adapters replace the layer, and offloading wraps its forward: then the weight alone is not enough.
+    plain = departure(head, LINEAR) is None
     if readout.device.type == "cpu":
         # Elsewhere the number of labelled positions would have to be read back, which stops the device's queue.
         real = labels != IGNORED_LABEL
         rows, labels = readout[real], labels[real]
-        if compiles_products(rows) and (spare := -len(rows) % ROWS):
+        if plain and compiles_products(rows, head.weight) and (spare := -len(rows) % ROWS):
             rows, labels = F.pad(rows, (0, 0, 0, spare)), F.pad(labels, (0, spare), value=IGNORED_LABEL)
     else:
         rows, labels = readout.flatten(0, 1), labels.flatten()
-    # Adapters replace the layer, and offloading wraps its forward: then the weight alone is not enough.
-    if departure(head, LINEAR) is None:
+    if plain:
         row_bytes = head.weight.shape[0] * torch.promote_types(rows.dtype, torch.float32).itemsize
         in_place = rows.device.type == "cpu" and torch.is_grad_enabled()
         if in_place or len(rows) * row_bytes > budget:

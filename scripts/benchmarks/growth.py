@@ -1,4 +1,7 @@
-"""How the cost and memory of a training step grow along each axis; each point is measured in processes of its own."""
+"""How cost and memory of a training step and of a search grow along each axis.
+
+Each point is measured in processes of its own.
+"""
 
 import os
 import statistics
@@ -30,7 +33,8 @@ def measure_growth(build: Build, arguments: Namespace) -> list[dict[str, Any]]:
 
     Args:
         build: builds a model; keyword arguments replace fields of its config.
-        arguments: `batch_size`, `source_length`, `target_length`, `rounds`, `threads`; `only`, axes or None.
+        arguments: `batch_size`, `source_length`, `target_length`, `num_beams`, `rounds`, `threads`; `only`,
+            axes or None.
     """
     report = []
     for axis, values in GROWTH.items():
@@ -57,7 +61,11 @@ def _point(build: Build, arguments: Namespace, axis: str, value: int, fields: di
         fields = {**fields, axis: value}
     shape = (max(1, rows // processes), source, target)
     if processes == 1:
-        return in_child(lambda: _measure(build(**fields), shape, arguments.rounds), arguments.threads)
+        row = in_child(lambda: _measure(build(**fields), shape, arguments.rounds), arguments.threads)
+        for name, beams in (("greedy", 1), ("beams", arguments.num_beams)):
+            search = partial(_search, build, fields, shape, beams, arguments.rounds)
+            row |= {f"{name}_{key}": value for key, value in in_child(search, arguments.threads).items()}
+        return row
     return _in_parallel(lambda: build(**fields), shape, arguments.rounds, processes)
 
 
@@ -82,6 +90,23 @@ def _measure(model: nn.Module, shape: tuple[int, int, int], rounds: int, wrapper
         "gflops": training_flops(model, source, labels) / cpu_s / 1e9,
         "parameters": float(sum(parameter.numel() for parameter in model.parameters())),
     }
+
+
+def _search(
+    build: Build, fields: dict[str, Any], shape: tuple[int, int, int], beams: int, rounds: int
+) -> dict[str, float]:
+    """The median cost of a token that `model.search` writes; every row writes as many as the longest target has."""
+    model = build(**fields).eval()
+    rows, length, tokens = shape
+    source, _ = random_batch(rows, length, tokens, (model.config.source_vocab_size, model.config.vocab_size))
+    inputs = {"input_ids": source, "attention_mask": (source != model.config.pad_token_id).long()}
+    options = {"num_beams": beams, "max_new_tokens": tokens, "eos_token_id": None}
+    cpu = []
+    for _ in range(rounds + 1):  # the first warms up
+        started = time.process_time()
+        model.search(**inputs, **options)
+        cpu.append(time.process_time() - started)
+    return {"cpu_us_per_token": 1e6 * statistics.median(cpu[1:]) / (rows * tokens)}
 
 
 def _in_parallel(
@@ -121,8 +146,11 @@ def print_growth(report: list[dict[str, Any]]) -> None:
     from hf_rnn_seq2seq.evaluation.results import format_table
 
     rows = [["variant", "tokens/s", "CPU ms", "us/token", "GFLOP/s", "peak MB", "M params"]]
+    rows[0] += ["greedy: us/token", "peak MB", "beams: us/token", "peak MB"]
     for row in report:
         cells = [row["variant"], f"{row['tokens_per_s']:.0f}", f"{1e3 * row['cpu_s']:.1f}"]
         cells += [f"{row['cpu_us_per_token']:.1f}", f"{row['gflops']:.1f}", f"{row['peak_mb']:.0f}"]
-        rows.append([*cells, f"{row['parameters'] / 1e6:.1f}"])
+        cells += [f"{row['parameters'] / 1e6:.1f}"]
+        searched = ("greedy_cpu_us_per_token", "greedy_peak_mb", "beams_cpu_us_per_token", "beams_peak_mb")
+        rows.append([*cells, *(f"{row[name]:.0f}" if name in row else "" for name in searched)])
     print(format_table(rows))

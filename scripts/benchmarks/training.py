@@ -35,9 +35,9 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 BATCHES = {"A": (64, 14, 15), "B": (128, 30, 30)}  # rows, longest source, longest target
 GROWTH: dict[str, tuple[int, ...]] = {
-    "length": (10, 20, 40, 80),
+    "length": (10, 20, 40, 80, 200, 500),
     "vocab_size": (8_000, 32_000, 128_000),
-    "hidden_size": (128, 256, 512, 1024),
+    "hidden_size": (128, 256, 384, 512, 1024),
     "encoder_layers": (1, 2, 4),
     "decoder_layers": (1, 2, 4),
     "batch_size": (16, 64, 256),

@@ -57,6 +57,9 @@ def test_growth_measures_each_size_by_itself(tmp_path: Path) -> None:
     sizes = [rows[f"decoder_layers={layers}"]["parameters"] for layers in (1, 2, 4)]
     assert sizes[2] - sizes[1] == 2 * (sizes[1] - sizes[0]) > 0
     assert all(row["peak_mb"] > 50 and row["cpu_us_per_token"] > 0 for row in rows.values())
+    searched = [row for row in rows.values() if "greedy_cpu_us_per_token" in row]
+    assert len(searched) == 4, "not with two processes"
+    assert all(row["beams_cpu_us_per_token"] > row["greedy_cpu_us_per_token"] > 0 for row in searched)
     assert run("growth", "--only", "width").stderr.startswith("error: --only width: must be among length, vocab_size")
 
 

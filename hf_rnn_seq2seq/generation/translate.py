@@ -22,6 +22,7 @@ from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.generation.attention import hypothesis_attention
 from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, evaluation_mode, length_batches, until_end
 from hf_rnn_seq2seq.generation.encoding import Encoded, PictureSources, encoded_sources
+from hf_rnn_seq2seq.model.fused_step import Steps, weights_stay
 from hf_rnn_seq2seq.model.pretrained import why_not_finite
 
 FEW_ROWS = 4  # batches of so few rows are limited by Python, which runs one thread at a time
@@ -173,8 +174,11 @@ def _decode_batches(
     own_search = getattr(model, "search", None)
     search = search or own_search or model.generate
 
+    steps: Steps = {}
+
     def decode(batch: Sequence[int]) -> Any:
-        return search(**sources.inputs(model, batch), **generation)
+        with weights_stay(steps):
+            return search(**sources.inputs(model, batch), **generation)
 
     count = sum(map(len, batches))
     bar = tqdm(total=count, desc="translating", unit=" sentences", disable=None if progress else True, leave=False)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from hf_rnn_seq2seq.generation.translate import translate_ids
+from hf_rnn_seq2seq.model import fused_step
 from hf_rnn_seq2seq.model.attention import AdditiveAttention, GeneralAttention, MultiHeadAttention
 from hf_rnn_seq2seq.model.decoder import RnnDecoder
 from hf_rnn_seq2seq.model.fused_step import build_step, fingerprints
@@ -452,6 +454,25 @@ def test_a_fingerprint_depends_on_every_value(dtype: torch.dtype, size: int) -> 
     assert fingerprints([values.clone()]) == [before]
     if size > 1:
         assert fingerprints([values.roll(1)]) != [before]
+
+
+def test_weights_are_compared_once_for_all_batches_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of an ensemble, and with several threads; the next call sees what was written through `.data`."""
+    compared: list[int] = []
+    compare = fused_step.fingerprints
+    monkeypatch.setattr(fused_step, "fingerprints", lambda tensors: compared.append(1) or compare(tensors))
+    model, other = build("feeding"), build("feeding")
+    rows = [[3 + number % 8, 5, 6] for number in range(18)]
+
+    def translations(**options: Any) -> list[list[int]]:
+        compared.clear()
+        return translate_ids(model, rows, batch_size=6, ensemble=[other], max_new_tokens=3, progress=False, **options)
+
+    first = translations()
+    assert len(compared) == 2, "a number for each of two models"
+    assert translations(workers=2) == first and len(compared) == 2
+    model.get_output_embeddings().weight.data.neg_()
+    assert translations() != first
 
 
 def test_the_cached_step_is_used_again_after_a_hook_is_removed() -> None:

@@ -59,11 +59,13 @@ def _onnx(arguments: argparse.Namespace, model: "PreTrainedModel", tokenizer: "P
         from hf_rnn_seq2seq.export.onnx import export_onnx
         from hf_rnn_seq2seq.export.onnx_greedy import GREEDY, export_onnx_greedy, search
         from hf_rnn_seq2seq.export.onnx_runtime import OnnxTranslator
+        from hf_rnn_seq2seq.files import whole_folder
 
-        difference = (export_onnx_greedy if one_graph else export_onnx)(model, arguments.output_dir)
+        with whole_folder(arguments.output_dir) as folder:
+            difference = (export_onnx_greedy if one_graph else export_onnx)(model, folder)
+            tokenizer.save_pretrained(folder)
     except ImportError as error:
         raise ValueError(f"{error}; the extra `onnx` installs it: pip install 'hf_rnn_seq2seq[onnx]'") from None
-    tokenizer.save_pretrained(arguments.output_dir)
     _list_files(arguments.output_dir)
     print(f"largest difference of the logits from the model: {difference:.1e}")
     if arguments.text is not None:

@@ -144,7 +144,9 @@ def read_encoder(name: str, revision: str | None = None, levels: Sequence[int] |
     """
     fields, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
     fields = {key: value for key, value in fields.items() if key not in ("auto_map", "transformers_version")}
-    return fields if not levels or min(levels) < 0 else _without_layers_above(max(levels), fields)
+    # What is wrong with `levels` is said when the configuration is made.
+    counted = isinstance(levels, list | tuple) and all(isinstance(level, int) and level >= 0 for level in levels)
+    return _without_layers_above(max(levels), fields) if counted and levels else fields
 
 
 @torch.no_grad()

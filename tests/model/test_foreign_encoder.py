@@ -327,6 +327,9 @@ def test_layers_above_the_levels_are_left_out(kind: str, levels: list[int], laye
     found = model.model.encoder.foreign(IDS, MASK.bool())
     rows = MASK.bool()
     torch.testing.assert_close(found[rows], torch.cat([wanted[level] for level in levels], -1)[rows], rtol=0, atol=0)
+    for wrong in (0, ["a"], [9]):
+        with pytest.raises(ConfigError, match="encoder_levels="):
+            RnnSeq2SeqModel.from_encoder_pretrained(str(tmp_path), vocab_size=11, encoder_levels=wrong)
 
 
 def test_a_preset_takes_the_pretrained_encoder(tmp_path: Path) -> None:

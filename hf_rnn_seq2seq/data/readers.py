@@ -165,8 +165,8 @@ def split_paths(value: str, file_format: str | None = None) -> list[Path]:
     if file_format is None and len(paths) == 1 and kind_of(paths[0]) not in TABLE_KINDS:
         raise DataError(
             f"file {paths[0]}: kind {kind_of(paths[0]) or 'without suffix'!r} is not known; allowed: "
-            f"{', '.join(TABLE_KINDS)} (also .gz), two parallel text files separated by a comma, or a lexicon, if the "
-            "recipe that trains or trained the model names its file_format"
+            f"{', '.join(TABLE_KINDS)} (also .gz), two parallel text files separated by a comma, or a lexicon, whose "
+            "file_format the recipe names"
         )
     return paths
 

@@ -224,10 +224,10 @@ def build_step(model: nn.Module, weight_type: str = "float32") -> GeneralStep:
 
 @contextlib.contextmanager
 def weights_stay(steps: "Steps") -> Iterator[None]:
-    """Within it, and in this thread, no weight changes between the calls that are given the same `steps`.
+    """The caller promises that no weight changes between the searches of this thread with the same `steps`.
 
-    Then the weights are compared at the first of these calls alone. For one sentence a call, the comparison takes an
-    eighth (float32) to a third (int8) of the time.
+    So only the first of them compares the weights. For one sentence a search, that comparison takes a fifth (float32) to
+    a third (int8) of the time.
 
     Args:
         steps: empty at first; filled here, and of no use after the last call.
@@ -306,7 +306,7 @@ def _odd_numbers(device: torch.device) -> Tensor:
 # An odd number, so that a row of the table has another factor than a place of the rest.
 _MIXER = 0x5851F42D4C957F2D
 
-# What `weights_stay` was given in a thread: the steps by the id of their model and their weight type.
+# The steps that `weights_stay` holds for each thread, by the id of their model and their weight type.
 Steps = dict[tuple[int, str], GeneralStep]
 _CALLS = threading.local()
 

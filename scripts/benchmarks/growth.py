@@ -95,7 +95,7 @@ def _measure(model: nn.Module, shape: tuple[int, int, int], rounds: int, wrapper
 def _search(
     build: Build, fields: dict[str, Any], shape: tuple[int, int, int], beams: int, rounds: int
 ) -> dict[str, float]:
-    """The median cost of a token that `model.search` writes; every row writes as many as the longest target has."""
+    """CPU time of `model.search` for each token, the median of the rounds. No row ends before the longest target."""
     model = build(**fields).eval()
     rows, length, tokens = shape
     source, _ = random_batch(rows, length, tokens, (model.config.source_vocab_size, model.config.vocab_size))

@@ -133,9 +133,7 @@ def test_a_lexicon_is_a_corpus(tmp_path):
     packed.write_bytes(gzip.compress(b"read r eh d\n"))
     again = load(train_file=str(packed), file_format="kaldi")
     assert pairs_of(again.splits["train"]) == [("read", "r eh d")]
-    with pytest.raises(
-        DataError, match="a lexicon, if the recipe that trains or trained the model names its file_format"
-    ):
+    with pytest.raises(DataError, match="or a lexicon, whose file_format the recipe names"):
         load(train_file=path)
 
 

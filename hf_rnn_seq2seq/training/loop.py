@@ -221,8 +221,7 @@ class TrainingLoop:
                 # processes; the factor cancels this.
                 share = batch.target_tokens * accelerator.num_processes / target_tokens
                 self._train_on(batch, share)
-        limit = self.options.max_grad_norm or math.inf
-        self.gradient_norm = float(accelerator.clip_grad_norm_(state.model.parameters(), limit))
+        self.gradient_norm = self._clip_gradients(self.options.max_grad_norm or math.inf)
         finite = math.isfinite(self.gradient_norm)
         if finite or accelerator.scaler is not None:  # the scaler of fp16 skips by itself, and lowers its scale
             state.optimizer.step()
@@ -234,6 +233,16 @@ class TrainingLoop:
         p.target_tokens += target_tokens
         p.interval_source_tokens += source_tokens
         p.interval_target_tokens += target_tokens
+
+    def _clip_gradients(self, limit: float) -> float:
+        """Scales the gradients down to the norm `limit`; returns their norm before."""
+        self.accelerator.unscale_gradients()
+        parameters = [parameter for parameter in self.state.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        before = float(norm)
+        if before > limit:  # else torch's own function would multiply all of them by 1
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return before
 
     def _count_tokens(self, update: Update, micro_batches: list[MicroBatch]) -> tuple[int, int]:
         """Source and target tokens of an update over all processes."""

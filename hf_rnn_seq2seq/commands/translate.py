@@ -169,10 +169,11 @@ def make_request(arguments: argparse.Namespace, options: dict[str, Any], model: 
 
     from hf_rnn_seq2seq.data.lexicon import read_lexicon
     from hf_rnn_seq2seq.data.readers import read_lines
+    from hf_rnn_seq2seq.generation.translate import number_of_beams
     from hf_rnn_seq2seq.generation.translate_lines import Request
     from hf_rnn_seq2seq.generation.unknown_words import read_dictionary
 
-    beams = options.get("num_beams") or model.generation_config.num_beams or 1
+    beams = number_of_beams(model, options)
     if arguments.mass is not None and beams < 2:
         raise ValueError("--mass: one beam has one hypothesis; choose --num_beams of at least 2")
     dictionary, lexicon, known = arguments.replace_unknown, arguments.lexicon, {}

@@ -18,7 +18,7 @@ from hf_rnn_seq2seq.errors import ArgumentError, AttentionError
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, read_test_set
 from hf_rnn_seq2seq.generation.encoding import Encoded, encode_sources, source_problems
-from hf_rnn_seq2seq.generation.translate import Hypothesis, translate_n_best
+from hf_rnn_seq2seq.generation.translate import Hypothesis, number_of_beams, translate_n_best
 from hf_rnn_seq2seq.run_directory import load_checkpoint
 
 LONGEST_REPEAT = 4  # words; longer repeated phrases usually contain a shorter repeat
@@ -230,7 +230,7 @@ def analyze_systems(
         hypotheses = translate_with_attention(model, tokenizer, encoded, **options)
         name += " (again)" * [system.directory for system in systems].count(directory)
         reports = analyze(test_set.sources, test_set.references, hypotheses, tokenizer)
-        beams = options.get("num_beams") or model.generation_config.num_beams or 1
+        beams = number_of_beams(model, options)
         systems.append(AnalyzedSystem(name, directory, hypotheses, reports, tokenizer, beams, encoded))
     if test_set is None:
         raise ArgumentError("directories=[]: name at least one model")

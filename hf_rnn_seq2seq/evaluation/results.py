@@ -20,7 +20,7 @@ from hf_rnn_seq2seq.evaluation.error_analysis import AnalyzedSystem
 from hf_rnn_seq2seq.evaluation.scores import LOWER_IS_BETTER, ONE_REFERENCE, TITLES, score
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, default_metrics, read_test_set
 from hf_rnn_seq2seq.generation.encoding import PictureSources, encode_sources, source_problems
-from hf_rnn_seq2seq.generation.translate import translate, translate_n_best
+from hf_rnn_seq2seq.generation.translate import number_of_beams, translate, translate_n_best
 from hf_rnn_seq2seq.run_directory import (
     LEARNING_CURVE,
     LOG_FILE,
@@ -70,7 +70,7 @@ def translate_test_set(
     encoded = picture_sources(directory, test_set, model) or encode_sources(tokenizer, test_set.sources, limit)
     hypotheses = translate(model, tokenizer, encoded, **options)
     seconds = time.perf_counter() - start
-    beams = options.get("num_beams") or model.generation_config.num_beams or 1
+    beams = number_of_beams(model, options)
     return System(name, directory, test_set, hypotheses, beams, seconds, counts=encoded.counts())
 
 

@@ -123,7 +123,7 @@ def translate_n_best(
     Raises:
         ArgumentError: `n_best` exceeds the number of beams and the search does not sample, or a score is not finite.
     """
-    beams = generation.get("num_beams") or model.generation_config.num_beams or 1
+    beams = number_of_beams(model, generation)
     samples = generation.get("do_sample", model.generation_config.do_sample)
     if n_best < 1 or (n_best > beams and not samples):
         raise ArgumentError(f"n_best is {n_best}; allowed: 1 to the number of beams ({beams})")
@@ -153,6 +153,11 @@ def translate_n_best(
     return results
 
 
+def number_of_beams(model: PreTrainedModel, generation: Mapping[str, Any]) -> int:
+    """The beams of a search with these options."""
+    return generation.get("num_beams") or model.generation_config.num_beams or 1
+
+
 def _decode_batches(
     model: PreTrainedModel,
     sources: Encoded | PictureSources,
@@ -169,7 +174,7 @@ def _decode_batches(
 
     if workers < 1:
         raise ArgumentError(f"workers is {workers}; must be at least 1")
-    beams = generation.get("num_beams") or model.generation_config.num_beams or 1
+    beams = number_of_beams(model, generation)
     batches = length_batches(sources.lengths, batch_size, max_tokens, beams)
     own_search = getattr(model, "search", None)
     search = search or own_search or model.generate

@@ -19,7 +19,7 @@ from hf_rnn_seq2seq.files import content_hash
 from hf_rnn_seq2seq.generation.attention import word_pairs
 from hf_rnn_seq2seq.generation.encoding import Encoded, encode_sources
 from hf_rnn_seq2seq.generation.lines import NOT_CONTENT, DatasetReader, LineReader, LineWriter, windows
-from hf_rnn_seq2seq.generation.translate import Hypothesis, translate, translate_n_best
+from hf_rnn_seq2seq.generation.translate import Hypothesis, number_of_beams, translate, translate_n_best
 from hf_rnn_seq2seq.generation.unknown_words import replace_unknown
 from hf_rnn_seq2seq.run_directory import model_hash, tokenizer_hash
 
@@ -56,13 +56,15 @@ class Request:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Encoded
     ) -> list[list[Hypothesis]]:
         """The hypotheses of each source; they have a text only, unless more is requested."""
-        needs = self.n_best > 1 or self.scores or self.mass is not None or self.output_format in LEXICONS
+        by_probability = self.mass is not None or self.output_format in LEXICONS
         attention = self.alignments or self.replace_unknown
-        if not needs and not attention:
+        if not (self.n_best > 1 or self.scores or by_probability or attention):
             return [[Hypothesis(text)] for text in translate(model, tokenizer, encoded, **self.options)]
-        found = translate_n_best(model, tokenizer, encoded, n_best=self.n_best, attention=attention, **self.options)
-        if self.mass is not None or self.output_format in LEXICONS:  # beams are ordered by their scores
-            found = [sorted(row, key=lambda each: -(each.log_probability or 0.0)) for row in found]
+        # The search orders beams by their scores, which count their length: the most probable may be any of them.
+        asked = max(self.n_best, number_of_beams(model, self.options)) if by_probability else self.n_best
+        found = translate_n_best(model, tokenizer, encoded, n_best=asked, attention=attention, **self.options)
+        if by_probability:
+            found = [sorted(row, key=lambda each: -(each.log_probability or 0.0))[: self.n_best] for row in found]
         return found if self.mass is None else [list(self._probable(row)) for row in found]
 
     def _probable(self, hypotheses: Sequence[Hypothesis]) -> Iterator[Hypothesis]:

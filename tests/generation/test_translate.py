@@ -7,7 +7,9 @@ import torch
 
 from hf_rnn_seq2seq import errors
 from hf_rnn_seq2seq.generation.attention import stack_layer
+from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.generation.translate import MAX_WORKERS, Hypothesis, _map, translate, translate_n_best
+from hf_rnn_seq2seq.generation.translate_lines import Request
 from tests.helpers.checkpoints import SOURCES, tiny_rnn, tiny_tokenizer
 
 
@@ -179,6 +181,23 @@ def test_n_best_starts_with_the_translation_and_is_bounded(rnn) -> None:
     assert best == translate(model, tokenizer, SOURCES, num_beams=3, progress=False)
     with pytest.raises(errors.ArgumentError, match=r"n_best is 4; allowed: 1 to the number of beams \(3\)"):
         translate_n_best(model, tokenizer, SOURCES, n_best=4, num_beams=3)
+
+
+def test_a_lexicon_has_the_most_probable_of_all_beams(rnn) -> None:
+    """Beams are ordered by log-probabilities per token, which favor long outputs; a lexicon by probabilities."""
+    tokenizer = rnn[1]
+    model = tiny_rnn(tokenizer)
+    model.lm_head.bias.data[model.config.eos_token_id] += 3  # outputs end, after some words or more
+    options = {"num_beams": 4, "length_penalty": 1.0, "max_new_tokens": 8}
+    encoded = encode_sources(tokenizer, SOURCES)
+    every = translate_n_best(model, tokenizer, encoded, n_best=4, **options)
+    found = Request(options, n_best=2, output_format="cmudict").hypotheses(model, tokenizer, encoded)
+    changed = 0
+    for best, beams in zip(found, every, strict=True):
+        by_probability = sorted(beams, key=lambda beam: -(beam.log_probability or 0.0))
+        assert best == by_probability[:2]
+        changed += {beam.text for beam in best} != {beam.text for beam in beams[:2]}
+    assert changed, "no source tells the two orders apart"
 
 
 def test_a_model_without_attention_is_reported() -> None:

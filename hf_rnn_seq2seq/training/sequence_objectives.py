@@ -128,12 +128,12 @@ def draw(model: PreTrainedModel, source: Source, samples: int, max_new_tokens: i
         output = model(decoder_input_ids=words, cache=cache, use_cache=True, **source.inputs())
         cache, probabilities = output.cache, _exact(output.logits[:, -1]).softmax(-1)
         if position == 0:
-            words = torch.multinomial(probabilities, samples, replacement=True).view(-1, 1)
+            words = draw_words(probabilities, samples).view(-1, 1)
             rows = active // samples
             cache.reorder_cache(rows)
             source = source.rows(rows)
         else:
-            words = torch.multinomial(probabilities, 1)
+            words = draw_words(probabilities, 1)
         drawn[active, position] = words[:, 0]
         going = (~torch.isin(words[:, 0], ends)).nonzero()[:, 0]
         if not len(going):
@@ -145,6 +145,19 @@ def draw(model: PreTrainedModel, source: Source, samples: int, max_new_tokens: i
     # Autocast caches the weights it has cast; older versions of torch also those that were cast without a gradient.
     torch.clear_autocast_cache()
     return drawn.view(-1, samples, max_new_tokens)
+
+
+def draw_words(probabilities: Tensor, samples: int) -> Tensor:
+    """Independent draws from each row of `probabilities` (n, V), (n, samples): where uniform numbers fall in its sums.
+
+    `torch.multinomial` draws a number for each probability, which takes longer than the model's own step.
+    """
+    sums = probabilities.cumsum(-1)
+    whole = sums[:, -1:]
+    places = torch.rand(len(sums), samples, dtype=sums.dtype, device=sums.device) * whole
+    places = torch.minimum(places, torch.nextafter(whole, torch.zeros_like(whole)))  # a product may be rounded up
+    # The first word whose sum is above the place, so none of probability 0. Of sums that are NaN none is above it.
+    return torch.searchsorted(sums, places, right=True).clamp_(max=sums.shape[1] - 1)
 
 
 def log_probabilities(model: PreTrainedModel, source: Source, labels: Tensor, sentence: Tensor) -> Tensor:
@@ -163,8 +176,9 @@ def log_probabilities(model: PreTrainedModel, source: Source, labels: Tensor, se
         inputs = torch.cat([start, targets[:, :-1]], 1)
         inputs = inputs.masked_fill(inputs == IGNORED_LABEL, model.config.pad_token_id)
         logits = model(decoder_input_ids=inputs, use_cache=False, **source.rows(sentence[rows]).inputs()).logits
-        losses = F.cross_entropy(_exact(logits).transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none")
-        totals.append(-losses.sum(1))
+        flat = _exact(logits).flatten(0, 1)  # with the words in the last dimension, which is faster
+        losses = F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
+        totals.append(-losses.view_as(targets).sum(1))
     return torch.cat(totals)[order.argsort()]
 
 

@@ -19,6 +19,7 @@ from hf_rnn_seq2seq.training.sequence_objectives import (
     SequenceObjective,
     Source,
     draw,
+    draw_words,
     log_probabilities,
     minimum_risk,
     policy_gradient,
@@ -173,6 +174,20 @@ def test_draws_have_the_frequencies_of_the_model(kind: str, sharper: float) -> N
             deviation = math.sqrt(probability * (1 - probability) / samples)
             assert count / samples == pytest.approx(probability, abs=4 * deviation), target
         assert found.most_common(1)[0][1] > samples / 20
+
+
+def test_words_of_probability_zero_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    probabilities = torch.tensor([[0, 0.25, 0, 0.75, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0.1, 0]])
+    drawn = draw_words(probabilities, 4000)
+    assert drawn.shape == (3, 4000) and set(drawn[0].tolist()) == {1, 3}
+    assert (drawn[0] == 3).float().mean() == pytest.approx(0.75, abs=0.03)
+    assert set(drawn[1].tolist()) == {0} and set(drawn[2].tolist()) == {3}
+    ends = {0.0: [1, 0, 3], 1.0: [3, 0, 3], 1 - 2**-24: [3, 0, 3]}  # a product may be rounded up to the whole sum
+    for number, words in ends.items():
+        monkeypatch.setattr(torch, "rand", lambda *size, number=number, **kind: torch.full(size, number, **kind))
+        assert draw_words(probabilities, 1)[:, 0].tolist() == words
+    # A word all the same: the loss is not finite then, and the update is left out.
+    assert 0 <= int(draw_words(torch.full((1, 5), math.nan), 1)) < 5
 
 
 def test_each_candidate_occurs_once_with_its_count() -> None:

@@ -383,7 +383,7 @@ def test_shown_outputs_have_the_form_of_real_ones(results: dict[str, Result]) ->
         for document in DOCUMENTS
         for pair in re.findall(r"^```bash\n(.*)\n```\n\n```text\n(.*)\n", text(document), re.M)
     ]
-    assert len(pairs) == len([block for block in blocks("text") if not block.startswith("{")]) == 2
+    assert len(pairs) == len([block for block in blocks("text") if not block.startswith("{")]) == 1
     for command, shown in pairs:
         real = results[command].output.splitlines()[0]
         columns = re.compile(r"\t| {2,}")

@@ -90,11 +90,10 @@ def test_the_lock_names_no_cuda_package_and_no_address() -> None:
 def test_the_readme_shows_the_lock() -> None:
     versions = locked(PYTHONS[0]) | {"torch": torch_release()}
     floors = {canonicalize_name(line.name): str(line.specifier) for line in declared()}
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("| at least |")
-    table = [section[0].rstrip().splitlines()[-2], *section[2].splitlines()[:2]]
-    names, lowest_of, tested = ([cell.strip() for cell in line.strip("| ").split("|")] for line in table)
-    rows = list(zip(names, lowest_of, tested[1:], strict=True))
-    assert len(rows) >= 6 and tested[0] == "tested with"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = re.search(r"^\| \| (.*) \|\n.*\n\| at least \| (.*) \|\n\| tested with \| (.*) \|$", readme, re.M)
+    rows = list(zip(*(line.split(" | ") for line in table.groups()), strict=True))
+    assert len(rows) >= 6
     for name, lowest, version in rows:
         assert version == versions[canonicalize_name(name)], f"{name}: the README says {version}"
         assert f">={lowest}" in floors[canonicalize_name(name)].split(","), f"{name}: the README says {lowest}"

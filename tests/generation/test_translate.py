@@ -187,7 +187,7 @@ def test_a_lexicon_has_the_most_probable_of_all_beams(rnn) -> None:
     """Beams are ordered by log-probabilities per token, which favor long outputs; a lexicon by probabilities."""
     tokenizer = rnn[1]
     model = tiny_rnn(tokenizer)
-    model.lm_head.bias.data[model.config.eos_token_id] += 3  # outputs end, after some words or more
+    model.lm_head.bias.data[model.config.eos_token_id] += 3  # outputs end, at different lengths
     options = {"num_beams": 4, "length_penalty": 1.0, "max_new_tokens": 8}
     encoded = encode_sources(tokenizer, SOURCES)
     every = translate_n_best(model, tokenizer, encoded, n_best=4, **options)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.model.dropout import without_noise
 
 MAX_TOKENS = 16384  # positions of a padded batch, beams included
 
@@ -46,14 +47,9 @@ def model_inputs(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> dict[
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Runs the block without dropout and gradients; the model's mode is restored afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    """Runs the block without dropout and gradients; afterwards each part of the model has the mode that it had."""
+    with without_noise(model), torch.no_grad():
+        yield
 
 
 def until_end(ids: Sequence[int], eos_token_id: int | Collection[int] | None) -> list[int]:

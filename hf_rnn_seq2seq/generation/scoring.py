@@ -135,8 +135,9 @@ def _forced_rows(
             chosen = output.logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
             if bool(chosen.isnan().any()):
                 raise ArgumentError(why_not_finite([model]))
+            chosen = chosen.cpu().double()
             attention = None if layer is None else stack_layer(output.cross_attentions, layer).float().cpu()
             for row, index in enumerate(batch):
                 target, source = len(targets[index]), len(sources[index])
                 weights = None if attention is None else attention[row, :, :target, :source]
-                yield index, chosen[row, :target].double(), weights
+                yield index, chosen[row, :target], weights

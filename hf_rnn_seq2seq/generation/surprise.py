@@ -87,7 +87,7 @@ def token_nats(model: PreTrainedModel, tokens: np.ndarray, *, start: int, parts:
         cache, here = output.cache, torch.from_numpy(labels[:, at : at + PIECE]).to(device)
         scores = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32))
         found = F.cross_entropy(scores.transpose(1, 2), here, ignore_index=IGNORED_LABEL, reduction="none")
-        nats[:, at : at + PIECE] = found.double().cpu().numpy()
+        nats[:, at : at + PIECE] = found.cpu().double().numpy()
     return nats.reshape(-1)[: len(tokens)]
 
 
@@ -112,7 +112,7 @@ def dynamic_token_nats(model: PreTrainedModel, tokens: np.ndarray, *, start: int
         output = model(inputs_here[None], cache=cache, use_cache=True)
         scores = output.logits[0].to(torch.promote_types(output.logits.dtype, torch.float32))
         found = F.cross_entropy(scores, labels_here, reduction="none")
-        nats.append(found.detach().double().cpu().numpy())
+        nats.append(found.detach().cpu().double().numpy())
         gradients = torch.autograd.grad(found.mean(), parameters)
         cache = output.cache
         cache.state = cache.state.map(Tensor.detach)

@@ -54,7 +54,7 @@ def constrained_search(
         readout, weights, state = step(tokens, state, options.needs_weights)
         scores = step.scores(readout)
         largest, log_sum = step.normalizers(scores)
-        scores = (scores - largest).sub_(log_sum)
+        scores = (scores - largest).sub_(log_sum).cpu()  # its numbers are read one by one
         grown: list[_Hypothesis] = []
         for row, hypothesis in enumerate(running):
             grown += _grow(hypothesis._replace(row=row), scores[row], phrases, options)

@@ -3,11 +3,26 @@
 Axes: batch, time, width. In evaluation dropout is off, and zoneout uses its expected value.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 State = tuple[Tensor, ...]
+
+
+@contextlib.contextmanager
+def without_noise(module: nn.Module) -> Iterator[None]:
+    """Puts `module` in evaluation mode for the block; afterwards each part has the mode that it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def drop(states: Tensor, probability: float, training: bool, whole_sentence: bool) -> Tensor:

@@ -213,6 +213,7 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         mask = None
         if decoder_attention_mask is not None:
             mask = decoder_attention_mask[:, -embedded.shape[1] :].bool()
+            mask = None if bool(mask.all()) else mask  # a mask costs the fast paths
         before = cache.state
         trace = self.decoder(embedded, before, cache.memory, mask, cache.is_recording)
         cache.advance(trace.state, embedded.shape[1], trace.snapshots)

@@ -284,7 +284,8 @@ class SampledAttention(nn.Module):
     expectation as it is and lower the variance. The gradient of a sentence that reads the average passes through its weights.
 
     Outside training the most likely position is read, so that searches and scores do not depend on chance. The authors'
-    program draws there too. The baseline is in the checkpoint, so that a resumed run continues as it would have.
+    program draws there too. The baseline is in the checkpoint, so that a resumed run continues as it would have; each
+    of several processes follows its own rewards, and a checkpoint has the first one's.
     """
 
     def __init__(self, config: RnnSeq2SeqConfig) -> None:

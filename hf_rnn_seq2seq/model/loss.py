@@ -183,7 +183,7 @@ def _add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
 
     If the product cannot be added in the same operation, it is computed for a block of the vocabulary at a time.
     """
-    if total.dtype == left.dtype and not onednn_is_faster():
+    if total.dtype == left.dtype and (total.device.type != "cpu" or not onednn_is_faster()):
         total.addmm_(left.t(), right)
         return
     block = 8192

@@ -92,9 +92,12 @@ class RnnCausalModel(RnnCausalPreTrainedModel):
 
     @staticmethod
     def _needed(mask: Tensor | None, use_cache: bool) -> Tensor | None:
-        """The mask, bool (batch, time), where it changes something: a masked position costs the fast kernels."""
-        if mask is None or mask.device.type != "cpu":  # on a device the answer would have to be read back
-            return mask
+        """The mask, bool (batch, time), where it changes something: a masked position costs the fast kernels.
+
+        On a GPU the answer is read back, which takes far less time than a loop over the positions.
+        """
+        if mask is None:
+            return None
         # Padding at the end comes after everything that counts, unless the state is read.
         changes = mask[:, 1:] & ~mask[:, :-1] if not use_cache else ~mask
         return mask if bool(changes.any()) else None

@@ -365,7 +365,9 @@ class RnnForSequenceClassification(RnnPreTrainedModel):
             kind = "single_label_classification" if whole else "multi_label_classification"
             kind = "regression" if self.config.num_labels == 1 else kind
         if kind == "single_label_classification":
-            return F.cross_entropy(logits, labels.view(-1))
+            # Without any label that counts the mean would be 0 / 0.
+            labels = labels.view(-1)
+            return F.cross_entropy(logits, labels, reduction="sum") / (labels >= 0).sum().clamp(min=1)
         if kind == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         return F.mse_loss(logits.view(labels.shape), labels.to(logits.dtype))

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from .configuration_rnn_handwriting import RnnHandwritingConfig
 from .decoder import RnnDecoder
 from .decoder_state import Memory, RnnSeq2SeqCache
-from .dropout import drop
+from .dropout import drop, without_noise
 from .loss import IGNORED_LABEL
 from .mixture_density import Mixture, MixtureDensity
 from .pen_points import START, Place, Stroke, height, to_points, to_strokes
@@ -235,13 +235,9 @@ class RnnForHandwriting(RnnSeq2SeqPreTrainedModel):
         if max_points is None:
             longest = max((len(one) for one in texts if one is not None), default=0)
             max_points = POINTS_OF_A_CHARACTER * longest or POINTS_WITHOUT_TEXT
-        was_training = self.training
-        self.eval()
-        try:
+        with without_noise(self):
             pen = self._begin(texts, prime)
             written = self._write(pen, texts, bias, generator, max_points)
-        finally:
-            self.train(was_training)
         return written if several else written[0]
 
     def _check_writing(self, texts: Sequence[str | None], bias: float, max_points: int | None) -> None:
@@ -270,8 +266,9 @@ class RnnForHandwriting(RnnSeq2SeqPreTrainedModel):
                 raise ValueError("prime: give its strokes and the text that they write")
             unit = height(strokes)
             points, start = to_points(strokes, unit, self.config.point_tolerance), tuple(strokes[-1][-1])
-        inputs = torch.tensor(points, dtype=torch.float64, device=self.device)
+        inputs = torch.tensor(points, dtype=torch.float64)
         inputs[:, :2] /= self._deviation()
+        inputs = inputs.to(self.device, self.dtype)
         ids = None
         if self.config.reads_text:
             ids = self.characters([before + one for one in texts]).to(self.device)
@@ -346,7 +343,7 @@ class RnnForHandwriting(RnnSeq2SeqPreTrainedModel):
     ) -> Handwriting:
         """The writing of one row of the batch, of which `length` points belong to it."""
         own = points[row, :length]
-        scaled = own.double() * torch.cat([self._deviation(), self._deviation().new_ones(1)])
+        scaled = own.cpu().double() * torch.cat([self._deviation(), self._deviation().new_ones(1)])
         # The last place of a prime belongs to the prime; the starting point begins the first stroke.
         places = scaled[int(pen.primed) :].tolist()
         return Handwriting(
@@ -361,7 +358,8 @@ class RnnForHandwriting(RnnSeq2SeqPreTrainedModel):
         )
 
     def _deviation(self) -> Tensor:
-        return torch.tensor(self.config.offset_deviation, dtype=torch.float64, device=self.device)
+        # On the CPU: MPS has no float64.
+        return torch.tensor(self.config.offset_deviation, dtype=torch.float64)
 
 
 def _shift_right(labels: Tensor) -> Tensor:

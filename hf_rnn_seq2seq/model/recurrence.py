@@ -321,21 +321,25 @@ class RecurrentLayer(nn.Module):
 
     def _fused(self, inputs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         kernel, is_lstm = self.kernel, self.cell_type == "lstm"
-        start = tuple(tensor.unsqueeze(0) for tensor in state)
+        start = tuple(tensor.unsqueeze(0).contiguous() for tensor in state)  # as cuDNN demands
         begin = start if is_lstm else start[0]
         weight, recurrent = kernel.weight_ih_l0, self._drop_weight(kernel.weight_hh_l0)
         if is_lstm and lengths is not None:
             inputs, weight = self._marked(inputs, lengths)
-        if weight is kernel.weight_ih_l0 and recurrent is kernel.weight_hh_l0:
+        same_weights = weight is kernel.weight_ih_l0 and recurrent is kernel.weight_hh_l0
+        # In evaluation mode cuDNN keeps nothing for a backward pass. The modes compute the same: one layer has no dropout.
+        training = self.training or (inputs.is_cuda and torch.is_grad_enabled())
+        if same_weights and training == self.training:
             outputs, end = kernel(inputs, begin)
             end = end if is_lstm else (end,)
         else:
             weights = [weight, recurrent, kernel.bias_ih_l0, kernel.bias_hh_l0]
-            # cuDNN needs one chunk of memory.
-            chunk = torch.cat([part.flatten() for part in weights]).split([part.numel() for part in weights])
-            weights = [part.view_as(whole) for part, whole in zip(chunk, weights, strict=True)]
+            if not same_weights:
+                # cuDNN needs one chunk of memory.
+                chunk = torch.cat([part.flatten() for part in weights]).split([part.numel() for part in weights])
+                weights = [part.view_as(whole) for part, whole in zip(chunk, weights, strict=True)]
             run = getattr(torch, self.cell_type)
-            outputs, *end = run(inputs, begin, weights, True, 1, 0.0, self.training, False, True)
+            outputs, *end = run(inputs, begin, weights, True, 1, 0.0, training, False, True)
         end = tuple(tensor.squeeze(0) for tensor in end)
         if lengths is not None:
             end = (_at_end(outputs, lengths), *end[1:])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from .dropout import without_noise
 
 
 def truth_probability(config: RnnSeq2SeqConfig, step: int) -> float:
@@ -86,9 +87,7 @@ def mix_inputs(
     last = int(columns[-1])
     mixed = inputs.clone()
     base = model.model
-    flags = [(module, module.training) for module in base.decoder.modules()]
-    base.decoder.eval()
-    try:
+    with without_noise(base.decoder):
         cache = None
         for time in range(last):
             output = base(
@@ -103,11 +102,8 @@ def mix_inputs(
             logits = model.score_outputs(output)[:, 0]
             chosen = _choose(logits, model.config.scheduled_sampling_words)
             mixed[:, time + 1] = torch.where(replaced[:, time + 1], chosen, mixed[:, time + 1])
-    finally:
-        for module, training in flags:
-            module.training = training
-        # Autocast caches cast weights; older torch also those that were cast without a gradient.
-        torch.clear_autocast_cache()
+    # Autocast caches cast weights; older torch also those that were cast without a gradient.
+    torch.clear_autocast_cache()
     return mixed
 
 

@@ -305,7 +305,7 @@ def _run(step: GeneralStep, options: SearchOptions, inputs: Inputs, prompt: Tens
     limits = make_limits(options, step.vocab_size, len(prompt), prompt.device)
     check_phrases(options, step.vocab_size, len(prompt))
     parts = []
-    for rows, part in _split(inputs, options.rows_per_batch):
+    for rows, part in _split(inputs, len(prompt), options.rows_per_batch):
         if options.must_contain is None:
             result = _search_batch(step, step.read(**part), prompt[rows], options, limits.of(rows))
         else:
@@ -353,21 +353,20 @@ def _search_constrained(
     return _join(parts, options, len(prompt))
 
 
-def _split(inputs: Inputs, rows: int | None) -> list[tuple[Tensor | slice, Inputs]]:
-    """Parts of at most `rows` sentences of similar length, longest first, without columns that are all padding.
+def _split(inputs: Inputs, sentences: int, rows: int | None) -> list[tuple[Tensor | slice, Inputs]]:
+    """Parts of at most `rows` sentences; of `input_ids` with a mask, those of similar length go together, longest first.
 
-    Pictures keep their order.
+    Such parts have no columns that are all padding. Other inputs keep their order.
     """
     inputs = {name: value for name, value in inputs.items() if name != "decoder_input_ids" and value is not None}
-    if rows is not None and [*inputs] == ["pixel_values"]:
-        pixels = inputs["pixel_values"]
-        return [
-            (part, {"pixel_values": pixels[part]})
-            for part in torch.arange(len(pixels), device=pixels.device).split(rows)
-        ]
-    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-    if rows is None or ids is None or mask is None or len(inputs) > 2:
+    if rows is None:
         return [(slice(None), inputs)]
+    if inputs.keys() != {"input_ids", "attention_mask"}:
+        return [
+            (part, _map_inputs(inputs, lambda tensor, part=part: tensor[part.to(tensor.device)]))
+            for part in torch.arange(sentences).split(rows)
+        ]
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
     parts = []
     for part in mask.sum(1).argsort(descending=True, stable=True).split(rows):
         columns = mask[part].bool().any(0)

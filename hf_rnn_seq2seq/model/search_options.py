@@ -108,7 +108,7 @@ class SearchOptions:
             raise SearchError(f"rows_per_batch={self.rows_per_batch}: must be at least 1, or None")
         if self.must_contain is not None:
             for name in ("shortlist", "prefix", "coverage_penalty", "stop_at_top"):
-                if getattr(self, name) not in (None, 0.0):
+                if self._is_set(name):
                     raise SearchError(f"must_contain: cannot be combined with {name}")
 
     @classmethod
@@ -156,8 +156,13 @@ class SearchOptions:
 
     def changed(self) -> list[str]:
         """Names of the options that `generate()` does not have and that differ from their defaults."""
-        fields = type(self).__dataclass_fields__
-        return [name for name in OWN if getattr(self, name) is not fields[name].default]
+        return [name for name in OWN if self._is_set(name)]
+
+    def _is_set(self, name: str) -> bool:
+        value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+        if isinstance(value, str | int | float):
+            return value != default
+        return value is not default and len(value) > 0  # an empty list of models or words is none
 
     def for_prompt(self, tokens: int) -> "SearchOptions":
         """The options with the limit on produced tokens after a prompt of `tokens` tokens.

@@ -296,6 +296,8 @@ def random_state() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state().numpy().tobytes().hex()
     return state
 
 
@@ -308,6 +310,8 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(_bytes_tensor(state["torch"]))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(_bytes_tensor(state["cuda"]))
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(_bytes_tensor(state["mps"]))
 
 
 def _bytes_tensor(text: str) -> Tensor:

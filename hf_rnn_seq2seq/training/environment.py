@@ -27,6 +27,11 @@ def describe(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
+def usable_cores() -> int:
+    """The cores that this process may use, of which a scheduler may have left it a part."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """The peak memory so far, MiB: of the GPU, else the resident memory of this process."""
     if device.type == "cuda":

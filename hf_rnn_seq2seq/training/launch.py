@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel
 from hf_rnn_seq2seq.errors import ArgumentError, TrainingError, one_line
 from hf_rnn_seq2seq.run_directory import CHECKPOINTS, LOG_FILE, RECIPE, SUMMARY, WEIGHTS
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
+from hf_rnn_seq2seq.training.environment import usable_cores
 from hf_rnn_seq2seq.training.experiments import OF_ANOTHER_COMMAND
 from hf_rnn_seq2seq.training.log import usable_trackers
 
@@ -108,6 +110,11 @@ def check_savable(
         )
 
 
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """The type in which sums over many batches are kept: float64, which MPS does not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def use_all_cores(chosen: int | None = None) -> int:
     """Sets torch's threads and returns their number: `chosen`, else the cores divided by the local processes.
 
@@ -121,16 +128,18 @@ def use_all_cores(chosen: int | None = None) -> int:
     elif environment.isdigit() and (int(environment) > 1 or not launched):
         threads = int(environment)
     else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        threads = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     return threads
 
 
 def has_bfloat16() -> bool:
     """Whether the device that Accelerate uses has instructions for bfloat16 products."""
-    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1"):
+        if torch.cuda.is_available():
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        if torch.backends.mps.is_available():
+            return torch.backends.mps.is_macos_or_newer(14, 0)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
@@ -230,12 +239,21 @@ def summed(values: list[float], accelerator: Accelerator) -> list[float]:
 
 
 def _over_processes(values: list[float], accelerator: Accelerator, operation: Any) -> list[float]:
-    # Reduced on the CPU (gloo, also in addition to nccl), so that no process waits for its GPU.
+    # On the CPU, so that no process waits for its GPU.
     if accelerator.num_processes == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.float64)
-    torch.distributed.all_reduce(tensor, op=operation)
+    # Accelerate's group of several GPUs takes no tensor on the CPU; the group of a CPU run does.
+    takes_cpu = "cpu:" in torch.distributed.get_backend_config()
+    group = None if takes_cpu else _cpu_group(torch.distributed.group.WORLD)
+    torch.distributed.all_reduce(tensor, op=operation, group=group)
     return tensor.tolist()
+
+
+@functools.cache
+def _cpu_group(world: Any) -> Any:
+    """A group of all processes of `world` for tensors on the CPU; the first exchange makes it, in every process."""
+    return torch.distributed.new_group(backend="gloo")
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from hf_rnn_seq2seq.training.launch import (
     StopSignals,
     check_output_dir,
     check_savable,
+    exact_dtype,
     largest,
     report_lost_processes,
     summed,
@@ -112,9 +113,9 @@ class TrainingLoop:
         self.total_steps = self._count_steps()
         self.nonfinite = NonfiniteUpdates(state, self.loader, None, self.console.print)
         self.log = RunLog()
-        sums = {"dtype": torch.float32 if self.accelerator.device.type == "mps" else torch.float64}
-        self._loss_sum = torch.zeros((), **sums, device=self.accelerator.device)
-        self._figure_sums = torch.zeros(len(state.figures), 2, **sums, device=self.accelerator.device)
+        device = self.accelerator.device
+        self._loss_sum = torch.zeros((), dtype=exact_dtype(device), device=device)
+        self._figure_sums = torch.zeros(len(state.figures), 2, dtype=exact_dtype(device), device=device)
         self._signal = 0
 
     def _count_steps(self) -> float:
@@ -334,7 +335,9 @@ class TrainingLoop:
         a, state, p = self.options, self.state, self.state.progress
         assert self.validator is not None
         # Random numbers that a search draws must not change the training that follows.
-        with self._timed("evaluation_seconds"), torch.random.fork_rng(), state.evaluated_weights():
+        # The generator of this process's GPU alone: reading another's would take memory on that GPU.
+        devices = [torch.cuda.current_device()] if self.accelerator.device.type == "cuda" else []
+        with self._timed("evaluation_seconds"), torch.random.fork_rng(devices), state.evaluated_weights():
             metrics = self.validator.measure(state.unwrapped_step, state.model, self.accelerator)
             if a.best_metric not in metrics:
                 raise ArgumentError(f"metric_for_best_model={a.best_metric!r}: must be one of {', '.join(metrics)}")

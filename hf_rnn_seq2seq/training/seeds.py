@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.files import write_atomically
 from hf_rnn_seq2seq.run_directory import ENSEMBLE
 from hf_rnn_seq2seq.training.arguments import RunOptions
+from hf_rnn_seq2seq.training.environment import usable_cores
 from hf_rnn_seq2seq.training.experiments import Run, prepare, report, train
 
 
@@ -40,7 +40,7 @@ def train_seeds(options: RunOptions) -> bool:
     seeds = range(training.seed, training.seed + training.num_seeds)
     runs = [Run(f"seed {seed}", seed, recipe | {"seed": seed}, f"seed-{seed}") for seed in seeds]
     prepare(runs, folder, ())
-    workers = max(1, (os.cpu_count() or 1) // threads)
+    workers = max(1, usable_cores() // threads)
     with ThreadPoolExecutor(min(workers, len(runs))) as pool:
         try:
             finished = list(pool.map(lambda run: train(run, folder, ()), runs))

@@ -9,8 +9,7 @@ same distribution: no dropout, no label smoothing, no scheduled sampling.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +20,11 @@ from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
+from hf_rnn_seq2seq.model.dropout import without_noise
 from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
 from hf_rnn_seq2seq.model.search_options import longest_output
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
+from hf_rnn_seq2seq.training.launch import exact_dtype
 
 ROWS_AT_ONCE = 128  # rows of similar length, so that few positions are padding
 ML_WEIGHTS = {"mrt": 0.0, "reinforce": 0.017}  # GNMT's alpha, section 5
@@ -75,8 +76,8 @@ class Candidates:
         for text, starts in zip(texts, self.is_reference.tolist(), strict=True):
             reference = text if starts else reference
             scores.append(metric(text, reference))
-        kind = torch.float32 if self.labels.device.type == "mps" else torch.float64
-        return torch.tensor(scores, dtype=kind, device=self.labels.device)
+        device = self.labels.device
+        return torch.tensor(scores, dtype=exact_dtype(device), device=device)
 
 
 def _real(row: Sequence[int]) -> tuple[int, ...]:
@@ -252,7 +253,7 @@ class SequenceObjective(nn.Module):
         `reward` is the mean metric of the draws and `risk` the expected 1 - metric, both per sentence; `ml_loss` is the
         cross entropy of the reference per target token, in nats.
         """
-        with _evaluating(self.model), _differentiable(labels.device):
+        with without_noise(self.model):
             source = Source.read(self.model, input_ids, attention_mask)
             draws = draw(self.model, source, self.samples, self._longest(labels))
             candidates = Candidates.of(labels, draws)
@@ -300,21 +301,3 @@ def build_objective(arguments: TrainingOptions, model: PreTrainedModel, decode: 
         alpha=arguments.mrt_alpha,
         ml_weight=weight,
     )
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-def _differentiable(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """cuDNN has no backward pass of recurrent layers in evaluation mode; torch's own kernels are used instead."""
-    if device.type == "cuda":
-        return torch.backends.cudnn.flags(enabled=False)
-    return contextlib.nullcontext()

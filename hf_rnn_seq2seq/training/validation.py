@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from hf_rnn_seq2seq.data.batching import plan_batches
 from hf_rnn_seq2seq.data.loader import BatchLoader, column, label_count
 from hf_rnn_seq2seq.generation.batches import evaluation_mode
+from hf_rnn_seq2seq.training.launch import exact_dtype
 
 Translate = Callable[[PreTrainedModel, Sequence[str]], list[str]]
 """(model, sources) -> translations, in the order of the sources."""
@@ -70,12 +71,12 @@ class Validator:
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), **scores}
 
     def _loss(self, step_module: nn.Module, accelerator: Accelerator) -> float:
-        sums = torch.zeros(2, dtype=torch.float32 if accelerator.device.type == "mps" else torch.float64)
-        sums = sums.to(accelerator.device)
+        sums = torch.zeros(2, dtype=exact_dtype(accelerator.device), device=accelerator.device)
         for rows in self.batches[accelerator.process_index :: accelerator.num_processes]:
             inputs = self.loader.to_device(self.loader.read(rows))
             tokens = label_count(inputs)
-            loss, _ = step_module(**inputs)
+            with accelerator.autocast():
+                loss, _ = step_module(**inputs)
             sums += torch.stack((loss.to(sums.dtype) * tokens, tokens.to(sums.dtype)))
         total = accelerator.reduce(sums, reduction="sum").tolist()
         return total[0] / total[1] if total[1] else math.nan

@@ -43,7 +43,9 @@ def test_translate_restores_training_mode_and_uses_none_of_its_dropout(rnn) -> N
     model = tiny_rnn(tokenizer, dropout=0.9).train()
     first = translate(model, tokenizer, SOURCES, progress=False)
     assert model.training
+    model.get_encoder().eval()
     assert first == translate(model, tokenizer, SOURCES, progress=False)
+    assert model.training and not model.get_encoder().training
 
 
 @pytest.fixture

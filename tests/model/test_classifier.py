@@ -234,6 +234,17 @@ def test_saved_and_loaded_by_the_auto_classes(kind: str, tmp_path: Path) -> None
     torch.testing.assert_close(base(pad(texts)).pooler_output, model.model(pad(texts)).pooler_output)
 
 
+def test_texts_that_do_not_count_are_left_out_of_the_loss() -> None:
+    model = build()
+    ids = torch.tensor([[4, 5, 6], [7, 8, 3]])
+    labels = torch.tensor([1, -100])
+    expected = model(ids[:1], labels=labels[:1]).loss
+    torch.testing.assert_close(model(ids, labels=labels).loss, expected)
+    loss = model(ids, labels=torch.tensor([-100, -100])).loss
+    loss.backward()
+    assert loss.item() == 0
+
+
 def test_losses_of_other_problems() -> None:
     number, several = build(num_labels=1), build()
     with torch.no_grad():

@@ -164,6 +164,25 @@ def test_values_at_padding_have_no_effect() -> None:
     torch.testing.assert_close(*actual)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_the_kernel_reads_its_state_from_one_piece_of_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN refuses another ("rnn: hx is not contiguous"); the CPU's kernels take it."""
+    layer, inputs, state = build(kind)
+    wide = tuple(torch.stack([part, part], 1)[:, 0] for part in state)
+    assert not any(part.is_contiguous() for part in wide)
+    seen: list[Tensor] = []
+    name = KINDS[kind]["cell_type"]
+    kernel = getattr(torch.nn.modules.rnn._VF, name)
+
+    def watched(inputs: Tensor, hx: Any, *rest: Any) -> Any:
+        seen.extend([hx] if isinstance(hx, Tensor) else hx)
+        return kernel(inputs, hx, *rest)
+
+    monkeypatch.setattr(torch.nn.modules.rnn._VF, name, watched, raising=False)
+    layer(inputs, wide)
+    assert seen and all(part.is_contiguous() for part in seen)
+
+
 @pytest.mark.parametrize("grad", [True, False])
 def test_autocast_runs_the_lstm_kernel_on_every_processor(grad):
     # torch's own LSTM raises under bfloat16 autocast on a CPU without AVX512.

@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 from hf_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration, SearchError, SearchOutput
 from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.generation.shortlist import Shortlist
-from hf_rnn_seq2seq.model import search_step
+from hf_rnn_seq2seq.model import search, search_step
 from hf_rnn_seq2seq.model.fused_step import build_step
 from hf_rnn_seq2seq.model.search_options import OWN, SearchOptions
 from hf_rnn_seq2seq.run_directory import vocabulary_hash
@@ -96,6 +96,30 @@ def test_parts_of_similar_length_come_back_in_order(rows: int) -> None:
         assert whole.sequences.tolist() == parts.sequences.tolist()
         for name in ("sequences_scores", "lengths", "alignments"):
             torch.testing.assert_close(getattr(parts, name), getattr(whole, name), atol=1e-5, rtol=0)
+
+
+def test_parts_need_no_mask_and_no_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = trained(), torch.tensor([row[:4] for row in ROWS if len(row) >= 4])
+    whole = model.search(ids, **BEAMS)
+    sizes: list[int] = []
+    search_batch = search._search_batch
+
+    def counted(step: Any, source: Any, prompt: torch.Tensor, *rest: Any) -> Any:
+        sizes.append(len(prompt))
+        return search_batch(step, source, prompt, *rest)
+
+    monkeypatch.setattr(search, "_search_batch", counted)
+    vectors, states = model.get_input_embeddings()(ids), model.get_encoder()(ids)
+    for source in ({"input_ids": ids}, {"inputs_embeds": vectors}, {"encoder_outputs": states}):
+        sizes.clear()
+        assert model.search(**source, rows_per_batch=2, **BEAMS).tolist() == whole.tolist()
+        assert max(sizes) == 2 and sum(sizes) == len(ids)
+
+
+def test_a_default_in_another_object_is_not_set() -> None:
+    model = trained()
+    for options in ({"coverage_penalty": float("0"), "ensemble": []}, {"gnmt_alpha": None, "rows_per_batch": None}):
+        assert model.search(**inputs(ROWS[:2]), do_sample=True, top_k=1, max_new_tokens=3, **options).shape[0] == 2
 
 
 def test_beams_share_one_copy_of_the_source() -> None:
@@ -402,6 +426,10 @@ def test_sampling_and_training_mode_use_generate() -> None:
         ),
         ({"must_contain": [[[5] * 12], []]}, r"12 tokens and an end do not fit max_new_tokens=12"),
         ({"must_contain": [[[5]], []], "prefix": [[], []]}, r"must_contain: cannot be combined with prefix"),
+        (
+            {"must_contain": [[[5]], []], "shortlist": torch.arange(9)},
+            r"must_contain: cannot be combined with shortlist",
+        ),
         ({"must_contain": [[[5]], []], "stop_at_top": True}, r"must_contain: cannot be combined with stop_at_top"),
         ({"num_beam_groups": 2, "stop_at_top": True}, r"stop_at_top=True: cannot be combined with num_beam_groups=2"),
         ({"gnmt_alpha": 1.0, "do_sample": True}, r"gnmt_alpha: cannot be combined with do_sample=True"),

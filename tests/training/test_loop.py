@@ -6,6 +6,7 @@ import math
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,14 @@ from hf_rnn_seq2seq.data.batching import Collator
 from hf_rnn_seq2seq.data.loader import BatchLoader, UpdatePlan
 from hf_rnn_seq2seq.errors import ArgumentError, TrainingError
 from hf_rnn_seq2seq.training.dry_run import dry_run
-from hf_rnn_seq2seq.training.launch import build_accelerator, has_bfloat16, resolve_precision, use_all_cores
+from hf_rnn_seq2seq.training.launch import (
+    build_accelerator,
+    has_bfloat16,
+    largest,
+    resolve_precision,
+    summed,
+    use_all_cores,
+)
 from hf_rnn_seq2seq.training.validation import Validator
 from tests.helpers.training_checks import assert_same_weights, weights
 from tests.helpers.training_runs import SIZES, arguments, build_loop, build_model, corpus, log_lines
@@ -212,6 +220,19 @@ def test_threads(environment, chosen, expected, monkeypatch):
         assert use_all_cores(chosen) == (len(os.sched_getaffinity(0)) if expected == "all" else expected)
     finally:
         torch.set_num_threads(before)
+
+
+def test_processes_with_gpus_exchange_numbers_on_the_cpu():
+    """As under Accelerate on several GPUs, the default group takes no tensor on the CPU."""
+    torch.distributed.init_process_group("cuda:gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(RuntimeError, match="No backend type associated with device type cpu"):
+            torch.distributed.all_reduce(torch.zeros(1))
+        accelerator = SimpleNamespace(num_processes=2)
+        assert largest([1.5, -2.0], accelerator) == [1.5, -2.0]
+        assert summed([0.1], accelerator) == [0.1]
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_each_update_takes_its_own_rate_of_the_schedule(tmp_path):

@@ -88,6 +88,8 @@ def register() -> None:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoProcessor, AutoTokenizer
 
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     from hf_rnn_seq2seq.generation.pipeline import register as register_pipeline
     from hf_rnn_seq2seq.model.configuration_rnn_causal import RnnCausalConfig
     from hf_rnn_seq2seq.model.configuration_rnn_classifier import RnnClassifierConfig
@@ -114,6 +116,8 @@ def register() -> None:
     AutoConfig.register(RnnCausalConfig.model_type, RnnCausalConfig, exist_ok=True)
     AutoModel.register(RnnCausalConfig, RnnCausalModel, exist_ok=True)
     AutoModelForCausalLM.register(RnnCausalConfig, RnnForCausalLM, exist_ok=True)
+    # There Trainer finds the models whose labels its label smoothing has to move by one.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[RnnCausalConfig.model_type] = RnnForCausalLM.__name__
     AutoTokenizer.register(RnnCausalConfig, fast_tokenizer_class=RnnSeq2SeqJointTokenizer, exist_ok=True)
     AutoConfig.register(RnnHandwritingConfig.model_type, RnnHandwritingConfig, exist_ok=True)
     AutoModel.register(RnnHandwritingConfig, RnnForHandwriting, exist_ok=True)

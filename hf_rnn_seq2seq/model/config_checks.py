@@ -34,6 +34,8 @@ def plain_errors(cls: C) -> C:
     checked_setattr, checks = cls.__setattr__, cls.validate
 
     def __setattr__(self: object, name: str, value: object) -> None:
+        if isinstance(value, str):
+            value = ALIASES.get((name, value), value)
         try:
             checked_setattr(self, name, value)
         except StrictDataclassError:
@@ -68,6 +70,8 @@ def _allowed(annotation: object) -> str:
         return " or ".join(_allowed(part) for part in parts)
     return "None" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
+
+ALIASES = {("attention_type", "concat"): "additive"}
 
 # Names of the scores of this package, and the classes of a user's own, which `register_attention` adds.
 ATTENTION_NAMES = {
@@ -150,6 +154,13 @@ TOKENS += ("sentence_token_id",)
 
 class RecurrenceChecks:
     """The checks of every configuration: each method `validate_...` runs when one is made, and raises `ConfigError`."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, object], **kwargs: object) -> object:
+        """As in transformers, which does not check the fields that `kwargs` overrides."""
+        made = super().from_dict(config_dict, **kwargs)
+        (made[0] if isinstance(made, tuple) else made).validate()
+        return made
 
     def require(self, allowed: Mapping[str, object], reason: str) -> None:
         """Raises ConfigError, with the `reason`, for the first of these fields that has not the one allowed value."""

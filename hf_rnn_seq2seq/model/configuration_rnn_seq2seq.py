@@ -167,8 +167,6 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
 
     def __post_init__(self, **kwargs: object) -> None:
         self._refuse_unknown(kwargs)
-        if self.attention_type == "concat":
-            self.attention_type = "additive"
         if self.encoder is not None:
             end = self.eos_token_id[0] if isinstance(self.eos_token_id, list) else self.eos_token_id
             words = {"vocab_size": self.source_vocab_size or self.vocab_size, "pad_token_id": self.pad_token_id}

@@ -5,7 +5,7 @@ Axes: batch, source, target, heads, hidden; tensors are batch first unless a com
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -258,6 +258,18 @@ class RnnSeq2SeqCache(Cache):
         return self
 
 
+def last_columns(name: str, mask: Tensor, embedded: Tensor) -> Tensor:
+    """The columns of a mask (batch, >= time) that belong to `embedded` (batch, time, width), bool (batch, time).
+
+    Raises:
+        ValueError: the mask has too few columns or another number of rows.
+    """
+    batch, time = embedded.shape[:2]
+    if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] < time:
+        raise ValueError(f"{name} of shape {tuple(mask.shape)}: must be (batch, at least time) = ({batch}, {time})")
+    return mask[:, -time:].bool()
+
+
 def usable_cache(cache: RnnSeq2SeqCache | None, others: Mapping[str, object]) -> RnnSeq2SeqCache:
     """The cache that a model is given, or an empty one; `others` are the keywords that the model ignores.
 
@@ -281,6 +293,15 @@ class CachedGenerationMixin(GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         """The default cache is for keys and values of self-attention; ours is created below."""
         return False
+
+    def generate_batch(self, *args: object, **kwargs: object) -> NoReturn:
+        """Not supported: continuous batching pages keys and values, and this model's cache is one state.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        use = "search(rows_per_batch=...)" if hasattr(self, "search") else "generate() on batches"
+        raise NotImplementedError(f"generate_batch: needs a paged key-value cache; use {use}")
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, object], *args: object, **kwargs: object

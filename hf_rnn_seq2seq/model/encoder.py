@@ -177,6 +177,7 @@ class RnnEncoder(nn.Module):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         pixel_values: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: object,
     ) -> RnnEncoderOutput | tuple:
         """Reads a batch of sources.
@@ -189,10 +190,11 @@ class RnnEncoder(nn.Module):
             attention_mask: (batch, source), nonzero at real words. None: every word that is not the pad token. Pictures
                 have no padding: it is not read.
             output_hidden_states: also return word vectors and each layer's states.
+            token_type_ids: as tokenizers such as BERT's give them for one text; not read.
             return_dict: False for a plain tuple.
 
         Raises:
-            ValueError: not exactly one source given, an id outside the vocabulary, or shapes that do not fit.
+            ValueError: not exactly one source given, or shapes that do not fit.
         """
         self._check_source(input_ids, inputs_embeds, pixel_values)
         if pixel_values is not None:
@@ -356,10 +358,21 @@ class RnnPreTrainedModel(PreTrainedModel):
                 f"device_map={kwargs.get('device_map')!r}: leaves {offloaded[0]} (one of {len(offloaded)} weights) outside its "
                 "device's memory; a recurrent model is loaded whole, on one device or over several with room for it"
             )
-        foreign = getattr(getattr(model.base_model, "encoder", None), "foreign", None)
-        if foreign is not None:
-            foreign.choose_trained()
+        if model._foreign is not None:
+            model._foreign.choose_trained()
         return loaded
+
+    @property
+    def _foreign(self) -> ForeignEncoder | None:
+        return getattr(getattr(self.base_model, "encoder", None), "foreign", None)
+
+    def resize_token_embeddings(self, *args: object, **kwargs: object) -> nn.Embedding:
+        """As in transformers; the configuration of a foreign encoder gets the new size too."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if self._foreign is not None:
+            for config in (self.config.encoder, self._foreign.model.config):
+                config.vocab_size = embeddings.num_embeddings
+        return embeddings
 
     @classmethod
     def from_encoder_pretrained(

@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .copying import Copying
 from .decoder import RnnDecoder
-from .decoder_state import DecoderState, DecoderTrace, Memory, RnnSeq2SeqCache, usable_cache
+from .decoder_state import DecoderState, DecoderTrace, Memory, RnnSeq2SeqCache, last_columns, usable_cache
 from .dropout import State
 from .encoder import RnnEncoder, RnnEncoderOutput
 from .hard_attention import Alignment
@@ -212,7 +212,7 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         embedded = self.decoder.embed(words) if decoder_inputs_embeds is None else decoder_inputs_embeds
         mask = None
         if decoder_attention_mask is not None:
-            mask = decoder_attention_mask[:, -embedded.shape[1] :].bool()
+            mask = last_columns("decoder_attention_mask", decoder_attention_mask, embedded)
             mask = None if bool(mask.all()) else mask  # a mask costs the fast paths
         before = cache.state
         trace = self.decoder(embedded, before, cache.memory, mask, cache.is_recording)

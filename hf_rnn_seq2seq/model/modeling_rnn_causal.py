@@ -2,12 +2,13 @@
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from .configuration_rnn_causal import RnnCausalConfig
 from .decoder import RnnDecoder
-from .decoder_state import CachedGenerationMixin, DecoderState, Memory, RnnSeq2SeqCache, usable_cache
+from .decoder_state import CachedGenerationMixin, DecoderState, Memory, RnnSeq2SeqCache, last_columns, usable_cache
 from .dropout import drop
 from .encoder import RnnPreTrainedModel
 from .loss import IGNORED_LABEL, logits_loss, output_loss
@@ -74,11 +75,12 @@ class RnnCausalModel(RnnCausalPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give one of input_ids and inputs_embeds")
         embedded = self.decoder.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        read_on = use_cache or cache is not None
         cache = usable_cache(cache, kwargs)
         if not cache.is_initialized:
             cache.start(self.first_state(embedded), NO_SOURCE)
-        mask = None if attention_mask is None else attention_mask[:, -embedded.shape[1] :].bool()
-        trace = self.decoder(embedded, cache.state, cache.memory, self._needed(mask, use_cache), cache.is_recording)
+        mask = None if attention_mask is None else last_columns("attention_mask", attention_mask, embedded)
+        trace = self.decoder(embedded, cache.state, cache.memory, self._needed(mask, read_on), cache.is_recording)
         cache.advance(trace.state, embedded.shape[1], trace.snapshots)
         return BaseModelOutputWithPast(
             last_hidden_state=trace.readout,
@@ -91,15 +93,17 @@ class RnnCausalModel(RnnCausalPreTrainedModel):
         return self.decoder.start_state(tuple(layer.zero_state(like) for layer in self.decoder.layers), NO_SOURCE)
 
     @staticmethod
-    def _needed(mask: Tensor | None, use_cache: bool) -> Tensor | None:
+    def _needed(mask: Tensor | None, read_on: bool) -> Tensor | None:
         """The mask, bool (batch, time), where it changes something: a masked position costs the fast kernels.
+
+        `read_on`: the state after the last position is read.
 
         On a GPU the answer is read back, which takes far less time than a loop over the positions.
         """
         if mask is None:
             return None
         # Padding at the end comes after everything that counts, unless the state is read.
-        changes = mask[:, 1:] & ~mask[:, :-1] if not use_cache else ~mask
+        changes = mask[:, 1:] & ~mask[:, :-1] if not read_on else ~mask
         return mask if bool(changes.any()) else None
 
 
@@ -133,9 +137,8 @@ class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         skip_logits: bool = False,
-        shift_labels: Tensor | None = None,
         **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """As `RnnCausalModel.forward`, and scores the vocabulary.
@@ -143,10 +146,10 @@ class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
         Args:
             labels: (batch, time), the tokens that are read, -100 where one is not to be predicted; each is predicted by
                 the position before it, and the first by none.
-            shift_labels: (batch, time), in the place of `labels`: the token after each position.
             num_items_in_batch: the loss is the sum over label tokens divided by this; None: by their number in the batch.
-            logits_to_keep: score only the last positions, this many; 0 scores all.
+            logits_to_keep: score only the last positions, this many; 0 scores all. Or the positions, (kept,).
             skip_logits: with labels, return None for the logits; the loss then computes them in bounded memory.
+            kwargs: `shift_labels` (batch, time) in the place of `labels`: the token after each position.
 
         Returns:
             `loss` (with labels: cross entropy in nats per token, in training smoothed by `label_smoothing`), `logits`
@@ -156,6 +159,8 @@ class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
             ValueError: labels do not have the shape of the input.
         """
         config = self.config
+        # Not in the signature, where Trainer would take it for a column that every row has.
+        shift_labels = kwargs.pop("shift_labels", None)
         outputs = self.model(
             input_ids,
             attention_mask,
@@ -170,13 +175,27 @@ class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
         if shift_labels is None and labels is not None:
             shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
         logits = loss = None
+        every = isinstance(logits_to_keep, int) and logits_to_keep == 0
         if shift_labels is None or not skip_logits:
-            logits = self.lm_head(readout[:, -logits_to_keep:])
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(readout[:, kept])
         if shift_labels is not None:
-            loss = self._loss(readout, None if logits_to_keep else logits, shift_labels, num_items_in_batch)
+            loss = self._loss(readout, logits if every else None, shift_labels, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, cache=outputs.cache, hidden_states=outputs.hidden_states
         )
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: object
+    ) -> tuple[GenerationConfig, dict[str, object]]:
+        """As in transformers; the model's own `max_new_tokens` does not overrule a `max_length` of the call."""
+        given = GenerationConfig() if generation_config is None else generation_config
+        own = given.max_new_tokens in (None, self.generation_config.max_new_tokens)
+        longest = kwargs.get("max_length") or (given.max_length if given.max_new_tokens is None else None)
+        config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        if longest is not None and own and kwargs.get("max_new_tokens") is None:
+            config.max_new_tokens = None
+        return config, model_kwargs
 
     def prepare_inputs_for_generation(
         self,

@@ -247,7 +247,7 @@ class RnnClassifierModel(RnnPreTrainedModel):
             output_hidden_states: also return what the recurrent layers read, and the states of each.
 
         Raises:
-            ValueError: not exactly one source given, an id outside the vocabulary, or shapes that do not fit.
+            ValueError: not exactly one source given, or shapes that do not fit.
         """
         config = self.config
         hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states

@@ -11,12 +11,17 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationConfig, GenerationMixin
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.utils import ModelOutput
 
 from .beam_search import SearchResult, beam_search, greedy_search, group_search
@@ -73,6 +78,24 @@ class SearchOutput(ModelOutput):
     log_probabilities: Tensor | None = None
     lengths: Tensor | None = None
     alignments: Tensor | None = None
+
+
+class _AtString(StoppingCriteria):
+    """Ends a row at the token that completes one of the strings in its text."""
+
+    def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.strings, self.tokenizer = strings, tokenizer
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        rows = input_ids.tolist()
+        before, now = (
+            self.tokenizer.batch_decode(part, skip_special_tokens=True) for part in ([row[:-1] for row in rows], rows)
+        )
+        ends = [
+            any(string in text and string not in earlier for string in self.strings)
+            for earlier, text in zip(before, now, strict=True)
+        ]
+        return torch.tensor(ends, device=input_ids.device)
 
 
 class SearchMixin:
@@ -170,13 +193,21 @@ class SearchMixin:
                 "only; leave it at 1"
             )
 
-    def generate_batch(self, *args: object, **kwargs: object) -> NoReturn:
-        """Not supported: continuous batching pages keys and values, and this model's cache is one state.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("generate_batch: needs a paged key-value cache; use search(rows_per_batch=...)")
+    def _get_stopping_criteria(
+        self,
+        generation_config: GenerationConfig,
+        stopping_criteria: StoppingCriteriaList | None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> StoppingCriteriaList:
+        """As in transformers, which would look for stop strings in the source's vocabulary."""
+        strings = generation_config.stop_strings
+        if strings is None or not hasattr(tokenizer, "target_backend_tokenizer"):
+            return super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer)
+        without = copy.copy(generation_config)
+        without.stop_strings = None
+        criteria = super()._get_stopping_criteria(without, stopping_criteria, tokenizer)
+        criteria.append(_AtString([strings] if isinstance(strings, str) else strings, tokenizer))
+        return criteria
 
     @classmethod
     def from_pretrained(cls, *args: object, **kwargs: object) -> "SearchMixin":

@@ -146,7 +146,7 @@ class SearchOptions:
             num_beams=values["num_beams"] or 1,
             num_return_sequences=values["num_return_sequences"] or 1,
             early_stopping=values["early_stopping"],
-            length_penalty=values["length_penalty"],
+            length_penalty=1.0 if values["length_penalty"] is None else values["length_penalty"],
             num_beam_groups=values["num_beam_groups"] or 1,
             diversity_penalty=values["diversity_penalty"] or 0.0,
             return_dict_in_generate=bool(values["return_dict_in_generate"]),
@@ -274,7 +274,7 @@ def _not_followed(values: Options, arguments: Options) -> list[str]:
     ]
     if values["do_sample"]:
         missing.append("do_sample=True")
-    known = {*INPUTS, *OWN, *_DEFAULTS, "tokenizer", "trust_remote_code"}
+    known = {*INPUTS, *OWN, *_DEFAULTS, "tokenizer", "token_type_ids", "trust_remote_code"}
     for name, value in arguments.items():
         if name not in known and value is not None and value is not False and value != []:
             missing.append(name)

@@ -9,7 +9,7 @@ import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
 
@@ -119,6 +119,16 @@ class RnnSeq2SeqTokenizer(RnnSeq2SeqJointTokenizer):
         self._target_backend = target
         self._add_to(target, [token for token in self.all_special_tokens if target.token_to_id(token) is None])
         self._check_shared_tokens()
+
+    def train_new_from_iterator(self, *args: object, **kwargs: object) -> NoReturn:
+        """Not supported: it learns one vocabulary, and this tokenizer has two.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "train_new_from_iterator: learns one vocabulary; scripts/train_tokenizer.py learns those of both sides"
+        )
 
     def _check_shared_tokens(self) -> None:
         for token in [token for name in _SHARED_TOKENS if (token := getattr(self, name)) is not None]:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
 
 from hf_rnn_seq2seq import ConfigError, RnnCausalConfig, RnnCausalModel, RnnForCausalLM, RnnSeq2SeqCache
 from hf_rnn_seq2seq.model.presets import CAUSAL_PRESETS
@@ -205,11 +205,15 @@ def test_vectors_in_the_place_of_tokens(model: RnnForCausalLM) -> None:
         ({"input_ids": torch.ones(1, 2).long(), "past_key_values": 1}, "past_key_values: the argument is called cache"),
         ({"input_ids": torch.ones(1, 2).long(), "cache": {}}, "cache of type dict: must be an RnnSeq2SeqCache or None"),
         (
+            {"input_ids": torch.ones(1, 3).long(), "attention_mask": torch.ones(1, 2)},
+            r"attention_mask of shape \(1, 2\): must be \(batch, at least time\) = \(1, 3\)",
+        ),
+        (
             {"input_ids": torch.ones(1, 2).long(), "labels": torch.ones(1, 3).long()},
             r"labels of shape \(1, 3\): must be",
         ),
     ],
-    ids=["nothing", "both", "old name", "other class", "longer labels"],
+    ids=["nothing", "both", "old name", "other class", "short mask", "longer labels"],
 )
 def test_wrong_inputs_are_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -321,6 +325,41 @@ def test_generation_goes_on_from_a_state(model: RnnForCausalLM) -> None:
     if model.config.embedding_activation == "none":
         of_vectors = model.generate(inputs_embeds=vectors, max_new_tokens=5, do_sample=False)
         assert torch.equal(of_vectors, whole[:, 4:])
+
+
+def test_the_longest_text_of_a_call_counts() -> None:
+    """A `max_length` counts the prompt, and the model's own `max_new_tokens` does not overrule it."""
+    model, prompt = tiny_lm(), torch.tensor([[1, 6, 4, 3]])
+    for call, length in [
+        ({}, 204),
+        ({"max_length": 10}, 10),
+        ({"generation_config": GenerationConfig(max_length=9, eos_token_id=-1, pad_token_id=0)}, 9),
+        ({"max_length": 10, "max_new_tokens": 3}, 7),
+        ({"generation_config": GenerationConfig(max_new_tokens=2, eos_token_id=-1, pad_token_id=0)}, 6),
+    ]:
+        ends = {} if "generation_config" in call else {"eos_token_id": None}
+        assert model.generate(prompt, do_sample=False, **call, **ends).shape == (1, length)
+
+
+def test_a_cache_that_is_given_stops_at_the_last_real_token() -> None:
+    model = tiny_lm()
+    words, allowed = pad(RAGGED), mask(RAGGED)
+    expected = model(words, attention_mask=allowed, use_cache=True).cache.state.layers
+    cache = RnnSeq2SeqCache()
+    model(words, attention_mask=allowed, use_cache=False, cache=cache)
+    torch.testing.assert_close(cache.state.layers, expected)
+
+
+def test_chosen_positions_are_scored() -> None:
+    model, words = tiny_lm(), torch.tensor([[1, 6, 4, 3]])
+    whole = model(words).logits
+    torch.testing.assert_close(model(words, logits_to_keep=2).logits, whole[:, -2:])
+    torch.testing.assert_close(model(words, logits_to_keep=torch.tensor([0, 2])).logits, whole[:, [0, 2]])
+
+
+def test_continuous_batching_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="generate_batch: needs a paged key-value cache"):
+        tiny_lm().generate_batch([[1]])
 
 
 def test_text_from_nothing_begins_with_the_start_token() -> None:

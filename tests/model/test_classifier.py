@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel, ViTConfig
 
-from hf_rnn_seq2seq import ConfigError, RnnClassifierConfig, RnnForSequenceClassification
+from hf_rnn_seq2seq import ConfigError, RnnClassifierConfig, RnnClassifierModel, RnnForSequenceClassification
 from hf_rnn_seq2seq.model.modeling_rnn_classifier import hop_penalty
 from hf_rnn_seq2seq.model.presets import CLASSIFIER_PRESETS
 from tests.helpers import classifier_reference
@@ -232,6 +232,16 @@ def test_saved_and_loaded_by_the_auto_classes(kind: str, tmp_path: Path) -> None
     torch.testing.assert_close(loaded(pad(texts)).logits, model(pad(texts)).logits)
     base = AutoModel.from_pretrained(tmp_path)
     torch.testing.assert_close(base(pad(texts)).pooler_output, model.model(pad(texts)).pooler_output)
+
+
+@pytest.mark.parametrize("kind", [RnnForSequenceClassification, RnnClassifierModel])
+def test_a_classifiers_vocabulary_grows(kind: type, tmp_path: Path) -> None:
+    model = kind(RnnClassifierConfig(encoder=BertConfig(vocab_size=12, **SMALL_BERT))).eval()
+    model.resize_token_embeddings(15)
+    model.save_pretrained(tmp_path)
+    again = kind.from_pretrained(tmp_path)
+    ids = torch.tensor([[3, 14, 13]])
+    torch.testing.assert_close(again(ids)[0], model(ids)[0])
 
 
 def test_texts_that_do_not_count_are_left_out_of_the_loss() -> None:

@@ -425,6 +425,25 @@ def test_a_config_made_invalid_later_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dropout": 2.0}, r"dropout=2.0: must be in \[0, 1\)"),
+        ({"attention_order": "before_cell"}, "input_feeding=True: with attention_order='before_cell'"),
+        ({"scheduled_sampling": "linear"}, "scheduled_sampling_decay=None"),
+        ({"eos_token_id": 999}, "eos_token_id=999"),
+    ],
+)
+def test_fields_that_replace_those_of_a_checkpoint_are_checked(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    RnnSeq2SeqConfig(vocab_size=20).save_pretrained(tmp_path)
+    for load in (RnnSeq2SeqConfig.from_pretrained, AutoConfig.from_pretrained):
+        with pytest.raises(ConfigError, match=message):
+            load(tmp_path, **fields)
+        assert load(tmp_path, attention_type="concat", dropout=0.5).attention_type == "additive"
+
+
 def test_names_that_transformers_reads() -> None:
     config = RnnSeq2SeqConfig(encoder_layers=3)
     assert config.num_hidden_layers == 3

@@ -211,6 +211,16 @@ def test_gradients_reach_the_encoder(kind: str) -> None:
     assert any(part.training for part in model.model.encoder.foreign.modules())
 
 
+def test_what_its_tokenizer_says_beside_the_ids_is_not_read() -> None:
+    model, given = over("bert"), inputs("bert")
+    call = {"max_new_tokens": 4, "num_beams": 2}
+    expected = model.generate(**given, **call)
+    types = {"token_type_ids": torch.ones_like(given["input_ids"])}
+    assert torch.equal(model.generate(**given, **types, **call), expected)
+    assert torch.equal(model.search(**given, **types, **call), expected)
+    model.search(**given, **types, **call, prefix=[[5]] * len(expected))
+
+
 @pytest.mark.parametrize("kind", ["bert", "resnet"])
 def test_a_frozen_encoder_has_no_gradient_and_stays_in_evaluation(kind: str, tmp_path: Path) -> None:
     config = RnnSeq2SeqConfig.from_dict(over(kind).config.to_dict() | {"freeze_encoder": True})

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from hf_rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
+from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from tests.helpers.checkpoints import tiny_tokenizer
 from tests.helpers.models import END, SOURCES, START, tiny_model
 from tests.model.test_generation import KINDS, LENGTH, generator, next_word_scores, sources, words
@@ -207,6 +208,24 @@ def test_stop_strings_end_at_the_text(speaker: tuple[Any, Any], beams: int) -> N
         assert stop not in tokenizer.decode(words(row)[:-1])
     if beams == 1:
         assert torch.equal(found[0], whole[: place + 1])
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "word"])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_stop_strings_are_text_of_the_target(algorithm: str, beams: int) -> None:
+    texts = (["three days ago", "five years ago"] * 4, ["il y a trois jours", "il y a cinq ans"] * 4)
+    tokenizer = build_tokenizer(*texts, algorithm=algorithm, vocab_size=310, joint=False, min_frequency=1)
+    model = text_model(tokenizer.target_vocab_size, len(tokenizer), hidden_size=8)
+    said = tokenizer(text_target="il y a trois jours")["input_ids"]
+    found = model.generate(
+        **tokenizer(["three days ago"], return_tensors="pt"),
+        prefix_allowed_tokens_fn=lambda _, words: [said[min(len(words) - 1, len(said) - 1)]],
+        num_beams=beams,
+        max_new_tokens=30,
+        stop_strings=["trois", "quatre"],
+        tokenizer=tokenizer,
+    )
+    assert tokenizer.decode(found[0], skip_special_tokens=True) == "il y a trois"
 
 
 def test_text_is_streamed_while_it_is_generated(speaker: tuple[Any, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,6 +116,11 @@ def test_parts_need_no_mask_and_no_ids(monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(sizes) == 2 and sum(sizes) == len(ids)
 
 
+def test_a_length_penalty_of_none_is_the_default() -> None:
+    model, given = trained(), {**inputs(ROWS[:2]), "max_new_tokens": 3}
+    assert model.search(**given, length_penalty=None).tolist() == model.search(**given).tolist()
+
+
 def test_a_default_in_another_object_is_not_set() -> None:
     model = trained()
     for options in ({"coverage_penalty": float("0"), "ensemble": []}, {"gnmt_alpha": None, "rows_per_batch": None}):

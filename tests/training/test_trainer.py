@@ -1,4 +1,4 @@
-"""A classifier under transformers' own Trainer: it learns, and micro-batches change nothing."""
+"""Models under transformers' own Trainer: a classifier learns, micro-batches change nothing, a text is measured."""
 
 from pathlib import Path
 
@@ -12,8 +12,16 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.utils.generic import find_labels
 
-from hf_rnn_seq2seq import RnnClassifierConfig, RnnForSequenceClassification
+from hf_rnn_seq2seq import (
+    RnnCausalConfig,
+    RnnClassifierConfig,
+    RnnForCausalLM,
+    RnnForHandwriting,
+    RnnForSequenceClassification,
+    RnnSeq2SeqForConditionalGeneration,
+)
 from hf_rnn_seq2seq.data.labeled_texts import build_text_tokenizer, sentence_token_id
 
 TEXTS = ["good film\nfine end", "bad film\nend", "film\ngood", "film bad\nfine film"] * 8
@@ -57,3 +65,27 @@ def test_an_update_of_micro_batches_is_the_update(tmp_path: Path) -> None:
     for history in zip(whole.state.log_history[:1], parts.state.log_history[:1], strict=True):
         assert history[0]["loss"] == pytest.approx(history[1]["loss"], abs=1e-5)
         assert history[0]["grad_norm"] == pytest.approx(history[1]["grad_norm"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind", [RnnForCausalLM, RnnSeq2SeqForConditionalGeneration, RnnForSequenceClassification, RnnForHandwriting]
+)
+def test_it_asks_for_labels_and_nothing_else(kind: type) -> None:
+    assert find_labels(kind) == ["labels"]
+
+
+def test_it_measures_and_smooths_a_language_model(tmp_path: Path) -> None:
+    """Its smoothing scores the token after each position, as the configuration's does."""
+    fields = {"vocab_size": 20, "embedding_size": 8, "hidden_size": 8}
+    model = RnnForCausalLM(RnnCausalConfig(**fields))
+    rows = [{"input_ids": [4, 5, 6, 7], "labels": [4, 5, 6, 7]}] * 4
+    options = TrainingArguments(tmp_path, use_cpu=True, report_to="none", label_smoothing_factor=0.1)
+    trainer = Trainer(model, options, eval_dataset=rows, compute_metrics=lambda found: {"rows": len(found.predictions)})
+    measured = trainer.evaluate()
+    assert measured["eval_rows"] == 4
+    smoothed = RnnForCausalLM(RnnCausalConfig(**fields, label_smoothing=0.1)).train()
+    smoothed.load_state_dict(model.state_dict())
+    words = torch.tensor([[4, 5, 6, 7]])
+    expected = smoothed(words, labels=words).loss
+    torch.testing.assert_close(trainer.compute_loss(model, {"input_ids": words, "labels": words}), expected)
+    assert measured["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)

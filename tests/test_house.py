@@ -247,6 +247,15 @@ def test_the_rooms_are_empty_at_import() -> None:
             assert not isinstance(node, ast.If) or ast.unparse(node.test) == "TYPE_CHECKING", path
 
 
+def test_the_readme_of_a_room_lists_its_files() -> None:
+    missing = [
+        str(path.relative_to(ROOT))
+        for path in PACKAGE.glob("*/*.py")
+        if path.name != "__init__.py" and f"`{path.name}`" not in (path.parent / "README.md").read_text("utf-8")
+    ]
+    assert not missing
+
+
 def test_nothing_imports_scripts_or_tests() -> None:
     for path in [*sources(PACKAGE), *sources(ROOT / "scripts")]:
         assert not top_level(path) & {"scripts", "tests"}, path.name

@@ -215,7 +215,7 @@ class BatchLoader:
         return self.collate(self.dataset[list(rows)])
 
     def to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors on the model's device; copying to a GPU overlaps with its computation."""
+        """The tensors on the model's device; the program does not wait for the copy to a GPU."""
         if self.device.type == "cuda":
             inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}

@@ -24,7 +24,7 @@ CHECKPOINTS = "checkpoints"
 WEIGHTS = "model.safetensors"
 ATTENTION, LEARNING_CURVE = "attention.png", "learning_curve.png"
 ENSEMBLE = "ensemble.json"
-# The format of the rows of a run's files; another file is read in the same format.
+# The format of the rows of a run's files; another file is read in the same format (its columns: `columns_of_run`).
 ROW_FORMAT = ("task", "header", "feature_column", "file_format", "several_references", "image_folder", "captions_file")
 DATA_OPTIONS = (
     "dataset_name",
@@ -96,8 +96,7 @@ def load_as(
     if path.exists() or path.parent.is_dir() or str(name).count("/") != 1:
         if not path.is_dir():
             raise CheckpointError(f"{name}: no such directory; expected one that training or save_pretrained wrote")
-        if (path / ENSEMBLE).is_file():
-            raise CheckpointError(f"{name}: is an ensemble; name one of its models: {', '.join(members(name))}")
+        refuse_ensemble(name)
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{name}: has no config.json; expected a directory that training wrote")
         if (found := model_kind(path)) != kind:
@@ -201,6 +200,12 @@ def usable_device(name: str | None) -> str:
             f"device={name!r}: cannot be used ({reason}); this machine has {', '.join(found)}"
         ) from None
     return name
+
+
+def refuse_ensemble(name: str | os.PathLike[str]) -> None:
+    """Raises CheckpointError for a directory that `train.py --num_seeds` wrote, where one model is wanted."""
+    if (Path(name) / ENSEMBLE).is_file():
+        raise CheckpointError(f"{name}: is an ensemble; name one of its models: {', '.join(members(name))}")
 
 
 def members(name: str | os.PathLike[str]) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 
 from hf_rnn_seq2seq import errors, run_directory
 from tests.helpers.checkpoints import save_checkpoint, tiny_rnn, tiny_tokenizer
+from tests.helpers.script_runs import run
 
 
 def test_summary_is_merged_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +39,22 @@ def test_checkpoints_that_cannot_be_used_are_named_in_one_line(tmp_path: Path) -
     with pytest.raises(errors.CheckpointError, match="cannot be loaded") as caught:
         run_directory.load_checkpoint(directory)
     assert "\n" not in str(caught.value)
+
+
+def test_an_ensemble_names_its_models_where_one_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds" / "ensemble.json").write_text('{"members": ["seed1", "seed2"]}')
+    for script, *words in (
+        ("report.py", "--output_file", tmp_path / "page.html"),
+        ("error_analysis.py",),
+        ("push_to_hub.py", "user/name", "--dry_run"),
+        ("plot_learning_curve.py", "--output_file", tmp_path / "curve.png"),
+        ("classify.py", "text"),
+    ):
+        done = run(script, tmp_path / "seeds", *words)
+        folder = tmp_path / "seeds"
+        message = f"{folder}: is an ensemble; name one of its models: {folder}/seed1, {folder}/seed2"
+        assert (done.returncode, done.stderr.decode()) == (2, f"error: {message}\n"), script
 
 
 def test_data_options_of_a_run_flat_or_grouped(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.caption_files import caption_rows
 from hf_rnn_seq2seq.data.embedded import ALIGNED, EMBEDDED, TEXT, Loaded, generated
-from hf_rnn_seq2seq.data.readers import SPANS, Columns, Row, checked, listed, read_rows, split_paths
+from hf_rnn_seq2seq.data.readers import FIRST_ROWS, SPANS, Columns, Row, checked, listed, read_rows, split_paths
 from hf_rnn_seq2seq.data.token_columns import AnyDataset
 from hf_rnn_seq2seq.errors import DataError, is_out_of_memory, reading
 from hf_rnn_seq2seq.files import content_hash, digest
@@ -33,6 +34,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+COLUMN_OPTIONS = ("source_lang", "target_lang", "source_column", "target_column")
 EMPTY = ("empty_source", "empty_target")
 _UNCLOSED = "where that is not meant, a quote was opened and not closed"
 logger = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ def load_corpus(
     """
     if unknown := [split for split in splits if split not in SPLITS]:
         raise DataError(f"splits={unknown[0]!r}: must be among {', '.join(SPLITS)}")
-    named = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
+    named = _named_files(data)
     if (data.dataset_name is None) == (not any(named.values())):
         raise DataError("dataset_name=None: name a data set (cldr, a saved folder, a Hub name) or train_file")
     if data.alignment_file and (data.alignment_column or data.dataset_name or not data.train_file):
@@ -97,10 +99,7 @@ def load_corpus(
         found, facts = EMBEDDED[data.dataset_name](data, limits, splits, aligned_splits)
     elif data.dataset_name is None:
         chosen = {split: value for split, value in named.items() if value and split in splits}
-        files = {
-            split: [_picture_list(value)] if data.captions_file else split_paths(value, data.file_format)
-            for split, value in chosen.items()
-        }
+        files = {split: _paths(data, value) for split, value in chosen.items()}
         found, facts = _load_files(data, files, splits, aligned_splits)
     else:
         found, facts = _load_named(data, data.dataset_name, splits, aligned_splits)
@@ -114,6 +113,46 @@ def load_corpus(
         description[name] = None if data.streaming else {split: len(rows) for split, rows in each.items()}
     description["streaming"] = data.streaming
     return Corpus((IterableDatasetDict if data.streaming else DatasetDict)(kept), skipped, description, notes)
+
+
+def check_files(data: DataArguments, splits: Sequence[str] = SPLITS) -> None:
+    """Reads the first rows of the files of some splits, so that what is wrong with one is found before any training.
+
+    Raises:
+        DataError: a file is missing, empty or of another kind, or lacks a column; or its first rows are damaged.
+    """
+    for split, value in _named_files(data).items():
+        if value is None or split not in splits or data.dataset_name is not None:
+            continue
+        paths = _paths(data, value)
+        if data.captions_file is None:
+            for _ in islice(read_rows(paths, _columns(data, None), None, data.file_format), FIRST_ROWS):
+                pass
+
+
+def columns_of_run(options: Mapping[str, Any], recorded: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """The names of languages and columns of a run, for another file of one split; none if that has other columns.
+
+    Args:
+        options: name the file; if they name a language or a column, all that they leave out has its default.
+        recorded: the data options of the run.
+    """
+    found = {name: recorded[name] for name in COLUMN_OPTIONS if name in recorded}
+    if any(options.get(name) is not None for name in COLUMN_OPTIONS):
+        return {}
+    try:
+        check_files(DataArguments(**{**options, **found}), (split,))
+    except DataError:
+        return {}
+    return found
+
+
+def _named_files(data: DataArguments) -> dict[str, str | None]:
+    return {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
+
+
+def _paths(data: DataArguments, value: str) -> list[Path]:
+    return [_picture_list(value)] if data.captions_file else split_paths(value, data.file_format)
 
 
 def _column_options(data: DataArguments) -> list[str | None]:

@@ -31,7 +31,7 @@ GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 # Beginning of the `problem` of a row that is used although it spans several lines; the numbers of the lines follow.
 SPANS = "lines "
 # JSON objects within which each column must occur, so that a wrong name is found before the end of a large file.
-_PATIENCE = 10_000
+FIRST_ROWS = 10_000
 
 csv.field_size_limit(2**31 - 1)
 
@@ -236,7 +236,7 @@ def parse_pharaoh(line: str, where: str) -> list[tuple[int, int]]:
 
 
 # The first bytes of a file that is not text: what it is, and how to make it readable.
-_FOREIGN = {
+FOREIGN = {
     b"\x1f\x8b": ("a gzip archive", "name it with .gz at the end"),
     b"BZh": ("a bzip2 archive", "unpack it"),
     b"\xfd7zXZ\x00": ("an xz archive", "unpack it"),
@@ -249,7 +249,7 @@ _FOREIGN = {
 
 
 def _foreign(start: bytes) -> tuple[str, str] | None:
-    return next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), None)
+    return next((kind for magic, kind in FOREIGN.items() if start.startswith(magic)), None)
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -297,10 +297,15 @@ def read_lines(path: Path) -> Iterator[str]:
             raise DataError(f"file {path}: damaged gzip archive{after} ({one_line(error)}){mend}") from error
 
 
+def require_text(where: str, first: bytes) -> None:
+    """Raises DataError, which names `where`, if the first line shows that this is not text."""
+    if foreign := _foreign(first):
+        raise DataError(f"{where}, line 1, byte 0: not UTF-8: it is {foreign[0]}; {foreign[1]}")
+
+
 def _require_lines(path: Path, first: bytes) -> None:
     """Raises DataError if the first line shows that the file is not text or has no line feeds."""
-    if foreign := _foreign(first):
-        raise DataError(f"file {path}, line 1, byte 0: not UTF-8: it is {foreign[0]}; {foreign[1]}")
+    require_text(f"file {path}", first)
     inside = first.rstrip(b"\r\n").count(b"\r")
     if inside > 1 or (inside and not first.endswith(b"\n")):
         raise DataError(
@@ -384,12 +389,12 @@ def _json(path: Path, columns: Columns) -> Iterator[Row]:
         if not isinstance(record, dict):
             raise DataError(f"{place}: an object is expected, got {type(record).__name__}")
         sides = columns.sides(record)
-        if count <= _PATIENCE:
+        if count <= FIRST_ROWS:
             seen |= dict.fromkeys(
                 [*(record if sides is None else sides), *({columns.alignment, columns.feature} & record.keys())]
             )
             where = where if sides is None or sides is record else f"file {path}, column 'translation'"
-        if count == _PATIENCE:
+        if count == FIRST_ROWS:
             columns.require(list(seen), where)
         row = columns.pick(record)
         # A lone surrogate, which an escape of JSON can write, is not a character.

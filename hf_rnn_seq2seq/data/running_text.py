@@ -5,7 +5,7 @@ A text is not cut into rows: the model reads on and on, and what it read before 
 
 from __future__ import annotations
 
-import gzip
+import io
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
+from hf_rnn_seq2seq.data.readers import open_bytes, require_text
 from hf_rnn_seq2seq.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
 from hf_rnn_seq2seq.files import digest
@@ -80,8 +81,10 @@ def python_documentation() -> str:
 
 def read_text(path: str) -> str:
     """The content of a text file, which may be compressed; its line ends become newlines."""
-    with reading(path, DataError), (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
-        text = file.read()
+    with reading(path, DataError), open_bytes(Path(path)) as file:
+        content = file.read()
+        require_text(path, content[:16])
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
     if not text:
         raise DataError(f"{path}: is empty")
     return text

@@ -230,8 +230,19 @@ def points_of(
             "source_length": len(one.text) + 1,
             "target_length": count,
         }
+    if number < 0 and without and not only:
+        raise DataError(
+            f"file {path}: has no row but those by {without}, which are held out; name fewer of them in "
+            "validation_writers and test_writers"
+        )
     if number < 0:
         raise DataError(f"file {path}: has no row" + (f" by {only}" if only else ""))
+
+
+def check_file(path: str) -> None:
+    """Raises DataError unless a file of strokes begins with a row."""
+    if next(read_writings(Path(path)), None) is None:
+        raise DataError(f"file {path}: has no row")
 
 
 def read_writings(path: Path) -> Iterator[Writing]:

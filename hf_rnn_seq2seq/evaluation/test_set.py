@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.evaluation.scores import OF_WORDS, merged
-from hf_rnn_seq2seq.run_directory import ROW_FORMAT, data_options, recipe_options
+from hf_rnn_seq2seq.run_directory import ROW_FORMAT, data_options, recipe_options, refuse_ensemble
 
 if TYPE_CHECKING:
     from hf_rnn_seq2seq.data.corpus import Corpus
@@ -70,24 +70,35 @@ class TestSet:
 def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], split: str = "test") -> TestSet:
     """The pairs to translate: those of the `chosen` data options, else those of the run's own data.
 
-    A data set or file in `chosen` replaces the run's; other options alone override the run's one by one.
+    A data set or file in `chosen` replaces the run's; a file with the columns of the run needs no names of them. Other
+    options alone override the run's one by one.
 
     Raises:
         ArgumentError: no option names the data, the split does not exist, or it has no usable row.
+        CheckpointError: the directory holds several models.
         DataError: the data cannot be read.
     """
+    from hf_rnn_seq2seq.data.corpus import columns_of_run
+
     given = {key: value for key, value in chosen.items() if value is not None}
-    options = data_options(directory)
-    if "dataset_name" in given or "test_file" in given:
+    refuse_ensemble(directory)
+    recorded = data_options(directory)
+    options = {} if "dataset_name" in given else dict(recorded)
+    if "test_file" in given:
         # Without a header columns are places, which another file has too.
-        form = ROW_FORMAT if options.get("header", True) else (*ROW_FORMAT, "source_column", "target_column")
-        options = {name: options[name] for name in form if name in options and "test_file" in given}
+        form = ROW_FORMAT if recorded.get("header", True) else (*ROW_FORMAT, "source_column", "target_column")
+        options = {name: recorded[name] for name in form if name in recorded}
+        options |= columns_of_run(options | given, recorded, "test")
     options |= given
     if not any(key in options for key in ("dataset_name", "train_file", "test_file")):
         raise ArgumentError(
             f"{directory}: has no recipe.yaml that says what it was trained on; name the data, "
             "with --dataset_name or --test_file"
         )
+    if "dataset_name" not in options and f"{split}_file" not in options:
+        other = "validation" if split == "test" else "test"
+        more = f", or --split {other}" if f"{other}_file" in options else ""
+        raise ArgumentError(f"{split}_file=None: {directory} names no {split} file; give --test_file{more}")
     corpus = _load_split(options, split, required="alignment_column" in given)
     if split not in corpus.splits:
         raise ArgumentError(f"{directory}: the data has no {split} split; it has: {', '.join(corpus.splits) or 'none'}")

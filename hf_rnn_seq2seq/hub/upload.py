@@ -22,6 +22,7 @@ from hf_rnn_seq2seq.run_directory import (
     RECIPE,
     SUMMARY,
     WEIGHTS,
+    refuse_ensemble,
     writes_by_hand,
 )
 
@@ -95,13 +96,14 @@ def plan_upload(directory: str | os.PathLike[str], repo_id: str, *, license: str
 
     Raises:
         ArgumentError: the name is not `user/name`, or `license` is given and the directory has a card.
-        CheckpointError: the checkpoint is incomplete or damaged, or a file contains a secret.
+        CheckpointError: the checkpoint is incomplete, damaged or an ensemble, or a file contains a secret.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise ArgumentError(f"repo_id={repo_id!r}: must be user/name")
     root = Path(directory)
     if not root.is_dir():
         raise CheckpointError(f"{directory}: no such directory; name one that training or save_pretrained wrote")
+    refuse_ensemble(root)
     files: dict[str, bytes | Path] = {}
     kept_here, left_out = [], []
     for path in sorted(each for each in root.rglob("*") if each.is_file()):

@@ -59,12 +59,11 @@ def collect(
     summaries = {run.folder: read_summary(directory / run.folder) for run in finished}
     rows = table_rows({run.system: [summaries[r.folder] for r in finished if r.system == run.system] for run in runs})
     first = summaries[finished[0].folder]
-    data, recipe = first["data"], read_recipe(directory / finished[0].folder / RECIPE)
-    budget = {name: recipe[name] for name in BUDGET if recipe.get(name) not in (None, -1)}
+    data, budget = first["data"], shared_budget([read_recipe(directory / run.folder / RECIPE) for run in finished])
     facts = {
         "corpus": f"{data.get('name') or 'local files'}, {data.get('source_lang')} to {data.get('target_lang')}, "
         f"{data['rows']['train']:,} training pairs",
-        "budget of each run": ", ".join(f"{name} {value}" for name, value in budget.items()),
+        "budget of each run": ", ".join(f"{name} {value}" for name, value in budget.items()) or "not the same",
         "seeds": ", ".join(map(str, sorted({run.seed for run in runs}))),
         "test": f"{first['test_sentences']} sentences, beam {first['num_beams']}, {first['signature']}",
         **({"test lines": "; ".join(notes)} if (notes := results.notes(systems[0].test_set, systems)) else {}),
@@ -73,6 +72,13 @@ def collect(
         "command": f"`{command}`",
     }
     return rows, facts
+
+
+def shared_budget(recipes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The limits that all the recipes set alike."""
+    first, *others = [{name: recipe.get(name) for name in BUDGET} for recipe in recipes]
+    shared = {name for name in BUDGET if all(other[name] == first[name] for other in others)}
+    return {name: value for name, value in first.items() if name in shared and value not in (None, -1)}
 
 
 def table_rows(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from transformers import (
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.data.contiguous import ContiguousText
-from hf_rnn_seq2seq.data.corpus import Corpus, load_corpus
+from hf_rnn_seq2seq.data.corpus import Corpus, check_files, load_corpus
 from hf_rnn_seq2seq.data.frozen_states import FrozenStates
 from hf_rnn_seq2seq.data.loader import BatchLoader, Collate
 from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer, start_token_id
@@ -79,7 +79,11 @@ class TaskParts:
 
 
 def load_data(data: DataArguments, accelerator: Accelerator) -> Corpus:
-    """The training split and, if there is one, the validation split, which is held in memory even when streaming."""
+    """The training split and, if there is one, the validation split, which is held in memory even when streaming.
+
+    The test split is read after the training; its file is looked at before.
+    """
+    check_files(data, ("test",))
     # One process of each machine writes the cache, the others read it.
     with accelerator.local_main_process_first():
         corpus = load_corpus(data, splits=("train", "validation"))

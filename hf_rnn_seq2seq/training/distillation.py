@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_rnn_seq2seq.data.corpus import columns_of_run
 from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.generation.encoding import encode_sources
@@ -68,6 +69,8 @@ def distilled(
 def corpus_options(given: Mapping[str, Any], teacher: str, source_prefix: str = "") -> dict[str, Any]:
     """The options that load the training split: those of the `given` data options, else of the teacher's run.
 
+    A file with the columns of the teacher's run needs no names of them.
+
     Raises:
         ArgumentError: no corpus is given, and the teacher has no recipe; or it reads features, and the `source_prefix`
             gives none.
@@ -86,7 +89,9 @@ def corpus_options(given: Mapping[str, Any], teacher: str, source_prefix: str = 
                 f"{teacher}: has no recipe.yaml that says what it was trained on; give --dataset_name or --train_file"
             )
         return {name: value for name, value in recorded.items() if name in given} | form | chosen
-    return (form | chosen) if given["train_file"] else chosen
+    if not given["train_file"]:
+        return chosen
+    return form | columns_of_run(form | chosen, recorded, "train") | chosen
 
 
 def column_names(options: Mapping[str, Any], description: Mapping[str, Any]) -> tuple[str, str] | None:

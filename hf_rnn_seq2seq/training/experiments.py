@@ -114,13 +114,19 @@ def prepare(runs: Sequence[Run], directory: Path, common: Sequence[str]) -> None
 
 
 def dry_run(runs: Sequence[Run], common: Sequence[str]) -> str:
-    """Checks every run and describes its options, without writing anything that stays."""
+    """Checks every run and describes its options, without writing anything that stays.
+
+    Args:
+        common: pairs of `--name` and value that every run gets; they win over its own.
+    """
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
         for run in runs:
             recipe.write_text(yaml.safe_dump(run.options, allow_unicode=True), encoding="utf-8")
             _check_options(run, [str(recipe), *common])
-    return "\n".join(f"{run.folder}: {', '.join(f'{k}={v}' for k, v in run.options.items())}" for run in runs)
+    given = {name.removeprefix("--"): value for name, value in zip(common[::2], common[1::2], strict=True)}
+    options = {run.folder: {**run.options, **given} for run in runs}
+    return "\n".join(f"{folder}: {', '.join(f'{k}={v}' for k, v in own.items())}" for folder, own in options.items())
 
 
 def _recipe(run: Run, directory: Path) -> Path:
@@ -128,15 +134,18 @@ def _recipe(run: Run, directory: Path) -> Path:
 
 
 def _check_options(run: Run, words: Sequence[str]) -> None:
+    from hf_rnn_seq2seq.data.corpus import check_files
     from hf_rnn_seq2seq.training.components import model_config
 
     try:
         options = RunOptions.parse(words)
-        if options.data.task == "classification":
-            raise ArgumentError(
-                "task='classification': compare scores translations; evaluate takes several classifiers"
-            )
+        if (task := options.data.task) != "translation":
+            raise ArgumentError(f"task={task!r}: compare scores translations; evaluate takes several models of a task")
         model_config(options)
+        for name in ("train_file", "test_file"):
+            if options.data.dataset_name is None and getattr(options.data, name) is None:
+                raise ArgumentError(f"{name}=None: each system is trained and tested; give --{name}, or --dataset_name")
+        check_files(options.data)
     except ValueError as error:
         raise ArgumentError(f"system {run.system!r}: {one_line(error)}") from None
 

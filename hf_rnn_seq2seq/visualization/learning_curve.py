@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.run_directory import LOG_FILE
+from hf_rnn_seq2seq.run_directory import LOG_FILE, refuse_ensemble
 from hf_rnn_seq2seq.visualization.figure import (
     INK,
     QUIET,
@@ -46,8 +46,10 @@ def read_log(path: PathLike) -> Rows:
     """Rows of a `train_log.jsonl`, named by its path or its run directory, in the order of steps.
 
     A resumed run repeats steps: the values of a later row replace those of an earlier row with the same step. An
-    unfinished last line of an interrupted run is ignored. Raises ArgumentError for other content.
+    unfinished last line of an interrupted run is ignored. Raises ArgumentError for other content, and CheckpointError
+    for a directory of several runs.
     """
+    refuse_ensemble(path)
     file = Path(path) / LOG_FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise ArgumentError(f"{file}: no such log; expected a run directory or its {LOG_FILE}")

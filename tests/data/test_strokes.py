@@ -131,6 +131,11 @@ def test_what_is_known_of_the_training_split(tmp_path: Path) -> None:
             DataError,
             "words.jsonl: has no row by unknown",
         ),
+        (
+            {"train_file": "FILE", "test_writers": ["anna", "ben"]},
+            DataError,
+            "words.jsonl: has no row but those by anna,ben, which are held out; name fewer of them in validation_writ",
+        ),
         ({"train_file": "FILE", "max_target_length": 1}, DataError, "train: has no usable row; .* 2 to 1 points"),
     ],
 )

@@ -13,7 +13,7 @@ import yaml
 from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.presets import PRESETS
-from hf_rnn_seq2seq.training.comparison_table import markdown, table_rows
+from hf_rnn_seq2seq.training.comparison_table import markdown, shared_budget, table_rows
 from hf_rnn_seq2seq.training.experiments import files_hash, plan_runs, read_systems
 from tests.helpers import warm
 
@@ -127,6 +127,13 @@ def test_table_has_means_spreads_and_failures() -> None:
     assert len({line.count("|") for line in lines[:5]}) == 1
 
 
+def test_the_budget_is_what_all_runs_share() -> None:
+    one = {"max_steps": 100, "per_device_train_batch_size": 8, "max_train_seconds": None, "num_train_epochs": -1}
+    assert shared_budget([one]) == {"max_steps": 100, "per_device_train_batch_size": 8}
+    assert shared_budget([one, {**one, "max_steps": 200}]) == {"per_device_train_batch_size": 8}
+    assert shared_budget([one, {**one, "max_train_seconds": 60}]) == shared_budget([one])
+
+
 # ------------------------------------------------------------------------------------------------ the script
 
 
@@ -212,20 +219,35 @@ def test_files_that_options_name_are_known_by_their_content(tmp_path: Path) -> N
         (["--output_dir"], "output_dir: needs a value, text"),
         (["seminar", "--output_dir", "x", "--dropout", "3"], "dropout=3"),
         (["seminar", "--output_dir", "x", "--dropout", "3", "--dry-run"], "dropout=3"),
+        (["seminar", "--output_dir", "x"], "train_file=None: each system is trained and tested; give --train_file"),
+        (["seminar", "--output_dir", "x", "--train_file", "x.tsv"], "test_file=None: each system is trained and tes"),
+        (
+            ["seminar", "--output_dir", "x", "--train_file", "x.tsv", "--test_file", "y.tsv", "--dry_run"],
+            "y.tsv does not exist",
+        ),
+        (
+            ["seminar", "--output_dir", "x", "--train_file", "x.tsv", "--test_file", "x.tsv", "--source_lang", "de"],
+            "x.tsv: no column 'de'; it has 'source', 'target'",
+        ),
+        (["seminar", "--output_dir", "x", "--dataset_name", "pydoc", "--task", "text"], "task='text'"),
     ],
 )
 def test_bad_input_is_found_before_training(tmp_path: Path, words: list[str], message: str) -> None:
-    words = [str(tmp_path / word) if word == "x" else word for word in words]
+    (tmp_path / "x.tsv").write_text("source\ttarget\na\tb\n")
+    words = [str(tmp_path / word) if word in ("x", "x.tsv") else word for word in words]
     with pytest.raises(ArgumentError, match=re.escape(message)):
         runpy.run_path(str(SCRIPT))["main"](words)
 
 
 def test_a_dry_run_prints_the_runs_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["seminar", "--output_dir", str(tmp_path / "out"), "--seeds", "1,2", "--dry_run", *DATA.split()]
-    assert runpy.run_path(str(SCRIPT))["main"](words) == 0
+    out = tmp_path / "out"
+    words = [experiment(tmp_path, TOY), "--output_dir", str(out), "--seeds", "1,2", "--dry_run", *DATA.split()]
+    assert runpy.run_path(str(SCRIPT))["main"]([*words, "--hidden_size", "8"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and "preset=seminar, seed=1" in lines[0] and "preset=seminar, seed=2" in lines[1]
-    assert not list(tmp_path.iterdir())
+    assert [line.partition(":")[0] for line in lines[::2]] == ["plain-seed1", "broken-seed1", "with-attention-seed2"]
+    assert all("hidden_size=8," in line and "max_steps=4" in line for line in lines), "the common options win"
+    assert "preset=seminar, embedding_size=12" in lines[0] and "seed=1" in lines[0] and "seed=2" in lines[-1]
+    assert not out.exists()
 
 
 def test_bad_input_is_one_line() -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig
 from hf_rnn_seq2seq import RnnCausalConfig, RnnClassifierConfig
 from hf_rnn_seq2seq.data.arguments import TASKS
 from hf_rnn_seq2seq.data.corpus import load_corpus
-from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.training import handwriting
 from hf_rnn_seq2seq.training.arguments import RunOptions, model_fields
 from hf_rnn_seq2seq.training.components import model_config
@@ -338,6 +338,25 @@ def test_what_could_not_be_saved_is_refused_before_the_first_update(tmp_path, re
     assert refused("--num_beams", 1, "--length_penalty", 2, "--dry_run").startswith("length_penalty=2.0, num_beams=1")
     (tmp_path / "file").write_text("")
     assert "/file is a file; must be a directory" in refused("--output_dir", tmp_path / "file" / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_test_file_is_looked_at_before_the_training(tmp_path, recipe):
+    plan = yaml.safe_load(Path(recipe).read_text())
+    del plan["dataset_name"], plan["max_train_samples"]
+    (tmp_path / "train.tsv").write_text("en\tfr\n" + "a b\tc d\n" * 40)
+    (tmp_path / "other.tsv").write_text("fra\teng\na\tb\n")
+    (tmp_path / "other.jsonl").write_text('{"fra": "a", "eng": "b"}\n')
+    Path(recipe).write_text(yaml.safe_dump(plan | {"train_file": str(tmp_path / "train.tsv")}))
+    for name, message in (
+        ("nowhere.tsv", "nowhere.tsv does not exist"),
+        ("other.tsv", "other.tsv: no column 'en'; it has 'fra', 'eng' (choose with source_column and target_column)"),
+        ("other.jsonl", "other.jsonl: no column 'en'; it has 'fra', 'eng'"),
+    ):
+        for more in ((), ("--dry_run",)):
+            with pytest.raises(DataError) as caught:
+                train(recipe, "--test_file", tmp_path / name, "--output_dir", tmp_path / "run", *more)
+            assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 

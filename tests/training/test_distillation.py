@@ -185,6 +185,14 @@ def test_an_ensemble_has_one_vocabulary(teacher: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2 and b"eins drei: its vocabulary is not that of" in refused.stderr, refused.stderr
 
 
+def test_another_file_with_the_columns_of_the_teacher_needs_no_names(teacher: Path, tmp_path: Path) -> None:
+    given = dict.fromkeys(("dataset_name", "train_file", "source_lang", "target_lang", "source_column"))
+    for header, names in (("en\tfr", {"source_lang": "en", "target_lang": "fr"}), ("source\ttarget", {})):
+        (tmp_path / "more.tsv").write_text(f"{header}\nin an hour\tdans une heure\n")
+        file = {"train_file": str(tmp_path / "more.tsv")}
+        assert corpus_options(given | file, str(teacher)) == file | names
+
+
 def test_columns_are_called_what_the_options_call_them() -> None:
     assert column_names({"source_lang": "de", "target_lang": "en"}, {}) == ("de", "en")
     assert column_names({"source_column": "a", "target_column": "b", "source_lang": "de"}, {}) == ("a", "b")

@@ -211,11 +211,12 @@ def at_least(smallest: int, largest: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def finite(smallest: float | None = None, largest: float | None = None) -> Callable[[str], float]:
+def finite(
+    smallest: float | None = None, largest: float | None = None, *, above: float | None = None
+) -> Callable[[str], float]:
     """An argparse type: a number that is neither infinite nor none at all, nor outside the limits."""
-    limits = [
-        f" of {side} {limit:g}" for side, limit in (("at least", smallest), ("at most", largest)) if limit is not None
-    ]
+    sides = (("of at least", smallest), ("above", above), ("of at most", largest))
+    limits = [f" {side} {limit:g}" for side, limit in sides if limit is not None]
     allowed = "a finite number" + " and".join(limits)
 
     def parse(text: str) -> float:
@@ -223,8 +224,8 @@ def finite(smallest: float | None = None, largest: float | None = None) -> Calla
             value = float(text)
         except ValueError:
             value = math.nan
-        below, above = smallest is not None and value < smallest, largest is not None and value > largest
-        if not math.isfinite(value) or below or above:
+        too_low = (smallest is not None and value < smallest) or (above is not None and value <= above)
+        if not math.isfinite(value) or too_low or (largest is not None and value > largest):
             raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
         return value
 
@@ -238,7 +239,7 @@ def add_model_options(parser: Parser) -> None:
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: the checkpoint's)")
 
 
-_GENERATION: dict[str, tuple[Callable[[str], float], str]] = {
+GENERATION: dict[str, tuple[Callable[[str], float], str]] = {
     "num_beams": (at_least(1), "1 is greedy"),
     "max_new_tokens": (at_least(1), "longest translation in tokens"),
     "length_penalty": (finite(), "beam scores are divided by length to this power"),
@@ -249,7 +250,7 @@ _GENERATION: dict[str, tuple[Callable[[str], float], str]] = {
 def add_generation_options(parser: Parser) -> None:
     """What overrides the checkpoint's generation config; nothing given, nothing overridden."""
     group = parser.add_argument_group("generation (default: the checkpoint's generation config)")
-    for name, (kind, meaning) in _GENERATION.items():
+    for name, (kind, meaning) in GENERATION.items():
         group.add_argument(f"--{name}", type=kind, help=meaning)
 
 
@@ -286,7 +287,7 @@ def find_search(name: str | None, model: object) -> Callable[..., Any] | None:
 
 def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The generation options that were given."""
-    return {name: getattr(arguments, name) for name in _GENERATION if getattr(arguments, name) is not None}
+    return {name: getattr(arguments, name) for name in GENERATION if getattr(arguments, name) is not None}
 
 
 def add_data_options(parser: Parser, *, training: bool = False) -> None:

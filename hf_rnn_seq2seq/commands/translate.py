@@ -7,7 +7,8 @@ checkpoint's generation config.
   A line of more than --max_source_length tokens (default: the tokenizer's limit) is cut; a warning counts such lines.
   A line that is not UTF-8 is translated with U+FFFD in place of the bytes that cannot be read; a warning counts them.
   A damaged .gz file ends with an error after the lines before the damage; the error counts the lines written.
-  In JSON lines a row without the text field gives an empty line; a warning counts them.
+  In JSON lines a row without the text field gives an empty line; a warning counts them. A row may hold the field in
+  its `translation`, whose keys are languages (--source_lang).
   With --dataset_name NAME --split SPLIT each row of a data set is a line; a row without text gives an empty line.
 
 Columns are separated by tabs: translation, then the log-probability with --scores, then the word alignment with
@@ -52,8 +53,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--input_file", metavar="FILE", help="file in place of it: text or .jsonl, also .gz")
     parser.add_argument("--dataset_name", metavar="NAME", help="data set in place of lines, as in training")
     parser.add_argument("--dataset_config_name", help="its configuration; for cldr a pair of locales such as en-fr")
-    parser.add_argument("--split", default="test", help="of --dataset_name (default: test)")
-    parser.add_argument("--source_lang", help="key of the `translation` column of --dataset_name")
+    parser.add_argument("--split", help="of --dataset_name (default: test)")
+    parser.add_argument("--source_lang", help="key of `translation`, a column of --dataset_name or a field of .jsonl")
     parser.add_argument("--source_column", help="field of .jsonl input, column of --dataset_name (default: source)")
     parser.add_argument("--output_file", help="file in place of standard output; it appears when it is complete")
     parser.add_argument("--resume", action="store_true", help="continue the interrupted OUTPUT_FILE.part")
@@ -63,10 +64,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--n_best", type=command_line.at_least(1), help="hypotheses a line (default: 1)")
     parser.add_argument(
-        "--mass", type=command_line.finite(0, 1), metavar="P", help="hypotheses until their probabilities sum to P"
+        "--mass",
+        type=command_line.finite(above=0, largest=1),
+        metavar="P",
+        help="hypotheses until their probabilities sum to P",
     )
     parser.add_argument("--lexicon", metavar="FILE", help="pronunciations to print in place of the model's")
-    parser.add_argument("--lexicon_format", choices=LEXICONS, default="cmudict", help="(default: cmudict)")
+    parser.add_argument("--lexicon_format", choices=LEXICONS, help="of --lexicon (default: cmudict)")
     parser.add_argument("--scores", action="store_true", help="add the log-probability of each sentence")
     parser.add_argument("--alignments", action="store_true", help="add the word each word attends to most")
     command_line.add_search_option(parser)
@@ -75,8 +79,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     command_line.add_generation_options(parser)
     command_line.add_model_options(parser)
     arguments = parser.parse_args(argv)
-    if arguments.mass == 0:
-        parser.error("--mass 0.0: must be above 0; no hypothesis is needed for 0")
     several = arguments.mass is not None or (arguments.n_best or 1) > 1
     if arguments.search and (several or arguments.scores or arguments.alignments):
         parser.error("--search returns sequences alone; it does not go with --n_best, --scores or --alignments")
@@ -84,6 +86,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--search: does not go with --{chosen[0]}, an option of the model's own search")
     if sum(value is not None for value in (arguments.text, arguments.input_file, arguments.dataset_name)) > 1:
         parser.error("--text, --input_file and --dataset_name: give one of them")
+    if arguments.lexicon_format and not arguments.lexicon:
+        parser.error(f"--lexicon_format {arguments.lexicon_format}: needs --lexicon; leave it out")
     if (arguments.resume or arguments.overwrite) and not arguments.output_file:
         parser.error("--resume and --overwrite need --output_file")
     if arguments.output_format in LEXICONS and (arguments.scores or arguments.alignments):
@@ -148,15 +152,30 @@ def search_options(
 
 
 def open_reader(arguments: argparse.Namespace) -> "LineReader | DatasetReader":
-    """The lines to translate: of the data set, the file, --text, or standard input."""
+    """The lines to translate: of the data set, the file, --text, or standard input.
+
+    Raises:
+        ValueError: an option says where in a data set the texts are, and there is none.
+    """
     from hf_rnn_seq2seq.generation.lines import DatasetReader, LineReader
 
     if arguments.dataset_name is not None:
-        place = (arguments.dataset_config_name, arguments.split, arguments.source_column, arguments.source_lang)
-        return DatasetReader(arguments.dataset_name, *place)
+        place = (arguments.dataset_config_name, arguments.split or "test")
+        return DatasetReader(arguments.dataset_name, *place, arguments.source_column, arguments.source_lang)
     if arguments.text is not None:
         sys.stdin = io.TextIOWrapper(io.BytesIO(arguments.text.encode()))
-    return LineReader(arguments.input_file, arguments.source_column or "source")
+    reader = LineReader(arguments.input_file, arguments.source_column or arguments.source_lang or "source")
+    refuse_given(arguments, ("dataset_config_name", "split"), "needs --dataset_name; leave it out")
+    if not reader.is_json:
+        refuse_given(arguments, ("source_lang", "source_column"), "a line of text has no fields; leave it out")
+    return reader
+
+
+def refuse_given(arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raises ValueError for the first of the options that was given."""
+    for name in names:
+        if (value := getattr(arguments, name)) is not None:
+            raise ValueError(f"{name}={value!r}: {why}")
 
 
 def make_request(arguments: argparse.Namespace, options: dict[str, Any], model: "PreTrainedModel") -> "Request":
@@ -178,11 +197,11 @@ def make_request(arguments: argparse.Namespace, options: dict[str, Any], model: 
         raise ValueError("--mass: one beam has one hypothesis; choose --num_beams of at least 2")
     dictionary, lexicon, known = arguments.replace_unknown, arguments.lexicon, {}
     if lexicon:
-        known = read_lexicon(read_lines(Path(lexicon)), arguments.lexicon_format)
+        kind = arguments.lexicon_format or "cmudict"
+        known = read_lexicon(read_lines(Path(lexicon)), kind)
         if not known:
             raise ValueError(
-                f"lexicon={lexicon!r}: holds no pronunciation in the format {arguments.lexicon_format}; choose another "
-                "--lexicon_format"
+                f"lexicon={lexicon!r}: holds no pronunciation in the format {kind}; choose another --lexicon_format"
             )
     limits = {"batch_size": arguments.batch_size, "max_tokens": arguments.max_tokens}
     return Request(

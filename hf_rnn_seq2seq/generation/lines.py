@@ -1,6 +1,5 @@
 """Reads source lines and writes output lines: the same number, in order; output files can be resumed."""
 
-import gzip
 import json
 import os
 import re
@@ -10,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from hf_rnn_seq2seq.data.readers import GZIP_ERRORS
+from hf_rnn_seq2seq.data.readers import GZIP_ERRORS, kind_of, open_bytes, require_text
 from hf_rnn_seq2seq.errors import HALF_CHARACTERS, DataError, InUseError
 from hf_rnn_seq2seq.files import FileLock, content_hash, write_atomically
 
@@ -45,6 +44,8 @@ class _Damage:
 class LineReader(_Damage):
     """Texts of standard input or of a file: plain, JSON lines (`.jsonl`), and either gzipped (`.gz`).
 
+    The text of a JSON row is its field `column`, or where it has none that of its `translation`.
+
     A line ends at a line feed only (a carriage return before it is removed), so that no character inside a sentence
     changes the count. Bytes that are not UTF-8 are read as U+FFFD, and so are half characters (lone surrogates) in a
     JSON row; a row without text is read as an empty line. `damaged_count` counts these lines. With
@@ -56,10 +57,9 @@ class LineReader(_Damage):
         self.path, self.column = path, column
         if path is not None and not Path(path).is_file():
             raise DataError(f"input {path!r}: no such file")
-        self.name = Path(path).name.removesuffix(".gz") if path else ""
-        self.is_json = self.name.endswith(".jsonl")
-        tables = (".parquet", ".csv", ".json", ".arrow") + (() if pairs else (".tsv",))
-        if path and not self.is_json and Path(self.name).suffix in tables:
+        kind = kind_of(Path(path)) if path else ""
+        self.is_json = kind == ".jsonl"
+        if kind in (".parquet", ".csv", ".json", ".arrow") or (kind == ".tsv" and not pairs):
             raise DataError(f"input {path!r}: tables are not read; allowed: plain text or .jsonl, also .gz")
 
     def _open(self) -> BinaryIO:
@@ -67,7 +67,7 @@ class LineReader(_Damage):
             if sys.stdin is None:
                 raise DataError("standard input is closed; name a file, or let something be read")
             return sys.stdin.buffer
-        return gzip.open(self.path, "rb") if self.path.endswith(".gz") else open(self.path, "rb")  # type: ignore[return-value]
+        return open_bytes(Path(self.path))  # type: ignore[return-value]
 
     def count(self) -> int | None:
         """The number of lines of a file; None for standard input and for a damaged archive."""
@@ -92,6 +92,8 @@ class LineReader(_Damage):
         try:
             with self._open() as file:
                 for number, line in enumerate(file, start=1):
+                    if number == 1:
+                        require_text("standard input" if self.path is None else f"input {self.path!r}", line)
                     yield self._text(line.removesuffix(b"\n").removesuffix(b"\r"), number)
         except GZIP_ERRORS as error:
             raise DataError(
@@ -113,6 +115,8 @@ class LineReader(_Damage):
             row = json.loads(text)
         except (ValueError, RecursionError):
             row = None
+        if isinstance(row, Mapping) and self.column not in row and isinstance(row.get("translation"), Mapping):
+            row = row["translation"]
         value = row.get(self.column) if isinstance(row, Mapping) else row
         if isinstance(value, str):
             if HALF_CHARACTERS.search(value):

@@ -4,9 +4,10 @@ import gzip
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from hf_rnn_seq2seq.data.readers import FOREIGN
 from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.generation.lines import LineReader, LineWriter
 
@@ -15,6 +16,7 @@ from hf_rnn_seq2seq.generation.lines import LineReader, LineWriter
 @given(data=st.lists(st.binary(max_size=8), max_size=6))
 def test_any_bytes_keep_the_line_count(data: list[bytes], tmp_path: Path) -> None:
     content = b"\n".join(data)
+    assume(not content.startswith(tuple(FOREIGN)))  # which are refused
     (tmp_path / "in.txt").write_bytes(content)
     reader = LineReader(str(tmp_path / "in.txt"))
     lines = list(reader)
@@ -40,3 +42,33 @@ def test_streams_refuse_in_one_line(tmp_path: Path) -> None:
         list(LineReader(str(tmp_path / "a.txt.gz")))
     with pytest.raises(DataError, match=r"folder .*/no' does not exist"):
         LineWriter(str(tmp_path / "no" / "out"))
+
+
+def test_an_archive_is_known_by_its_suffix_in_any_case(tmp_path: Path) -> None:
+    for name, text in (("IN.TXT.GZ", b"a\nb\n"), ("In.Jsonl.gZ", b'{"source": "a"}\n{"source": "b"}\n')):
+        (tmp_path / name).write_bytes(gzip.compress(text))
+        reader = LineReader(str(tmp_path / name))
+        assert list(reader) == ["a", "b"] and reader.count() == 2 and not reader.warnings()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a\nb\n".encode("utf-16"), "it is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`"),
+        (gzip.compress(b"a\n"), "it is a gzip archive; name it with .gz at the end"),
+        (b"PAR1", "it is a Parquet file"),
+    ],
+    ids=["UTF-16", "gzip", "Parquet"],
+)
+def test_what_is_no_text_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_bytes(content)
+    with pytest.raises(DataError, match=rf"input '.*/in.txt', line 1, byte 0: not UTF-8: {message}"):
+        list(LineReader(str(tmp_path / "in.txt")))
+
+
+def test_the_translation_of_a_json_row_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(
+        '{"translation": {"en": "a", "fr": "b"}}\n{"en": "c", "translation": {"en": "d"}}\n{"translation": null}\n'
+    )
+    reader = LineReader(str(tmp_path / "in.jsonl"), "en")
+    assert list(reader) == ["a", "c", ""] and reader.damaged == [3]

@@ -120,7 +120,7 @@ def test_the_lexicon_is_asked_first_and_the_model_second(g2p: Path, tmp_path: Pa
 def test_a_lexicon_that_cannot_be_meant_is_refused(g2p: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.lex").write_text(";;; nothing\n")
     for words, message in (
-        (("--mass", 0), b"--mass 0.0: must be above 0"),
+        (("--mass", 0), b"--mass: '0' is not a finite number above 0"),
         (("--lexicon", tmp_path / "empty.lex"), b"holds no pronunciation in the format cmudict; choose another"),
         (("--output_format", "cmudict", "--scores"), b"--output_format cmudict: has no place for --scores"),
         (("--n_best", 9, "--num_beams", 3, "--output_file", tmp_path / "out.txt"), b"n_best"),

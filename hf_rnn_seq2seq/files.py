@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hf_rnn_seq2seq.errors import InUseError
+from hf_rnn_seq2seq.errors import ArgumentError, InUseError
 
 LOCK = ".lock"
 
@@ -43,9 +43,37 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # with the name that the user knows
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_output_file(path: str | os.PathLike[str], option: str) -> None:
+    """Raises ArgumentError unless a file can be written there: before the work, since after it much would be lost.
+
+    Args:
+        path: of the file.
+        option: that named it.
+    """
+    named, folder = f"{option}={str(path)!r}", Path(path).parent
+    if Path(path).is_dir():
+        raise ArgumentError(f"{named}: is a folder; name a file")
+    if not folder.is_dir():
+        raise ArgumentError(f"{named}: its folder does not exist; make it, or name another one")
+    if not os.access(folder, os.W_OK):
+        raise ArgumentError(f"{named}: its folder cannot be written to; name another one")
+
+
+def check_new_folder(path: str | os.PathLike[str], option: str) -> None:
+    """Raises FileExistsError unless there is nothing at the path, or an empty folder; `option` named it."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{option}={str(path)!r}: must be a new or an empty folder")
 
 
 @contextlib.contextmanager
@@ -56,8 +84,7 @@ def whole_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
         FileExistsError: `output` is there and not an empty folder.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"output={str(output)!r}: must be a new or an empty folder")
+    check_new_folder(output, "output")
     made = [each for each in output.parents if not each.exists()]
     output.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_rnn_seq2seq.errors import DataError, InUseError
-from hf_rnn_seq2seq.files import FileLock, only_writer, write_atomically
+from hf_rnn_seq2seq.errors import ArgumentError, DataError, InUseError
+from hf_rnn_seq2seq.files import FileLock, check_output_file, only_writer, write_atomically
 from hf_rnn_seq2seq.generation.lines import LineWriter
 from tests.helpers import warm
 
@@ -90,3 +90,20 @@ def test_a_file_is_replaced_whole_or_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", synced)
     write_atomically(path, b"new")
     assert path.read_text() == "new"
+
+
+def test_an_error_has_the_name_of_the_file_that_was_wanted(tmp_path):
+    with pytest.raises(IsADirectoryError) as caught:
+        write_atomically(tmp_path, "text")
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path), None)
+
+
+def test_where_no_file_can_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+    check_output_file(tmp_path / "new.json", "json")
+    with pytest.raises(ArgumentError, match=f"^json='{tmp_path}': is a folder; name a file$"):
+        check_output_file(tmp_path, "json")
+    with pytest.raises(ArgumentError, match="^json='.*/no/x': its folder does not exist; make it, or name another one"):
+        check_output_file(tmp_path / "no" / "x", "json")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ArgumentError, match="^json='.*/x': its folder cannot be written to; name another one"):
+        check_output_file(tmp_path / "x", "json")

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.output_file:
         from hf_rnn_seq2seq.visualization.figure import check_output
 
-        check_output(arguments.output_file)
+        check_output(arguments.output_file, "output_file")
     command_line.load_libraries()
     from hf_rnn_seq2seq.data.images import Pictures, PixelReader
     from hf_rnn_seq2seq.data.pieces import SPECIAL, target_pieces

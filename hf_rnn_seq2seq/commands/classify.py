@@ -32,11 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command_line.load_libraries()
     from hf_rnn_seq2seq.errors import DataError
-    from hf_rnn_seq2seq.files import write_atomically
+    from hf_rnn_seq2seq.files import check_output_file, write_atomically
     from hf_rnn_seq2seq.generation.classify import classify
     from hf_rnn_seq2seq.run_directory import load_as
     from hf_rnn_seq2seq.visualization.shaded_text import shaded_page
 
+    if arguments.output_file:
+        check_output_file(arguments.output_file, "output_file")
     texts = [text.replace("\\n", "\n") for text in arguments.texts or sys.stdin.read().splitlines()]
     if not texts or not all(text.strip() for text in texts):
         raise DataError("TEXT: is empty; give at least one word")

@@ -9,7 +9,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_rnn_seq2seq import command_line
@@ -54,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line.load_libraries()
     from hf_rnn_seq2seq.evaluation.error_analysis import analyze_systems, sentence_rows, summary_table, worst
     from hf_rnn_seq2seq.evaluation.results import format_table, notes
-    from hf_rnn_seq2seq.files import write_atomically
+    from hf_rnn_seq2seq.files import check_output_file, write_atomically
 
-    if arguments.output_file and not Path(arguments.output_file).resolve().parent.is_dir():
-        raise ValueError(f"--output_file {arguments.output_file!r}: its folder does not exist")
+    if arguments.output_file:
+        check_output_file(arguments.output_file, "output_file")
     chosen, options = command_line.data_options(arguments), command_line.analysis_options(arguments)
     test_set, systems = analyze_systems(arguments.models, chosen, **options)
     print(format_table(summary_table({system.name: system.reports for system in systems})))

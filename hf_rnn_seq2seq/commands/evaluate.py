@@ -26,7 +26,8 @@ from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.evaluation.scores import METRICS
 
 # Options that only translations have.
-OF_TRANSLATIONS = ("scores", "metric", "bootstrap", "paired", "translations", "plot_by_length", "alignment_column")
+OF_TRANSLATIONS = ("scores", "metric", "bootstrap", "paired", "paired_samples", "translations", "plot_by_length")
+OF_TRANSLATIONS += ("alignment_column", "max_source_length", "search", *command_line.GENERATION)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -42,7 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--metric", action="append", default=[], help="name or path for evaluate.load; may be repeated")
     parser.add_argument("--bootstrap", type=command_line.at_least(2), metavar="N", help="95 %% intervals, N resamples")
     parser.add_argument("--paired", choices=("bs", "ar"), help="significance of the differences to the first system")
-    parser.add_argument("--paired_samples", type=command_line.at_least(1), default=0, help="(default: sacrebleu's)")
+    parser.add_argument("--paired_samples", type=command_line.at_least(1), help="(default: sacrebleu's)")
     parser.add_argument("--json", metavar="FILE", help="write all results")
     parser.add_argument("--translations", metavar="FILE", help="write source, reference and translations as JSON lines")
     parser.add_argument("--plot_by_length", metavar="FILE", help="draw BLEU by source length (.png, .svg, .pdf)")
@@ -65,6 +66,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = command_line.parse_systems(parser, argv)
     if arguments.paired and len(arguments.models) < 2:
         parser.error("--paired compares systems; give at least 2 directories")
+    if arguments.paired_samples and not arguments.paired:
+        parser.error(f"--paired_samples {arguments.paired_samples}: needs --paired; leave it out")
     return arguments
 
 
@@ -72,6 +75,7 @@ def check_before_work(arguments: argparse.Namespace) -> None:
     """Finds wrong options before minutes of translation."""
     from hf_rnn_seq2seq.evaluation.scores import external_metric
     from hf_rnn_seq2seq.evaluation.significance import PAIRED_METRICS
+    from hf_rnn_seq2seq.files import check_output_file
     from hf_rnn_seq2seq.run_directory import read_summary
     from hf_rnn_seq2seq.visualization.figure import check_output
 
@@ -79,11 +83,10 @@ def check_before_work(arguments: argparse.Namespace) -> None:
         read_summary(directory)
     if arguments.paired and (wrong := sorted(set(arguments.scores or ()) - set(PAIRED_METRICS))):
         raise ValueError(f"--paired: no paired test of {', '.join(wrong)}; choose from {', '.join(PAIRED_METRICS)}")
-    if arguments.plot_by_length:
-        check_output(arguments.plot_by_length)
-    for path in filter(None, (arguments.json, arguments.translations)):
-        if not Path(path).resolve().parent.is_dir():
-            raise ValueError(f"{path!r}: its folder does not exist")
+    check_output(arguments.plot_by_length, "plot_by_length")
+    for option in ("json", "translations"):
+        if path := getattr(arguments, option):
+            check_output_file(path, option)
     for name in arguments.metric:
         external_metric(name)
 
@@ -107,7 +110,7 @@ def print_details(arguments: argparse.Namespace, systems: list[Any]) -> dict[str
             print(f"{name}: {system_name}: " + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
     if arguments.paired:
         hypotheses = {system.name: system.hypotheses for system in systems}
-        names, samples = arguments.scores or ("bleu", "chrf"), arguments.paired_samples
+        names, samples = arguments.scores or ("bleu", "chrf"), arguments.paired_samples or 0
         rows = paired_test(hypotheses, references, names, test=arguments.paired, n_samples=samples)
         details["paired"] = [vars(row) for row in rows]
         print("\n" + format_table(paired_table(rows)) + f"\n{rows[0].metric}: {rows[0].signature}")
@@ -151,7 +154,7 @@ def evaluate_others(arguments: argparse.Namespace, task: str) -> int:
 
         figures, named = "a classifier has accuracy and macro F1", ("split", "device", "dtype", "batch_size")
     for name in OF_TRANSLATIONS:
-        if getattr(arguments, name):
+        if getattr(arguments, name) not in (None, []):
             raise ValueError(f"--{name}: is for translations; {figures}")
     found = []
     for directory in arguments.models:
@@ -173,8 +176,8 @@ def evaluate_handwriting(arguments: argparse.Namespace) -> int:
     from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.run_directory import update_summary
 
-    for name in (*OF_TRANSLATIONS, "search"):
-        if getattr(arguments, name):
+    for name in OF_TRANSLATIONS:
+        if getattr(arguments, name) not in (None, []):
             raise ValueError(f"--{name}: has no effect on handwriting, whose points are measured in nats; leave it out")
     chosen = {key: value for key, value in command_line.data_options(arguments).items() if value is not None}
     names = ("split", "device", "dtype", "batch_size")

@@ -33,11 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from hf_rnn_seq2seq.data.hallucination import hallucinate
     from hf_rnn_seq2seq.data.readers import read_lines
-    from hf_rnn_seq2seq.files import write_atomically
+    from hf_rnn_seq2seq.files import check_output_file, write_atomically
 
     path = Path(arguments.table)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    check_output_file(arguments.output_file, "output_file")
     if Path(arguments.output_file).exists() and not arguments.overwrite:
         raise ArgumentError(f"output_file={arguments.output_file!r}: exists; choose another name, or --overwrite")
     table = [line.split("\t") for line in read_lines(path)]
@@ -55,9 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     left_out = len(table) - len(header) - len(rows)
     pairs = [(row[source], row[target]) for row in rows]
     new = []
-    for number, *texts in hallucinate(pairs, arguments.rows, arguments.seed):
-        new.append(list(rows[number]))
-        new[-1][source], new[-1][target] = texts
+    try:
+        for number, *texts in hallucinate(pairs, arguments.rows, arguments.seed):
+            new.append(list(rows[number]))
+            new[-1][source], new[-1][target] = texts
+    except DataError as error:
+        raise DataError(f"{path}: {error}; choose others with --source_column and --target_column") from None
     text = "".join("\t".join(row) + "\n" for row in [*table, *new]).encode()
     write_atomically(
         arguments.output_file, gzip.compress(text, mtime=0) if arguments.output_file.endswith(".gz") else text

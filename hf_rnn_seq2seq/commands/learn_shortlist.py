@@ -29,8 +29,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
+    from hf_rnn_seq2seq.files import check_output_file
     from hf_rnn_seq2seq.generation.lines import LineReader
 
+    check_output_file(arguments.output_file, "output_file")
     reader = LineReader(arguments.pairs, pairs=True)
     rows = [line.partition("\t") for line in reader]
     for problem in reader.warnings():

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from hf_rnn_seq2seq.visualization.figure import check_output
 
-    check_output(arguments.output_file)
+    check_output(arguments.output_file, "output_file")
     command_line.load_libraries()
     from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
     from hf_rnn_seq2seq.generation.attention import merge_words

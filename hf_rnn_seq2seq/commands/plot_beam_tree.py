@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = command_line.parse_sentence(parser, argv)
     from hf_rnn_seq2seq.visualization.figure import check_output
 
-    check_output(arguments.output_file)
+    check_output(arguments.output_file, "output_file")
     command_line.load_libraries()
     from hf_rnn_seq2seq.run_directory import load_checkpoint
     from hf_rnn_seq2seq.visualization.beam_tree import beam_tree, plot_beam_tree

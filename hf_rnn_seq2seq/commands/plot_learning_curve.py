@@ -20,7 +20,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
+    from hf_rnn_seq2seq.visualization.figure import check_output
     from hf_rnn_seq2seq.visualization.learning_curve import plot_learning_curve
 
+    check_output(arguments.output_file, "output_file")
     plot_learning_curve(arguments.runs, arguments.output_file, title=arguments.title)
     return 0

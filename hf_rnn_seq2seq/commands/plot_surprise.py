@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.run_directory import load_as
     from hf_rnn_seq2seq.visualization.surprise import check_surprise_output, draw_surprise, surprise_of
 
-    check_surprise_output(arguments.output_file)
+    check_surprise_output(arguments.output_file, "output_file")
     text = sys.stdin.read() if arguments.text is None else arguments.text.replace("\\n", "\n")
     model, tokenizer = load_as("CausalLM", arguments.model, device=arguments.device, dtype=arguments.dtype)
     tokens = surprise_of(model, tokenizer, text)

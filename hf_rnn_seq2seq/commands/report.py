@@ -22,8 +22,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = command_line.parse_systems(parser, argv)
     if Path(arguments.output_file).suffix.lower() not in (".html", ".htm"):
         parser.error(f"--output_file {arguments.output_file!r}: the suffix must be .html")
-    if not Path(arguments.output_file).resolve().parent.is_dir():
-        parser.error(f"--output_file {arguments.output_file!r}: its folder does not exist")
     return arguments
 
 
@@ -32,9 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line.load_libraries()
     from hf_rnn_seq2seq.evaluation.error_analysis import analyze_systems
     from hf_rnn_seq2seq.evaluation.results import notes
-    from hf_rnn_seq2seq.files import write_atomically
+    from hf_rnn_seq2seq.files import check_output_file, write_atomically
     from hf_rnn_seq2seq.visualization.html_report import render_report
 
+    check_output_file(arguments.output_file, "output_file")
     data_options, options = command_line.data_options(arguments), command_line.analysis_options(arguments)
     test_set, systems = analyze_systems(arguments.models, data_options, **options)
     page = render_report(test_set, systems, title=arguments.title, words=not arguments.tokens)

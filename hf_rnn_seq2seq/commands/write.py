@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from hf_rnn_seq2seq.visualization.figure import check_output
 
-    for path in filter(None, (arguments.output_file, arguments.window, arguments.density)):
-        check_output(path)
+    for option in ("output_file", "window", "density"):
+        check_output(getattr(arguments, option), option)
     command_line.load_libraries()
     import torch
 

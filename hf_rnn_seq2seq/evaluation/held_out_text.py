@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.data.arguments import DataArguments
+from hf_rnn_seq2seq.data.arguments import OF_TASKS, DataArguments
 from hf_rnn_seq2seq.data.running_text import load_text
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.generation.surprise import TextScore, score_text
@@ -73,15 +73,18 @@ def evaluate_language_model(
 
     Args:
         directory: of the run.
-        chosen: data options; none are those of the run.
+        chosen: data options that name a text; none are those of the run.
         split: `train`, `validation` or `test`; a run without a test text is measured on its validation text.
         dynamic_learning_rate: measures dynamic evaluation in addition, see `dynamic_token_nats`; None does not.
 
     Raises:
-        ArgumentError: neither the run nor the options have such a text.
+        ArgumentError: neither the run nor the options have such a text, or an option is not for texts.
     """
     model, tokenizer = load_as("CausalLM", directory, device=device, dtype=dtype)
     given = {name: value for name, value in chosen.items() if value is not None}
+    for name, value in given.items():
+        if "text" not in OF_TASKS.get(name, ("text",)):
+            raise ArgumentError(f"{name}={value!r}: has no effect with task='text'; leave it out")
     options = given or data_options(directory)
     if not options:
         raise ArgumentError(f"{directory}: has no recipe.yaml that names a text; give --test_file")

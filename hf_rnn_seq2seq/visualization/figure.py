@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.files import write_atomically
+from hf_rnn_seq2seq.files import check_output_file, write_atomically
 from hf_rnn_seq2seq.visualization.fonts import choose_fonts
 from hf_rnn_seq2seq.visualization.labels import printable_label
 
@@ -24,15 +24,16 @@ INK, QUIET, FAINT = "#1b2733", "#7a8794", "#e4e9ee"
 SERIES = ("#0f4a8f", "#d1600a", "#15806b", "#9c3f86", "#b8860b", "#4aa3d8", "#555f69")
 
 
-def check_output(output: str | os.PathLike[str] | None) -> None:
-    """Raises ArgumentError if a picture, unless it is None, has an unknown suffix or a missing folder."""
+def check_output(output: str | os.PathLike[str] | None, option: str = "output") -> None:
+    """Raises ArgumentError if a picture, unless it is None, has an unknown suffix or cannot be written there.
+
+    `option` is what named it.
+    """
     if output is None:
         return
-    path = Path(output)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ArgumentError(f"output {str(output)!r}: the suffix must be one of {', '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise ArgumentError(f"output {str(output)!r}: folder {str(path.parent)!r} does not exist")
+    if Path(output).suffix.lower() not in SUFFIXES:
+        raise ArgumentError(f"{option}={str(output)!r}: the suffix must be one of {', '.join(SUFFIXES)}")
+    check_output_file(output, option)
 
 
 def new_figure(**options: Any) -> "Figure":

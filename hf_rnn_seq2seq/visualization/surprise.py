@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.errors import ArgumentError
-from hf_rnn_seq2seq.files import write_atomically
+from hf_rnn_seq2seq.files import check_output_file, write_atomically
 from hf_rnn_seq2seq.generation.surprise import token_nats
 from hf_rnn_seq2seq.visualization.figure import INK, QUIET, SUFFIXES, new_figure, save_figure
 from hf_rnn_seq2seq.visualization.fonts import choose_fonts
@@ -61,13 +61,11 @@ def draw_surprise(tokens: Sequence[Token], output: str | os.PathLike[str]) -> No
         save_figure(surprise_picture(tokens), output)
 
 
-def check_surprise_output(output: str | os.PathLike[str]) -> None:
-    """Raises ArgumentError for an unknown suffix or a missing folder."""
-    path = Path(output)
-    if path.suffix.lower() not in (".html", *SUFFIXES):
-        raise ArgumentError(f"output {str(output)!r}: the suffix must be one of .html, {', '.join(SUFFIXES)}")
-    if not path.resolve().parent.is_dir():
-        raise ArgumentError(f"output {str(output)!r}: folder {str(path.parent)!r} does not exist")
+def check_surprise_output(output: str | os.PathLike[str], option: str = "output") -> None:
+    """Raises ArgumentError for an unknown suffix, or where no file can be written; `option` is what named it."""
+    if Path(output).suffix.lower() not in (".html", *SUFFIXES):
+        raise ArgumentError(f"{option}={str(output)!r}: the suffix must be one of .html, {', '.join(SUFFIXES)}")
+    check_output_file(output, option)
 
 
 def _shade(bits: float) -> float:

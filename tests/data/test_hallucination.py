@@ -47,6 +47,7 @@ def test_only_shared_letters_are_replaced_by_the_same_ones() -> None:
 def test_the_script_adds_rows_and_keeps_the_other_columns(tmp_path: Path) -> None:
     rows = ["walk\twalked\tV;PST", "go\twent\tV;PST", "talk\ttalks\tV;PRS"]
     (tmp_path / "a.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (tmp_path / "d.tsv").write_text("go\twent\n", encoding="utf-8")
     (tmp_path / "b.tsv").write_text("id\tlemma\tform\n1\twalk\twalked\n", encoding="utf-8")
     options = ("--rows", 5, "--output_file", tmp_path / "out.tsv")
     done = run("hallucinate.py", tmp_path / "a.tsv", *options)
@@ -64,6 +65,10 @@ def test_the_script_adds_rows_and_keeps_the_other_columns(tmp_path: Path) -> Non
         (("a.tsv", "--overwrite", "--target_column", "3"), b"target_column='3': "),
         (("b.tsv", "--overwrite", "--source_column", "word"), b"b.tsv has the columns id, lemma, form"),
         (("c.tsv",), b"c.tsv: no such file"),
+        (
+            ("d.tsv", "--overwrite"),
+            b"d.tsv: none of 1 rows shares 3 letters in a row between source and target; choose others with --source_c",
+        ),
     ):
         refused = run("hallucinate.py", tmp_path / words[0], *options, *words[1:])
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
@@ -79,4 +84,4 @@ def test_an_archive_is_one_and_two_columns_are_two(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert gzip.decompress((tmp_path / "more.tsv.gz").read_bytes()).count(b"\n") == 5
     refused = run("hallucinate.py", table, "--rows", 2, *columns, "1", "--output_file", tmp_path / "none" / "x.tsv")
-    assert b"none/x.tsv: its folder does not exist; make it" in refused.stderr
+    assert b"none/x.tsv': its folder does not exist; make it" in refused.stderr

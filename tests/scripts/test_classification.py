@@ -77,6 +77,9 @@ def test_scores_are_printed_beside_the_bag_of_words_and_kept(reader: Path, tmp_p
     assert summary["test_texts"] == 24 and len(summary["samples"]) == 5
     (facts,) = json.loads((tmp_path / "scores.json").read_text())["systems"]
     assert facts["accuracy"] == summary["accuracy"]
+    for words in (("--num_beams", "3"), ("--max_source_length", "5"), ("--length_penalty", "0"), ("--search", "x")):
+        refused = run("evaluate_bleu.py", reader, *words)
+        assert refused.returncode == 2 and f"{words[0]}: is for translations; a cl" in refused.stderr.decode(), words
     refused = run("evaluate_bleu.py", reader, "--bootstrap", "5")
     assert refused.returncode == 2 and b"--bootstrap: is for translations" in refused.stderr
     refused = run("evaluate_bleu.py", reader, "--dynamic_learning_rate", "0.1")

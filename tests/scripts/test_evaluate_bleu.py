@@ -8,8 +8,10 @@ import yaml
 
 from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.corpus import load_corpus
+from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.evaluation.attention_agreement import attention_agreement
 from hf_rnn_seq2seq.evaluation.scores import score
+from hf_rnn_seq2seq.evaluation.test_set import read_test_set
 from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.generation.translate import translate
 from hf_rnn_seq2seq.run_directory import load_checkpoint
@@ -147,6 +149,39 @@ def test_every_line_of_the_test_set_is_in_the_figures(checkpoint: Path, tmp_path
         assert ("1 of 6 lines left out: wrong_field_count" in printed) == (lines == 6)
 
 
+def _run(checkpoint: Path, folder: Path, **options: object) -> Path:
+    """A copy of the checkpoint as a run with these data options."""
+    save_checkpoint(folder / "run", *load_checkpoint(checkpoint))
+    (folder / "run" / "recipe.yaml").write_text(yaml.safe_dump(options))
+    return folder / "run"
+
+
+def test_another_file_with_the_columns_of_the_run_needs_no_names(checkpoint: Path, tmp_path: Path) -> None:
+    rows = list(zip(SOURCES, TARGETS, strict=False))
+    text = "".join(f"{source}\t{target}\n" for source, target in rows)
+    (tmp_path / "own.tsv").write_text("en\tfr\n" + text)
+    (tmp_path / "other.tsv").write_text("source\ttarget\n" + text)
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"en": a, "fr": b}) + "\n" for a, b in rows))
+    run_ = _run(checkpoint, tmp_path, train_file="train.tsv", source_lang="en", target_lang="fr")
+    for name in ("own.tsv", "other.tsv", "own.jsonl"):
+        found = read_test_set(run_, {"test_file": str(tmp_path / name)})
+        assert (found.sources, found.references) == (SOURCES[: len(TARGETS)], TARGETS)
+        assert found.description["target_lang"] == (None if name == "other.tsv" else "fr") and not found.own
+    with pytest.raises(DataError, match="own.tsv: no column 'source'; it has 'en', 'fr'"):
+        read_test_set(run_, {"test_file": str(tmp_path / "own.tsv"), "target_lang": "fr"})
+
+
+def test_a_run_without_a_test_file_says_what_to_give(checkpoint: Path, tmp_path: Path) -> None:
+    files = {"train_file": "train.tsv", "source_lang": "en", "target_lang": "fr"}
+    names = {"evaluate_bleu.py": (), "error_analysis.py": (), "report.py": ("--output_file", tmp_path / "page.html")}
+    for validation, message in (("dev.tsv", "give --test_file, or --split validation"), (None, "give --test_file")):
+        run_ = _run(checkpoint, tmp_path, **files, validation_file=validation)
+        for script, words in names.items():
+            done = run(script, run_, *words)
+            error = f"error: test_file=None: {run_} names no test file; {message}"
+            assert (done.returncode, done.stderr.decode().splitlines()[-1]) == (2, error)
+
+
 def test_evaluate_bleu_refuses_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("no network")
@@ -156,6 +191,7 @@ def test_evaluate_bleu_refuses_in_one_line(checkpoint: Path, tmp_path: Path, mon
         (): "has no recipe.yaml that says what it was trained on",
         ("--metric", "bleu"): "metric 'bleu': evaluate.load could not load it; a name needs network",
         ("--paired", "bs"): "--paired compares systems",
+        ("--paired_samples", 9): "--paired_samples 9: needs --paired; leave it out",
         ("--scores", "blue"): "argument --scores: invalid choice: 'blue' (choose from 'bleu'",
         ("--dataset_name", "cldr", "--json", tmp_path / "no" / "x.json"): "its folder does not exist",
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel
@@ -80,6 +81,8 @@ def test_a_test_split_is_measured(writer: Path) -> None:
     assert summary["rows"] == 5 and 0 <= summary["finished"] <= 100
     assert summary["nats_per_row"] == pytest.approx(summary["nats_per_point"] * summary["points"] / 5)
     assert f"{summary['nats_per_row']:.2f}" in done.stdout.decode()
+    refused = run("evaluate_bleu.py", writer, "--length_penalty", "0")
+    assert refused.returncode == 2 and b"--length_penalty: has no effect on handwriting" in refused.stderr
 
 
 def test_a_text_is_written_and_drawn(writer: Path, strokes: Path, tmp_path: Path) -> None:
@@ -164,6 +167,16 @@ def test_the_prediction_network_trains_and_writes(tmp_path: Path) -> None:
     assert done.returncode == 0 and b"nats a row" in done.stdout, done.stderr.decode()
 
 
+@pytest.mark.parametrize(("text", "message"), [("", "has no row"), ("not JSON", "test.jsonl, line 1: is not JSON")])
+def test_a_test_file_is_looked_at_before_the_training(text: str, message: str, strokes: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(text)
+    plan = {name: value for name, value in yaml.safe_load(RECIPE.read_text()).items() if name != "dataset_name"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plan))
+    files = ["--train_file", strokes, "--test_file", tmp_path / "test.jsonl"]
+    done = run("train.py", tmp_path / "mine.yaml", *files, "--output_dir", tmp_path / "run", "--dry_run")
+    assert done.returncode == 2 and message in done.stderr.decode(), done.stderr.decode()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -171,7 +184,7 @@ def test_the_prediction_network_trains_and_writes(tmp_path: Path) -> None:
         ("tokenizer_algorithm", "char", "tokenizer_algorithm='char': has no effect with task='handwriting'"),
         ("attention_type", "dot", "attention_type='dot': is not a field of the models of task='handwriting'"),
         ("metric_for_best_model", "bleu", "metric_for_best_model='bleu': task='handwriting' measures loss"),
-        ("preset", "luong2015", "preset='luong2015': must be one of graves2013_handwriting, graves2013_synthesis"),
+        ("preset", "luong2015", "preset='luong2015': is for task='translation'; give that, or one of graves2013_handw"),
         ("dataset_name", "cldr", "dataset_name='cldr': task='handwriting' has `hershey`"),
     ],
 )

@@ -107,6 +107,11 @@ def test_bits_are_those_of_the_test_text_and_kept(writer: Path, tmp_path: Path) 
     assert facts["nats_per_character"] == summary["nats_per_character"]
     refused = run("evaluate_bleu.py", writer, "--bootstrap", "5")
     assert refused.returncode == 2 and b"--bootstrap: is for translations; a language model has bits" in refused.stderr
+    refused = run("evaluate_bleu.py", writer, "--max_new_tokens", "5")
+    assert refused.returncode == 2 and b"--max_new_tokens: is for translations" in refused.stderr
+    refused = run("evaluate_bleu.py", writer, "--max_predict_samples", "5")
+    assert refused.returncode == 2
+    assert b"error: max_predict_samples=5: has no effect with task='text'; leave it out" in refused.stderr
     (tmp_path / "other.txt").write_text("ROMEO\n" * 20, encoding="utf-8")
     other = run("evaluate_bleu.py", writer, "--test_file", tmp_path / "other.txt", "--dynamic_learning_rate", "0.5")
     assert b"on 120 characters of the test split" in other.stdout
@@ -185,7 +190,7 @@ def test_a_command_of_another_task_says_which_is_right(writer: Path, checkpoint:
 REFUSED = [
     (("--attention_type", "dot"), "attention_type='dot': is not a field of the models of task='text'"),
     (("--encoder_layers", "2"), "encoder_layers=2: is not a field of the models of task='text'"),
-    (("--preset", "luong2015"), "preset='luong2015': must be one of graves2013_text"),
+    (("--preset", "luong2015"), "preset='luong2015': is for task='translation'; give that, or one of graves2013_text"),
     (("--metric_for_best_model", "bleu"), "metric_for_best_model='bleu': is not measured with task='text'"),
     (("--num_beams", "3"), "num_beams=3: has no effect with task='text'"),
     (("--max_train_samples", "3"), "max_train_samples=3: has no effect with task='text'"),

@@ -62,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         return 0
     count = 2 if words[0] == "plot" else 1
     name = " ".join(words[:count])
+    if words[0] == "plot" and name not in COMMANDS:
+        plots = [command for command in COMMANDS if command.startswith("plot ")]
+        raise ArgumentError(f"{name}: no such command; choose from {', '.join(plots)}")
     if name not in COMMANDS:
         raise ArgumentError(
             f"{name}: no such command{suggestion(name, COMMANDS).replace('--help all lists', '--help lists')}"

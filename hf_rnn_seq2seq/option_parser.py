@@ -35,6 +35,7 @@ _ELSEWHERE = {
     "clip": ["max_grad_norm"],
     "clip_norm": ["max_grad_norm"],
     "config": ["preset"],
+    "cpu": ["device"],
     "data": ["dataset_name"],
     "dec_layers": ["decoder_layers"],
     "do_eval": ["eval_steps"],
@@ -54,6 +55,7 @@ _ELSEWHERE = {
     "hidden": ["hidden_size"],
     "hidden_dim": ["hidden_size"],
     "layers": ["encoder_layers", "decoder_layers"],
+    "lexicon": ["file_format"],
     "load": ["model_name_or_path", "model"],
     "log_steps": ["logging_steps"],
     "lr": ["learning_rate"],
@@ -62,6 +64,7 @@ _ELSEWHERE = {
     "model_type": ["preset"],
     "n_epochs": ["num_train_epochs"],
     "nbest": ["n_best"],
+    "no_cuda": ["device"],
     "num_layers": ["encoder_layers", "decoder_layers"],
     "num_return_sequences": ["n_best"],
     "optimizer": ["optim"],
@@ -84,6 +87,7 @@ _ELSEWHERE = {
     "tokenizer": ["tokenizer_name_or_path", "tokenizer_algorithm"],
     "train_steps": ["max_steps"],
     "units": ["hidden_size"],
+    "use_cpu": ["device"],
     "valid_file": ["validation_file"],
     "valid_steps": ["eval_steps"],
     "warmup": ["warmup_steps"],
@@ -91,6 +95,8 @@ _ELSEWHERE = {
     "word_vec_size": ["embedding_size"],
     "world_size": ["num_processes"],
 }
+# What training reads from the environment.
+_OF_ENVIRONMENT = ("cpu", "device", "gpu", "no_cuda", "use_cpu")
 
 
 def suggestion(name: str, known: Collection[str], dashes: str = "") -> str:
@@ -107,8 +113,11 @@ def suggestion(name: str, known: Collection[str], dashes: str = "") -> str:
             foreign[other] = meant
     if name.startswith("do_") and name not in foreign:
         return "; the command itself says what is done: leave it out"
-    # A name of another library is its own nearest; a misspelled one is near to it.
-    nearest = difflib.get_close_matches(name, [*foreign, *known], n=1, cutoff=0.5)
+    if name in _OF_ENVIRONMENT and name not in foreign and "cpu_threads" in known:
+        return "; the environment decides it: ACCELERATE_USE_CPU=true, or CUDA_VISIBLE_DEVICES=0"
+    # What an option is called here is only said of a name of another library, also with a letter too many or too few.
+    others = difflib.get_close_matches(name, foreign, n=1, cutoff=0.85)
+    nearest = difflib.get_close_matches(name, [*others, *known], n=1, cutoff=0.6)
     if not nearest:
         return "; --help all lists the options"
     if nearest[0] in known:

@@ -39,6 +39,8 @@ def test_words_may_stand_in_any_order(script: str, line: str, monkeypatch: pytes
     ("line", "message"),
     [
         ("MODEL --bem_size 4", "--bem_size: no such option; here it is called --num_beams"),
+        ("MODEL --use_cpu", "--use_cpu: no such option; here it is called --device"),
+        ("MODEL --scoes", "--scoes: no such option; the nearest is --scores"),
         ("--ensemble MODEL", "the following arguments are required: model"),
         ("MODEL --batch_size 20k", "argument --batch_size: '20k' is not a whole number of at least 1"),
         ("MODEL --length_penalty inf", "argument --length_penalty: 'inf' is not a finite number"),
@@ -50,6 +52,35 @@ def test_words_may_stand_in_any_order(script: str, line: str, monkeypatch: pytes
 def test_what_cannot_be_read_is_named_in_one_line(line: str, message: str) -> None:
     done = run("translate.py", *line.split())
     assert done.returncode == 2 and done.stderr.decode().startswith(f"error: {message}"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "option"),
+    [
+        ("evaluate_bleu", "", "json"),
+        ("evaluate_bleu", "", "translations"),
+        ("evaluate_bleu", "", "plot_by_length"),
+        ("report", "", "output_file"),
+        ("error_analysis", "", "output_file"),
+        ("classify", "text", "output_file"),
+        ("learn_shortlist", "pairs", "output_file"),
+        ("hallucinate", "", "output_file"),
+        ("plot_attention", "text", "output_file"),
+        ("plot_surprise", "text", "output_file"),
+        ("plot_learning_curve", "", "output_file"),
+        ("write", "text", "output_file"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    script: str, words: str, option: str, tmp_path: Path
+) -> None:
+    suffix = ".html" if script in ("report", "classify") else ".png"
+    (tmp_path / "input").write_text("")
+    (tmp_path / f"folder{suffix}").mkdir()
+    for name, message in ((f"folder{suffix}", "is a folder; name a file"), (f"no/x{suffix}", "its folder does not ex")):
+        done = run(f"{script}.py", tmp_path / "input", *words.split(), f"--{option}", tmp_path / name)
+        message = f"error: {option}='{tmp_path / name}': {message}"
+        assert done.returncode == 2 and done.stderr.decode().startswith(message), done.stderr.decode()
 
 
 def test_every_path_of_a_script_is_one_of_the_paths() -> None:

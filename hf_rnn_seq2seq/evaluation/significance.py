@@ -62,8 +62,11 @@ def paired_test(
         signatures, scores = PairedTest(named, {metric: scorer}, None, test_type=test, n_samples=n_samples)()
         (key,) = signatures
         signature = str(signatures[key])
-        for name, result in zip(scores["System"], scores[key], strict=True):
-            rows.append(PairedScore(name, metric, result.score, result.mean, result.ci, result.p_value, signature))
+        for (name, hypotheses), result in zip(named, scores[key], strict=True):
+            # sacrebleu counts the samples with a larger difference; of equal outputs there is none.
+            alike = result.p_value is not None and hypotheses == named[0][1]
+            p_value = 1.0 if alike else result.p_value
+            rows.append(PairedScore(name, metric, result.score, result.mean, result.ci, p_value, signature))
     return rows
 
 

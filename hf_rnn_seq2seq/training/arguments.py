@@ -19,7 +19,7 @@ from hf_rnn_seq2seq.data.arguments import OF_TASKS, DataArguments, TokenizerArgu
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.option_parser import parse_arguments
 from hf_rnn_seq2seq.options import OptionGroup, import_code, option
-from hf_rnn_seq2seq.training.model_fields import model_fields
+from hf_rnn_seq2seq.training.model_fields import check_preset, model_fields
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -269,6 +269,8 @@ class RunOptions:
                 value = getattr(group, item.name)
                 if value != item.default and item.default is not dataclasses.MISSING:
                     _check_task(item.name, value, task)
+        if (preset := self.model.get("preset")) is not None:
+            check_preset(preset, task, self.training.encoder)
         for name, value in self.model.items():
             if name not in model_fields(task):
                 raise ArgumentError(f"{name}={value!r}: is not a field of the models of task={task!r}; leave it out")

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.presets import CAUSAL_PRESETS, CLASSIFIER_PRESETS, HANDWRITING_PRESETS, PRESETS
 
 _MODEL = Path(__file__).resolve().parents[1] / "model"
@@ -28,6 +29,7 @@ _PRESETS = {
     ("handwriting",): HANDWRITING_PRESETS,
     ("text",): CAUSAL_PRESETS,
 }
+_OF_PICTURES = ("xu2015",)  # presets whose encoder reads them
 _NOT_OPTIONS = {"alphabet", "encoder", "feature_token_ids", "is_encoder_decoder", "offset_deviation"}
 _NOT_OPTIONS |= {"source_vocab_size", "transformers_version", "use_cache", "vocab_size"}
 
@@ -49,6 +51,16 @@ def model_fields(task: str | None = None) -> dict[str, ModelField]:
     for config in dict.fromkeys(CONFIGS.values() if task is None else [CONFIGS[task]]):
         fields |= {name: field for name, field in _fields_of(config).items() if name not in fields}
     return fields
+
+
+def check_preset(preset: str, task: str, encoder: object = None) -> None:
+    """Raises ArgumentError for a preset of another task; `encoder` is the one that replaces that of the preset."""
+    allowed = next((tasks for tasks, names in _PRESETS.items() if preset in names), (task,))
+    if preset in _OF_PICTURES and task != "captioning" and (task not in allowed or encoder is None):
+        raise ArgumentError(f"preset={preset!r}: reads pictures; give task='captioning', or another preset")
+    if task not in allowed:
+        own = next(names for tasks, names in _PRESETS.items() if task in tasks)
+        raise ArgumentError(f"preset={preset!r}: is for task={allowed[0]!r}; give that, or one of {', '.join(own)}")
 
 
 def _fields_of(name: str) -> dict[str, ModelField]:

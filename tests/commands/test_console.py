@@ -38,7 +38,8 @@ def test_every_command_has_a_module_and_a_line(capsys: pytest.CaptureFixture[str
         assert f"  {name} " in listed and text in listed
     for words, hint in (
         (["trian"], "trian: no such command; the nearest is train"),
-        (["plot"], "plot: no such command"),
+        (["plot"], "plot: no such command; choose from plot attention, plot beam_tree, plot gradients, plot su"),
+        (["plot", "atention"], "plot atention: no such command; choose from plot attention, "),
     ):
         with pytest.raises(ArgumentError, match=hint):
             main(words)

@@ -11,7 +11,7 @@ from hf_rnn_seq2seq.evaluation.attention_agreement import attention_agreement
 from hf_rnn_seq2seq.evaluation.length_bins import score_by_length
 from hf_rnn_seq2seq.evaluation.results import System, run_summary, score_system, score_table, summary_facts
 from hf_rnn_seq2seq.evaluation.scores import external_metric, external_score, score
-from hf_rnn_seq2seq.evaluation.significance import paired_test
+from hf_rnn_seq2seq.evaluation.significance import paired_table, paired_test
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, default_metrics
 from hf_rnn_seq2seq.generation.attention import word_pairs
 from hf_rnn_seq2seq.generation.scoring import forced_hypotheses
@@ -72,6 +72,17 @@ def test_paired_test_is_sacrebleus() -> None:
             paired_test(bad, references)
     with pytest.raises(errors.ArgumentError, match="metric 'wer' has no paired test"):
         paired_test({"a": worse, "b": better}, references, ("wer",))
+
+
+@pytest.mark.parametrize("test", ["bs", "ar"])
+def test_equal_outputs_do_not_differ_significantly(test: str) -> None:
+    worse = [text.replace("o", "x") for text in TARGETS]
+    systems = {"a": worse, "b": worse, "c": TARGETS}
+    rows = paired_test(systems, TARGETS, ("bleu", "chrf"), test=test, n_samples=100)
+    assert [row.p_value for row in rows if row.system == "a"] == [None, None]
+    assert [row.p_value for row in rows if row.system == "b"] == [1.0, 1.0]
+    assert all(row.p_value < 1 for row in rows if row.system == "c")
+    assert [cells[4] for cells in paired_table(rows)[1:3]] == ["baseline", "1.0000"]
 
 
 def test_score_by_length_groups_by_words() -> None:

@@ -63,6 +63,10 @@ def test_a_name_of_a_group_is_not_a_model_option():
     [
         (["--learning_rat", "1"], "learning_rat: no such option; the nearest is learning_rate"),
         (["--hiden_size", "3"], "hiden_size: no such option; the nearest is hidden_size"),
+        (["--device", "cpu"], "device: no such option; the environment decides it: ACCELERATE_USE_CPU=true, or CUDA"),
+        (["--use_cpu"], "use_cpu: no such option; the environment decides it: ACCELERATE_USE_CPU=true"),
+        (["--lexicon", "x"], "lexicon: no such option; here it is called file_format"),
+        (["--cpus", "3"], "cpus: no such option; --help all lists the options"),
         (["--zzzzzz", "3"], "zzzzzz: no such option; --help all lists the options"),
         (["--subword_sampling_alpha", "0.2"], "subword_sampling_alpha: was removed in version 0.2.0; leave it out"),
         (["--max_steps"], "max_steps: needs a value, a whole number"),
@@ -278,6 +282,22 @@ def test_paths_are_what_a_shell_would_make_of_them(tmp_path, monkeypatch):
 )
 def test_resuming_as_people_type_it(typed, meant):
     assert TrainingOptions(resume_from_checkpoint=typed).resume_from_checkpoint == meant
+
+
+@pytest.mark.parametrize(
+    ("task", "preset", "message"),
+    [
+        ("translation", "xu2015", "preset='xu2015': reads pictures; give task='captioning', or another preset"),
+        ("translation", "graves2013_text", "preset='graves2013_text': is for task='text'; give that, or one of suts"),
+        ("translation", "yang2016", "preset='yang2016': is for task='classification'; give that, or one of sutskever"),
+        ("text", "luong2015", "preset='luong2015': is for task='translation'; give that, or one of graves2013_text"),
+        ("classification", "xu2015", "preset='xu2015': reads pictures; give task='captioning', or another preset"),
+    ],
+)
+def test_a_preset_of_another_task_says_which(task: str, preset: str, message: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{message}"):
+        RunOptions.parse(["--task", task, "--preset", preset])
+    assert RunOptions.parse(["--preset", "xu2015", "--encoder", "some/encoder"]).model == {"preset": "xu2015"}
 
 
 def test_every_task_is_a_module_and_its_options_are_options() -> None:

@@ -42,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.weights is not None and arguments.format != "numpy":
         raise ArgumentError(f"weights={arguments.weights!r}: only --format numpy has a choice of weights")
     command_line.load_libraries()
+    from hf_rnn_seq2seq.files import check_new_folder
     from hf_rnn_seq2seq.run_directory import load_checkpoint
 
+    check_new_folder(arguments.output_dir, "output_dir")
     model, tokenizer = load_checkpoint(arguments.model, device="cpu", dtype="float32")
     (_numpy if arguments.format == "numpy" else _onnx)(arguments, model, tokenizer)
     return 0

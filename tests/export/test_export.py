@@ -17,6 +17,7 @@ from hf_rnn_seq2seq.export.graphs import DecoderGraph, EncoderGraph, Programs, e
 from tests.helpers.models import batch, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "hf_rnn_seq2seq" / "export" / "README.md").read_text(encoding="utf-8")
 NEWER_TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 9)
 OLD_TORCH = "torch.export leaves sizes free, and torch.onnx takes what it made, as needed here from torch 2.9 on"
 needs_torch = pytest.mark.skipif(not NEWER_TORCH, reason=OLD_TORCH)
@@ -293,7 +294,9 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path: Path, mon
 
 
 @needs_torch
-def test_the_script_exports_and_translates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_exports_and_translates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime (of the extra `onnx`) is not installed")
     from tests.helpers.checkpoints import save_checkpoint, tiny_rnn, tiny_tokenizer
 
@@ -302,17 +305,25 @@ def test_the_script_exports_and_translates(tmp_path: Path, capsys: pytest.Captur
     spec.loader.exec_module(script)
     tokenizer = tiny_tokenizer()
     model = tiny_rnn(tokenizer)
-    folder = save_checkpoint(tmp_path / "run", model, tokenizer)
-    command = [str(folder), "--output_dir", str(tmp_path / "onnx"), "--text", "three days ago", "--num_beams", "3"]
+    folder, output = save_checkpoint(tmp_path / "run", model, tokenizer), tmp_path / "runs" / "demo-onnx"
+    command = [str(folder), "--output_dir", str(output), "--text", "three days ago", "--num_beams", "3"]
     assert script.main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     expected = model.generate(**tokenizer("three days ago", return_tensors="pt"), num_beams=3)
     assert lines[-1] == tokenizer.batch_decode(expected, skip_special_tokens=True)[0]
-    names = {path.name for path in (tmp_path / "onnx").iterdir()}
+    names = {path.name for path in output.iterdir()}
     assert {"encoder.onnx", "decoder.onnx", "decoding.json", "tokenizer.json"} <= names
-    settings = json.loads((tmp_path / "onnx" / "decoding.json").read_text())
+    settings = json.loads((output / "decoding.json").read_text())
     assert settings["max_new_tokens"] == 12 and settings["eos_token_id"] == [2]
-    equals_generate(tmp_path / "onnx", model, tmp_path)
+    equals_generate(output, model, tmp_path)
+    with pytest.raises(FileExistsError, match=f"output_dir='{output}': must be a new or an empty folder"):
+        script.main(command)
+
+    monkeypatch.chdir(tmp_path)
+    exec(README.partition("```python\n")[2].partition("```")[0], {})
+    texts = tokenizer(["3 days ago", "in an hour"], return_tensors="pt", padding=True)
+    expected = tokenizer.batch_decode(model.generate(**texts, num_beams=5), skip_special_tokens=True)
+    assert capsys.readouterr().out == f"{expected}\n"
 
 
 def npm_package(name: str) -> Path | None:
@@ -343,8 +354,7 @@ def test_one_graph_runs_in_node(tmp_path: Path) -> None:
     assert main([str(folder), "--output_dir", str(tmp_path / "one"), "--format", "onnx_greedy"]) == 0
     assert {"greedy.onnx", "tokenizer.json"} <= {path.name for path in (tmp_path / "one").iterdir()}
     ids = tokenizer(SOURCES)["input_ids"]
-    readme = (ROOT / "hf_rnn_seq2seq" / "export" / "README.md").read_text(encoding="utf-8")
-    snippet = readme.partition("```js\n")[2].partition("```")[0]
+    snippet = README.partition("```js\n")[2].partition("```")[0]
     every = "(async () => { for (const row of %s) console.log(JSON.stringify(await translate(row))); })();"
     (tmp_path / "one" / "run.cjs").write_text(snippet + every % json.dumps(ids), encoding="utf-8")
     environment = {**os.environ, "NODE_PATH": str(modules)}

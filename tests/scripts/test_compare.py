@@ -229,7 +229,7 @@ def test_files_that_options_name_are_known_by_their_content(tmp_path: Path) -> N
             ["seminar", "--output_dir", "x", "--train_file", "x.tsv", "--test_file", "x.tsv", "--source_lang", "de"],
             "x.tsv: no column 'de'; it has 'source', 'target'",
         ),
-        (["seminar", "--output_dir", "x", "--dataset_name", "pydoc", "--task", "text"], "task='text'"),
+        (["graves2013_text", "--output_dir", "x"], "task='text': compare scores translations"),
     ],
 )
 def test_bad_input_is_found_before_training(tmp_path: Path, words: list[str], message: str) -> None:

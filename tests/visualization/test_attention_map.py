@@ -132,7 +132,7 @@ def test_axes_of_the_callers_own() -> None:
         ({"weights": -weights_of(2, 3)}, "some are negative"),
         ({"weights": weights_of(2, 3) * float("nan")}, "not a number"),
         ({"output": "a.gif"}, r"'a.gif': the suffix must be one of .png, .svg, .pdf"),
-        ({"output": "no/such/a.png"}, r"folder 'no/such' does not exist"),
+        ({"output": "no/such/a.png"}, r"output='no/such/a.png': its folder does not exist; make it"),
         ({"font_file": __file__}, "not a readable TrueType or OpenType font file"),
     ],
 )

@@ -89,6 +89,16 @@ def test_a_text_comes_back_as_it_was(algorithm: str, tmp_path: Path) -> None:
         assert len(ids) == len(TEXT) and len(tokenizer) == 4 + len({*TEXT})
 
 
+def test_a_text_is_read_as_other_files_are(tmp_path: Path) -> None:
+    (tmp_path / "BIG.TXT.GZ").write_bytes(gzip.compress(b"abc\r\n" * 9))
+    assert load_text(of_text(train_file=str(tmp_path / "BIG.TXT.GZ"), validation_fraction=0)).splits["train"] == [
+        "abc\n" * 9
+    ]
+    (tmp_path / "wide.txt").write_bytes("abc".encode("utf-16"))
+    with pytest.raises(DataError, match="wide.txt, line 1, byte 0: not UTF-8: it is UTF-16; convert it with `iconv"):
+        load_text(of_text(train_file=str(tmp_path / "wide.txt")))
+
+
 def test_documents_are_parted_by_the_end_token() -> None:
     tokenizer = build_tokenizer(["abc"], TokenizerArguments(tokenizer_algorithm="letter", min_frequency=1))
     ids = token_ids(tokenizer, ["ab", "c</s>"])

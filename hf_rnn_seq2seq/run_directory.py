@@ -62,9 +62,10 @@ def load_checkpoint(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (in evaluation mode) and tokenizer of a local directory, or of a Hub repository `user/name`.
 
-    `attention` asks for an implementation that returns attention weights. `device` defaults to a GPU where there is
-    one. `reads` says what the caller gives the model: `text`, `pictures` or `anything`. Raises CheckpointError in one
-    line for whatever keeps the checkpoint from loading, and for a model that reads something else.
+    `attention` asks for an implementation that returns attention weights. `device` defaults to a GPU of NVIDIA where
+    there is one. `reads` says what the caller gives the model: `text`, `pictures` or `anything`. Raises
+    CheckpointError in one line for whatever keeps the checkpoint from loading, and for a model that reads something
+    else.
     """
     model, tokenizer = load_as("Seq2SeqLM", name, device=device, dtype=dtype, attention=attention)
     found = "pictures" if model.main_input_name == "pixel_values" else "text"

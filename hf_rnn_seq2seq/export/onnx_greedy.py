@@ -4,7 +4,8 @@
 
 The graph runs the encoder once, and the decoder in a `Loop` until every row has ended, with the likeliest word at each
 position. Source positions of the pad token are padding. The output is that of `generate(num_beams=1)`, with the start
-token. It has only operators of the ONNX standard, for onnxruntime in C, C#, Java, JavaScript (`onnxruntime-web`) and others.
+token. It has only operators of the ONNX standard, for onnxruntime in C, C#, Java, JavaScript (`onnxruntime-web`) and
+others.
 """
 
 import os

@@ -60,8 +60,9 @@ def translate_ids(
         search: called in place of the model's own search.
         batch_size: sentences of a batch.
         max_tokens: padded tokens of a batch, beams included.
-        workers: batches that are decoded at the same time; at most 8, which share torch's threads. Only the model's own search
-            on a CPU runs in parallel, and only when it does not sample, so that results do not depend on `workers`.
+        workers: batches that are decoded at the same time; at most 8, which share torch's threads. Only the model's own
+            search on a CPU runs in parallel, and only when it does not sample, so that results do not depend on
+            `workers`.
         progress: show a progress bar.
         generation: options that override the model's generation config.
 

@@ -160,9 +160,9 @@ class SearchOptions:
 
     def _is_set(self, name: str) -> bool:
         value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-        if isinstance(value, str | int | float):
-            return value != default
-        return value is not default and len(value) > 0  # an empty list of models or words is none
+        if isinstance(value, list | tuple):
+            return bool(value)  # an empty list of models or words is none
+        return value is not default and (isinstance(value, Tensor) or bool(value != default))
 
     def for_prompt(self, tokens: int) -> "SearchOptions":
         """The options with the limit on produced tokens after a prompt of `tokens` tokens.

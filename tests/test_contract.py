@@ -12,6 +12,7 @@ import operator
 import pkgutil
 import pydoc
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,6 +80,33 @@ HOOKS = [
         "prepare_inputs_for_generation",
         "a state is not cut: only words new to the cache are read",
         by(GENERATION, "_prefill", "_sample", "_beam_search", "_assisted_decoding"),
+    ),
+    Hook(
+        GENERATION,
+        "_prepare_generation_config",
+        "a max_length of the call counts more than the max_new_tokens of a language model",
+        by(GENERATION, "generate"),
+        "self generation_config kwargs",
+    ),
+    Hook(
+        GENERATION,
+        "_get_stopping_criteria",
+        "stop strings are text of the target's vocabulary",
+        by(GENERATION, "generate"),
+        "self generation_config stopping_criteria tokenizer",
+    ),
+    Hook(
+        GENERATION,
+        "_validate_generation_mode",
+        "guidance calls a model with target words as the source",
+        by(GENERATION, "generate"),
+        "self generation_mode generation_config generation_mode_kwargs",
+    ),
+    Hook(
+        "transformers.utils.hub.PushToHubMixin",
+        "_upload_modified_files",
+        "save_pretrained uploads before it returns; the search as custom_generate goes too",
+        (*by("transformers.utils.hub.PushToHubMixin", "push_to_hub"), *by(MODEL, "save_pretrained")),
     ),
     Hook(
         MODEL,
@@ -312,10 +340,13 @@ def foreign_names() -> dict[str, str]:
             if not inspect.isclass(kind) or kind.__module__ != module.__name__:
                 continue
             bases = [base for base in kind.__mro__ if base.__module__.split(".")[0] in LIBRARIES]
-            tree = classes.get((Path(module.__file__), kind.__name__)) or ast.parse(source(kind))
-            used = set(filter(private, [*names(tree, stored=True), *names(tree, stored=False)]))
-            for name in used & set().union(*map(private_names, bases)):
-                found[name] = kind.__name__
+            theirs = set().union(*map(private_names, bases))
+            # A mixin overrides what the classes with it inherit.
+            for part in (one for one in kind.__mro__ if one.__module__.startswith("hf_rnn_seq2seq.")):
+                file = Path(sys.modules[part.__module__].__file__)
+                tree = classes.get((file, part.__name__)) or ast.parse(source(part))
+                used = set(filter(private, [*names(tree, stored=True), *names(tree, stored=False)]))
+                found |= dict.fromkeys(used & theirs, part.__name__)
     return found
 
 

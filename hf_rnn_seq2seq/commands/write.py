@@ -51,11 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = load_writer(arguments.model, device=arguments.device, dtype=arguments.dtype)
     prime, strokes = None, []
     if arguments.prime:
-        from pathlib import Path
+        from hf_rnn_seq2seq.data.strokes import first_writing
 
-        from hf_rnn_seq2seq.data.strokes import read_writings
-
-        first = next(read_writings(Path(arguments.prime)))
+        first = first_writing(arguments.prime)
         strokes = first.strokes
         prime = (strokes, first.text) if model.config.reads_text else strokes
     texts = arguments.texts

@@ -239,10 +239,15 @@ def points_of(
         raise DataError(f"file {path}: has no row" + (f" by {only}" if only else ""))
 
 
-def check_file(path: str) -> None:
-    """Raises DataError unless a file of strokes begins with a row."""
-    if next(read_writings(Path(path)), None) is None:
+def first_writing(path: str) -> Writing:
+    """The first row of a file of strokes.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    if (first := next(read_writings(Path(path)), None)) is None:
         raise DataError(f"file {path}: has no row")
+    return first
 
 
 def read_writings(path: Path) -> Iterator[Writing]:

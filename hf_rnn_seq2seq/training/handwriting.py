@@ -10,7 +10,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from hf_rnn_seq2seq import RnnForHandwriting, RnnHandwritingConfig
 from hf_rnn_seq2seq.data.loader import BatchLoader
-from hf_rnn_seq2seq.data.strokes import PenCollator, PenCorpus, check_file, load_pen_corpus
+from hf_rnn_seq2seq.data.strokes import PenCollator, PenCorpus, first_writing, load_pen_corpus
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.training.arguments import RunOptions
 from hf_rnn_seq2seq.training.components import Start, TaskParts, load_start
@@ -23,7 +23,7 @@ def parts(start: Start) -> TaskParts:
     given = load_model(options) if options.training.model_name_or_path else None
     config = model_config(options) if given is None else given.config
     if options.data.test_file is not None:  # it is read after the training
-        check_file(options.data.test_file)
+        first_writing(options.data.test_file)
     # One process of each machine writes the cache, the others read it.
     with accelerator.local_main_process_first():
         corpus = load_pen_corpus(options.data, config.point_tolerance, splits=("train", "validation"))

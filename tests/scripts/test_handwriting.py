@@ -108,6 +108,13 @@ def test_a_text_is_written_and_drawn(writer: Path, strokes: Path, tmp_path: Path
     assert b"warning: 'sun' is not finished after 2 points" in done.stderr or done.stderr == b""
 
 
+def test_a_hand_to_continue_needs_a_row(writer: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    done = run("write.py", writer, "sun", "--output", tmp_path / "hand.svg", "--prime", empty)
+    assert done.returncode == 2 and f"file {empty}: has no row" in done.stderr.decode()
+
+
 def test_tables_for_a_reader_are_written_whole(writer: Path, tmp_path: Path) -> None:
     given = [writer, "--output_dir", tmp_path / "tokens", "--rows", 2]
     done = run("pen_tokens.py", *given)

@@ -65,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if theirs:
         RunOptions.parse(ours, __doc__)  # bad input is found here, once, and not by every process
     elif "ACCELERATE_CONFIG_FILE" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        from hf_rnn_seq2seq.training.environment import usable_cores
+
         theirs = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        theirs += ["--num_cpu_threads_per_process", str(cores)]
+        theirs += ["--num_cpu_threads_per_process", str(usable_cores())]
     try:
         launch_command(launcher.parse_args([*theirs, "--module", MODULE, *ours]))
     except SystemExit as ended:

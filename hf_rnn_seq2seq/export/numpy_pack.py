@@ -23,6 +23,7 @@ from hf_rnn_seq2seq.export.numpy_runtime import ABOUT, FILE, FORMAT, SCALE, G2p,
 from hf_rnn_seq2seq.export.onnx import decoding_settings
 from hf_rnn_seq2seq.files import whole_folder, write_atomically
 from hf_rnn_seq2seq.model.configuration_rnn_seq2seq import RnnSeq2SeqConfig
+from hf_rnn_seq2seq.model.dropout import without_noise
 from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.model.readout import Readout
 from hf_rnn_seq2seq.model.recurrence import RecurrentLayer
@@ -278,10 +279,8 @@ def compare(model: RnnSeq2SeqForConditionalGeneration, network: Network) -> tupl
     ids = torch.randint(0, model.config.source_vocab_size, (len(lengths), max(lengths)), generator=generator)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     target = torch.randint(0, model.config.vocab_size, (len(lengths), 3), generator=generator)
-    was_training = model.training
-    model.eval()
-    expected = model(input_ids=ids, attention_mask=mask.long(), decoder_input_ids=target).logits.numpy()
-    model.train(was_training)
+    with without_noise(model):
+        expected = model(input_ids=ids, attention_mask=mask.long(), decoder_input_ids=target).logits.numpy()
     state, memory = network.encode([row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)])
     logits, probabilities = 0.0, 0.0
     for time in range(target.shape[1]):

@@ -16,6 +16,7 @@ from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.export.graphs import Programs, export_programs, recurrence
 from hf_rnn_seq2seq.export.onnx_runtime import DECODER, ENCODER, SETTINGS, OnnxTranslator
 from hf_rnn_seq2seq.files import whole_folder
+from hf_rnn_seq2seq.model.dropout import without_noise
 from hf_rnn_seq2seq.model.modeling_rnn_seq2seq import RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.model.search_options import longest_output
 
@@ -106,18 +107,16 @@ def compare(model: RnnSeq2SeqForConditionalGeneration, translator: OnnxTranslato
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(0, model.config.vocab_size, (4, 3), generator=generator)
     largest = 0.0
-    was_training = model.training
-    model.eval()
-    for lengths in ([9, 2, 7, 1], [4]):
-        ids = torch.randint(0, model.config.source_vocab_size, (len(lengths), max(lengths)), generator=generator)
-        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-        target = words[: len(lengths)]
-        expected = model(input_ids=ids, attention_mask=mask, decoder_input_ids=target).logits
-        state, memory = translator.encode(ids.numpy(), mask.numpy())
-        for time in range(target.shape[1]):
-            logits, _, state = translator.step(target[:, time].numpy(), state, memory)
-            largest = max(largest, float((expected[:, time] - torch.from_numpy(logits)).abs().max()))
-    model.train(was_training)
+    with without_noise(model):
+        for lengths in ([9, 2, 7, 1], [4]):
+            ids = torch.randint(0, model.config.source_vocab_size, (len(lengths), max(lengths)), generator=generator)
+            mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+            target = words[: len(lengths)]
+            expected = model(input_ids=ids, attention_mask=mask, decoder_input_ids=target).logits
+            state, memory = translator.encode(ids.numpy(), mask.numpy())
+            for time in range(target.shape[1]):
+                logits, _, state = translator.step(target[:, time].numpy(), state, memory)
+                largest = max(largest, float((expected[:, time] - torch.from_numpy(logits)).abs().max()))
     return largest
 
 

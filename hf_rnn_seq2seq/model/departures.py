@@ -23,7 +23,7 @@ _CALLS = ("forward", "__call__")  # the methods of torch's base class that compu
 
 def override(part: nn.Module, known: type, names: Iterable[str]) -> str | None:
     """The first of `names` that `part`, or a subclass of `known` in its classes, overrides; or None."""
-    # Not `vars(part)`: torch.compile of 2.15 fails on it.
+    # Not `vars(part)`, on which the compiler of torch 2.15 fails.
     classes, own = type(part).__mro__, part.__dict__
     below = classes[: classes.index(known)]
     return next((name for name in names if name in own or any(name in vars(cls) for cls in below)), None)

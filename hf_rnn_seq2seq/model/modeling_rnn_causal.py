@@ -96,9 +96,10 @@ class RnnCausalModel(RnnCausalPreTrainedModel):
     def _needed(mask: Tensor | None, read_on: bool) -> Tensor | None:
         """The mask, bool (batch, time), where it changes something: a masked position costs the fast kernels.
 
-        `read_on`: the state after the last position is read.
-
         On a GPU the answer is read back, which takes far less time than a loop over the positions.
+
+        Args:
+            read_on: the state after the last position is read.
         """
         if mask is None:
             return None

@@ -4,6 +4,7 @@ Axes: batch, time, hidden; gates are blocks of `hidden` columns in torch's order
 GRU: reset, update, new). A state is a tuple of (batch, hidden) tensors: (h, c) for the LSTM, (h,) for the others.
 """
 
+import contextlib
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -315,9 +316,15 @@ class RecurrentLayer(nn.Module):
 
     def _call_kernel(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         begin = tuple(tensor.unsqueeze(0).contiguous() for tensor in state)
-        outputs, end = self.kernel(inputs, begin if self.cell_type == "lstm" else begin[0])
+        lacks = self._lacks_backward(inputs)
+        with torch.backends.cudnn.flags(enabled=False) if lacks else contextlib.nullcontext():
+            outputs, end = self.kernel(inputs, begin if self.cell_type == "lstm" else begin[0])
         end = end if self.cell_type == "lstm" else (end,)
         return outputs, tuple(tensor.squeeze(0) for tensor in end)
+
+    def _lacks_backward(self, inputs: Tensor) -> bool:
+        """Whether cuDNN would keep nothing for the backward pass, as in evaluation mode."""
+        return inputs.is_cuda and not self.training and torch.is_grad_enabled()
 
     def _fused(self, inputs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         kernel, is_lstm = self.kernel, self.cell_type == "lstm"
@@ -327,8 +334,8 @@ class RecurrentLayer(nn.Module):
         if is_lstm and lengths is not None:
             inputs, weight = self._marked(inputs, lengths)
         same_weights = weight is kernel.weight_ih_l0 and recurrent is kernel.weight_hh_l0
-        # In evaluation mode cuDNN keeps nothing for a backward pass. The modes compute the same: one layer has no dropout.
-        training = self.training or (inputs.is_cuda and torch.is_grad_enabled())
+        # The modes compute the same: one layer has no dropout.
+        training = self.training or self._lacks_backward(inputs)
         if same_weights and training == self.training:
             outputs, end = kernel(inputs, begin)
             end = end if is_lstm else (end,)

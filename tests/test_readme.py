@@ -290,8 +290,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.tsv").write_text("".join(sounds), encoding="utf-8")
     for name in ("train", "dev", "test"):
         (folder / f"cmudict.{name}").write_text("".join(sounds).replace("\t", "  "), encoding="utf-8")
-    for name in ("kat_train", "kat_dev"):
-        (folder / f"{name}.tsv").write_text("".join(f"{word}\t{word}s\tN;PL\n" for word in numbers), encoding="utf-8")
+    for name in ("kat_large.train", "kat.dev"):
+        (folder / name).write_text("".join(f"{word}\t{word}s\tN;PL\n" for word in numbers), encoding="utf-8")
     one = hershey.write("sea", "roman", random.Random(0))
     row = json.dumps({"text": one.text, "strokes": one.strokes})
     (folder / "mine.jsonl").write_text(row + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """Add rows with random stems to a table of words and forms: `python scripts/hallucinate.py T.tsv --output_file U.tsv`.
 
-    python scripts/hallucinate.py kat_train.tsv --rows 10000 --output_file kat_more.tsv
+    python scripts/hallucinate.py kat_large.train --rows 10000 --output_file kat_more.tsv
     accelerate launch scripts/train.py scripts/recipes/inflection.yaml --train_file kat_more.tsv --output_dir runs/kat
 
 For inflection with few examples (Anastasopoulos and Neubig 2019): letters that a word and its form share are replaced

@@ -152,7 +152,7 @@ def _named_files(data: DataArguments) -> dict[str, str | None]:
 
 
 def _paths(data: DataArguments, value: str) -> list[Path]:
-    return [_picture_list(value)] if data.captions_file else split_paths(value, data.file_format)
+    return [_picture_list(value)] if data.captions_file else split_paths(value, data.file_format, data.header)
 
 
 def _column_options(data: DataArguments) -> list[str | None]:

@@ -141,11 +141,12 @@ class Columns:
         return checked(source, target, others[0] if self.alignment else None)
 
 
-def split_paths(value: str, file_format: str | None = None) -> list[Path]:
+def split_paths(value: str, file_format: str | None = None, header: bool = True) -> list[Path]:
     """`"train.tsv"` or `"train.de,train.en"` -> the path of one table, or those of two text files.
 
     Raises:
-        DataError: a file is missing or unreadable, or there are more than two.
+        DataError: a file is missing or unreadable, its kind is not known, or there are more than two. A table without
+            header may have any name.
     """
     parts = [value] if os.path.exists(value) else [part.strip() for part in value.split(",") if part.strip()]
     paths = list(map(Path, parts))
@@ -162,11 +163,11 @@ def split_paths(value: str, file_format: str | None = None) -> list[Path]:
             path.open("rb").close()
     if file_format is not None and len(paths) > 1:
         raise DataError(f"file_format={file_format!r}: a lexicon is one file, got {value!r}")
-    if file_format is None and len(paths) == 1 and kind_of(paths[0]) not in TABLE_KINDS:
+    if header and file_format is None and len(paths) == 1 and kind_of(paths[0]) not in TABLE_KINDS:
         raise DataError(
             f"file {paths[0]}: kind {kind_of(paths[0]) or 'without suffix'!r} is not known; allowed: "
-            f"{', '.join(TABLE_KINDS)} (also .gz), two parallel text files separated by a comma, or a lexicon, whose "
-            "file_format the recipe names"
+            f"{', '.join(TABLE_KINDS)} (also .gz), two parallel text files separated by a comma, a lexicon, whose "
+            "file_format the recipe names, or with header=false columns separated by tabs"
         )
     return paths
 
@@ -184,7 +185,7 @@ def listed(counts: Mapping[str, int]) -> str:
 def read_rows(
     paths: Sequence[Path], columns: Columns, alignment_file: Path | None = None, file_format: str | None = None
 ) -> Iterator[Row]:
-    """The rows of one table, of two parallel text files, or of a lexicon.
+    """The rows of one table, of two parallel text files, or of a lexicon. A file of no known kind is read as TSV.
 
     Args:
         file_format: one of LEXICONS, for a lexicon.
@@ -199,7 +200,7 @@ def read_rows(
     elif file_format is not None:
         reader = partial(_lexicon, kind=file_format)
     else:
-        reader = {".tsv": _delimited, ".csv": _delimited, ".parquet": _parquet}.get(kind_of(paths[0]), _json)
+        reader = {".json": _json, ".jsonl": _json, ".parquet": _parquet}.get(kind_of(paths[0]), _delimited)
     lines = read_lines(alignment_file) if alignment_file else None
     where = f"alignment_file {alignment_file}, line" if lines else f"file {paths[0]}, column {columns.alignment!r}, row"
     count = 0
@@ -340,7 +341,7 @@ def _parallel(source: Path, target: Path) -> Iterator[Row]:
 
 def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
     """TSV has no quotes (as in Tatoeba); a quoted field of CSV may span lines (RFC 4180)."""
-    tsv, lines = kind_of(path) == ".tsv", read_lines(path)
+    tsv, lines = kind_of(path) != ".csv", read_lines(path)
     # Blank lines are rows of a TSV file, but not of a CSV file.
     table: Any = csv.reader((line + "\n" for line in lines), strict=True)
     table = (line.split("\t") for line in lines) if tsv else table

@@ -106,6 +106,8 @@ def test_a_table_without_header_is_read_from_its_first_row(tmp_path):
     path = write(tmp_path / "x.tsv", "walk\twalked\tV;PST\ngo\twent\tV;PST\nox\toxen\t\n")
     options = {"train_file": path, "header": False, "source_lang": "en", "target_lang": "en"}
     assert pairs_of(load(**options).splits["train"])[0] == ("walk", "walked")
+    named_otherwise = write(tmp_path / "x_large.train", (tmp_path / "x.tsv").read_text())
+    assert pairs_of(load(**options | {"train_file": named_otherwise}).splits["train"])[2] == ("ox", "oxen")
     corpus = load(**options, feature_column="2")
     assert pairs_of(corpus.splits["train"]) == [("V;PST\twalk", "walked"), ("V;PST\tgo", "went"), ("ox", "oxen")]
     named = write(tmp_path / "n.jsonl", '{"source": "walk", "target": "walked", "tags": "V;PST"}\n')
@@ -133,7 +135,7 @@ def test_a_lexicon_is_a_corpus(tmp_path):
     packed.write_bytes(gzip.compress(b"read r eh d\n"))
     again = load(train_file=str(packed), file_format="kaldi")
     assert pairs_of(again.splits["train"]) == [("read", "r eh d")]
-    with pytest.raises(DataError, match="or a lexicon, whose file_format the recipe names"):
+    with pytest.raises(DataError, match="a lexicon, whose file_format the recipe names, or with header=false"):
         load(train_file=path)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -382,8 +382,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def update_summary(directory: str | os.PathLike[str], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `facts` into DIRECTORY/summary.json, all at once or not at all; returns the whole summary."""
-    merged = read_summary(directory) | dict(facts)
+def update_summary(
+    directory: str | os.PathLike[str], facts: Mapping[str, Any], forget: Collection[str] = ()
+) -> dict[str, Any]:
+    """Merge `facts` into DIRECTORY/summary.json, all at once or not at all; returns the whole summary.
+
+    Args:
+        forget: names whose old values go, also where `facts` has no new one.
+    """
+    merged = {name: value for name, value in read_summary(directory).items() if name not in forget} | dict(facts)
     write_atomically(Path(directory) / SUMMARY, json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
     return merged

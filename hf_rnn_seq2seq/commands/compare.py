@@ -96,7 +96,7 @@ def write_results(runs: Sequence[Run], finished: Sequence[Run], directory: Path,
     for run, system in zip(finished, systems, strict=True):
         if run.seed == finished[0].seed:
             test_set = system.test_set
-            bins[run.system] = score_by_length(test_set.sources, system.hypotheses, test_set.references)
+            bins[run.system] = score_by_length(test_set.sources, system.hypotheses, test_set.scored)
     plot_score_by_length(bins, directory / "bleu_by_length.png")
     plot_learning_curve({run.folder: directory / run.folder for run in finished}, directory / "learning_curves.png")
     lengths = {name: [vars(one) for one in scores] for name, scores in bins.items()}

@@ -39,7 +39,7 @@ def print_sentences(system: "AnalyzedSystem", test_set: "TestSet", numbers: Sequ
         for label, text in (
             ("source", test_set.sources[number]),
             ("translation", system.hypotheses[number].text),
-            ("reference", test_set.references[number]),
+            ("reference", system.references[number]),
             ("untranslated", ", ".join(report.untranslated)),
             ("repeated", ", ".join(report.repeated)),
             ("unread", ", ".join(report.unread)),

@@ -102,7 +102,7 @@ def print_details(arguments: argparse.Namespace, systems: list[Any]) -> dict[str
         if key.endswith("_signature"):
             print(f"{key.removesuffix('_signature')}: {value}")
     details: dict[str, Any] = {}
-    references = systems[0].test_set.references
+    references = systems[0].test_set.scored
     for name in arguments.metric:
         scores = {system.name: external_score(name, system.hypotheses, references) for system in systems}
         details.setdefault("metric", {})[name] = scores
@@ -119,14 +119,14 @@ def print_details(arguments: argparse.Namespace, systems: list[Any]) -> dict[str
 
 def write_results(arguments: argparse.Namespace, systems: list[Any], details: dict[str, Any]) -> None:
     from hf_rnn_seq2seq.evaluation.length_bins import score_by_length
-    from hf_rnn_seq2seq.evaluation.results import summary_facts, translation_rows
+    from hf_rnn_seq2seq.evaluation.results import SCORES, summary_facts, translation_rows
     from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.run_directory import update_summary
     from hf_rnn_seq2seq.visualization.learning_curve import plot_score_by_length
 
     for system in systems:
         if system.test_set.own:
-            update_summary(system.directory, summary_facts(system))
+            update_summary(system.directory, summary_facts(system), forget=SCORES)
     if arguments.json:
         facts = [{"system": system.name} | summary_facts(system) for system in systems]
         write_atomically(arguments.json, json.dumps({"systems": facts} | details, indent=2, ensure_ascii=False) + "\n")
@@ -134,7 +134,7 @@ def write_results(arguments: argparse.Namespace, systems: list[Any], details: di
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in translation_rows(systems)]
         write_atomically(arguments.translations, "".join(lines))
     if arguments.plot_by_length:
-        sources, references = systems[0].test_set.sources, systems[0].test_set.references
+        sources, references = systems[0].test_set.sources, systems[0].test_set.scored
         bins = {system.name: score_by_length(sources, system.hypotheses, references) for system in systems}
         plot_score_by_length(bins, arguments.plot_by_length)
 
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line.load_libraries()
     import torch
 
-    from hf_rnn_seq2seq.evaluation.results import evaluate_systems, run_summary, summary_facts
+    from hf_rnn_seq2seq.evaluation.results import SCORES, evaluate_systems, run_summary, summary_facts
     from hf_rnn_seq2seq.evaluation.scores import why_blind
     from hf_rnn_seq2seq.evaluation.test_set import default_metrics
     from hf_rnn_seq2seq.run_directory import members, read_summary, recipe_options, writes_by_hand
@@ -233,12 +233,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     test_set = systems[0].test_set
     for metric in arguments.scores or default_metrics(test_set):
-        if reason := why_blind(metric, test_set.references):
+        if reason := why_blind(metric, test_set.scored):
             print(f"warning: {reason}", file=sys.stderr)
     write_results(arguments, systems, print_details(arguments, systems))
     if arguments.summary or (arguments.summary is None and len(systems) == 1):
         for system in systems:
-            summary = read_summary(system.directory) | summary_facts(system)
+            earlier = read_summary(system.directory).items()
+            summary = {name: value for name, value in earlier if name not in SCORES} | summary_facts(system)
             config = json.loads((Path(members(system.directory)[0]) / "config.json").read_text(encoding="utf-8"))
             print("\n" + run_summary(system.directory, summary, config))
     return 0

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.pieces import SPECIAL, is_unspaced_script, source_pieces, word_groups
 from hf_rnn_seq2seq.errors import ArgumentError, AttentionError
+from hf_rnn_seq2seq.evaluation.scores import nearest
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, read_test_set
 from hf_rnn_seq2seq.generation.encoding import Encoded, encode_sources, source_problems
@@ -191,6 +192,7 @@ class AnalyzedSystem:
     reports: list[SentenceReport]
     tokenizer: PreTrainedTokenizerBase
     num_beams: int
+    references: list[str]  # of each source the one nearest to the hypothesis, if it has several
     encoded: Encoded = field(default_factory=lambda: Encoded([], [], []))  # sources
 
     def notes(self) -> list[str]:
@@ -223,15 +225,16 @@ def analyze_systems(
     systems: list[AnalyzedSystem] = []
     for directory, name in zip(directories, short_names(directories), strict=True):
         first, test_set = test_set, read_test_set(directory, chosen, split)
-        if first is not None and (first.sources, first.references) != (test_set.sources, test_set.references):
+        if first is not None and (first.sources, first.scored) != (test_set.sources, test_set.scored):
             raise ArgumentError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
         model, tokenizer = load_checkpoint(directory, device=device, dtype=dtype, attention=True)
         encoded = encode_sources(tokenizer, test_set.sources)
         hypotheses = translate_with_attention(model, tokenizer, encoded, **options)
         name += " (again)" * [system.directory for system in systems].count(directory)
-        reports = analyze(test_set.sources, test_set.references, hypotheses, tokenizer)
+        references = nearest([one.text for one in hypotheses], test_set.scored)
+        reports = analyze(test_set.sources, references, hypotheses, tokenizer)
         beams = number_of_beams(model, options)
-        systems.append(AnalyzedSystem(name, directory, hypotheses, reports, tokenizer, beams, encoded))
+        systems.append(AnalyzedSystem(name, directory, hypotheses, reports, tokenizer, beams, references, encoded))
     if test_set is None:
         raise ArgumentError("directories=[]: name at least one model")
     return test_set, systems
@@ -268,7 +271,7 @@ def sentence_rows(test_set: TestSet, systems: Sequence[AnalyzedSystem]) -> Itera
     """JSON values of each sentence of each system: its texts, measures, and whether the source was read completely."""
     for system in systems:
         truncated, unknown = {*system.encoded.truncated}, {*system.encoded.unknown}
-        texts = zip(test_set.sources, test_set.references, system.hypotheses, system.reports, strict=True)
+        texts = zip(test_set.sources, system.references, system.hypotheses, system.reports, strict=True)
         for number, (source, reference, hypothesis, report) in enumerate(texts):
             row = {"system": system.name, "sentence": number, "source": source, "reference": reference}
             row |= {"truncated": number in truncated, "unknown": number in unknown, "translation": hypothesis.text}

@@ -17,7 +17,7 @@ import rapidfuzz
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import _bootstrap_resample
 
-from hf_rnn_seq2seq.evaluation.scores import METRICS
+from hf_rnn_seq2seq.evaluation.scores import METRICS, reference_streams
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 
 SACREBLEU: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -116,10 +116,7 @@ def sacrebleu_scores(
     """
     if n_bootstrap < 0 or n_bootstrap == 1:
         raise ValueError(f"n_bootstrap={n_bootstrap}: must be 0 (no interval) or at least 2 (resamples)")
-    # sacrebleu takes one list per reference position, with None where a sentence has fewer references.
-    width = max(map(len, rows))
-    streams = [[row[position] if position < len(row) else None for row in rows] for position in range(width)]
-    statistics = metric._extract_corpus_statistics(list(predictions), streams)
+    statistics = metric._extract_corpus_statistics(list(predictions), reference_streams(rows))
     score = metric._aggregate_and_compute(statistics)
     if n_bootstrap:
         # The steps of corpus_score(n_bootstrap=...), which fails on a resample that scores exactly 0: that score is a

@@ -17,7 +17,7 @@ from hf_rnn_seq2seq.errors import ArgumentError, AttentionError
 from hf_rnn_seq2seq.evaluation.attention_agreement import attention_agreement
 from hf_rnn_seq2seq.evaluation.describe import architecture
 from hf_rnn_seq2seq.evaluation.error_analysis import AnalyzedSystem
-from hf_rnn_seq2seq.evaluation.scores import LOWER_IS_BETTER, ONE_REFERENCE, TITLES, score
+from hf_rnn_seq2seq.evaluation.scores import LOWER_IS_BETTER, METRICS, ONE_REFERENCE, TITLES, nearest, score
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, default_metrics, read_test_set
 from hf_rnn_seq2seq.generation.encoding import PictureSources, encode_sources, source_problems
 from hf_rnn_seq2seq.generation.translate import number_of_beams, translate, translate_n_best
@@ -34,6 +34,13 @@ from hf_rnn_seq2seq.run_directory import (
 
 if TYPE_CHECKING:
     from hf_rnn_seq2seq.evaluation.pointing import Pointing
+
+# Facts that an evaluation writes only if it measures them: those of an earlier one must not stay beside another search.
+SCORES = frozenset(
+    {*METRICS, *(f"{name}_interval" for name in METRICS), "attention_agreement", "aligned_words"}
+    | {"pointing", "pointing_by_chance", "pointing_words"}
+)
+_LABELS = {**TITLES, "bleu": "BLEU", "char_bleu": "character BLEU", "chrf": "chrF", "chrf++": "chrF++"}
 
 
 @dataclass
@@ -153,7 +160,7 @@ def evaluate_systems(
     for directory in directories:
         model, tokenizer, others = load_models([directory], device=device, dtype=dtype, reads="anything")
         test_set = read_test_set(members(directory)[0], chosen, split)
-        if systems and test_set.references != systems[0].test_set.references:
+        if systems and test_set.scored != systems[0].test_set.scored:
             raise ArgumentError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
         single = [one for one in metrics if one in ONE_REFERENCE]
         if single and test_set.several is not None:
@@ -182,19 +189,21 @@ def sample_rows(system: System, count: int = 5) -> list[dict[str, str]]:
     """Translations at evenly spaced positions of the test set."""
     total = len(system.hypotheses)
     chosen = sorted({(2 * position + 1) * total // (2 * count) for position in range(count)}) if total else []
-    columns = (system.test_set.sources, system.test_set.references, system.hypotheses)
-    return [
-        dict(zip(("source", "reference", "translation"), (column[row] for column in columns), strict=True))
-        for row in chosen
-    ]
+    sources, references, texts = (
+        [column[row] for row in chosen]
+        for column in (system.test_set.sources, system.test_set.scored, system.hypotheses)
+    )
+    columns = zip(sources, nearest(texts, references), texts, strict=True)
+    return [{"source": source, "reference": one, "translation": text} for source, one, text in columns]
 
 
 def translation_rows(systems: Sequence[System]) -> Iterator[dict[str, Any]]:
-    """Each sentence of the test set: `source`, `reference`, and `translations` by the name of the system."""
+    """Each sentence of the test set: `source`, `reference` (or all `references`), and `translations` by system."""
     test_set, names = systems[0].test_set, [system.name for system in systems]
-    columns = zip(test_set.sources, test_set.references, *(system.hypotheses for system in systems), strict=True)
-    for source, reference, *texts in columns:
-        yield {"source": source, "reference": reference, "translations": dict(zip(names, texts, strict=True))}
+    columns = zip(test_set.sources, test_set.scored, *(system.hypotheses for system in systems), strict=True)
+    key = "reference" if test_set.several is None else "references"
+    for source, expected, *texts in columns:
+        yield {"source": source, key: expected, "translations": dict(zip(names, texts, strict=True))}
 
 
 def summary_facts(system: System) -> dict[str, Any]:
@@ -268,10 +277,10 @@ def run_summary(directory: str | os.PathLike[str], summary: Mapping[str, Any], c
         facts.append(f"{summary['target_tokens_per_second']:,.0f} target tokens/s")
     if facts:
         lines.append(", ".join(facts))
-    for name, label in (*TITLES.items(), ("bleu", "BLEU"), ("char_bleu", "character BLEU"), ("chrf", "chrF")):
+    for name in dict.fromkeys([*TITLES, *METRICS]):
         if name in summary:
             signature = (summary.get("signatures") or {}).get(name, "")
-            lines.append(f"{label} {summary[name]:.2f}   {signature}")
+            lines.append(f"{_LABELS.get(name, name)} {summary[name]:.2f}   {signature}")
     if "num_beams" in summary:
         search = "greedy" if summary["num_beams"] == 1 else f"beam {summary['num_beams']}"
         lines.append(f"on {summary.get('test_sentences', '?')} sentences of the {summary.get('split')} split, {search}")

@@ -1,6 +1,7 @@
 """Corpus scores of translations by the name of a metric; the metric libraries are imported with the first score."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import ArgumentError, one_line
@@ -71,6 +72,26 @@ def merged(sources: Sequence[str], references: Sequence[str]) -> tuple[list[str]
     return list(found), list(found.values())
 
 
+def nearest(hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]) -> list[str]:
+    """Of the references of each hypothesis the one that takes the fewest edits of letters."""
+
+    def edits(text: str, other: str) -> int:
+        from rapidfuzz.distance import Levenshtein
+
+        return Levenshtein.distance(text, other)
+
+    return [
+        row if isinstance(row, str) else min(row, key=partial(edits, text))
+        for text, row in zip(hypotheses, references, strict=True)
+    ]
+
+
+def reference_streams(rows: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """References by sentence -> as sacrebleu takes them, by position; None where a sentence has fewer."""
+    width = max(map(len, rows))
+    return [[row[position] if position < len(row) else None for row in rows] for position in range(width)]
+
+
 def why_blind(name: str, references: Sequence[str] | Sequence[Sequence[str]]) -> str | None:
     """Why a metric cannot compare translations of these references, with better metrics; None where it can.
 
@@ -110,13 +131,22 @@ def external_metric(name: str) -> "evaluate.EvaluationModule":
         ) from None
 
 
-def external_score(name: str, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """All numbers that a metric of `external_metric` returns; references are passed as lists of one."""
+def external_score(
+    name: str, hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """All numbers that a metric of `external_metric` returns; references are passed as lists.
+
+    Raises:
+        ArgumentError: the metric takes one reference a sentence, and a sentence has several.
+    """
     metric = external_metric(name)
+    rows = [[row] if isinstance(row, str) else list(row) for row in references]
     try:
-        output = metric.compute(predictions=list(hypotheses), references=[[reference] for reference in references])
-    except ValueError:  # metrics such as wer take one plain reference a sentence
+        output = metric.compute(predictions=list(hypotheses), references=rows)
+    except ValueError as error:  # metrics such as wer take one plain reference a sentence
+        if any(len(row) > 1 for row in rows):
+            raise ArgumentError(f"metric {name!r}: fails on several references ({one_line(error, 200)})") from None
         metric = external_metric(name)
-        output = metric.compute(predictions=list(hypotheses), references=list(references))
+        output = metric.compute(predictions=list(hypotheses), references=[row[0] for row in rows])
     numbers = output if isinstance(output, Mapping) else {name: output}
     return {key: float(value) for key, value in numbers.items() if isinstance(value, (int, float))}

@@ -39,7 +39,7 @@ def evaluate(runs: Sequence[Run], directory: Path) -> list[results.System]:
     for run in runs:
         folder = str(directory / run.folder)
         test_set = read_test_set(folder, {})
-        if systems and test_set.references != systems[0].test_set.references:
+        if systems and test_set.scored != systems[0].test_set.scored:
             raise ArgumentError(f"system {run.system!r}: its test split is not that of {systems[0].name!r}")
         model, tokenizer = load_checkpoint(folder)
         report(f"{run.folder}: translating {len(test_set.sources)} sentences")
@@ -47,7 +47,7 @@ def evaluate(runs: Sequence[Run], directory: Path) -> list[results.System]:
         results.score_system(system, default_metrics(test_set))
         for note in (*test_set.notes(), *system.notes()):
             report(f"{run.folder}: {note}")
-        update_summary(folder, results.summary_facts(system))
+        update_summary(folder, results.summary_facts(system), forget=results.SCORES)
         systems.append(system)
     return systems
 

@@ -40,7 +40,8 @@ def report_data(test_set: TestSet, systems: Sequence[AnalyzedSystem], *, words: 
         column["source"] = [None if pieces == stored else pieces for pieces, stored in pairs]
     if columns:
         columns[0]["source"] = [None] * len(base)
-    return {"source": base, "reference": test_set.references, "systems": columns, "special": list(SPECIAL)}
+    references = [row if isinstance(row, str) else " | ".join(dict.fromkeys(row)) for row in test_set.scored]
+    return {"source": base, "reference": references, "systems": columns, "special": list(SPECIAL)}
 
 
 def _system_data(test_set: TestSet, system: AnalyzedSystem, words: bool) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def _length_rows(test_set: TestSet, systems: Sequence[AnalyzedSystem]) -> list[l
     by_system = []
     for system in systems:
         texts = [hypothesis.text for hypothesis in system.hypotheses]
-        by_system.append(score_by_length(test_set.sources, texts, test_set.references))
+        by_system.append(score_by_length(test_set.sources, texts, test_set.scored))
     rows = [["source words", "sentences", *(f"BLEU, {system.name}" for system in systems)]]
     for bins in zip(*by_system, strict=True):
         scores = [f"{one.bleu:.1f}" for one in bins]

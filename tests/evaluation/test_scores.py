@@ -94,11 +94,15 @@ def test_score_by_length_groups_by_words() -> None:
     both = BLEU(effective_order=True).corpus_score(hypotheses[1:3], [references[1:3]]).score
     assert bins[1].bleu == pytest.approx(both, abs=1e-9)
     assert bins[1].length_ratio == pytest.approx(10 / 12)
+    several = [["no", reference] for reference in references]
+    assert [one.length_ratio for one in score_by_length(sources, hypotheses, several)] == pytest.approx([1, 10 / 12, 1])
 
 
 def test_a_metric_of_the_users_own_loads_by_path(tmp_path: Path) -> None:
     found = external_score(str(Path(__file__).parents[1] / "helpers" / "exact_metric.py"), ["a", "b"], ["a", "c"])
     assert found == {"exact": 0.5}
+    with pytest.raises(errors.ArgumentError, match=r"exact_metric.py': fails on several references"):
+        external_score(str(Path(__file__).parents[1] / "helpers" / "exact_metric.py"), ["a"], [["a", "c"]])
     with pytest.raises(errors.ArgumentError, match=r"metric .*missing.py.*could not load it"):
         external_metric(str(tmp_path / "missing.py"))
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -83,6 +84,33 @@ def test_another_test_file_is_read_as_the_runs_own(g2p: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr.decode()
     (found,) = json.loads((tmp_path / "a.json").read_text())["systems"]
     assert (found["test_sentences"], found["sequence_error"]) in ((1, 0), (1, 100))
+
+
+def test_the_nearest_of_several_references_is_shown(g2p: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.tsv").write_text("hat\tx x\nhat\tʃ a t\ntac\tt a k\n", encoding="utf-8")
+    words = (g2p, "--test_file", tmp_path / "two.tsv")
+    done = run(
+        "evaluate_bleu.py", *words, "--translations", tmp_path / "a.jsonl", "--plot_by_length", tmp_path / "a.svg"
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert "reference  = ʃ a t" in done.stdout.decode() and "≠" not in done.stdout.decode()
+    first, second = map(json.loads, (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines())
+    assert first["references"] == ["x x", "ʃ a t"] and second["references"] == ["t a k"]
+    analyzed = run("error_analysis.py", *words, "--output_file", tmp_path / "rows.jsonl")
+    assert analyzed.returncode == 0, analyzed.stderr.decode()
+    rows = list(map(json.loads, (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()))
+    assert [(row["reference"], row["chrf"]) for row in rows] == [("ʃ a t", 100), ("t a k", 100)]
+
+
+def test_a_second_evaluation_leaves_no_score_of_the_first(g2p: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(g2p, tmp_path / "again")
+    assert run("evaluate_bleu.py", again).returncode == 0
+    assert "sequence_error" in json.loads((again / "summary.json").read_text())
+    done = run("evaluate_bleu.py", again, "--scores", "exact_match", "--max_new_tokens", 1)
+    assert done.returncode == 0 and "WER, whole outputs" not in done.stdout.decode()
+    assert "\nexact_match 0.00   " in done.stdout.decode(), "the summary of the run names it too"
+    summary = json.loads((again / "summary.json").read_text())
+    assert summary["exact_match"] == 0 and not {"sequence_error", "symbol_error"} & {*summary}
 
 
 def test_a_bare_word_goes_in_and_what_is_unknown_is_named(g2p: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -40,7 +40,8 @@ def made_system(name: str, sources: list[str], texts: list[str], references: lis
         weights = torch.rand(1, len(target), len(ids), generator=generator).mul(6).softmax(-1)
         known = None if seed is None or not target else weights
         hypotheses.append(Hypothesis(text, tuple(target), tuple(ids), -0.5 * len(target), known))
-    return AnalyzedSystem(name, name, hypotheses, analyze(sources, references, hypotheses, tokenizer), tokenizer, 1)
+    reports = analyze(sources, references, hypotheses, tokenizer)
+    return AnalyzedSystem(name, name, hypotheses, reports, tokenizer, 1, list(references))
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +274,7 @@ def test_five_thousand_sentences(browser: Any, tmp_path: Path) -> None:
             for text, ids in zip(sources, cheap_ids(sources), strict=True)
         ]
         reports = analyze(sources[:1], references[:1], hypotheses[:1], CheapTokenizer()) * count
-        systems.append(AnalyzedSystem(f"s{number}", "", hypotheses, reports, CheapTokenizer(), 1))
+        systems.append(AnalyzedSystem(f"s{number}", "", hypotheses, reports, CheapTokenizer(), 1, references))
     path = tmp_path / "large.html"
     path.write_text(render_report(TestSet(sources, references, "test", True), systems), encoding="utf-8")
     assert path.stat().st_size < 20_000_000

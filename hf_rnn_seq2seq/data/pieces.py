@@ -64,6 +64,25 @@ def splits_letters(tokenizer: PreTrainedTokenizerBase, *, target: bool = False) 
     return type(getattr(backend, "decoder", None)).__name__ == "Fuse"
 
 
+def letter_groups(pieces: Sequence[str], form: str | None = None) -> list[list[int]]:
+    """Groups token positions into letters of the text: a tokenizer may read one letter as several tokens (é, 한).
+
+    The first token of a source letter has its text and the others are empty. Of a target, `form` is the Unicode form
+    that the text is brought into.
+    """
+    groups: list[list[int]] = []
+    letter = ""
+    for position, piece in enumerate(pieces):
+        joins = not piece or (form is not None and len(unicodedata.normalize(form, letter + piece)) <= len(letter))
+        if not groups or letter in SPECIAL or piece in SPECIAL or not joins:
+            groups.append([])
+            letter = ""
+        groups[-1].append(position)
+        letter += piece
+        letter = unicodedata.normalize(form, letter) if form else letter
+    return groups
+
+
 def word_groups(pieces: Sequence[str]) -> list[list[int]]:
     """Groups token positions into words at white space; in scripts without spaces each token is a word."""
     groups: list[list[int]] = []

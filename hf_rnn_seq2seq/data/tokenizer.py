@@ -17,6 +17,7 @@ and each is one token. `lowercase=True` loses the case with each algorithm. A sp
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +28,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.arguments import ALGORITHMS, FORMS
+from hf_rnn_seq2seq.errors import quoted
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
+
+logger = logging.getLogger(__name__)
 
 LOSSLESS = ("bpe", "unigram", "char")
 SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -235,19 +239,31 @@ class _Composed:
 
     def __init__(self, texts: Iterable[str], form: str | None) -> None:
         self.texts, self.form = texts, form
-        self.lossless, self.changes = True, False
+        self.changes = False
+        self.exception: str | None = None  # the first text on which it does not
 
     def __iter__(self) -> Iterator[str]:
         for text in self.texts:
             if self.form is not None:
                 changed = _FORMS[self.form].normalize_str(text)
-                self.lossless = self.lossless and _FORMS["nfc"].normalize_str(changed) == text
+                if self.exception is None and _FORMS["nfc"].normalize_str(changed) != text:
+                    self.exception = text
                 self.changes = self.changes or changed != text
             yield text
 
     def output(self) -> dict[str, str]:
         """The form that outputs are brought into, as an argument of the tokenizer."""
-        return {"output_form": "NFC"} if self.lossless and self.changes else {}
+        if not self.changes:
+            return {}
+        if self.exception is None:
+            return {"output_form": "NFC"}
+        logger.warning(
+            "target_unicode_form=%r: outputs stay in this form and equal no composed reference, because the training "
+            "target %s is not in NFC; bring the targets into NFC to have outputs composed",
+            self.form,
+            quoted(self.exception),
+        )
+        return {}
 
 
 def feature_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

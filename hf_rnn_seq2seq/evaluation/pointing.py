@@ -52,9 +52,8 @@ def pointing(names: Sequence[str], captions: Sequence[Hypothesis], tokenizer: Pr
         if caption.attention is None or not caption.token_ids:
             continue
         pieces = target_pieces(tokenizer, caption.token_ids)
-        weights, _, texts = merge_words(
-            caption.attention.mean(0), [""] * caption.attention.shape[-1], pieces, (True, False)
-        )
+        columns = [[region] for region in range(caption.attention.shape[-1])]
+        weights, _, texts = merge_words(caption.attention.mean(0), [""] * len(columns), pieces, columns)
         maps = region_grid(weights)
         side = maps.shape[-1]
         boxes = [shape.box for shape in shapes.scene(name)]

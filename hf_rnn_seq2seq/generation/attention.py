@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from hf_rnn_seq2seq.data.pieces import SPECIAL, source_pieces, splits_letters, target_pieces, word_groups
+from hf_rnn_seq2seq.data.pieces import SPECIAL, letter_groups, source_pieces, splits_letters, target_pieces, word_groups
 from hf_rnn_seq2seq.errors import AttentionError
 
 if TYPE_CHECKING:
@@ -51,17 +51,22 @@ def hypothesis_attention(output: ModelOutput, index: int, length: int, source_le
 
 
 def merge_words(
-    weights: Tensor, source: Sequence[str], target: Sequence[str], letters: tuple[bool, bool] = (False, False)
+    weights: Tensor,
+    source: Sequence[str],
+    target: Sequence[str],
+    columns: Sequence[Sequence[int]] | None = None,
+    rows: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Tensor, list[str], list[str]]:
-    """Attention between words, (..., target words, source words), and the words; a side of `letters` stays as it is.
+    """Attention between words, (..., target words, source words), and the words.
+
+    Args:
+        columns: groups of source positions (default: words).
+        rows: groups of target positions, likewise.
 
     Weights are summed over the tokens of a source word and averaged over the tokens of a target word, so that rows
     still sum to one (Clark et al. 2019, section 4.1).
     """
-    columns, rows = (
-        [[position] for position in range(len(pieces))] if alone else word_groups(pieces)
-        for pieces, alone in zip((source, target), letters, strict=True)
-    )
+    columns, rows = columns or word_groups(source), rows or word_groups(target)
     weights = _sums(_sums(weights, columns, -1), rows, -2)
     weights = weights / torch.tensor([len(group) for group in rows], device=weights.device).unsqueeze(-1)
     source_words = ["".join(source[position] for position in group) for group in columns]
@@ -105,12 +110,12 @@ def word_pairs(tokenizer: PreTrainedTokenizerBase, source: str, hypothesis: "Hyp
     The hypothesis must have attention. Special tokens and white space are not counted as words; letters of a tokenizer
     that splits letters are.
     """
-    weights, source_words, target_words = merge_words(
-        hypothesis.attention.mean(0),
-        source_pieces(tokenizer, source, len(hypothesis.source_ids)),
-        target_pieces(tokenizer, hypothesis.token_ids),
-        (splits_letters(tokenizer), splits_letters(tokenizer, target=True)),
-    )
+    read = source_pieces(tokenizer, source, len(hypothesis.source_ids))
+    written = target_pieces(tokenizer, hypothesis.token_ids)
+    columns = letter_groups(read) if splits_letters(tokenizer) else None
+    form = getattr(tokenizer, "output_form", None)
+    rows = letter_groups(written, form) if splits_letters(tokenizer, target=True) else None
+    weights, source_words, target_words = merge_words(hypothesis.attention.mean(0), read, written, columns, rows)
     source_number, target_number = _word_numbers(source_words), _word_numbers(target_words)
     return [
         (source_number[column], target_number[row])

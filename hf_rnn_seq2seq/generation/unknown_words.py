@@ -4,13 +4,21 @@ An unknown target word becomes the dictionary's entry for the source word it att
 itself if the dictionary does not have it (names and numbers are copied).
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.data.pieces import is_unspaced_script, source_pieces, splits_letters, target_pieces, word_groups
+from hf_rnn_seq2seq.data.pieces import (
+    is_unspaced_script,
+    letter_groups,
+    source_pieces,
+    splits_letters,
+    target_pieces,
+    word_groups,
+)
 from hf_rnn_seq2seq.data.readers import read_lines
 from hf_rnn_seq2seq.errors import DataError
 
@@ -36,7 +44,7 @@ def replace_unknown(
         return tokenizer.decode(list(token_ids), skip_special_tokens=True)
     pieces = source_pieces(tokenizer, source, weights.shape[1])
     # Pieces are parts of the sentence, not token names, so an unknown source word has its text here.
-    parts = [[place] for place in range(len(pieces))] if splits_letters(tokenizer) else word_groups(pieces)
+    parts = (letter_groups if splits_letters(tokenizer) else word_groups)(pieces)
     groups = [group for group in parts if _is_text(pieces, group, tokenizer)]
     word_of = {position: group for group in groups for position in group}
     text = ""
@@ -52,7 +60,8 @@ def replace_unknown(
             word = dictionary.get(word, dictionary.get(word.lower(), word))
         joined = not text or text[-1].isspace() or is_unspaced_script(text[-1])
         text += word if joined else f" {word}"
-    return text.strip()
+    form = getattr(tokenizer, "output_form", None)
+    return (unicodedata.normalize(form, text) if form else text).strip()
 
 
 def _is_text(pieces: Sequence[str], group: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:

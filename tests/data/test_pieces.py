@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces, word_groups
-from hf_rnn_seq2seq.generation.attention import hard_alignment, merge_words
+from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
+from hf_rnn_seq2seq.generation.attention import hard_alignment, merge_words, word_pairs
+from hf_rnn_seq2seq.generation.translate import Hypothesis
+from hf_rnn_seq2seq.generation.unknown_words import replace_unknown
 from tests.helpers.checkpoints import SOURCES, TARGETS, tiny_tokenizer
 
 
@@ -35,3 +38,21 @@ def test_words_are_merged_by_sum_over_source_and_mean_over_target() -> None:
     torch.testing.assert_close(merged[:, 1, 2], weights[:, 2, 4:7].sum(-1))
     assert word_groups(["日", "本", "語", " is", " x", "y"]) == [[0], [1], [2], [3], [4, 5]]
     assert hard_alignment(torch.tensor([[0.1, 0.9], [0.8, 0.2]])) == [(1, 0), (0, 1)]
+
+
+def test_a_letter_that_is_read_as_several_tokens_is_one_of_an_alignment(caplog: pytest.LogCaptureFixture) -> None:
+    options = {"joint": False, "min_frequency": 1, "source_unicode_form": "nfd", "target_unicode_form": "nfd"}
+    tokenizer = build_tokenizer(["éaê"], ["한가나"], algorithm="letter", **options)
+    source, target = tokenizer("éaê")["input_ids"], tokenizer(text_target="한나가")["input_ids"]
+    assert (len(source), len(target)) == (6, 8) and tokenizer.decode(target, skip_special_tokens=True) == "한나가"
+    weights = torch.zeros(8, 6)
+    # The marks are what is attended to; 나 attends a little more to ê in all, but to no single token of it.
+    for row, columns in enumerate(((1,), (1,), (1,), (2, 3, 4), (2, 3, 4), (4,), (4,), (5,))):
+        weights[row, list(columns)] = torch.tensor([0.4, 0.3, 0.3] if len(columns) == 3 else [1.0])
+    found = Hypothesis("한나가", tuple(target), tuple(source), attention=weights[None])
+    assert word_pairs(tokenizer, "éaê", found) == [(0, 0), (2, 1), (2, 2)]
+    unknown = [*target[:5], tokenizer.unk_token_id, target[-1]]
+    assert replace_unknown(tokenizer, "éaê", unknown, weights[[0, 1, 2, 3, 4, 2, 7]]) == "한나 é"
+    assert not caplog.records and tokenizer.output_form == "NFC"
+    other = build_tokenizer(["éaê"], ["한가나", "\u1112\u1161"], algorithm="letter", **options)
+    assert other.output_form is None and "target_unicode_form='nfd': outputs stay in this form" in caplog.text

@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from hf_rnn_seq2seq.data.arguments import LABELED
+from hf_rnn_seq2seq.data.lexicon import LEXICONS
 from hf_rnn_seq2seq.errors import (
     ArgumentError,
     is_ours,
@@ -303,6 +305,9 @@ def add_data_options(parser: Parser, *, training: bool = False) -> None:
         f"--{'train' if training else 'test'}_file",
         help="TSV, CSV, JSONL or Parquet file, or two text files `a,b`; may be .gz",
     )
+    group.add_argument(
+        "--file_format", choices=(*LEXICONS, LABELED), help="of a lexicon, or of lines of a class and a text"
+    )
     group.add_argument("--source_lang", help="language of the source sentences")
     group.add_argument("--target_lang", help="language of the target sentences")
     group.add_argument("--source_column", help="column of a table that holds the source")
@@ -317,7 +322,11 @@ def add_data_options(parser: Parser, *, training: bool = False) -> None:
 def data_options(arguments: argparse.Namespace, *, training: bool = False) -> dict[str, Any]:
     """What `add_data_options` chose, for training or for testing, None where nothing was given; the split is apart."""
     names = ("dataset_name", "dataset_config_name", "source_lang", "target_lang", "source_column", "target_column")
-    names += ("data_seed", *(("train_file", "max_train_samples") if training else ("test_file", "max_predict_samples")))
+    names += (
+        "file_format",
+        "data_seed",
+        *(("train_file", "max_train_samples") if training else ("test_file", "max_predict_samples")),
+    )
     return {name: getattr(arguments, name) for name in names}
 
 

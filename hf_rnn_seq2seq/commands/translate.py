@@ -17,7 +17,8 @@ Columns are separated by tabs: translation, then the log-probability with --scor
 
 For pronunciations: the model is not asked for words that --lexicon FILE contains. --mass 0.9 prints hypotheses until
 their probabilities sum to 0.9 (at most --num_beams of them). --output_format cmudict, or another format of --lexicon,
-writes a lexicon with a line for each hypothesis.
+writes a lexicon with a line for each hypothesis. Both take hypotheses in the order of their probability; without them
+the order is that of the search, which weighs the length (--length_penalty).
 
 --window lines are read and sorted by length at a time, so memory does not grow with the input:
 `python scripts/translate.py runs/demo --input_file in.txt.gz --output_file out.txt`

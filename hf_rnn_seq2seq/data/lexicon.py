@@ -37,8 +37,8 @@ def parse_entry(line: str, kind: str) -> Entry | None:
         phones = " ".join(rest[len(numbers) :]) if kind == "mfa" or len(rest) == 1 else ""
         probability = float(numbers[0]) if numbers else None
     else:
-        # Of CMUdict one release has two spaces after the word, another one; Kaldi takes any white space.
-        gap = "  " if kind == "cmudict" and "  " in line.strip() else r"[ \t]+"
+        # CMUdict has a tab, two spaces or one after the word, by its release; Kaldi takes any white space.
+        gap = next((gap for gap in ("\t", "  ") if gap in line.strip()), " +") if kind == "cmudict" else r"[ \t]+"
         word, phones = [*re.split(gap, line.strip(), maxsplit=1), ""][:2]
         if kind == "cmudict":
             word, phones = re.sub(r"\(\d+\)$", "", word), phones.partition(" #")[0]
@@ -57,10 +57,10 @@ def format_entries(word: str, found: Sequence[tuple[str, float]], kind: str) -> 
             yield f"{word}({number})  {phones}" if number > 1 else f"{word}  {phones}"
         elif kind == "kaldi":
             yield f"{word} {phones}"
-        elif kind == "kaldi_probabilities":  # Kaldi's probabilities are relative to the best
-            yield f"{word} {probability / best:.4f} {phones}"
+        elif kind == "kaldi_probabilities":  # Kaldi's probabilities are relative to the best, and none is 0
+            yield f"{word} {max(probability / best, 1e-4):.4f} {phones}"
         elif kind == "mfa":
-            yield f"{word}\t{probability / best:.2f}\t{phones}"
+            yield f"{word}\t{max(probability / best, 0.01):.2f}\t{phones}"
         else:
             yield f"{word}\t{phones}"
 
@@ -72,11 +72,14 @@ def looked_up(lexicon: Mapping[str, Sequence[Entry]], word: str) -> list[tuple[s
     """
     entries = next((lexicon[form] for form in map(_key, (word, word.lower(), word.upper())) if form in lexicon), [])
     weights = [1.0 if entry.probability is None else entry.probability for entry in entries]
-    total = sum(weights)
-    return [
-        (entry.phones, weight / total if total else 1 / len(entries))
-        for entry, weight in zip(entries, weights, strict=True)
-    ]
+    if not sum(weights):
+        weights = [1.0] * len(entries)
+    shares: dict[str, float] = {}
+    for entry, weight in zip(entries, weights, strict=True):
+        # A line that stands twice says nothing more, unless it gives a part of the probability.
+        shares[entry.phones] = weight + (shares.get(entry.phones, 0.0) if entry.probability is not None else 0.0)
+    total = sum(shares.values())
+    return [(phones, share / total) for phones, share in shares.items()]
 
 
 def read_lexicon(lines: Iterable[str], kind: str) -> dict[str, list[Entry]]:

@@ -5,12 +5,13 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.lexicon import LEXICONS, Entry, format_entries, looked_up
@@ -64,7 +65,7 @@ class Request:
         asked = max(self.n_best, number_of_beams(model, self.options)) if by_probability else self.n_best
         found = translate_n_best(model, tokenizer, encoded, n_best=asked, attention=attention, **self.options)
         if by_probability:
-            found = [sorted(row, key=lambda each: -(each.log_probability or 0.0))[: self.n_best] for row in found]
+            found = [most_probable(row)[: self.n_best] for row in found]
         return found if self.mass is None else [list(self._probable(row)) for row in found]
 
     def _probable(self, hypotheses: Sequence[Hypothesis]) -> Iterator[Hypothesis]:
@@ -78,7 +79,7 @@ class Request:
         """The lexicon's pronunciations of a source, the most probable first."""
         found = sorted(looked_up(self.lexicon, source.strip()), key=lambda pair: -pair[1])
         chosen = [Hypothesis(phones, log_probability=math.log(max(share, 1e-9))) for phones, share in found]
-        return list(self._probable(chosen)) if self.mass is not None else chosen[: self.n_best]
+        return (list(self._probable(chosen)) if self.mass is not None else chosen)[: self.n_best]
 
     def fields(self, tokenizer: PreTrainedTokenizerBase, source: str, hypothesis: Hypothesis) -> dict[str, Any]:
         """What a formatter writes of one hypothesis: `text`, and `log_probability` and `alignment` on request."""
@@ -91,6 +92,17 @@ class Request:
         if self.alignments:
             fields["alignment"] = word_pairs(tokenizer, source, hypothesis) if hypothesis.attention is not None else []
         return fields
+
+
+def most_probable(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """The most probable first; one of each text has the probability of all that differ in their tokens alone."""
+    found: dict[str, Hypothesis] = {}
+    for one in sorted(hypotheses, key=lambda each: -(each.log_probability or 0.0)):
+        other = found.setdefault(one.text, one)
+        if other is not one and None not in (one.log_probability, other.log_probability):
+            total = float(np.logaddexp(one.log_probability, other.log_probability))
+            found[one.text] = replace(other, log_probability=total)
+    return sorted(found.values(), key=lambda each: -(each.log_probability or 0.0))
 
 
 def json_line(source: str, hypotheses: Sequence[Mapping[str, Any]]) -> str:
@@ -113,7 +125,7 @@ def text_line(source: str, hypotheses: Sequence[Mapping[str, Any]]) -> str:
 
 
 def lexicon_lines(kind: str, source: str, hypotheses: Sequence[Mapping[str, Any]]) -> str:
-    """Lines of a lexicon, one for each hypothesis, without the features before the word; nothing for no word.
+    """Lines of a lexicon, one for each text that is not empty, without the features before the word; none for no word.
 
     Raises:
         DataError: a format of Kaldi, which ends a word at a space, and a word with one.
@@ -121,8 +133,11 @@ def lexicon_lines(kind: str, source: str, hypotheses: Sequence[Mapping[str, Any]
     word = source.rpartition("\t")[2].strip()
     if kind.startswith("kaldi") and len(word.split()) > 1:
         raise DataError(f"output_format={kind!r}: ends a word at a space, and {word!r} has one; choose mfa or ipa")
-    found = [(fields["text"], math.exp(fields["log_probability"] or 0.0)) for fields in hypotheses]
-    return "\n".join(format_entries(word, found, kind)) if word else ""
+    found: dict[str, float] = {}
+    for fields in hypotheses:
+        if text := fields["text"].strip():
+            found[text] = found.get(text, 0.0) + math.exp(fields["log_probability"] or 0.0)
+    return "\n".join(format_entries(word, list(found.items()), kind)) if word else ""
 
 
 FORMATS: dict[str, Callable[[str, Sequence[Mapping[str, Any]]], str]] = {"text": text_line, "jsonl": json_line}

@@ -29,6 +29,8 @@ def test_what_is_written_is_read(kind: str) -> None:
     first, second = (parse_entry(line, kind) for line in lines)
     assert (first.word, first.phones, second.word, second.phones) == ("read", "R EH D", "read", "R IY D")
     assert [second.probability] == expected  # relative to the best
+    (_, rare) = (parse_entry(line, kind) for line in format_entries("a", [("A", 0.9), ("B", 1e-9)], kind))
+    assert rare.probability is None or rare.probability > 0, "Kaldi takes no probability of 0"
 
 
 def test_what_is_missing_is_empty() -> None:
@@ -43,6 +45,8 @@ def test_what_is_missing_is_empty() -> None:
 def test_a_word_is_looked_up_in_any_case() -> None:
     lexicon = read_lexicon(["READ 1.0 R EH D", "READ 0.25 R IY D", "a 1.0 AH"], "kaldi_probabilities")
     assert looked_up(lexicon, "read") == [("R EH D", 0.8), ("R IY D", 0.2)]
+    twice = read_lexicon(["read  R EH D", "read  R EH D", "read  R IY D"], "cmudict")
+    assert looked_up(twice, "read") == [("R EH D", 0.5), ("R IY D", 0.5)]
     assert looked_up(lexicon, "A") == [("AH", 1.0)] and looked_up(lexicon, "b") == []
 
 
@@ -51,6 +55,7 @@ def test_white_space_of_other_releases() -> None:
     assert parse_entry("bonjour\tb O Z", "kaldi") == Entry("bonjour", "b O Z")
     assert parse_entry("bonjour\t0.5\tb O Z", "kaldi_probabilities") == Entry("bonjour", "b O Z", 0.5)
     assert parse_entry("read(2) R IY1 D # a note", "cmudict") == Entry("read", "R IY1 D")
+    assert parse_entry("New York\tN UW", "cmudict") == Entry("New York", "N UW")
     assert parse_entry("fish and chips  F IH", "cmudict") == Entry("fish and chips", "F IH")
 
 

@@ -1,15 +1,17 @@
 """Batches of sentences through a search: order, hypotheses, attention, workers."""
 
+import math
 import threading
 
 import pytest
 import torch
 
 from hf_rnn_seq2seq import errors
+from hf_rnn_seq2seq.data.lexicon import read_lexicon
 from hf_rnn_seq2seq.generation.attention import stack_layer
 from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.generation.translate import MAX_WORKERS, Hypothesis, _map, translate, translate_n_best
-from hf_rnn_seq2seq.generation.translate_lines import Request
+from hf_rnn_seq2seq.generation.translate_lines import Request, lexicon_lines, most_probable
 from tests.helpers.checkpoints import SOURCES, tiny_rnn, tiny_tokenizer
 
 
@@ -196,10 +198,22 @@ def test_a_lexicon_has_the_most_probable_of_all_beams(rnn) -> None:
     found = Request(options, n_best=2, output_format="cmudict").hypotheses(model, tokenizer, encoded)
     changed = 0
     for best, beams in zip(found, every, strict=True):
-        by_probability = sorted(beams, key=lambda beam: -(beam.log_probability or 0.0))
-        assert best == by_probability[:2]
+        assert best == most_probable(beams)[:2]
         changed += {beam.text for beam in best} != {beam.text for beam in beams[:2]}
     assert changed, "no source tells the two orders apart"
+
+
+def test_hypotheses_of_the_same_text_are_one_of_a_lexicon() -> None:
+    """Outputs that differ in special tokens alone are the same pronunciation; an empty one is none."""
+    rows = [Hypothesis(text, log_probability=math.log(share)) for text, share in (("a", 0.3), ("b", 0.4), ("a", 0.2))]
+    best = most_probable(rows)
+    assert [one.text for one in best] == ["a", "b"]
+    assert [math.exp(one.log_probability) for one in best] == pytest.approx([0.5, 0.4])
+    rows.append(Hypothesis("", log_probability=0.0))
+    fields = [{"text": one.text, "log_probability": one.log_probability} for one in rows]
+    assert lexicon_lines("cmudict", "ab", fields) == "ab  a\nab(2)  b"
+    known = Request(mass=1.0, n_best=1, lexicon=read_lexicon(["ab  a", "ab(2)  b"], "cmudict")).known("ab")
+    assert [one.text for one in known] == ["a"]
 
 
 def test_a_model_without_attention_is_reported() -> None:

@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq import command_line
+from hf_rnn_seq2seq.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,14 +94,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.generation.encoding import source_problems
     from hf_rnn_seq2seq.generation.lines import LineReader, LineWriter
     from hf_rnn_seq2seq.run_directory import members
-    from hf_rnn_seq2seq.training.distillation import column_names, corpus_options, with_unlabelled, write_distilled
+    from hf_rnn_seq2seq.training.distillation import (
+        column_names,
+        column_places,
+        corpus_options,
+        with_unlabelled,
+        write_distilled,
+    )
 
     command_line.load_libraries()
     given = command_line.data_options(arguments, training=True)
     chosen = corpus_options(given, members(arguments.teachers[0])[0], arguments.source_prefix)
     corpus = load_corpus(DataArguments(**chosen), splits=("train",))
     if "train" not in corpus.splits:
-        raise ValueError("the data has no train split")
+        raise DataError(f"train split: the data has none, it has {', '.join(corpus.splits)}; choose another data set")
     rows, header = corpus.splits["train"], column_names(chosen, corpus.description)
     labelled, fingerprint = len(rows), [corpus.description.get("fingerprint")]
     if arguments.unlabelled_file is not None:
@@ -117,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         LineWriter(arguments.output_file, **writing) as writer,
         tqdm(total=len(rows), unit=" rows", desc="distilling", disable=arguments.disable_tqdm or None) as bar,
     ):
-        for done in write_distilled(writer, header, rows, teach, arguments.window):
+        for done in write_distilled(writer, header, column_places(chosen, header), rows, teach, arguments.window):
             bar.update(done - bar.n)
     for problem in source_problems(counts):
         print(f"warning: {problem}", file=sys.stderr)

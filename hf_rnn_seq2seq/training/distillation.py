@@ -101,7 +101,8 @@ def column_names(options: Mapping[str, Any], description: Mapping[str, Any]) -> 
     corpus.
     """
     given = [options.get("source_column"), options.get("target_column")]
-    if not options.get("header", True) or all(name is not None and str(name).isdecimal() for name in given):
+    numbered = all(name is not None and str(name).isdecimal() for name in given)
+    if not options.get("header", True) or numbered or options.get("file_format"):
         return None
     names = [
         options.get(f"{side}_column") or options.get(f"{side}_lang") or description.get(f"{side}_lang")
@@ -110,6 +111,13 @@ def column_names(options: Mapping[str, Any], description: Mapping[str, Any]) -> 
     if any(name is None or str(name).isdecimal() for name in names):
         return "source", "target"
     return str(names[0]), str(names[1])
+
+
+def column_places(options: Mapping[str, Any], header: tuple[str, str] | None) -> tuple[int, int]:
+    """The columns of source and target in the distilled table: without header those that the `options` number."""
+    if header is not None:
+        return 0, 1
+    return int(options.get("source_column") or 0), int(options.get("target_column") or 1)
 
 
 def with_unlabelled(rows: Dataset, lines: Iterable[str], name: str) -> Dataset:
@@ -138,6 +146,7 @@ def with_unlabelled(rows: Dataset, lines: Iterable[str], name: str) -> Dataset:
 def write_distilled(
     writer: LineWriter,
     header: tuple[str, str] | None,
+    places: tuple[int, int],
     rows: Dataset,
     teach: Callable[[list[str], list[str]], list[str]],
     window: int,
@@ -146,6 +155,8 @@ def write_distilled(
 
     Args:
         writer: the output; rows that it has already are not repeated.
+        header: of `column_names`.
+        places: of `column_places`; other columns up to them are empty.
         rows: a table with the columns `source` and `target`.
         teach: (sources, references) -> targets.
         window: rows that are translated together.
@@ -158,10 +169,16 @@ def write_distilled(
     done = max(writer.done - (header is not None), 0)
     for batch in rows.select(range(done, len(rows))).iter(window):
         targets = teach(batch["source"], batch["target"])
-        writer.write(_table_lines(zip(batch["source"], targets, strict=True)))
+        writer.write(_table_lines(zip(batch["source"], targets, strict=True), places))
         done += len(targets)
         yield done
 
 
-def _table_lines(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    return ["\t".join(text.replace("\t", " ") for text in pair) for pair in pairs]
+def _table_lines(pairs: Iterable[tuple[str, str]], places: tuple[int, int]) -> list[str]:
+    lines = []
+    for pair in pairs:
+        fields = [""] * (max(places) + 1)
+        for place, text in zip(places, pair, strict=True):
+            fields[place] = text.replace("\t", " ")
+        lines.append("\t".join(fields))
+    return lines

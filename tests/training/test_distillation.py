@@ -2,17 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from hf_rnn_seq2seq import command_line
+from hf_rnn_seq2seq.data.arguments import DataArguments
+from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.data.readers import Columns, read_rows
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.generation import translate as evaluation
 from hf_rnn_seq2seq.generation.lines import LineWriter
 from hf_rnn_seq2seq.run_directory import load_checkpoint
-from hf_rnn_seq2seq.training.distillation import closest, column_names, corpus_options
+from hf_rnn_seq2seq.training.distillation import closest, column_names, column_places, corpus_options, write_distilled
 from tests.helpers.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_bart, tiny_rnn, tiny_tokenizer
 from tests.helpers.script_runs import run
 
@@ -199,3 +203,19 @@ def test_columns_are_called_what_the_options_call_them() -> None:
     assert column_names({"dataset_config_name": "en-fr"}, {"source_lang": "en", "target_lang": "fr"}) == ("en", "fr")
     assert column_names({"source_column": "0", "target_column": "1"}, {}) is None, "the same options read a pair there"
     assert column_names({}, {"source_lang": None, "target_lang": None}) == ("source", "target")
+    assert column_names({"file_format": "cmudict"}, {}) is None, "a header would be a word"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"header": False, "target_column": "2"}, {"file_format": "cmudict"}, {"source_lang": "en", "target_lang": "fr"}],
+)
+def test_the_options_that_read_the_corpus_read_the_table(options: dict[str, Any], tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"source": ["new york", "ab"], "target": ["", ""]})
+    header = column_names(options, {})
+    path = tmp_path / "distilled.tsv"
+    with LineWriter(str(path), identity={}) as writer:
+        places = column_places(options, header)
+        list(write_distilled(writer, header, places, rows, lambda sources, _: [s.upper() for s in sources], 1))
+    read = load_corpus(DataArguments(train_file=str(path), **options), splits=("train",)).splits["train"]
+    assert (read["source"], read["target"]) == (["new york", "ab"], ["NEW YORK", "AB"])

@@ -114,14 +114,20 @@ class DecoderGraph(nn.Module):
         self.state, self.memory = state, memory
 
     def forward(self, words: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        decoder = self.model.model.decoder
+        base, words = self.model.model, words.unsqueeze(1)
         given = iter(tensors)
         state = self.state.map(lambda _: next(given))
         memory = type(self.memory)(*(None if tensor is None else next(given) for tensor in self.memory))
-        trace = decoder(decoder.embed(words.unsqueeze(1)), state, memory)
-        logits = self.model.score_words(trace.readout, self.model.model.copying(trace, memory))[:, 0]
-        weights = () if trace.weights is None else (trace.weights[:, :, 0],)
-        return (logits, *weights, *(tensor.clone() for tensor in trace.state.tensors()))
+        trace = base.decoder(base.decoder.embed(words), state, memory)
+        weights, after = trace.weights, trace.state
+        alignment = base.alignment(trace, state, memory, words)
+        if alignment is None:
+            logits = self.model.score_words(trace.readout, base.copying(trace, memory))
+        else:
+            logits, weights, carried = self.model.sum_positions(alignment)
+            after = after if carried is None else after._replace(attention=carried[:, -1])
+        found = (logits[:, 0],) if weights is None else (logits[:, 0], weights[:, :, 0])
+        return (*found, *(tensor.clone() for tensor in after.tensors()))
 
 
 def present(memory: Memory) -> list[Tensor]:
@@ -137,11 +143,6 @@ def check(model: nn.Module) -> None:
         raise ArgumentError(
             f"encoder={model.config.encoder.model_type!r}: only models whose encoder is recurrent and reads words can "
             "be exported; train one without encoder"
-        )
-    if model.config.aligns_hard:
-        raise ArgumentError(
-            f"attention_alignment={model.config.attention_alignment!r}: the sum over source positions cannot be "
-            "exported; train with attention_alignment='soft'"
         )
     for name, layer in model.get_encoder().named_modules():
         if not isinstance(layer, RecurrentLayer):
@@ -181,8 +182,10 @@ def export_programs(model: RnnSeq2SeqForConditionalGeneration) -> Programs:
             tensors = tuple(tensor.clone() for tensor in (*state.tensors(), *present(memory)))
             axes = []
             for short, long in zip(tensors, (*longer[0].tensors(), *present(longer[1])), strict=True):
-                grown = [axis for axis in range(1, short.dim()) if short.shape[axis] != long.shape[axis]]
-                axes.append({0: rows, **dict.fromkeys(grown, source)})
+                # A monotonic alignment carries a number for each source position after those of the readout.
+                more = {axis: short.shape[axis] - SOURCE for axis in range(1, short.dim())}
+                grown = {axis: more[axis] for axis in more if short.shape[axis] != long.shape[axis]}
+                axes.append({0: rows, **{axis: source + extra if extra else source for axis, extra in grown.items()}})
             words = torch.full((ROWS,), model.config.decoder_start_token_id or 0)
             shapes = {"words": {0: rows}, "tensors": tuple(axes)}
             second = torch.export.export(decoder, (words, *tensors), dynamic_shapes=shapes, strict=False)

@@ -76,7 +76,7 @@ class Jumps(nn.Module):
 def start(source: Tensor, source_mask: Tensor, units: int) -> Tensor:
     """What is carried before the first position, (batch, units + source): the first source word, for certain."""
     exact = torch.promote_types(source.dtype, torch.float32)
-    carried = torch.full((len(source), units + source.shape[1]), NEVER, dtype=exact, device=source.device)
+    carried = torch.full((source.shape[0], units + source.shape[1]), NEVER, dtype=exact, device=source.device)
     carried[:, :units] = 0
     return carried.scatter(1, units + source_mask.long().argmax(1, keepdim=True), 0.0)
 
@@ -118,8 +118,9 @@ def marginal(
     # For each pair of positions the logits, the readout and, if it is carried, the positions before.
     pair = head.weight.shape[0] + head.weight.shape[1] + source.shape[1]
     fits = budget // (source.shape[1] * pair * alignment.weights.dtype.itemsize)
-    rows = min(batch, max(1, fits))
-    steps = max(1, fits // rows)
+    at_once = torch.compiler.is_compiling()  # an exported graph works for every batch, and reads one position
+    rows = batch if at_once else min(batch, max(1, fits))
+    steps = length if at_once else max(1, fits // rows)
     if rows == batch and steps >= length:
         scores, weights, carried, _ = sums(source, joint, *over_time)
         return _result(alignment, scores, weights, carried)

@@ -13,7 +13,7 @@ from .copying import Copying, copy_loss, mixture
 from .decoder_state import CachedGenerationMixin, RnnSeq2SeqCache
 from .dropout import drop, dropout_mask
 from .encoder_decoder import RnnSeq2SeqModel, RnnSeq2SeqModelOutput, shift_right
-from .hard_attention import Marginal, marginal
+from .hard_attention import Alignment, Marginal, marginal
 from .loss import IGNORED_LABEL, attention_terms, figure_names, logits_loss, output_loss, word_losses
 from .matmul import Linear
 from .pretrained import RnnSeq2SeqPreTrainedModel, VocabularyMixin
@@ -133,6 +133,8 @@ class RnnSeq2SeqForConditionalGeneration(
             ValueError: labels do not have the shape of the decoder's input, or alignments are missing or have another shape.
         """
         config = self.config
+        if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep={logits_to_keep}: must be a number of last positions, or 0 for all")
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         reads_attention = labels is not None and self._reads_attention(alignments, output_figures)
         source = {
@@ -248,14 +250,15 @@ class RnnSeq2SeqForConditionalGeneration(
         """Logits (batch, target, vocab) of the base model's outputs; with hard attention its cache is completed."""
         if outputs.alignment is None:
             return self.score_words(outputs.last_hidden_state, outputs.copying)
-        found = self._marginal(outputs)
+        found = self.sum_positions(outputs.alignment)
         if found.after is not None and outputs.cache is not None:
             outputs.cache.carry(found.after)
         return found.scores
 
-    def _marginal(self, outputs: RnnSeq2SeqModelOutput, dropout: Tensor | None = None, **labels: object) -> Marginal:
+    def sum_positions(self, alignment: Alignment, dropout: Tensor | None = None, **labels: object) -> Marginal:
+        """The log-probabilities of a model with hard attention, and its alignment; see `hard_attention.marginal`."""
         budget = self.config.logits_memory_mb * 2**20
-        return marginal(outputs.alignment, self.model.decoder.readout, self.lm_head, budget, dropout=dropout, **labels)
+        return marginal(alignment, self.model.decoder.readout, self.lm_head, budget, dropout=dropout, **labels)
 
     def _score(
         self, readout: Tensor, copying: Copying | None, labels: Tensor | None, skip_logits: bool, logits_to_keep: int
@@ -296,7 +299,7 @@ class RnnSeq2SeqForConditionalGeneration(
         # Without logits the state that the cache needs is not computed.
         alone = labels is not None and skip_logits and parts.before is None
         given = {"labels": labels.to(parts.target.device), "smoothing": smoothing} if alone else {}
-        found = self._marginal(outputs, mask, **given)
+        found = self.sum_positions(parts, mask, **given)
         cache = outputs.cache if cache is None else cache
         if found.after is not None and cache is not None:
             cache.carry(found.after)

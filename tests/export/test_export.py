@@ -51,6 +51,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention_order": "before_cell",
         "context_gate": "scalar",
     },
+    "hard alignment": {"attention_type": "additive", "cell_type": "gru", "attention_alignment": "hard"},
+    "monotonic alignment": {
+        "attention_type": "additive",
+        "cell_type": "gru",
+        "attention_alignment": "monotonic",
+        "alignment_order": 1,
+    },
     "entmax, coverage, gate": {
         "attention_type": "additive",
         "attention_normalization": "entmax",
@@ -226,10 +233,6 @@ def test_models_that_cannot_be_exported_are_refused() -> None:
         ({"cell_type": "gru", "gru_reset": "before"}, "gru_reset='before'"),
         ({"encoder_transition_depth": 2}, "encoder_transition_depth above 1"),
         ({"zoneout_cell": 0.1}, "zoneout"),
-        (
-            {"attention_alignment": "hard"},
-            "attention_alignment='hard': the sum over source positions cannot be exported",
-        ),
         (
             {"encoder": {"model_type": "bert", "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}},
             "encoder='bert': only models whose encoder is recurrent and reads words",

@@ -62,9 +62,9 @@ def paired_test(
         signatures, scores = PairedTest(named, {metric: scorer}, None, test_type=test, n_samples=n_samples)()
         (key,) = signatures
         signature = str(signatures[key])
-        for (name, hypotheses), result in zip(named, scores[key], strict=True):
-            # sacrebleu counts the samples with a larger difference; of equal outputs there is none.
-            alike = result.p_value is not None and hypotheses == named[0][1]
+        for (name, _), result in zip(named, scores[key], strict=True):
+            # sacrebleu counts the samples with a larger difference; of equal scores all differ as much or more.
+            alike = result.p_value is not None and result.score == scores[key][0].score
             p_value = 1.0 if alike else result.p_value
             rows.append(PairedScore(name, metric, result.score, result.mean, result.ci, p_value, signature))
     return rows

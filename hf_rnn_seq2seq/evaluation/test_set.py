@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.evaluation.scores import OF_WORDS, merged
-from hf_rnn_seq2seq.run_directory import ROW_FORMAT, data_options, recipe_options, refuse_ensemble
+from hf_rnn_seq2seq.run_directory import ROW_FORMAT, data_options, recipe_options, refuse_ensemble, require_kind
 
 if TYPE_CHECKING:
     from hf_rnn_seq2seq.data.corpus import Corpus
@@ -75,13 +75,15 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
 
     Raises:
         ArgumentError: no option names the data, the split does not exist, or it has no usable row.
-        CheckpointError: the directory holds several models.
+        CheckpointError: the directory holds several models, or one that reads no pairs.
         DataError: the data cannot be read.
     """
     from hf_rnn_seq2seq.data.corpus import columns_of_run
 
     given = {key: value for key, value in chosen.items() if value is not None}
     refuse_ensemble(directory)
+    if recipe_options(directory).get("task") in ("handwriting", "text"):
+        require_kind(directory, "Seq2SeqLM")
     recorded = data_options(directory)
     options = {} if "dataset_name" in given else dict(recorded)
     if "test_file" in given:

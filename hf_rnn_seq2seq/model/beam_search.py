@@ -83,7 +83,7 @@ def greedy_search(
     live, history = torch.arange(count, device=device), []
     for time in range(options.max_new_tokens):
         readout, weights, state = step(tokens, state, options.needs_weights)
-        logits = limits.scores(step.scores(readout, limits.words), live)
+        logits = step.scores(readout, limits.words, limits.allowed_to(live))
         best, places = limits.force(logits, live, time).max(-1)
         highest = best if limits.prefix is None else logits.amax(-1)  # a forced word may have the score -inf
         score_sum = score_sum + (highest - highest).sum()  # nan if a score is inf, too
@@ -297,7 +297,7 @@ def beam_search(
         readout, weights, state = step(tokens, state, options.needs_weights)
         if options.needs_weights:
             beams.look(weights)
-        logits = limits.scores(step.scores(readout, limits.words), beams.live)
+        logits = step.scores(readout, limits.words, limits.allowed_to(beams.live))
         best = top_words(limits.force(logits, beams.live, time), min(options.candidates, logits.shape[1]))
         normalizers = step.normalizers(logits, scratch=logits)
         sums, beam, places = _candidates(*best, normalizers, beams.running, options)
@@ -419,7 +419,7 @@ def group_search(
     first_rows = live.unsqueeze(1) * options.num_beams
     for time in range(options.max_new_tokens):
         readout, weights, state = step(tokens, state, options.needs_weights)
-        logits = limits.scores(step.scores(readout, limits.words), live)
+        logits = step.scores(readout, limits.words, limits.allowed_to(live))
         largest, log_sum = step.normalizers(logits)
         scores = (limits.force(logits, live, time) - largest).sub_(log_sum).unflatten(0, (sentences, count, beams))
         penalty = scores.new_zeros(sentences, scores.shape[-1])

@@ -209,6 +209,13 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
         if fresh := not cache.is_initialized:
             self.start_cache(cache, source)
         words = self.target_words(decoder_input_ids, decoder_inputs_embeds, input_ids)
+        given = words if decoder_inputs_embeds is None else decoder_inputs_embeds
+        sentences = len(cache.state.position)
+        if given.shape[0] != sentences or not given.shape[1]:
+            name = "decoder_input_ids" if decoder_inputs_embeds is None else "decoder_inputs_embeds"
+            raise ValueError(
+                f"{name} of shape {tuple(given.shape)}: must have a row for each of {sentences} sources, and a position"
+            )
         embedded = self.decoder.embed(words) if decoder_inputs_embeds is None else decoder_inputs_embeds
         mask = None
         if decoder_attention_mask is not None:
@@ -291,13 +298,14 @@ class RnnSeq2SeqModel(VocabularyMixin, RnnSeq2SeqPreTrainedModel):
             source = RnnEncoderOutput.from_tuple(source)
         states = source.last_hidden_state
         mask = getattr(source, "source_mask", None)
+        for name, given in (("source_mask", mask), ("attention_mask", attention_mask)):
+            if given is not None and given.shape != states.shape[:2]:
+                raise ValueError(
+                    f"{name} of shape {tuple(given.shape)}: must be (batch, source) = {tuple(states.shape[:2])}"
+                )
         if mask is None:
             mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-            mask = mask if attention_mask is None else attention_mask.bool()
-        if mask.shape != states.shape[:2]:
-            raise ValueError(
-                f"source mask of shape {tuple(mask.shape)}: must be (batch, source) = {tuple(states.shape[:2])}"
-            )
+        mask = mask if attention_mask is None else mask & attention_mask.bool()
         return RnnEncoderOutput(
             last_hidden_state=states,
             hidden_states=getattr(source, "hidden_states", None),

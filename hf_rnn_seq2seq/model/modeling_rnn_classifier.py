@@ -69,18 +69,23 @@ def pool(kind: str, states: Tensor, mask: Tensor, ends: Tensor | None) -> Tensor
     return highest.masked_fill(count == 0, 0.0)
 
 
-def hop_penalty(weights: Tensor, mask: Tensor) -> Tensor:
-    """||A A^T - I||^2, the squared Frobenius norm (Lin 2017, equation 8), averaged over the rows that read anything, ().
+def hop_penalty(weights: Tensor, mask: Tensor, rows: "Sentences | None" = None) -> Tensor:
+    """||A A^T - I||^2, the squared Frobenius norm (Lin 2017, equation 8), averaged over the batch, ().
 
-    0 if each hop reads one position of its own; hops x (hops - 1) if all read the same one.
+    0 if each hop reads one position of its own, or nothing is read; hops x (hops - 1) if all read the same one. So the
+    mean over a batch is that of the means over its parts.
 
     Args:
         weights: (batch, hops, source), A.
         mask: bool (batch, source).
+        rows: the sentences whose weights these are: the penalty is averaged over those of a document first.
     """
     excess = weights @ weights.transpose(1, 2) - torch.eye(weights.shape[1], dtype=weights.dtype, device=weights.device)
-    rows = mask.any(1)
-    return (excess.square().sum((1, 2)) * rows).sum() / rows.sum().clamp(min=1)
+    each = excess.square().sum((1, 2)) * mask.any(1)
+    if rows is None:
+        return each.mean()
+    total = each.new_zeros(2, rows.documents).index_add(1, rows.document, torch.stack([each, torch.ones_like(each)]))
+    return (total[0] / total[1].clamp(min=1)).mean()
 
 
 @dataclass
@@ -96,8 +101,8 @@ class RnnClassifierModelOutput(ModelOutput):
         attentions: with attention pooling the weights of the words, (batch, hops, source). With `sentence_token_id` the
             weights of each sentence's words sum to 1, and a second tensor has those of the sentences, (batch, hops,
             sentences). Exactly zero at padding, at sentence tokens and at sentences without words.
-        hop_penalty: (), with attention pooling: the mean over the texts; with `sentence_token_id` plus that over the
-            sentences.
+        hop_penalty: (), with attention pooling: the mean over the texts; with `sentence_token_id` plus the mean over the
+            texts of that over their sentences.
     """
 
     last_hidden_state: Tensor | None = None
@@ -145,6 +150,7 @@ class Sentences:
         self.place, self.row, lengths = torch.unique_consecutive(
             document * self.count + number, return_inverse=True, return_counts=True
         )
+        self.document = self.place // self.count  # (rows,)
         starts = lengths.cumsum(0) - lengths
         self.column = torch.arange(len(number), device=mask.device) - starts[self.row]
         longest = int(lengths.max()) if len(number) else 0
@@ -286,7 +292,7 @@ class RnnClassifierModel(RnnPreTrainedModel):
         states, pooled, above = self.sentences(inputs_embeds=vectors, attention_mask=mask, output_hidden_states=hidden)
         if weights is None:
             return states, pooled, None, None
-        penalty = hop_penalty(weights, rows.mask) + hop_penalty(above, mask)
+        penalty = hop_penalty(weights, rows.mask, rows) + hop_penalty(above, mask)
         return states, pooled, (rows.to_words(weights), above), penalty
 
 

@@ -315,7 +315,7 @@ class ScanScore:
         mask = mask.repeat_interleave(self.heads, 0) if self.heads > 1 else mask
         self.bias = mask_bias(mask, keys.dtype).unsqueeze(1)
         # Without any allowed word, the softmax of a row would be uniform. Looking costs a synchronization on a device.
-        whole = mask.device.type == "cpu" and bool(mask.any(1).all())
+        whole = not torch.compiler.is_compiling() and mask.device.type == "cpu" and bool(mask.any(1).all())
         self.allowed = None if whole else mask.unsqueeze(1).to(keys.dtype)
         self.weights = keys.new_empty(steps, *mask.shape)
         query_weight = self.source.query_weight

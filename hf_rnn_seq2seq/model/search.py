@@ -303,6 +303,11 @@ def _search(model: nn.Module, options: SearchOptions, inputs: Inputs) -> Tensor 
 
 
 def _build_step(model: nn.Module, options: SearchOptions) -> GeneralStep:
+    if model.dtype != torch.float32 and options.weight_type == "int8":
+        raise SearchError(
+            f"weight_type='int8': the model is in {model.dtype}, and its products are made of float32; load it with "
+            "dtype=torch.float32"
+        )
     if training := [member for member in options.ensemble if member.training]:
         raise SearchError(f"ensemble: {len(training)} member(s) in training mode; call eval() on them")
     for number, member in enumerate(options.ensemble, start=1):
@@ -336,13 +341,17 @@ def _run(step: GeneralStep, options: SearchOptions, inputs: Inputs, prompt: Tens
     limits = make_limits(options, step.vocab_size, len(prompt), prompt.device)
     check_phrases(options, step.vocab_size, len(prompt))
     parts = []
-    for rows, part in _split(inputs, len(prompt), options.rows_per_batch):
+    for rows, part, columns in _split(inputs, len(prompt), options.rows_per_batch):
         if options.must_contain is None:
             result = _search_batch(step, step.read(**part), prompt[rows], options, limits.of(rows))
         else:
             numbers = range(len(prompt)) if isinstance(rows, slice) else rows.tolist()
             phrases = [options.must_contain[number] for number in numbers]
             result = _search_constrained(step, part, prompt[rows], options, phrases)
+        if columns is not None and result.weights is not None:
+            whole = result.weights.new_zeros(*result.weights.shape[:2], len(columns))
+            whole[..., columns] = result.weights
+            result = result._replace(weights=whole)
         parts.append((rows, result))
     return parts[0][1] if isinstance(parts[0][0], slice) else _join(parts, options, len(prompt))
 
@@ -384,24 +393,26 @@ def _search_constrained(
     return _join(parts, options, len(prompt))
 
 
-def _split(inputs: Inputs, sentences: int, rows: int | None) -> list[tuple[Tensor | slice, Inputs]]:
+def _split(inputs: Inputs, sentences: int, rows: int | None) -> list[tuple[Tensor | slice, Inputs, Tensor | None]]:
     """Parts of at most `rows` sentences; of `input_ids` with a mask, those of similar length go together, longest first.
 
-    Such parts have no columns that are all padding. Other inputs keep their order.
+    Such parts have no columns that are all padding; bool (source,) is True at those that they have. Other inputs keep
+    their order.
     """
     inputs = {name: value for name, value in inputs.items() if name != "decoder_input_ids" and value is not None}
     if rows is None:
-        return [(slice(None), inputs)]
+        return [(slice(None), inputs, None)]
     if inputs.keys() != {"input_ids", "attention_mask"}:
         return [
-            (part, _map_inputs(inputs, lambda tensor, part=part: tensor[part.to(tensor.device)]))
+            (part, _map_inputs(inputs, lambda tensor, part=part: tensor[part.to(tensor.device)]), None)
             for part in torch.arange(sentences).split(rows)
         ]
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     parts = []
     for part in mask.sum(1).argsort(descending=True, stable=True).split(rows):
         columns = mask[part].bool().any(0)
-        parts.append((part, {"input_ids": ids[part][:, columns], "attention_mask": mask[part][:, columns]}))
+        given = {"input_ids": ids[part][:, columns], "attention_mask": mask[part][:, columns]}
+        parts.append((part, given, columns))
     return parts
 
 

@@ -9,6 +9,7 @@ import logging
 import math
 import reprlib
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -98,14 +99,29 @@ class SearchOptions:
     rows_per_batch: int | None = None
 
     def __post_init__(self) -> None:
-        if self.gnmt_alpha is not None and not 0 <= self.gnmt_alpha < math.inf:
-            raise SearchError(f"gnmt_alpha={self.gnmt_alpha}: must be 0 or more and finite, or None")
-        if not 0 <= self.coverage_penalty < math.inf:
-            raise SearchError(f"coverage_penalty={self.coverage_penalty}: must be 0 or more and finite")
+        for name, none in (("gnmt_alpha", ", or None"), ("coverage_penalty", "")):
+            value = getattr(self, name)
+            if not (none and value is None) and not (_is_finite(value) and value >= 0):
+                raise SearchError(f"{name}={value!r}: must be 0 or more and finite{none}")
+        for name, none in (("num_beams", ""), ("num_return_sequences", ""), ("rows_per_batch", ", or None")):
+            value = getattr(self, name)
+            if not (none and value is None) and not (isinstance(value, Integral) and value >= 1):
+                raise SearchError(f"{name}={value!r}: must be a whole number of at least 1{none}")
+        if not _is_finite(self.length_penalty):
+            raise SearchError(f"length_penalty={self.length_penalty!r}: must be a finite number")
+        if self.early_stopping not in (True, False, None, "never"):
+            raise SearchError(f"early_stopping={self.early_stopping!r}: must be True, False or 'never'")
+        members = self.ensemble if isinstance(self.ensemble, list | tuple) else [None]
+        if wrong := [one for one in members if not isinstance(one, nn.Module)]:
+            kind = type(self.ensemble if wrong == [None] else wrong[0]).__name__
+            raise SearchError(f"ensemble: must be a list of models, and there is a {kind}")
+        for name, depth, what in (("prefix", 2, "target ids"), ("must_contain", 3, "phrases, each a list of ids")):
+            if not _is_nested(getattr(self, name), depth):
+                raise SearchError(
+                    f"{name}={reprlib.repr(getattr(self, name))}: must have for each sentence a list of {what}"
+                )
         if self.weight_type not in WEIGHT_TYPES:
             raise SearchError(f"weight_type={self.weight_type!r}: must be one of {', '.join(WEIGHT_TYPES)}")
-        if self.rows_per_batch is not None and self.rows_per_batch < 1:
-            raise SearchError(f"rows_per_batch={self.rows_per_batch}: must be at least 1, or None")
         if self.must_contain is not None:
             for name in ("shortlist", "prefix", "coverage_penalty", "stop_at_top"):
                 if self._is_set(name):
@@ -143,8 +159,8 @@ class SearchOptions:
             eos_token_ids=eos,
             pad_token_id=pad if pad is not None else (eos[0] if eos else 0),
             start_token_id=values["bos_token_id"] if start is None else start,
-            num_beams=values["num_beams"] or 1,
-            num_return_sequences=values["num_return_sequences"] or 1,
+            num_beams=1 if values["num_beams"] is None else values["num_beams"],
+            num_return_sequences=1 if values["num_return_sequences"] is None else values["num_return_sequences"],
             early_stopping=values["early_stopping"],
             length_penalty=1.0 if values["length_penalty"] is None else values["length_penalty"],
             num_beam_groups=values["num_beam_groups"] or 1,
@@ -238,6 +254,19 @@ class SearchOptions:
         return self.max_new_tokens if self.early_stopping == "never" and grows > 0 else length
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def _is_nested(value: object, depth: int) -> bool:
+    """Whether a value is None, or lists of lists, `depth` deep."""
+    if value is None or depth == 0:
+        return True
+    return isinstance(value, list | tuple | Tensor) and all(
+        one is not None and _is_nested(one, depth - 1) for one in value
+    )
+
+
 def _explicit(model_config: GenerationConfig, call_config: GenerationConfig | None, arguments: Options) -> Options:
     """Options of `generate()` that are set: by the call, else by its config, else by the model's config."""
     values: Options = {}
@@ -312,12 +341,9 @@ class Limits(NamedTuple):
     allowed: Tensor | None = None  # bool (sentences, words or vocab), the words of each sentence
     prefix: Tensor | None = None  # (sentences, length), forced indices in `words` (or ids); -1 forces none
 
-    def scores(self, logits: Tensor, live: Tensor) -> Tensor:
-        """Logits (rows, words) with minus infinity for words that are not allowed."""
-        if self.allowed is None:
-            return logits
-        allowed = self.allowed[live].repeat_interleave(len(logits) // len(live), 0)
-        return logits.masked_fill(~allowed, -torch.inf)
+    def allowed_to(self, live: Tensor) -> Tensor | None:
+        """bool (live, words), the words that the sentences `live` may produce; None for all."""
+        return None if self.allowed is None else self.allowed[live]
 
     def force(self, logits: Tensor, live: Tensor, time: int) -> Tensor:
         """Logits with minus infinity at every word but the forced one, which keeps the model's score."""
@@ -367,6 +393,8 @@ def make_limits(options: SearchOptions, vocab_size: int, sentences: int, device:
             f"of the target ids 0 to {vocab_size - 1}"
         )
     allowed = None
+    if not by_sentence and not {*forced} <= {*ends, *lists[0]}:
+        lists, by_sentence = lists * sentences, True  # a word that one sentence must produce no other one may
     if by_sentence:
         allowed = torch.zeros(sentences, len(words), dtype=torch.bool)
         for row, ids in enumerate(lists):

@@ -249,8 +249,17 @@ class GeneralStep:
         """As the function `select`; sources that belong to one beam move with it."""
         return select(state, rows, rows if self.carries else sentences)
 
-    def scores(self, readout: Readout, words: Tensor | None = None) -> Tensor:
-        """Logits (rows, vocab) in float32, or (rows, words) of `words` only."""
+    def scores(self, readout: Readout, words: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
+        """Logits (rows, vocab) in float32, or (rows, words) of `words` only.
+
+        They are minus infinity where `allowed`, bool (sentences, vocab or words), is False.
+        """
+        logits = self._logits(readout, words)
+        if allowed is None:
+            return logits
+        return logits.masked_fill(~allowed.repeat_interleave(len(logits) // len(allowed), 0), -torch.inf)
+
+    def _logits(self, readout: Readout, words: Tensor | None) -> Tensor:
         if self.aligns_hard:  # the step has summed over the source positions
             return readout if words is None else readout[:, words]
         if self.copies:
@@ -346,18 +355,15 @@ class EnsembleStep(GeneralStep):
         states = [step.select(SearchState(*parts), rows, sentences) for step, *parts in pairs]
         return SearchState(tuple(part.rows for part in states), tuple(part.source for part in states))
 
-    def scores(self, readout: list[Readout], words: Tensor | None = None) -> Tensor:
+    def scores(self, readout: list[Readout], words: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
         """The average of the members' log-probabilities (rows, vocab); their exponentials may sum to less than 1."""
-        return sum(self._log_probabilities(readout, words)) / len(self.steps)
+        pairs = zip(self.steps, readout, strict=True)
+        return sum(step.scores(part, words, allowed).log_softmax(-1) for step, part in pairs) / len(self.steps)
 
     def normalizers(self, scores: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         # Averaged log-probabilities are not normalized again, as in OpenNMT-py and Marian.
         zeros = scores.new_zeros(len(scores), 1)
         return zeros, zeros
-
-    def _log_probabilities(self, readout: list[Readout], words: Tensor | None) -> list[Tensor]:
-        pairs = zip(self.steps, readout, strict=True)
-        return [step.scores(part, words).log_softmax(-1) for step, part in pairs]
 
     def __call__(self, tokens: Tensor, state: SearchState, need_weights: bool = False) -> StepOutput:
         outputs = [

@@ -83,6 +83,9 @@ def test_equal_outputs_do_not_differ_significantly(test: str) -> None:
     assert [row.p_value for row in rows if row.system == "b"] == [1.0, 1.0]
     assert all(row.p_value < 1 for row in rows if row.system == "c")
     assert [cells[4] for cells in paired_table(rows)[1:3]] == ["baseline", "1.0000"]
+    other = [[f"the cat sat on a mat {word}"] * 10 for word in "XYQ"]
+    rows = paired_test({"a": other[0], "b": other[1]}, other[2], ("bleu", "ter"), test=test, n_samples=100)
+    assert [row.p_value for row in rows] == [None, 1.0, None, 1.0], "other words, but the same scores"
 
 
 def test_score_by_length_groups_by_words() -> None:

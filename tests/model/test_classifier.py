@@ -86,8 +86,8 @@ def test_the_penalty_is_in_the_loss_of_training_only(kind: str) -> None:
     texts, labels = texts_of(model), torch.tensor([2, 0, 1, 0])[: len(texts_of(model))]
     weights = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
     found = [classifier_reference.classify(model.config, weights, text) for text in texts]
-    levels = [[rows for _, words, _ in found for rows in words], [above for _, _, above in found if above]]
-    expected = sum(sum(map(classifier_reference.penalty, rows)) / len(rows) for rows in levels if rows)
+    levels = [rows for _, words, above in found for rows in (words, [above]) if rows and rows[0]]
+    expected = sum(sum(map(classifier_reference.penalty, rows)) / len(rows) for rows in levels) / len(texts)
     cross_entropy = -torch.stack([x[0].log_softmax(0)[y] for x, y in zip(found, labels, strict=True)]).mean()
     torch.testing.assert_close(model(pad(texts), mask(texts), labels=labels).loss, cross_entropy)
     output = model.train()(pad(texts), mask(texts), labels=labels, output_figures=True)
@@ -102,13 +102,13 @@ def test_the_penalty_is_in_the_loss_of_training_only(kind: str) -> None:
 
 
 def test_the_penalty_by_hand() -> None:
-    """0 where each hop has a word of its own, r (r - 1) where all have the same; rows without words do not count."""
+    """0 where each hop has a word of its own, r (r - 1) where all have the same; nothing read counts 0."""
     apart, same = torch.eye(3, 5).unsqueeze(0), torch.eye(1, 5).expand(1, 3, 5)
     real, none = torch.ones(1, 5, dtype=torch.bool), torch.zeros(1, 5, dtype=torch.bool)
     assert hop_penalty(apart, real) == 0
     assert hop_penalty(same, real) == 3 * 2
     assert hop_penalty(torch.cat([apart, same]), torch.cat([real, real])) == 3, "the mean over the batch"
-    assert hop_penalty(torch.cat([same, torch.zeros(1, 3, 5)]), torch.cat([real, none])) == 6
+    assert hop_penalty(torch.cat([same, torch.zeros(1, 3, 5)]), torch.cat([real, none])) == 3
     # Two hops, each half on the same two words: A A^T is 0.5 everywhere, so 4 times 0.25.
     assert hop_penalty(torch.full((1, 2, 2), 0.5), torch.ones(1, 2, dtype=torch.bool)) == 1
 

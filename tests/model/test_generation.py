@@ -206,6 +206,13 @@ def test_word_vectors_or_encoder_outputs_in_place_of_words(model: Model) -> None
     for _ in range(2):  # what the caller hands over stays as it is
         assert torch.equal(model.generate(encoder_outputs=read, num_beams=2), expected)
     assert torch.equal(model.generate(encoder_outputs=read, attention_mask=mask(SOURCES), num_beams=2), expected)
+    start, shorter = torch.full((3, 1), START), mask(SOURCES)
+    shorter[:, 0] = 0
+    hidden = model(encoder_outputs=read, attention_mask=shorter, decoder_input_ids=start, output_attentions=True)
+    if model.config.context == "attention":
+        assert not hidden.cross_attentions[0][..., 0].any(), "a mask hides more than the encoder's own"
+    with pytest.raises(ValueError, match=r"attention_mask of shape \(3, 2\): must be \(batch, source\)"):
+        model(encoder_outputs=read, attention_mask=shorter[:, :2], decoder_input_ids=start)
 
 
 @pytest.mark.parametrize("bridge", ["mean", "zero"])

@@ -227,6 +227,12 @@ def test_inputs_are_not_modified() -> None:
             {"decoder_input_ids": torch.ones(3, 5).long(), "decoder_inputs_embeds": torch.zeros(3, 5, 5)},
             "give only one of decoder_input_ids and decoder_inputs_embeds",
         ),
+        (
+            {"decoder_input_ids": torch.ones(2, 5).long()},
+            r"decoder_input_ids of shape \(2, 5\): .* for each",
+        ),
+        ({"labels": torch.ones(3, 0).long()}, r"decoder_input_ids of shape \(3, 0\): .* and a position"),
+        ({"logits_to_keep": -1}, "logits_to_keep=-1: must be a number of last positions, or 0 for all"),
         ({"labels": None}, "give decoder_input_ids or labels: .* the vocabularies have 13 and 11 words"),
         (
             {"labels": None, "inputs_embeds": torch.zeros(3, 6, 5).double(), "input_ids": None},

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import logging
+import math
 import random
 import re
 import weakref
@@ -291,6 +292,37 @@ def test_a_shortlist_of_everything_changes_nothing_and_a_short_one_is_kept(name:
         assert call(model, [ROWS[number]], shortlist=lists[number], **options) == [found[number]]
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 4}, {"num_beams": 4, "num_beam_groups": 2}])
+def test_words_of_other_sentences_change_nothing(options: dict[str, Any]) -> None:
+    """Neither their shortlists, which an ensemble would normalize over, nor the beginnings that they must have."""
+    other = tiny_model(dtype=torch.float32, seed=5, vocab_size=24, source_vocab_size=24)
+    lists = [[word for word in range(4, 24) if word % (2 + number % 3)] for number in range(6)]
+    options = options | {"ensemble": [other], "max_new_tokens": 8}
+    found = detailed(trained(), ROWS[:6], shortlist=lists, **options)
+    prefixes = [[5], [], [7], [], [], []]
+    begun = detailed(trained(), ROWS[:6], shortlist=range(8, 20), prefix=prefixes, **options)
+    for number in range(6):
+        alone = detailed(trained(), ROWS[number : number + 1], shortlist=lists[number : number + 1], **options)
+        torch.testing.assert_close(found.log_probabilities[number], alone.log_probabilities[0])
+        row = begun.sequences[number, 1:].tolist()
+        assert row[: len(prefixes[number])] == prefixes[number]
+        assert {*row[len(prefixes[number]) :]} <= {0, 2, *range(8, 20), *prefixes[number]}
+
+
+def test_alignments_stand_at_the_columns_of_the_source() -> None:
+    padded = torch.tensor([[0] * 4 + ROWS[0], [0] * (4 + len(ROWS[0]) - 2) + ROWS[1][:2]])
+    given = {"input_ids": padded, "attention_mask": (padded != 0).long(), "return_alignments": True}
+    whole, parts = (trained().search(**given, max_new_tokens=5, rows_per_batch=rows) for rows in (None, 1))
+    assert parts.alignments.shape == (*whole.sequences[:, 1:].shape, padded.shape[1])
+    torch.testing.assert_close(parts.alignments, whole.alignments)
+
+
+def test_8_bit_weights_are_made_of_float32() -> None:
+    model = tiny_model(dtype=torch.bfloat16)
+    with pytest.raises(SearchError, match="weight_type='int8': the model is in torch.bfloat16"):
+        model.search(torch.tensor([[5, 6, 2]]), weight_type="int8", max_new_tokens=3)
+
+
 def test_a_shortlist_is_learned_from_pairs(tmp_path: Any) -> None:
     generator, tokenizer = random.Random(5), tiny_tokenizer("word")
     sources = [sentence(generator) for _ in range(400)]
@@ -415,7 +447,17 @@ def test_sampling_and_training_mode_use_generate() -> None:
         ({"gnmt_alpha": -1}, r"gnmt_alpha=-1: must be 0 or more and finite, or None"),
         ({"coverage_penalty": -0.1}, r"coverage_penalty=-0.1: must be 0 or more"),
         ({"weight_type": "int4"}, r"weight_type='int4': must be one of float32, bfloat16, int8"),
-        ({"rows_per_batch": 0}, r"rows_per_batch=0: must be at least 1, or None"),
+        ({"rows_per_batch": 0}, r"rows_per_batch=0: must be a whole number of at least 1, or None"),
+        ({"rows_per_batch": 1.5}, r"rows_per_batch=1.5: must be a whole number of at least 1, or None"),
+        ({"gnmt_alpha": "x"}, r"gnmt_alpha='x': must be 0 or more and finite, or None"),
+        ({"num_beams": 0}, r"num_beams=0: must be a whole number of at least 1"),
+        ({"num_return_sequences": -1}, r"num_return_sequences=-1: must be a whole number of at least 1"),
+        ({"length_penalty": math.nan}, r"length_penalty=nan: must be a finite number"),
+        ({"early_stopping": "nevr"}, r"early_stopping='nevr': must be True, False or 'never'"),
+        ({"ensemble": [1]}, r"ensemble: must be a list of models, and there is a int"),
+        ({"ensemble": trained()}, r"ensemble: must be a list of models, and there is a RnnSeq2"),
+        ({"prefix": [5, 6]}, r"prefix=\[5, 6\]: must have for each sentence a list of target ids"),
+        ({"must_contain": [[5]]}, r"must_contain=\[\[5\]\]: must have for each sentence a list of phrases"),
         ({"shortlist": [5]}, r"shortlist of 2 ids from 2 to 5: needs at least 8 of the target ids 0 to 23"),
         ({"shortlist": [[5, 6]]}, r"shortlist for 1 sentences: there are 2"),
         ({"prefix": [[5]]}, r"prefix for 1 sentences: there are 2"),

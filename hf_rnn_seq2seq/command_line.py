@@ -14,8 +14,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from hf_rnn_seq2seq.data.arguments import LABELED
-from hf_rnn_seq2seq.data.lexicon import LEXICONS
 from hf_rnn_seq2seq.errors import (
     ArgumentError,
     is_ours,
@@ -281,7 +279,10 @@ def find_search(name: str | None, model: object) -> Callable[..., Any] | None:
         return None
     module, colon, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function) if colon else getattr(model, name)
+        found = getattr(importlib.import_module(module), function) if colon else getattr(model, name)
+        if not callable(found):
+            raise AttributeError(f"{name} is a {type(found).__name__}")
+        return found
     except (ImportError, AttributeError, ValueError) as error:
         kind = type(model).__name__
         raise ValueError(f"--search {name!r}: neither a method of {kind} nor MODULE:FUNCTION ({error})") from None
@@ -305,9 +306,7 @@ def add_data_options(parser: Parser, *, training: bool = False) -> None:
         f"--{'train' if training else 'test'}_file",
         help="TSV, CSV, JSONL or Parquet file, or two text files `a,b`; may be .gz",
     )
-    group.add_argument(
-        "--file_format", choices=(*LEXICONS, LABELED), help="of a lexicon, or of lines of a class and a text"
-    )
+    group.add_argument("--file_format", metavar="NAME", help="as in training, of a lexicon: cmudict, ipa, ...")
     group.add_argument("--source_lang", help="language of the source sentences")
     group.add_argument("--target_lang", help="language of the target sentences")
     group.add_argument("--source_column", help="column of a table that holds the source")

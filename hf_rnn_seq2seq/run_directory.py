@@ -100,9 +100,7 @@ def load_as(
         refuse_ensemble(name)
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{name}: has no config.json; expected a directory that training wrote")
-        if (found := model_kind(path)) != kind:
-            does, tool = KINDS[found]
-            raise CheckpointError(f"{name}: the model {does}; {tool} is for it")
+        require_kind(path, kind)
     options: dict[str, Any] = {"dtype": dtype} if dtype else {}
     if attention:
         options["attn_implementation"] = "eager"
@@ -132,6 +130,13 @@ def model_kind(folder: str | os.PathLike[str]) -> str:
     except (OSError, ValueError, AttributeError):
         names = []  # what reads it next says what is wrong
     return next((kind for kind in KINDS for name in names if name.endswith(f"For{kind}")), "Seq2SeqLM")
+
+
+def require_kind(folder: str | os.PathLike[str], kind: str) -> None:
+    """Raises CheckpointError if the model in a folder is for something else than `kind`."""
+    if (found := model_kind(folder)) != kind:
+        does, tool = KINDS[found]
+        raise CheckpointError(f"{folder}: the model {does}; {tool} is for it")
 
 
 def writes_by_hand(folder: str | os.PathLike[str]) -> bool:

@@ -28,6 +28,7 @@ from hf_rnn_seq2seq.evaluation.scores import METRICS
 # Options that only translations have.
 OF_TRANSLATIONS = ("scores", "metric", "bootstrap", "paired", "paired_samples", "translations", "plot_by_length")
 OF_TRANSLATIONS += ("alignment_column", "max_source_length", "search", *command_line.GENERATION)
+APART = {"classification", "text"}  # tasks whose models have figures of their own
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -209,7 +210,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.run_directory import members, read_summary, recipe_options, writes_by_hand
 
     check_before_work(arguments)
-    task = recipe_options(members(arguments.models[0])[0]).get("task")
+    tasks = [recipe_options(members(directory)[0]).get("task") for directory in arguments.models]
+    task = tasks[0]
+    if other := next((place for place, one in enumerate(tasks) if one != task and {one, task} & APART), None):
+        raise ValueError(
+            f"{arguments.models[other]}: has task={tasks[other]!r}, the first {task!r}; evaluate them apart"
+        )
     if arguments.dynamic_learning_rate is not None and task != "text":
         raise ValueError("--dynamic_learning_rate: is for language models (--task text); leave it out")
     if any(by_hand := [writes_by_hand(directory) for directory in arguments.models]):

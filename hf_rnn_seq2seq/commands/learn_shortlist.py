@@ -9,9 +9,10 @@ listed words only. Words that are not listed cannot be generated; measure the co
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.errors import InputError, reading
+from hf_rnn_seq2seq.errors import ArgumentError, InputError, reading
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -20,6 +21,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("pairs", metavar="FILE", help="source<TAB>target lines; may be .gz")
     parser.rename("--output", "--output_file")
     parser.add_argument("--output_file", required=True, metavar="FILE", help="JSON to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT_FILE if it exists")
     parser.add_argument("--per_word", type=command_line.at_least(1), default=30, help="target words of a source word")
     parser.add_argument(
         "--frequent", type=command_line.at_least(0), default=200, help="commonest words, always allowed"
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.generation.lines import LineReader
 
     check_output_file(arguments.output_file, "output_file")
+    if Path(arguments.output_file).exists() and not arguments.overwrite:
+        raise ArgumentError(f"output_file={arguments.output_file!r}: exists; choose another name, or --overwrite")
     reader = LineReader(arguments.pairs, pairs=True)
     rows = [line.partition("\t") for line in reader]
     for problem in reader.warnings():
@@ -44,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.data.tokenizer import feature_token_ids
     from hf_rnn_seq2seq.generation.encoding import encode_targets
     from hf_rnn_seq2seq.generation.shortlist import Shortlist
-    from hf_rnn_seq2seq.run_directory import read_tokenizer, vocabulary_hash
+    from hf_rnn_seq2seq.run_directory import read_tokenizer, require_kind, vocabulary_hash
 
+    require_kind(arguments.model, "Seq2SeqLM")
     with reading(f"the tokenizer of {arguments.model!r}"):
         tokenizer = read_tokenizer(arguments.model)
     # Features and a tab may stand before a source; then the last tab ends it.

@@ -2,10 +2,9 @@
 
     accelerate launch scripts/train.py scripts/recipes/cldr_en_fr.yaml --output_dir runs/demo
 
-`--task` says what is read and written: `translation` (the default), `captioning`, `classification` or `text`. Options
-override the recipe. The same command with `--resume_from_checkpoint latest` continues a run that was stopped;
-`--dry_run` prints the plan and times some updates. Exit codes: 0 done, 2 bad input, 1 training cannot continue, 128 + n
-stopped by signal n with the state saved.
+`--task` says what is read and written (default: translation). Options override the recipe. The same command with
+`--resume_from_checkpoint latest` continues a run that was stopped; `--dry_run` prints the plan and times some updates.
+Exit codes: 0 done, 2 bad input, 1 training cannot continue, 128 + n stopped by signal n with the state saved.
 """
 
 import os

@@ -164,7 +164,9 @@ def open_reader(arguments: argparse.Namespace) -> "LineReader | DatasetReader":
         place = (arguments.dataset_config_name, arguments.split or "test")
         return DatasetReader(arguments.dataset_name, *place, arguments.source_column, arguments.source_lang)
     if arguments.text is not None:
-        sys.stdin = io.TextIOWrapper(io.BytesIO(arguments.text.encode()))
+        if "\n" in arguments.text:
+            raise ValueError(f"text={arguments.text!r}: is one line; give several as standard input or --input_file")
+        sys.stdin = io.TextIOWrapper(io.BytesIO(arguments.text.encode() + b"\n"))
     reader = LineReader(arguments.input_file, arguments.source_column or arguments.source_lang or "source")
     refuse_given(arguments, ("dataset_config_name", "split"), "needs --dataset_name; leave it out")
     if not reader.is_json:
@@ -195,7 +197,7 @@ def make_request(arguments: argparse.Namespace, options: dict[str, Any], model: 
 
     beams = number_of_beams(model, options)
     if arguments.mass is not None and beams < 2:
-        raise ValueError("--mass: one beam has one hypothesis; choose --num_beams of at least 2")
+        raise ValueError(f"mass={arguments.mass}: one beam has one hypothesis; choose --num_beams of at least 2")
     dictionary, lexicon, known = arguments.replace_unknown, arguments.lexicon, {}
     if lexicon:
         kind = arguments.lexicon_format or "cmudict"

@@ -56,7 +56,10 @@ class LineReader(_Damage):
         super().__init__()
         self.path, self.column = path, column
         if path is not None and not Path(path).is_file():
-            raise DataError(f"input {path!r}: no such file")
+            if not Path(path).exists():
+                raise DataError(f"input {path!r}: no such file")
+            kind = "a folder" if Path(path).is_dir() else "a pipe or a device"
+            raise DataError(f"input {path!r}: is {kind}; give a file, which is read more than once")
         kind = kind_of(Path(path)) if path else ""
         self.is_json = kind == ".jsonl"
         if kind in (".parquet", ".csv", ".json", ".arrow") or (kind == ".tsv" and not pairs):

@@ -127,7 +127,7 @@ def translate_n_best(
     beams = number_of_beams(model, generation)
     samples = generation.get("do_sample", model.generation_config.do_sample)
     if n_best < 1 or (n_best > beams and not samples):
-        raise ArgumentError(f"n_best is {n_best}; allowed: 1 to the number of beams ({beams})")
+        raise ArgumentError(f"n_best={n_best}: must be from 1 to num_beams={beams}; choose more beams")
     encoded = encoded_sources(tokenizer, sources, max_source_length)
     lengths = encoded.lengths
     generation |= {"num_return_sequences": n_best, "return_dict_in_generate": True}

@@ -172,7 +172,17 @@ def encoder_tokenizer(options: RunOptions, corpus: Corpus) -> PreTrainedTokenize
 
 
 def train_tokenizer(options: TokenizerArguments, data: DataArguments, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """A tokenizer trained on the training split."""
+    """A tokenizer trained on the training split.
+
+    Raises:
+        ArgumentError: features, and an algorithm that would spell them.
+    """
+    algorithm = options.source_tokenizer_algorithm or options.tokenizer_algorithm
+    if data.feature_column is not None and algorithm not in ("letter", "word"):
+        raise ArgumentError(
+            f"feature_column={data.feature_column!r}: features are tokens of the algorithm letter (of word they "
+            f"are one), and {algorithm} would spell them; choose source_tokenizer_algorithm=letter"
+        )
     rows = corpus.splits["train"]
     if data.streaming:
         rows = rows.take(STREAMED_TOKENIZER_ROWS)

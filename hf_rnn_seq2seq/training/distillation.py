@@ -19,7 +19,7 @@ from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.generation.lines import LineWriter
 from hf_rnn_seq2seq.generation.translate import translate, translate_n_best
-from hf_rnn_seq2seq.run_directory import ROW_FORMAT, data_options
+from hf_rnn_seq2seq.run_directory import ROW_FORMAT, data_options, require_kind
 
 
 def closest(hypotheses: Sequence[str], reference: str, similarity: Callable[[str, str], float]) -> str:
@@ -76,6 +76,7 @@ def corpus_options(given: Mapping[str, Any], teacher: str, source_prefix: str = 
             gives none.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
+    require_kind(teacher, "Seq2SeqLM")
     recorded = data_options(teacher)
     if (features := recorded.get("feature_column")) is not None and "\t" not in source_prefix:
         raise ArgumentError(

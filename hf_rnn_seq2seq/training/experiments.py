@@ -217,7 +217,8 @@ def train(run: Run, directory: Path, common: Sequence[str]) -> bool:
 
 def report(message: str) -> None:
     """Prints a line with the time to standard error."""
-    print(f"{time.strftime('%H:%M:%S')}  {message}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {message}\n")  # at once: several runs report
+    sys.stderr.flush()
 
 
 def _last_line(log: Path) -> str:

@@ -92,4 +92,10 @@ def _meanings(docstring: str) -> dict[str, str]:
     """The first sentence on each argument of a Google-style docstring."""
     arguments = textwrap.dedent(docstring.partition("Args:\n")[2].split("\n\n")[0])
     entries = re.findall(r"^(\w+): (.*?)(?=^\w+: |\Z)", arguments, re.DOTALL | re.MULTILINE)
-    return {name: re.split(r"(?<=[\w)`\]])[.;:](?:\s|$)", " ".join(text.split()))[0] for name, text in entries}
+    return {name: _first_sentence(" ".join(text.split())) for name, text in entries}
+
+
+def _first_sentence(text: str) -> str:
+    """Up to the first full stop outside of brackets, without it."""
+    ends = [match.start() for match in re.finditer(r"\.(?:\s|$)", text)]
+    return next((text[:end] for end in ends if text.count("(", 0, end) == text.count(")", 0, end)), text)

@@ -183,7 +183,7 @@ def test_n_best_starts_with_the_translation_and_is_bounded(rnn) -> None:
     model, tokenizer = rnn
     best = [row[0].text for row in translate_n_best(model, tokenizer, SOURCES, num_beams=3, progress=False)]
     assert best == translate(model, tokenizer, SOURCES, num_beams=3, progress=False)
-    with pytest.raises(errors.ArgumentError, match=r"n_best is 4; allowed: 1 to the number of beams \(3\)"):
+    with pytest.raises(errors.ArgumentError, match=r"n_best=4: must be from 1 to num_beams=3"):
         translate_n_best(model, tokenizer, SOURCES, n_best=4, num_beams=3)
 
 

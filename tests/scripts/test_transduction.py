@@ -96,7 +96,9 @@ def test_the_nearest_of_several_references_is_shown(g2p: Path, tmp_path: Path) -
     assert "reference  = ʃ a t" in done.stdout.decode() and "≠" not in done.stdout.decode()
     first, second = map(json.loads, (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines())
     assert first["references"] == ["x x", "ʃ a t"] and second["references"] == ["t a k"]
-    analyzed = run("error_analysis.py", *words, "--output_file", tmp_path / "rows.jsonl")
+    (tmp_path / "two.dict").write_text("hat  x x\nhat(2)  ʃ a t\ntac  t a k\n", encoding="utf-8")
+    lexicon = ("--test_file", tmp_path / "two.dict", "--file_format", "cmudict")
+    analyzed = run("error_analysis.py", g2p, *lexicon, "--output_file", tmp_path / "rows.jsonl")
     assert analyzed.returncode == 0, analyzed.stderr.decode()
     rows = list(map(json.loads, (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()))
     assert [(row["reference"], row["chrf"]) for row in rows] == [("ʃ a t", 100), ("t a k", 100)]
@@ -142,7 +144,7 @@ def test_the_lexicon_is_asked_first_and_the_model_second(g2p: Path, tmp_path: Pa
     lines = every.stdout.decode().splitlines()
     assert lines[:3] == ["hat  h æ t", "hat(2)  a t", "tac  t a k"] and lines[-1].startswith("tac(4)  ")
     refused = run("translate.py", g2p, "--mass", 0.5, stdin=b"hat\n")
-    assert refused.returncode == 2 and b"--mass: one beam has one hypothesis" in refused.stderr
+    assert refused.returncode == 2 and b"mass=0.5: one beam has one hypothesis" in refused.stderr
 
 
 def test_a_lexicon_that_cannot_be_meant_is_refused(g2p: Path, tmp_path: Path) -> None:
@@ -271,6 +273,10 @@ def test_features_that_are_not_there_cannot_be_summed(tmp_path: Path) -> None:
     words = ("--train_file", tmp_path / "train.tsv", "--header", "false", "--sum_features", "--max_steps", 1)
     done = run("train.py", *words, "--output_dir", tmp_path / "run")
     assert done.returncode == 2 and b"sum_features=True: the sources have no features" in done.stderr
+    (tmp_path / "train.tsv").write_text("walk\twalked\tV;PST\n", encoding="utf-8")
+    features = ("--feature_column", 2, "--tokenizer_algorithm", "char", "--output_dir", tmp_path / "run")
+    done = run("train.py", *words[:4], "--max_steps", 1, *features)
+    assert done.returncode == 2 and b"feature_column='2': features are tokens of the algorithm letter" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -321,7 +321,7 @@ BAD = {
     "no such directory": (("missing-run",), "no such directory"),
     "misspelt option": (("DIR", "--num_beam", "2"), "--num_beam: no such option; the nearest is --num_beams"),
     "out of range": (("DIR", "--num_beams", "0"), "'0' is not a whole number of at least 1"),
-    "n_best above beams": (("DIR", "--n_best", "2"), "n_best is 2; allowed: 1 to the number of beams (1)"),
+    "n_best above beams": (("DIR", "--n_best", "2"), "n_best=2: must be from 1 to num_beams=1"),
     "unknown search": (("DIR", "--search", "nothing:here"), "--search 'nothing:here': neither a method of"),
     "no data set for a split": (("DIR", "--split", "dev"), "split='dev': needs --dataset_name; leave it out"),
     "none for a configuration": (("DIR", "--dataset_config_name", "en-fr"), "dataset_config_name='en-fr': needs --da"),

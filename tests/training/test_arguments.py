@@ -195,6 +195,10 @@ def test_help_lists_every_option_with_its_default(capsys):
             name = {"imports": "import"}.get(field.name, field.name)
             assert f"--{name} " in text and field.metadata["help"] in text
     assert "--cell_type lstm|gru" in text and text.count("--vocab_size") == 1
+    for name, field in model_fields().items():
+        assert field.help.count("(") == field.help.count(")") and len(field.help.split()) > 2, (
+            f"{name}: half a sentence"
+        )
 
 
 def test_the_metric_that_decides():

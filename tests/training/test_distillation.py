@@ -126,7 +126,7 @@ def test_interpolation_takes_the_hypothesis_closest_to_the_reference(teacher: Pa
     assert header == ["source", "target"] and [row[1] for row in table_rows] == expected
     assert sum(map(str.__ne__, expected, translations(teacher, SOURCES, num_beams=4))) >= 3
     refused = run("distill.py", teacher, "--num_beams", 2, "--interpolate", 3, "--output_file", tmp_path / "x.tsv")
-    assert refused.returncode == 2 and b"n_best is 3; allowed: 1 to the number of beams (2)" in refused.stderr
+    assert refused.returncode == 2 and b"n_best=3: must be from 1 to num_beams=2" in refused.stderr
 
 
 def test_sources_without_a_target_follow_the_corpus(teacher: Path, tmp_path: Path) -> None:

@@ -263,8 +263,21 @@ def load_ensemble(
             raise CheckpointError(
                 f"{directory}: its vocabulary is not that of {first}; models decode together with one tokenizer only"
             )
+        if _reading(own) != _reading(tokenizer):
+            raise CheckpointError(
+                f"{directory}: its tokenizer reads texts otherwise than that of {first} (case, form or splitting); "
+                "models decode together with one tokenizer only"
+            )
         members.append(member)
     return members
+
+
+def _reading(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """What a tokenizer does to the texts of each side before it looks up tokens, and to outputs."""
+    sides = (getattr(tokenizer, name, None) for name in ("backend_tokenizer", "target_backend_tokenizer"))
+    parts = [json.loads(side.to_str()) for side in sides if side is not None]
+    steps = [(part.get("normalizer"), part.get("pre_tokenizer")) for part in parts]
+    return [*steps, getattr(tokenizer, "output_form", None)]
 
 
 def _vocabularies(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], dict[str, int]]:

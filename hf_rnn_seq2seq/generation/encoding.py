@@ -66,16 +66,18 @@ def encode_sources(
     """Token ids of each source, and which sources were not read completely.
 
     A source of more than `max_source_length` tokens (default: the tokenizer's `model_max_length`) keeps its beginning
-    and its final special token. A source of white space only gives an empty list.
+    and its final special token. A source of white space only, or of features alone, gives an empty list.
     """
     if max_source_length is not None and max_source_length < 2:
         raise ArgumentError(f"max_source_length is {max_source_length}; allowed: at least 2 tokens")
     tokenizer_limit = tokenizer.model_max_length
     limit = max_source_length or (tokenizer_limit if tokenizer_limit and tokenizer_limit < NO_LIMIT else None)
-    filled = [index for index, source in enumerate(sources) if source.strip()]
+    letters = splits_letters(tokenizer)
+    # Features and a tab without a word after them are no source either.
+    words = (source.rpartition("\t")[2] if letters else source for source in sources)
+    filled = [index for index, word in enumerate(words) if word.strip()]
     encoded: list[list[int]] = [[] for _ in sources]
     truncated, unknown, unseen = [], [], []
-    letters = splits_letters(tokenizer)
     special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
     if filled:
         rows = tokenizer([sources[index] for index in filled], verbose=False)["input_ids"]

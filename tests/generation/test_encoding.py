@@ -3,6 +3,7 @@
 import pytest
 
 from hf_rnn_seq2seq import errors
+from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.generation.batches import length_batches
 from hf_rnn_seq2seq.generation.encoding import encode_sources, source_problems
 from hf_rnn_seq2seq.generation.translate import translate
@@ -16,6 +17,11 @@ def test_batches_hold_similar_lengths_within_the_token_budget() -> None:
     assert length_batches([0, 0], 4, 10) == []
     with pytest.raises(errors.ArgumentError, match=r"batch_size is 0, max_tokens is 5; both must be at least 1"):
         length_batches(lengths, 0, 5)
+
+
+def test_features_without_a_word_are_no_source() -> None:
+    tokenizer = build_tokenizer(["N;PL\tab"], ["abs"], algorithm="letter", min_frequency=1, joint=False)
+    assert [len(ids) for ids in encode_sources(tokenizer, ["N;PL\tab", "N;PL\t", "ab", " "]).ids] == [5, 0, 3, 0]
 
 
 def test_a_long_source_is_cut_keeps_its_end_and_is_reported(rnn, caplog: pytest.LogCaptureFixture) -> None:

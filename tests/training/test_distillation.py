@@ -12,10 +12,11 @@ from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.data.readers import Columns, read_rows
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
+from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.generation import translate as evaluation
 from hf_rnn_seq2seq.generation.lines import LineWriter
-from hf_rnn_seq2seq.run_directory import load_checkpoint
+from hf_rnn_seq2seq.run_directory import load_checkpoint, load_models
 from hf_rnn_seq2seq.training.distillation import closest, column_names, column_places, corpus_options, write_distilled
 from tests.helpers.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_bart, tiny_rnn, tiny_tokenizer
 from tests.helpers.script_runs import run
@@ -187,6 +188,12 @@ def test_an_ensemble_has_one_vocabulary(teacher: Path, tmp_path: Path) -> None:
     data = ("--train_file", teacher.parent / "train.jsonl", "--source_lang", "en", "--target_lang", "fr")
     refused = run("distill.py", *saved, *data, "--output_file", tmp_path / "x.tsv")
     assert refused.returncode == 2 and b"eins drei: its vocabulary is not that of" in refused.stderr, refused.stderr
+    tokenizer = build_tokenizer(
+        ["one two"], ["eins zwei"], algorithm="word", min_frequency=1, joint=False, lowercase=True
+    )
+    lower = save_checkpoint(tmp_path / "lower", tiny_rnn(tokenizer), tokenizer)
+    with pytest.raises(CheckpointError, match="lower: its tokenizer reads texts otherwise than that of .*eins zwei"):
+        load_models([saved[0], lower])
 
 
 def test_another_file_with_the_columns_of_the_teacher_needs_no_names(teacher: Path, tmp_path: Path) -> None:

@@ -56,5 +56,7 @@ def dry_run(loop: TrainingLoop) -> str:
         "time": f"{total / 60:.1f} minutes without evaluation"
         + (f", ended after {a.max_train_seconds / 60:.1f} minutes" if a.max_train_seconds else ""),
     }
+    if a.num_seeds > 1:
+        lines["seeds"] = f"{a.num_seeds} such models, side by side as far as there are cores"
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())

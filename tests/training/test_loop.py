@@ -192,9 +192,9 @@ def test_a_run_directory_explains_itself(tmp_path):
 
 def test_dry_run_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = dry_run(build_loop("bart", arguments(None, dry_run=True, max_steps=90), facts=SIZES))
+    text = dry_run(build_loop("bart", arguments(None, dry_run=True, max_steps=90, num_seeds=3), facts=SIZES))
     assert f"{sum(p.numel() for p in build_model('bart').parameters()):,}" in text
-    for piece in ("updates per epoch  9", "90 at most (10.00 epochs)", "tokens/s", "MiB"):
+    for piece in ("updates per epoch  9", "90 at most (10.00 epochs)", "tokens/s", "MiB", "3 such models"):
         assert piece in text
     assert not list(tmp_path.iterdir())
 

@@ -30,7 +30,7 @@ COMMANDS = {
     "export": ("export", "export a model to ONNX, or for numpy alone"),
     "average": ("average", "average the weights of checkpoints"),
     "distill": ("distill", "translate a training corpus by a teacher"),
-    "hallucinate": ("hallucinate", "add rows with random stems to a table of words and forms"),
+    "hallucinate": ("hallucinate", "add made-up rows to a table of words and forms"),
     "tokenizer": ("train_tokenizer", "train a tokenizer alone"),
     "shortlist": ("learn_shortlist", "learn which target words go with a source word"),
     "recipes": ("recipes", "list the recipes and experiments, or print one"),

@@ -1,4 +1,4 @@
-"""Adds rows with random stems to a table of words and forms: the same as `hf-rnn hallucinate`."""
+"""Adds made-up rows to a table of words and forms: the same as `hf-rnn hallucinate`."""
 
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.commands.hallucinate import main

@@ -17,10 +17,11 @@ SHORTEST_STEM, LONGEST_WHOLE_STEM, SHARE = 3, 5, 0.5
 
 
 def stems(source: str, target: str) -> list[tuple[int, int, int]]:
-    """Start in the source, start in the target, and length, of each run of letters that may be replaced."""
+    """Start in the source, start in the target, and length, of each run that may be replaced and holds a letter."""
     runs = SequenceMatcher(None, source, target, autojunk=False).get_matching_blocks()
     found = [tuple(run) for run in runs if run.size >= SHORTEST_STEM]
-    return [(i + 1, j + 1, size - 2) if size > LONGEST_WHOLE_STEM else (i, j, size) for i, j, size in found]
+    found = [(i + 1, j + 1, size - 2) if size > LONGEST_WHOLE_STEM else (i, j, size) for i, j, size in found]
+    return [(i, j, size) for i, j, size in found if any(map(str.isalpha, source[i : i + size]))]
 
 
 def hallucinate(pairs: Sequence[tuple[str, str]], count: int, seed: int) -> Iterator[tuple[int, str, str]]:
@@ -33,7 +34,7 @@ def hallucinate(pairs: Sequence[tuple[str, str]], count: int, seed: int) -> Iter
     """
     letters = sorted({letter for pair in pairs for text in pair for letter in text if letter.isalpha()})
     usable = [(number, found) for number, pair in enumerate(pairs) if (found := stems(*pair))]
-    if not usable:
+    if not usable or len(letters) < 2:
         raise DataError(f"none of {len(pairs)} rows shares {SHORTEST_STEM} letters in a row between source and target")
     draw = random.Random(seed)
     for turn in range(count):
@@ -41,10 +42,11 @@ def hallucinate(pairs: Sequence[tuple[str, str]], count: int, seed: int) -> Iter
             draw.shuffle(usable)
         number, found = usable[turn % len(usable)]
         source, target = map(list, pairs[number])
-        for i, j, size in found:
-            for step in range(size):
-                if source[i + step].isalpha() and draw.random() < SHARE:
-                    source[i + step] = target[j + step] = draw.choice(letters)
+        while (source, target) == tuple(map(list, pairs[number])):  # a copy of the pair would say nothing new
+            for i, j, size in found:
+                for step in range(size):
+                    if source[i + step].isalpha() and draw.random() < SHARE:
+                        source[i + step] = target[j + step] = draw.choice(letters)
         yield number, "".join(source), "".join(target)
 
 

@@ -19,6 +19,7 @@ def test_a_stem_is_what_both_share() -> None:
     assert stems("translate", "retranslating") == [(1, 3, 6)]
     assert stems("go", "went") == [] == stems("abxab", "abyab")
     assert stems("legen", "gelegt") == [(0, 2, 3)]
+    assert stems("1800er", "1800ern") == [(1, 1, 4)] and stems("1800", "1800s") == [], "digits alone are no stem"
 
 
 def test_only_shared_letters_are_replaced_by_the_same_ones() -> None:
@@ -40,14 +41,17 @@ def test_only_shared_letters_are_replaced_by_the_same_ones() -> None:
         replaced, total = replaced + len(changed[0]), total + len(allowed)
     assert 0.4 < replaced / total < 0.5  # half of them, and a letter may be drawn again
     assert made == list(hallucinate(PAIRS, 300, 1)) != list(hallucinate(PAIRS, 300, 2))
-    with pytest.raises(DataError, match="none of 1 rows shares 3 letters in a row between source and target"):
-        next(hallucinate([("go", "went")], 1, 0))
+    assert not {tuple(pair) for _, *pair in made} & {*PAIRS}, "a copy of a pair is none that is new"
+    for pair in (("go", "went"), ("aaa", "aaaa")):
+        with pytest.raises(DataError, match="none of 1 rows shares 3 letters in a row between source and target"):
+            next(hallucinate([pair], 1, 0))
 
 
 def test_the_script_adds_rows_and_keeps_the_other_columns(tmp_path: Path) -> None:
     rows = ["walk\twalked\tV;PST", "go\twent\tV;PST", "talk\ttalks\tV;PRS"]
     (tmp_path / "a.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     (tmp_path / "d.tsv").write_text("go\twent\n", encoding="utf-8")
+    (tmp_path / "e.tsv").write_text("")
     (tmp_path / "b.tsv").write_text("id\tlemma\tform\n1\twalk\twalked\n", encoding="utf-8")
     options = ("--rows", 5, "--output_file", tmp_path / "out.tsv")
     done = run("hallucinate.py", tmp_path / "a.tsv", *options)
@@ -65,6 +69,9 @@ def test_the_script_adds_rows_and_keeps_the_other_columns(tmp_path: Path) -> Non
         (("a.tsv", "--overwrite", "--target_column", "3"), b"target_column='3': "),
         (("b.tsv", "--overwrite", "--source_column", "word"), b"b.tsv has the columns id, lemma, form"),
         (("c.tsv",), b"c.tsv: no such file"),
+        (("e.tsv", "--overwrite"), b"e.tsv: is empty; give a table of words and forms"),
+        (("a.tsv", "--overwrite", "--feature_column", "1"), b"feature_column='1': is the target column too"),
+        (("a.tsv", "--overwrite", "--feature_column", "2"), b"none of 3 rows gives a new combination of features"),
         (
             ("d.tsv", "--overwrite"),
             b"d.tsv: none of 1 rows shares 3 letters in a row between source and target; choose others with --source_c",

@@ -17,7 +17,7 @@ from hf_rnn_seq2seq.data.strokes import SPLITS, PenCollator, PenCorpus, load_pen
 from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError, DataError, one_line
 from hf_rnn_seq2seq.model.configuration_rnn_handwriting import RnnHandwritingConfig
 from hf_rnn_seq2seq.model.modeling_rnn_handwriting import Handwriting, RnnForHandwriting
-from hf_rnn_seq2seq.run_directory import recipe_options, require_finite, usable_device
+from hf_rnn_seq2seq.run_directory import recipe_options, require_finite, require_kind, usable_device
 
 WRITTEN = 200  # texts of the test split that are written
 
@@ -43,6 +43,8 @@ def load_writer(
     device = usable_device(device)
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise CheckpointError(f"{name}: has no config.json; expected a directory that training wrote")
+    if Path(name).exists():
+        require_kind(name, "Handwriting")
     try:
         model = AutoModel.from_pretrained(name, use_safetensors=True, **({"dtype": dtype} if dtype else {}))
     except Exception as error:  # safetensors and json each raise classes of their own

@@ -156,7 +156,7 @@ def test_a_push_is_tried(writer: Path) -> None:
 
 def test_a_network_that_translates_does_not_write(checkpoint: Path, tmp_path: Path) -> None:
     done = run("write.py", checkpoint, "sun", "--output", tmp_path / "hand.svg")
-    assert done.returncode == 2 and b"which does not write by hand" in done.stderr
+    assert done.returncode == 2 and b"the model writes text; hf-rnn translate is for it" in done.stderr
 
 
 def test_commands_for_texts_say_what_writes_by_hand(writer: Path) -> None:

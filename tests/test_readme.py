@@ -73,7 +73,7 @@ class Command:
 
     @property
     def makes_data(self) -> bool:
-        return self.script in ("train.py", "distill.py", "pen_tokens.py") and not self.several
+        return self.script in ("train.py", "distill.py", "hallucinate.py", "pen_tokens.py") and not self.several
 
     @property
     def task(self) -> str | None:
@@ -291,7 +291,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train", "dev", "test"):
         (folder / f"cmudict.{name}").write_text("".join(sounds).replace("\t", "  "), encoding="utf-8")
     for name in ("kat_large.train", "kat.dev"):
-        (folder / name).write_text("".join(f"{word}\t{word}s\tN;PL\n" for word in numbers), encoding="utf-8")
+        forms = [f"{word}\t{word}{end}\tN;{number}\n" for word in numbers for end, number in (("s", "PL"), ("", "SG"))]
+        (folder / name).write_text("".join([*forms, "grand\tgrands\tADJ;PL\n"]), encoding="utf-8")
     one = hershey.write("sea", "roman", random.Random(0))
     row = json.dumps({"text": one.text, "strokes": one.strokes})
     (folder / "mine.jsonl").write_text(row + "\n", encoding="utf-8")

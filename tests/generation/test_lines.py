@@ -1,6 +1,7 @@
 """Streams of lines, plain and gzip: any bytes are read, and no line is lost."""
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ def test_streams_refuse_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc\n" * 1000)[:-20])
     with pytest.raises(DataError, match="no such file"):
         LineReader(str(tmp_path / "missing"))
+    with pytest.raises(DataError, match="is a folder; give a file"):
+        LineReader(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="is a pipe or a device; give a file, which is read more than once"):
+        LineReader(str(tmp_path / "pipe"))
     with pytest.raises(DataError, match="tables are not read"):
         LineReader(str(tmp_path / "a.csv"))
     with pytest.raises(DataError, match="line 1 is not a JSON object with a text field 'source'"):

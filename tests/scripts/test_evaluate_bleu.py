@@ -1,6 +1,7 @@
 """scripts/evaluate_bleu.py as a user runs it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,18 @@ def test_a_run_without_a_test_file_says_what_to_give(checkpoint: Path, tmp_path:
             done = run(script, run_, *words)
             error = f"error: test_file=None: {run_} names no test file; {message}"
             assert (done.returncode, done.stderr.decode().splitlines()[-1]) == (2, error)
+
+
+def test_models_of_other_tasks_are_refused_before_any_work(checkpoint: Path, tmp_path: Path) -> None:
+    """Their corpus is not looked for; of two systems none is evaluated alone."""
+    other = shutil.copytree(checkpoint, tmp_path / "text")
+    (other / "recipe.yaml").write_text("task: text\ndataset_name: pydoc\n")
+    config = json.loads((other / "config.json").read_text()) | {"architectures": ["RnnForCausalLM"]}
+    (other / "config.json").write_text(json.dumps(config))
+    done = run("report.py", other, "--output_file", tmp_path / "page.html")
+    assert done.returncode == 2 and b'the model continues a text; pipeline("text-generation") is for it' in done.stderr
+    done = run("evaluate_bleu.py", checkpoint, other)
+    assert done.returncode == 2 and b"task='text', the first None; evaluate them apart" in done.stderr, done.stderr
 
 
 def test_evaluate_bleu_refuses_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

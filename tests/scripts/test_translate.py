@@ -145,6 +145,9 @@ def test_options_of_the_models_own_search(checkpoint: Path, tmp_path: Path) -> N
     (tmp_path / "pairs.tsv").write_text("".join(f"{s}\t{t}\n" for s, t in zip(SOURCES, TARGETS, strict=False)))
     learnt = run("learn_shortlist.py", checkpoint, tmp_path / "pairs.tsv", "--output_file", tmp_path / "words.json")
     assert b"6 pairs" in learnt.stdout, learnt.stderr
+    again = run("learn_shortlist.py", checkpoint, tmp_path / "pairs.tsv", "--output_file", tmp_path / "words.json")
+    assert again.returncode == 2 and b"words.json': exists; choose another name, or --overwrite" in again.stderr
+    assert run("translate.py", checkpoint, "--text", "").stdout == b"\n", "an empty line gives an empty line"
     for more in ((), ("--scores",)):
         short = run("translate.py", checkpoint, "--shortlist", tmp_path / "words.json", *more, stdin=text)
         assert short.returncode == 0 and short.stdout.count(b"\n") == 4, short.stderr
@@ -330,6 +333,8 @@ BAD = {
     "no lexicon": (("DIR", "--lexicon_format", "ipa"), "--lexicon_format ipa: needs --lexicon; leave it out"),
     "mass too large": (("DIR", "--mass", "2"), "--mass: '2' is not a finite number above 0 and of at most 1"),
     "mass too small": (("DIR", "--mass", "0"), "--mass: '0' is not a finite number above 0 and of at most 1"),
+    "a search that none can call": (("DIR", "--search", "config"), "--search 'config': neither a method of"),
+    "two lines": (("DIR", "--text", "a\nb"), "text='a\\nb': is one line"),
     "search with scores": (("DIR", "--search", "os:getcwd", "--scores"), "--search returns sequences alone"),
 }
 

@@ -148,10 +148,9 @@ class DataArguments(OptionGroup):
             self._validate_classes()
         if self.dataset_name == "hershey" and self.task != "handwriting":
             raise ArgumentError("dataset_name='hershey': has strokes of a pen; it is for task='handwriting'")
-        if self.dataset_name and self.train_file:
-            raise ArgumentError(
-                f"train_file={self.train_file!r}: either dataset_name ({self.dataset_name!r}) or files, not both"
-            )
+        for name in ("train_file", "validation_file", "test_file"):
+            if self.dataset_name and (value := getattr(self, name)):
+                raise ArgumentError(f"{name}={value!r}: either dataset_name ({self.dataset_name!r}) or files, not both")
         for name in ("source_column", "target_column", "feature_column"):
             value = getattr(self, name)
             if not self.header and value is not None and not value.isdecimal():

@@ -355,6 +355,7 @@ def test_bad_options_are_named(tmp_path):
     for options, message in (
         ({}, "dataset_name=None: name a data set"),
         ({"dataset_name": "cldr", "train_file": table}, "either dataset_name .'cldr'. or files, not both"),
+        ({"dataset_name": "cldr", "test_file": table}, "test_file=.*: either dataset_name .'cldr'. or files, not both"),
         ({"train_file": str(tmp_path / "no.tsv")}, r"no\.tsv does not exist"),
         ({"train_file": f"{table},{tmp_path}/no.en"}, r"no\.en does not exist"),
         ({"train_file": ",".join([table] * 3)}, "got 3 files"),

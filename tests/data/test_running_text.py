@@ -57,7 +57,6 @@ def test_a_cut_between_documents_leaves_no_empty_one() -> None:
     [
         ({}, "train_file=None: give a text file, or dataset_name='pydoc'"),
         ({"dataset_name": "cldr"}, "dataset_name='cldr': task='text' has 'pydoc'"),
-        ({"dataset_name": "pydoc", "test_file": "x.txt"}, "dataset_name='pydoc': splits its own text"),
         ({"train_file": "missing.txt"}, "missing.txt"),
         ({"train_file": "EMPTY"}, "is empty"),
         ({"train_file": "SHORT", "validation_fraction": 0.01}, "validation_fraction=0.01: leaves nothing"),

@@ -146,7 +146,8 @@ def test_onnx_decodes_what_generate_does(exported: tuple[Any, Programs, Any], op
                 *(tensor.numpy() for tensor in alone.values()), max_new_tokens=limit, **options
             )
             assert single.tolist() == model.generate(**alone, max_new_tokens=limit, **options).tolist()
-    assert len(lengths) == 2
+    # With the first complete hypotheses some of the models end at once, whatever the limit.
+    assert len(lengths) == 2 or options.get("early_stopping") is True
 
 
 def equals_generate(folder: Path, model: Any, tmp_path: Path) -> None:
@@ -168,8 +169,9 @@ def equals_generate(folder: Path, model: Any, tmp_path: Path) -> None:
                 wanted = model.generate(**part, num_beams=1, max_new_tokens=limit, eos_token_id=ends)
                 assert search(tmp_path / "one.onnx", part["input_ids"].numpy()).tolist() == wanted.tolist()
                 pads |= {*(wanted[:, 1:] == 0).sum(1).tolist()}
-    # The model with dot scores repeats one word in every row.
-    assert len(pads) > 1 or model.config.attention_type == "dot"
+    # The models with dot scores and with drawn positions end all rows at one place.
+    config = model.config
+    assert len(pads) > 1 or config.attention_type == "dot" or config.attention_alignment == "sampled"
 
 
 def test_one_graph_writes_what_generate_does(exported: tuple[Any, Programs, Any], tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class Parser(argparse.ArgumentParser):
         self._check_names(words)
         found, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            self.error(f"{unknown[0]}: neither an option nor a name that has a place here; --help shows what is taken")
+            self.error(f"{unknown[0]}: no option takes it, and no name stands there; --help shows what does")
         for name, value in vars(found).items():
             for word in value if isinstance(value, list) else [value]:
                 if isinstance(word, str) and is_undecodable(word):

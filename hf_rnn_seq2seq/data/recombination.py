@@ -5,12 +5,12 @@ N;NOM;SG` shows that SG in the place of PL takes an `s` away. What has stood in 
 same place elsewhere: a row `olds ADJ;NOM;PL` gives `old ADJ;NOM;SG`, a combination that no row has. The paper exchanges
 any two fragments of a text so; here a fragment is a feature with the letters that it changes.
 
-A change is what lies between the letters that both forms begin and end with. Of the changes of two features those count
-that were seen with the most similar other features, and of these the one that was seen with most words: with at least
-`LEAST_WORDS`, and with at least `SHARE` of the words whose changes fit the form too. Two features are used only if what
-the other words show would have written at least `PRECISION` of the forms of a word. Of what the rows say of a
-combination, only that counts which was seen with the most similar other features; for each word the form that most of
-its rows give.
+A change is what differs between two forms of a word, without the letters that both begin and end with. To put one
+feature in the place of another, the changes are read that were seen beside the most similar other features. The one
+that most words show is made. At least `LEAST_WORDS` words must show it, and at least `SHARE` of the words whose changes
+fit the form. A pair of features is used only if at least `PRECISION` of the known forms would have been written, each
+from the rows of the other words. Of the rows that lead to one combination only those count whose changes were seen
+beside the most similar features; a word gets the form that most of its rows give.
 """
 
 import random
@@ -57,6 +57,16 @@ Pair = tuple[str, str]  # a feature, and the one in its place
 Words = Mapping[Change, set[str]]  # a change, and the words that show it
 
 
+class Guess(NamedTuple):
+    """The form of a word with a combination of features, as one row of it tells."""
+
+    number: int  # of the row
+    form: str
+    difference: int  # between the other features of the row and those that the change was seen with
+    features: str
+    precision: float  # of the change
+
+
 class Recombiner:
     """What the rows of a table, (word, form, features), show of features that stand in each other's place."""
 
@@ -79,7 +89,7 @@ class Recombiner:
                         self.changes[feature, other][others].setdefault(change, set()).add(word)
                         shown[feature, other].append((word, others, form, written))
         self.by_similarity: dict[tuple[Pair, Features], list[tuple[int, Words]]] = {}
-        self.precision = {pair: self._precision(pair, rows) for pair, rows in shown.items()}
+        self.precision = {pair: self._precision(pair, evidence) for pair, evidence in shown.items()}
 
     def _precision(self, pair: Pair, shown: Sequence[tuple[str, Features, str, str]]) -> float:
         """The share of right forms, of those that are written for a word by what the other words show."""
@@ -118,7 +128,7 @@ class Recombiner:
         """For each word and each combination that no row has: the number of a row, and the form and features in it."""
         for guesses in self._guesses().values():
             nearest = min(guess.difference for guess in guesses)
-            # What was seen with less similar features is less sure, also for a word of which nothing else is known.
+            # Less similar evidence is less sure: a word that has no other gets no row.
             guesses = [guess for guess in guesses if guess.difference == nearest]
             ((features, _),) = Counter(guess.features for guess in guesses).most_common(1)  # in one order
             forms: dict[str, Counter[str]] = defaultdict(Counter)
@@ -130,7 +140,7 @@ class Recombiner:
             for word, number in numbers.items():
                 yield number, forms[word].most_common(1)[0][0], features
 
-    def _guesses(self) -> dict[Features, list["Guess"]]:
+    def _guesses(self) -> dict[Features, list[Guess]]:
         """By new combination, what each row that differs from it in one feature says of the row's word."""
         places: dict[str, list[Pair]] = defaultdict(list)
         for pair, precision in self.precision.items():
@@ -148,16 +158,6 @@ class Recombiner:
                         features = "".join([*parts[:place], pair[1], *parts[place + 1 :]])
                         found[combination].append(Guess(number, *guess, features, self.precision[pair]))
         return found
-
-
-class Guess(NamedTuple):
-    """The form of a word with a combination of features, as one row of it tells."""
-
-    number: int  # of the row
-    form: str
-    difference: int  # between the other features of the row and those that the change was seen with
-    features: str
-    precision: float  # of the change
 
 
 def recombine(rows: Sequence[tuple[str, str, str]], count: int, seed: int) -> list[tuple[int, str, str]]:

@@ -59,12 +59,12 @@ def merge_words(
 ) -> tuple[Tensor, list[str], list[str]]:
     """Attention between words, (..., target words, source words), and the words.
 
+    Weights are summed over the tokens of a source word and averaged over the tokens of a target word, so that rows
+    still sum to one (Clark et al. 2019, section 4.1).
+
     Args:
         columns: groups of source positions (default: words).
         rows: groups of target positions, likewise.
-
-    Weights are summed over the tokens of a source word and averaged over the tokens of a target word, so that rows
-    still sum to one (Clark et al. 2019, section 4.1).
     """
     columns, rows = columns or word_groups(source), rows or word_groups(target)
     weights = _sums(_sums(weights, columns, -1), rows, -2)

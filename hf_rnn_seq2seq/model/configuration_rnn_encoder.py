@@ -35,14 +35,14 @@ class EncoderFields(RecurrenceFields):
             pixels. Its states take the place of the source's word vectors. A dict without `vocab_size` has that of the source
             and its special tokens.
         encoder_levels: Which hidden states of an `encoder` of text are read, next to each other (as in Devlin 2019, section
-            5.3): 0 what its first layer reads, which are its word vectors (of BERT with their positions), n the states of
-            layer n, -1 those of the last layer. None: its last states.
+            5.3). 0: what its first layer reads, which are its word vectors (of BERT with their positions); n: the states of
+            layer n; -1: those of the last layer. None: its last states.
         freeze_encoder: The `encoder` is not trained: no gradient, and evaluation mode also in training.
         encoder_transition_depth: Cells a layer applies one after the other within one position (Pascanu 2014;
             Miceli Barone 2017, section 2.3.1). More than 1 costs a time loop.
-        bidirectional: `all` encoder layers, the `first` one only (GNMT), `none`, or `alternating`: two stacks, one of
-            which starts forward and one backward, each changing its direction at every layer (Miceli Barone 2017, section
-            2.2.1).
+        bidirectional: `all` encoder layers, the `first` one only (GNMT), `none`, or `alternating`. The last has two stacks,
+            one of which starts forward and one backward, each changing its direction at every layer (Miceli Barone 2017,
+            section 2.2.1).
         reverse_source: The encoder reads the source backwards (Sutskever 2014, section 3.3).
     """
 

@@ -39,9 +39,8 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
         context_size: With `every_step`: width of c = tanh(V h) (Cho 2014, appendix A). None: c is the
             encoder's final state.
         context_layers: Whether the context enters the `first` decoder layer or `all` of them (GNMT, section 3).
-        attention_type: Name of the score: `additive` (`concat` is an alias), `dot`, `general`, `location`,
-            `scaled_dot`, `normed_additive`, `multi_head`, `multi_head_additive`, `window`, or one registered with
-            `register_attention`.
+        attention_type: Name of the score: `additive` (or `concat`), `dot`, `general`, `location`, `scaled_dot`,
+            `normed_additive`, `multi_head`, `multi_head_additive`, `window`, or one of `register_attention`.
         attention_order: `after_cell` (Luong 2015: the new state is the query) or `before_cell` (Bahdanau 2014: the
             previous state is the query and the context enters the cell).
         attention_layer: The decoder layer whose state is the query: `top`, or `bottom` (GNMT): then only that layer is in
@@ -54,9 +53,9 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
             Astudillo 2016) or `entmax` (Peters 2019). The latter two are not covered by the scan and cost a time loop.
         entmax_alpha: Between softmax (1) and sparsemax (2); above 1.
         entmax_learned: Each head learns its alpha within (1, 2), starting from `entmax_alpha` (Correia 2019).
-        attention_alignment: How the readout reads the source: the `soft` average of its states by the weights; or one state
-            of it, and the probabilities of the words are summed over all positions, exactly: `hard` (Wu 2018), or
-            `monotonic`, where no position is left of the one before (Wu and Cotterell 2019). Both need `after_cell`
+        attention_alignment: How the readout reads the source: the `soft` average of its states by the weights, or one state
+            (`hard`, `monotonic`, `sampled`). For `hard` (Wu 2018) and `monotonic`, where no position is left of the one
+            before (Wu and Cotterell 2019), words have the exact sum of their probabilities over all positions. Both need `after_cell`
             attention of one head without input feeding. `logits` are then log-probabilities. `sampled`: one state, the most
             likely one; in training it is drawn by the weights in half of the sentences, and the others read the average
             (Xu 2015, section 4.1). Each head reads its own. Costs a time loop with `before_cell` attention or input feeding.
@@ -64,8 +63,8 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
             1 is that of the lower bound.
         sampled_attention_entropy: With `sampled`: lambda_e, the weight of the entropy of the weights, which keeps the draws
             apart.
-        alignment_order: With `monotonic`: 0, the scores decide among the positions that remain (0-MONO of Wu and Cotterell
-            2019); 1, a learned preference for the length of the step to the right is added (1-MONO there has it alone).
+        alignment_order: With `monotonic`: 0, the scores decide among the positions that remain; 1, a learned preference for
+            the length of the step to the right is added. (0-MONO of Wu and Cotterell 2019; 1-MONO has the preference alone.)
         coverage: An additive score's memory of the source words it has read: `none`, the `sum` of their weights
             (See 2017, section 2.3), or a `gru` for each word (Tu 2016, section 3.1.2). Costs a time loop.
         coverage_size: Width of the memory of a word with `gru`.
@@ -83,9 +82,9 @@ class RnnSeq2SeqConfig(ConfigChecks, EncoderFields, DecoderFields, DecoderWordFi
         input_feeding: The attentional vector enters the next step (Luong 2015, section 3.3); the context does if the
             readout is not `tanh` or `attention_layer` is not the top layer. None: on for `soft` or `sampled` `after_cell` attention,
             off otherwise. With `after_cell` and without feeding the decoder needs no time loop.
-        bridge: How the decoder state starts: `zero`, `copy` of the encoder's final states, `mean` (tanh of a
-            projection of the mean state), `dense` (tanh of a projection of the final states) or `backward_tanh`
-            (Bahdanau 2014, appendix A.2.2: tanh of a projection of the backward encoder's state at the first word).
+        bridge: How the decoder state starts: `zero`, `copy` of the encoder's final states, or tanh of a projection: of the
+            `mean` state, of the final states (`dense`), or of the backward one (`backward_tanh`). The last is of
+            Bahdanau 2014, appendix A.2.2, and reads the backward encoder's state at the first word.
         readout_context: The readout reads the context, if there is one (GNMT's does not).
         readout_state: The readout reads the `current` state or the `previous` one (Bahdanau 2014).
         copy_mechanism: The output layer also copies words of the source, with a gate between the two (the

@@ -114,7 +114,7 @@ class SearchOptions:
         members = self.ensemble if isinstance(self.ensemble, list | tuple) else [None]
         if wrong := [one for one in members if not isinstance(one, nn.Module)]:
             kind = type(self.ensemble if wrong == [None] else wrong[0]).__name__
-            raise SearchError(f"ensemble: must be a list of models, and there is a {kind}")
+            raise SearchError(f"ensemble: must be a list of models, and {kind} is none")
         for name, depth, what in (("prefix", 2, "target ids"), ("must_contain", 3, "phrases, each a list of ids")):
             if not _is_nested(getattr(self, name), depth):
                 raise SearchError(

@@ -68,6 +68,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+# Of random weights whose sentences end at different places.
+SEEDS = {"features": 1, "drawn, before the cell": 9}
 # Tracing takes seconds a model; `test_the_loops_decode_what_generate_does` takes all of them.
 TRACED: list[str] = []
 
@@ -79,7 +81,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A model, its exported programs and, where onnxruntime is there, its ONNX form."""
     if not NEWER_TORCH:
         pytest.skip(OLD_TORCH)
-    model = tiny_model(dtype=torch.float32, **MODELS[request.param])
+    model = tiny_model(dtype=torch.float32, seed=SEEDS.get(request.param, 0), **MODELS[request.param])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     programs = export_programs(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -146,8 +148,7 @@ def test_onnx_decodes_what_generate_does(exported: tuple[Any, Programs, Any], op
                 *(tensor.numpy() for tensor in alone.values()), max_new_tokens=limit, **options
             )
             assert single.tolist() == model.generate(**alone, max_new_tokens=limit, **options).tolist()
-    # With the first complete hypotheses some of the models end at once, whatever the limit.
-    assert len(lengths) == 2 or options.get("early_stopping") is True
+    assert len(lengths) == 2
 
 
 def equals_generate(folder: Path, model: Any, tmp_path: Path) -> None:
@@ -169,9 +170,8 @@ def equals_generate(folder: Path, model: Any, tmp_path: Path) -> None:
                 wanted = model.generate(**part, num_beams=1, max_new_tokens=limit, eos_token_id=ends)
                 assert search(tmp_path / "one.onnx", part["input_ids"].numpy()).tolist() == wanted.tolist()
                 pads |= {*(wanted[:, 1:] == 0).sum(1).tolist()}
-    # The models with dot scores and with drawn positions end all rows at one place.
-    config = model.config
-    assert len(pads) > 1 or config.attention_type == "dot" or config.attention_alignment == "sampled"
+    # The model with dot scores repeats one word in every row.
+    assert len(pads) > 1 or model.config.attention_type == "dot"
 
 
 def test_one_graph_writes_what_generate_does(exported: tuple[Any, Programs, Any], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from .departures import departure
 from .matmul import LINEAR, compiles_products, compute_dtype, onednn_is_faster, outer, product, without_autocast
 
 IGNORED_LABEL = -100
-BLOCK = 2**20  # logits that are widened together
+BLOCK = 2**18  # logits that are widened together: 1 MiB in float32
 ROWS = 32  # rows are padded to a multiple of it where oneDNN compiles products for each number of rows
 
 

@@ -104,8 +104,8 @@ def tutorial_loss(model: RnnSeq2SeqForConditionalGeneration, source: Tensor, lab
 
 
 def model_loss(model: RnnSeq2SeqForConditionalGeneration, source: Tensor, labels: Tensor) -> Tensor:
-    """The loss of the training step of the model."""
-    return model(input_ids=source, labels=labels).loss
+    """The loss of the training step of the model, without logits, as scripts/train.py asks for it."""
+    return model(input_ids=source, labels=labels, skip_logits=True).loss
 
 
 def has_tutorial_form(config: RnnSeq2SeqConfig) -> bool:

@@ -117,6 +117,15 @@ def test_threads_spin_briefly_unless_the_user_sets_otherwise(chosen, expected, m
     assert os.environ.get("OMP_WAIT_POLICY") == chosen.get("OMP_WAIT_POLICY")
 
 
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "1"), ("0", "0")])
+def test_tensors_lie_in_huge_pages_unless_the_user_sets_otherwise(chosen, expected, monkeypatch):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    load_script()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == expected
+
+
 def test_every_field_of_the_model_is_an_option():
     assert {"preset", "cell_type", "attention_type", "dropout", "label_smoothing"} <= model_fields().keys()
     with pytest.raises(ArgumentError, match="atention_type: no such option; the nearest is attention_type"):

@@ -82,7 +82,8 @@ class Worker:
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "scripts")])
         environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
         environment.setdefault("GOMP_SPINCOUNT", "2000")  # as train.py; who waits for its turn takes no core
-        environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as train.py, here for every system
+        for name, value in (("THP_MEM_ALLOC_ENABLE", "1"), ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")):
+            environment.setdefault(name, value)  # as train.py, here for every system
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
         self.peer, self.log = peer, log
         with log.open("w", encoding="utf-8") as errors:

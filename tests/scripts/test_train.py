@@ -117,13 +117,35 @@ def test_threads_spin_briefly_unless_the_user_sets_otherwise(chosen, expected, m
     assert os.environ.get("OMP_WAIT_POLICY") == chosen.get("OMP_WAIT_POLICY")
 
 
-@pytest.mark.parametrize(("chosen", "expected"), [(None, "1"), ("0", "0")])
-def test_tensors_lie_in_huge_pages_unless_the_user_sets_otherwise(chosen, expected, monkeypatch):
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", chosen or "")
+@pytest.mark.parametrize("chosen", [None, "0"])
+@pytest.mark.parametrize(
+    ("name", "default"), [("THP_MEM_ALLOC_ENABLE", "1"), ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")]
+)
+def test_memory_of_the_libraries_is_set_unless_the_user_sets_otherwise(name, default, chosen, monkeypatch):
+    monkeypatch.setenv(name, chosen or "")
     if chosen is None:
-        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+        monkeypatch.delenv(name)
     load_script()
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == expected
+    assert os.environ[name] == (chosen or default)
+
+
+HUGE_PAGES = """
+import hf_rnn_seq2seq.commands.train, torch
+kept = [torch.zeros(4_000_000) for _ in range(10)]
+lines = [line.split() for line in open("/proc/self/smaps") if line.startswith("AnonHugePages")]
+print(sum(int(line[1]) for line in lines) // 1024)
+"""
+
+
+def test_the_memory_of_large_tensors_is_in_huge_pages():
+    state = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not state.is_file() or "[never]" in state.read_text(encoding="utf-8"):
+        pytest.skip("the kernel gives no huge pages")
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    found = subprocess.run(
+        [sys.executable, "-c", HUGE_PAGES], env=environment, capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout) >= 80  # MiB, of 153; the kernel may lack whole pages for some
 
 
 def test_every_field_of_the_model_is_an_option():

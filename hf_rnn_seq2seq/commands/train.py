@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 # idle machine and much less than the default on a busy one.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "2000"
-# With both of these Multi30k trains 5 to 10 % faster, in 2.3 GiB where it grew to 3.7. By the first, torch asks Linux
-# for huge pages for tensors of 2 MiB or more.
+# With both of these Multi30k trains 5 % faster, in 2.3 GiB where it grew to 3.7. By the first, torch asks Linux for
+# huge pages for tensors of 2 MiB or more.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # oneDNN compiles a product for each shape, and by default keeps 1,024. A corpus has more: each would be compiled again
 # and again, and the memory that is freed stays in pieces.

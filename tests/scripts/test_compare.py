@@ -103,7 +103,7 @@ def test_experiments_and_recipes_of_the_repository_build() -> None:
             else:
                 RnnSeq2SeqConfig(**known)
             found += 1
-    assert found == 9 + 15 + 2 + 5 + 2
+    assert found == 9 + 15 + 2 + 5 + 2 + 3
     recipes = {}
     for file in (ROOT / "scripts" / "recipes").glob("paper_*.yaml"):
         recipes[file.stem.removeprefix("paper_")] = yaml.safe_load(file.read_text())["preset"]

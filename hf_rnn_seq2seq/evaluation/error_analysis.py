@@ -20,7 +20,7 @@ from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, read_test_set
 from hf_rnn_seq2seq.generation.encoding import Encoded, encode_sources, source_problems
 from hf_rnn_seq2seq.generation.translate import Hypothesis, number_of_beams, translate_n_best
-from hf_rnn_seq2seq.run_directory import load_checkpoint
+from hf_rnn_seq2seq.run_directory import load_models, members
 
 LONGEST_REPEAT = 4  # words; longer repeated phrases usually contain a shorter repeat
 LENGTH_RATIO = (0.5, 2.0)  # of translation to reference; outside it a translation is too short or too long
@@ -216,7 +216,9 @@ def analyze_systems(
     dtype: str | None = None,
     **options: Any,
 ) -> tuple[TestSet, list[AnalyzedSystem]]:
-    """The test set (see `read_test_set`), and each directory's translations of it with their measures.
+    """The test set (see `read_test_set`), and the translations of each directory, or ensemble, with their measures.
+
+    The attention of an ensemble is the average over its models.
 
     Raises:
         ArgumentError: the directories have different test sets.
@@ -224,12 +226,13 @@ def analyze_systems(
     test_set: TestSet | None = None
     systems: list[AnalyzedSystem] = []
     for directory, name in zip(directories, short_names(directories), strict=True):
-        first, test_set = test_set, read_test_set(directory, chosen, split)
+        first, test_set = test_set, read_test_set(members(directory)[0], chosen, split)
         if first is not None and (first.sources, first.scored) != (test_set.sources, test_set.scored):
             raise ArgumentError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
-        model, tokenizer = load_checkpoint(directory, device=device, dtype=dtype, attention=True)
+        model, tokenizer, others = load_models([directory], device=device, dtype=dtype, attention=True)
+        ensemble = {"ensemble": others} if others else {}
         encoded = encode_sources(tokenizer, test_set.sources)
-        hypotheses = translate_with_attention(model, tokenizer, encoded, **options)
+        hypotheses = translate_with_attention(model, tokenizer, encoded, **ensemble, **options)
         name += " (again)" * [system.directory for system in systems].count(directory)
         references = nearest([one.text for one in hypotheses], test_set.scored)
         reports = analyze(test_set.sources, references, hypotheses, tokenizer)

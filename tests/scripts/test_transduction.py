@@ -220,6 +220,12 @@ def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr.decode()
     scores = [json.loads((tmp_path / f"{name}.json").read_text())["systems"][0] for name in ("two", "seed-42")]
     assert scores[0]["symbol_error"] != scores[1]["symbol_error"]
+    done = run("error_analysis.py", tmp_path / "two", names[0], "--output_file", tmp_path / "errors.jsonl")
+    assert done.returncode == 0, done.stderr.decode()
+    rows = [json.loads(line) for line in (tmp_path / "errors.jsonl").read_text("utf-8").splitlines()]
+    entropies = {name: [row["entropy"] for row in rows if row["system"] == name] for name in ("two", "seed-42")}
+    assert len(entropies["two"]) == len(entropies["seed-42"]) == len(rows) / 2 and all(entropies["two"])
+    assert entropies["two"] != entropies["seed-42"]
     done = run("distill.py", tmp_path / "two", "--output_file", tmp_path / "distilled.tsv")
     assert done.returncode == 0, done.stderr.decode()
     distilled = (tmp_path / "distilled.tsv").read_text("utf-8").splitlines()

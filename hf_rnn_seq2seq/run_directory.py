@@ -41,6 +41,7 @@ DATA_OPTIONS = (
     "validation_writers",
     "test_writers",
     "max_train_samples",
+    "max_eval_samples",
     "max_predict_samples",
     "validation_fraction",
     "test_fraction",

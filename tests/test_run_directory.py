@@ -45,8 +45,6 @@ def test_an_ensemble_names_its_models_where_one_is_wanted(tmp_path: Path) -> Non
     (tmp_path / "seeds").mkdir()
     (tmp_path / "seeds" / "ensemble.json").write_text('{"members": ["seed1", "seed2"]}')
     for script, *words in (
-        ("report.py", "--output_file", tmp_path / "page.html"),
-        ("error_analysis.py",),
         ("push_to_hub.py", "user/name", "--dry_run"),
         ("plot_learning_curve.py", "--output_file", tmp_path / "curve.png"),
         ("classify.py", "text"),

@@ -34,14 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.errors import DataError
     from hf_rnn_seq2seq.files import check_output_file, write_atomically
     from hf_rnn_seq2seq.generation.classify import classify
+    from hf_rnn_seq2seq.generation.lines import LineReader
     from hf_rnn_seq2seq.run_directory import load_as
     from hf_rnn_seq2seq.visualization.shaded_text import shaded_page
 
     if arguments.output_file:
         check_output_file(arguments.output_file, "output_file")
-    texts = [text.replace("\\n", "\n") for text in arguments.texts or sys.stdin.read().splitlines()]
-    if not texts or not all(text.strip() for text in texts):
-        raise DataError("TEXT: is empty; give at least one word")
+    reader = LineReader()
+    texts = [text.replace("\\n", "\n") for text in arguments.texts or reader]
+    for warning in reader.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    if empty := [number for number, text in enumerate(texts or [""], start=1) if not text.strip()]:
+        name = "TEXT" if arguments.texts or not texts else f"line {empty[0]}"
+        raise DataError(f"{name}: is empty; give at least one word")
     model, tokenizer = load_as(
         "SequenceClassification", arguments.model, device=arguments.device, dtype=arguments.dtype
     )

@@ -35,6 +35,7 @@ def hypotheses_with_attention(
     arguments: argparse.Namespace, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> list["Hypothesis"]:
     """Hypotheses with attention (heads, target, source)."""
+    from hf_rnn_seq2seq.errors import DataError
     from hf_rnn_seq2seq.generation.scoring import forced_hypothesis
     from hf_rnn_seq2seq.generation.translate import translate_n_best
 
@@ -51,6 +52,8 @@ def hypotheses_with_attention(
         progress=False,
         **options,
     )
+    if hypotheses[0].attention is None:
+        raise DataError(f"sentence={arguments.sentence!r}: holds no word that the model reads; give one")
     return hypotheses
 
 

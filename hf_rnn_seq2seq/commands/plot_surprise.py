@@ -8,7 +8,6 @@ whole text are printed.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from hf_rnn_seq2seq import command_line
@@ -26,11 +25,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     command_line.load_libraries()
+    from hf_rnn_seq2seq.generation.lines import read_standard_input
     from hf_rnn_seq2seq.run_directory import load_as
     from hf_rnn_seq2seq.visualization.surprise import check_surprise_output, draw_surprise, surprise_of
 
     check_surprise_output(arguments.output_file, "output_file")
-    text = sys.stdin.read() if arguments.text is None else arguments.text.replace("\\n", "\n")
+    text = read_standard_input() if arguments.text is None else arguments.text.replace("\\n", "\n")
     model, tokenizer = load_as("CausalLM", arguments.model, device=arguments.device, dtype=arguments.dtype)
     tokens = surprise_of(model, tokenizer, text)
     draw_surprise(tokens, arguments.output_file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_rnn_seq2seq.data.arguments import DataArguments
 from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.data.labeled_texts import sentence_token_id
-from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.evaluation.bag_of_words import BagOfWords
 from hf_rnn_seq2seq.evaluation.results import format_table
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, read_test_set
 from hf_rnn_seq2seq.generation.classify import Classified, classify, sentence_numbers
 from hf_rnn_seq2seq.run_directory import data_options, load_as
+
+logger = logging.getLogger(__name__)
 
 
 def class_scores(found: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
@@ -200,7 +203,9 @@ def evaluate_classifier(
     if test_set.description.get("name") == "documents":
         from hf_rnn_seq2seq.data.cldr_documents import document
 
-        seed = data_options(directory).get("data_seed", 0) if split == "train" else 0
+        seed = chosen.get("data_seed")
+        seed = data_options(directory).get("data_seed", 0) if seed is None else seed
+        seed = seed if split == "train" else 0
         deciding = [document(split, seed, row).deciding for row in range(len(results))]
     count = len(results)
     places = sorted({(2 * number + 1) * count // 10 for number in range(5)})
@@ -221,11 +226,15 @@ def evaluate_classifier(
 
 
 def _baseline(directory: str, test_set: TestSet) -> dict[str, float] | None:
-    """The scores of a bag of words that was trained on the run's training split."""
+    """The scores of a bag of words trained on the run's training split; None, with a warning, if it is not there."""
     options = data_options(directory)
     if not options:
         return None
-    corpus = load_corpus(DataArguments(**options), splits=("train", "validation"))
+    try:
+        corpus = load_corpus(DataArguments(**options), splits=("train", "validation"))
+    except DataError as error:
+        logger.warning("no bag of words for comparison: %s", error)
+        return None
     train, development = corpus.splits["train"], corpus.splits.get("validation")
     pair = None if development is None else (development["source"], development["target"])
     bag = BagOfWords(train["source"], train["target"], pair)

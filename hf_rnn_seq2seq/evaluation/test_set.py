@@ -101,6 +101,8 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
         other = "validation" if split == "test" else "test"
         more = f", or --split {other}" if f"{other}_file" in options else ""
         raise ArgumentError(f"{split}_file=None: {directory} names no {split} file; give --test_file{more}")
+    if "max_predict_samples" in given:
+        options[ROW_LIMITS[split]] = given["max_predict_samples"]
     corpus = _load_split(options, split, required="alignment_column" in given)
     if split not in corpus.splits:
         raise ArgumentError(f"{directory}: the data has no {split} split; it has: {', '.join(corpus.splits) or 'none'}")
@@ -110,10 +112,13 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
     if not len(rows):
         raise ArgumentError(f"{directory}: the {split} split has no usable row")
     sources, references = [str(text) for text in rows["source"]], [str(text) for text in rows["target"]]
-    several = None
+    several, alignments = None, list(rows["alignment"]) if "alignment" in rows.column_names else None
     captions = options.get("task") == "captioning"
     if options.get("several_references") or captions:
+        if alignments is not None:  # of the first reference, too
+            of_source = dict(zip(reversed(sources), reversed(alignments), strict=True))
         sources, several = merged(sources, references)
+        alignments = None if alignments is None else [of_source[source] for source in sources]
         references = [row[0] for row in several]
     return TestSet(
         sources=sources,
@@ -125,7 +130,7 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
         own=not given.keys() - {"alignment_column"} and split == "test",
         description=dict(corpus.description),
         left_out=corpus.skipped[split],
-        alignments=list(rows["alignment"]) if "alignment" in rows.column_names else None,
+        alignments=alignments,
     )
 
 
@@ -146,8 +151,6 @@ def _load_split(options: Mapping[str, Any], split: str, required: bool) -> Corpu
     from hf_rnn_seq2seq.data.corpus import load_corpus
 
     options = dict(options)
-    if "max_predict_samples" in options:
-        options[ROW_LIMITS[split]] = options.pop("max_predict_samples")
     if options.get("dataset_name") == "cldr":
         options.setdefault("alignment_column", "alignment")
     data, only = DataArguments(**options), {"splits": (split,), "keep_empty": (split,)}

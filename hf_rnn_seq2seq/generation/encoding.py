@@ -60,6 +60,11 @@ def source_problems(counts: Mapping[str, int]) -> list[str]:
     ]
 
 
+def has_words(source: str, letters: bool) -> bool:
+    """Whether a source has text; where tokens are `letters`, features and a tab without a word after them are none."""
+    return bool((source.rpartition("\t")[2] if letters else source).strip())
+
+
 def encode_sources(
     tokenizer: PreTrainedTokenizerBase, sources: Sequence[str], max_source_length: int | None = None
 ) -> Encoded:
@@ -73,9 +78,7 @@ def encode_sources(
     tokenizer_limit = tokenizer.model_max_length
     limit = max_source_length or (tokenizer_limit if tokenizer_limit and tokenizer_limit < NO_LIMIT else None)
     letters = splits_letters(tokenizer)
-    # Features and a tab without a word after them are no source either.
-    words = (source.rpartition("\t")[2] if letters else source for source in sources)
-    filled = [index for index, word in enumerate(words) if word.strip()]
+    filled = [index for index, source in enumerate(sources) if has_words(source, letters)]
     encoded: list[list[int]] = [[] for _ in sources]
     truncated, unknown, unseen = [], [], []
     special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}

@@ -22,6 +22,19 @@ NOT_CONTENT = ("resume", "overwrite", "disable_tqdm", "window", "batch_size", "m
 _HASH = re.compile("[0-9a-f]{16,64}")
 
 
+def _standard_input() -> BinaryIO:
+    if sys.stdin is None:
+        raise DataError("standard input is closed; name a file, or let something be read")
+    return sys.stdin.buffer
+
+
+def read_standard_input() -> str:
+    """The whole of standard input as one text with line feeds; bytes that are not UTF-8 are read as U+FFFD."""
+    text = _standard_input().read()
+    require_text("standard input", text[:8192])
+    return text.decode("utf-8", errors="replace").replace("\r\n", "\n")
+
+
 class _Damage:
     """Counts the lines that cannot be read whole; `damaged` has the numbers of the first hundred."""
 
@@ -67,9 +80,7 @@ class LineReader(_Damage):
 
     def _open(self) -> BinaryIO:
         if self.path is None:
-            if sys.stdin is None:
-                raise DataError("standard input is closed; name a file, or let something be read")
-            return sys.stdin.buffer
+            return _standard_input()
         return open_bytes(Path(self.path))  # type: ignore[return-value]
 
     def count(self) -> int | None:
@@ -157,8 +168,8 @@ class DatasetReader(_Damage):
         name: `cldr`, a folder that `save_to_disk` wrote, or a data set on the Hub.
         config: its configuration; for `cldr` a pair of locales such as en-fr.
         split: its split.
-        column: column of the source texts (default: `source`, or the `translation` column).
-        language: key of the `translation` column.
+        column: column of the source texts (default: `language`, `source`, or the `translation` column).
+        language: a column, or a key of the `translation` column.
 
     Raises:
         DataError: the data set, split, column or language does not exist.
@@ -177,7 +188,8 @@ class DatasetReader(_Damage):
         self.language = language
         self._rows = self._load(name, config, split)
         names = self._rows.column_names
-        self.column = column or next((known for known in ("source", "translation") if known in names), "source")
+        likely = (language, "source", "translation")
+        self.column = column or next((known for known in likely if known in names), "source")
         if self.column not in names:
             raise DataError(f"data set {name!r} has no column {self.column!r}; it has {', '.join(names)}")
         if self.column == "translation" and column is None and language not in (keys := self._languages()):

@@ -13,6 +13,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
 from hf_rnn_seq2seq.generation.attention import hard_alignment
+from hf_rnn_seq2seq.model.beam_search import NO_HYPOTHESIS
 from hf_rnn_seq2seq.model.pretrained import why_not_finite
 from hf_rnn_seq2seq.model.search_options import end_tokens, generation_values
 from hf_rnn_seq2seq.run_directory import load_ensemble, members
@@ -186,6 +187,8 @@ class RnnTranslationPipeline(Pipeline):
             return [empty] if several else empty
         rows = []
         for number, length in enumerate(outputs["length"][0].tolist()):
+            if number and outputs["log_probability"][0, number] < NO_HYPOTHESIS:
+                continue  # there are fewer
             ids = outputs["sequence"][0, number, :length]
             row: dict[str, Any] = {}
             if return_text:

@@ -8,8 +8,9 @@ from itertools import zip_longest
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_rnn_seq2seq.data.pieces import splits_letters
 from hf_rnn_seq2seq.errors import DataError
-from hf_rnn_seq2seq.generation.encoding import encode_sources, source_problems
+from hf_rnn_seq2seq.generation.encoding import encode_sources, has_words, source_problems
 from hf_rnn_seq2seq.generation.lines import LineReader, LineWriter, windows
 from hf_rnn_seq2seq.generation.scoring import Score, score_texts
 
@@ -107,10 +108,10 @@ def score_lines(
     Raises:
         DataError: the input is damaged, or the output cannot be written; the message counts the lines written.
     """
-    totals = Totals()
+    totals, letters = Totals(), splits_letters(tokenizer)
     try:
         for rows in windows(pairs, window):
-            filled = [all(text.strip() for text in row) for row in rows]
+            filled = [has_words(source, letters) and bool(target.strip()) for source, target in rows]
             kept = [row for row, usable in zip(rows, filled, strict=True) if usable]
             encoded = encode_sources(tokenizer, [source for source, _ in kept])
             targets = [target for _, target in kept]

@@ -22,8 +22,10 @@ from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.generation.attention import hypothesis_attention
 from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, evaluation_mode, length_batches, until_end
 from hf_rnn_seq2seq.generation.encoding import Encoded, PictureSources, encoded_sources
+from hf_rnn_seq2seq.model.beam_search import NO_HYPOTHESIS
 from hf_rnn_seq2seq.model.fused_step import Steps, weights_stay
 from hf_rnn_seq2seq.model.pretrained import why_not_finite
+from hf_rnn_seq2seq.model.search_options import SearchOptions
 
 FEW_ROWS = 4  # batches of so few rows are limited by Python, which runs one thread at a time
 MAX_WORKERS = 8  # each worker holds the intermediate results of a batch
@@ -118,8 +120,8 @@ def translate_n_best(
 ) -> list[list[Hypothesis]]:
     """The `n_best` hypotheses of each source, best first, with log-probability and, on request, attention.
 
-    A source without text has one empty hypothesis. A given `search` must return what `model.search` returns. The other
-    options are those of `translate`.
+    A source without text has one empty hypothesis; where fewer than `n_best` exist, the list is shorter. A given
+    `search` must return what `model.search` returns. The other options are those of `translate`.
 
     Raises:
         ArgumentError: `n_best` exceeds the number of beams and the search does not sample, or a score is not finite.
@@ -131,7 +133,17 @@ def translate_n_best(
     encoded = encoded_sources(tokenizer, sources, max_source_length)
     lengths = encoded.lengths
     generation |= {"num_return_sequences": n_best, "return_dict_in_generate": True}
-    if search is not None or _search_covers(model, generation) and (not attention or _search_attends(model, layer)):
+    own = _own_options(model, generation)
+    if own and attention and layer != -1:
+        raise ArgumentError(
+            f"layer={layer}: a search with {own[0]} returns the attention of the last one; leave it out"
+        )
+    if (
+        search is not None
+        or own
+        or _search_covers(model, generation)
+        and (not attention or _search_attends(model, layer))
+    ):
         search, read_rows = search or model.search, _searched_rows
         generation["return_alignments"] = attention
     else:
@@ -145,11 +157,12 @@ def translate_n_best(
             if any(math.isnan(log_probability) for _, log_probability, _ in rows):
                 raise ArgumentError(why_not_finite([model]))
             for row, index in enumerate(batch):
+                found = rows[row * n_best : (row + 1) * n_best]
                 results[index] = [
                     Hypothesis(
                         tokenizer.decode(ids, skip_special_tokens=True), tuple(ids), encoded.source_ids(index), *facts
                     )
-                    for ids, *facts in rows[row * n_best : (row + 1) * n_best]
+                    for ids, *facts in [found[0], *(one for one in found[1:] if one[1] > NO_HYPOTHESIS)]
                 ]
     return results
 
@@ -233,6 +246,14 @@ def _search_covers(model: PreTrainedModel, generation: Mapping[str, Any]) -> boo
     """Whether the model has a search of its own that follows these options."""
     covers = getattr(model, "search_covers", None)
     return covers is not None and covers(**generation)
+
+
+def _own_options(model: PreTrainedModel, generation: Mapping[str, Any]) -> list[str]:
+    """Names of the options that only the model's own search knows, if it has one."""
+    if not hasattr(model, "search"):
+        return []
+    given = {"input_ids": True, **generation}
+    return SearchOptions.resolve(model.generation_config, given.pop("generation_config", None), given).changed()
 
 
 def _search_attends(model: PreTrainedModel, layer: int) -> bool:

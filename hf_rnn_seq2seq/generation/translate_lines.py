@@ -167,7 +167,7 @@ def translate_lines(
     total, counts = reader.count(), Counter()
     if total is not None and writer.done > total:
         raise DataError(f"{writer.path}.part has {writer.done} lines, the input {total}: not its output")
-    if reader.path is None and sys.stdin.isatty():
+    if reader.path is None and sys.stdin is not None and sys.stdin.isatty():
         window = 1
     with tqdm(
         total=total, initial=writer.done, unit=" lines", desc="translating", disable=None if progress else True

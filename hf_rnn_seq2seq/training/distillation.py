@@ -165,12 +165,13 @@ def write_distilled(
     Yields:
         how many rows are done, after each window.
     """
-    if not writer.done and header is not None:
-        writer.write(["\t".join(header)])
+    # Written together with the first rows, so that nothing is left behind if these cannot be made.
+    begin = ["\t".join(header)] if header is not None and not writer.done else []
     done = max(writer.done - (header is not None), 0)
     for batch in rows.select(range(done, len(rows))).iter(window):
         targets = teach(batch["source"], batch["target"])
-        writer.write(_table_lines(zip(batch["source"], targets, strict=True), places))
+        writer.write([*begin, *_table_lines(zip(batch["source"], targets, strict=True), places)])
+        begin = []
         done += len(targets)
         yield done
 

@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from hf_rnn_seq2seq.data.readers import FOREIGN
 from hf_rnn_seq2seq.errors import DataError
-from hf_rnn_seq2seq.generation.lines import LineReader, LineWriter
+from hf_rnn_seq2seq.generation.lines import DatasetReader, LineReader, LineWriter
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -70,6 +71,18 @@ def test_what_is_no_text_is_named(content: bytes, message: str, tmp_path: Path) 
     (tmp_path / "in.txt").write_bytes(content)
     with pytest.raises(DataError, match=rf"input '.*/in.txt', line 1, byte 0: not UTF-8: {message}"):
         list(LineReader(str(tmp_path / "in.txt")))
+
+
+def test_a_language_is_a_column_or_a_key(tmp_path: Path) -> None:
+    for name, rows in (
+        ("columns", [{"en": "a", "source": "x", "fr": "b"}]),
+        ("pairs", [{"translation": {"en": "a", "fr": "b"}}]),
+    ):
+        Dataset.from_list(rows).save_to_disk(str(tmp_path / name))
+        assert list(DatasetReader(str(tmp_path / name), language="en")) == ["a"]
+    assert list(DatasetReader(str(tmp_path / "columns"), language="de")) == ["x"]
+    with pytest.raises(DataError, match="source_lang 'de': the data set .* has en, fr"):
+        DatasetReader(str(tmp_path / "pairs"), language="de")
 
 
 def test_the_translation_of_a_json_row_is_opened(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from transformers import pipeline
 
 from hf_rnn_seq2seq import errors
 from hf_rnn_seq2seq.data.lexicon import read_lexicon
@@ -185,6 +186,36 @@ def test_n_best_starts_with_the_translation_and_is_bounded(rnn) -> None:
     assert best == translate(model, tokenizer, SOURCES, num_beams=3, progress=False)
     with pytest.raises(errors.ArgumentError, match=r"n_best=4: must be from 1 to num_beams=3"):
         translate_n_best(model, tokenizer, SOURCES, n_best=4, num_beams=3)
+
+
+def test_fewer_hypotheses_than_asked_for_are_a_shorter_list(rnn) -> None:
+    """With one word to write and that word given there is one hypothesis; `search` fills the others up."""
+    model, tokenizer = rnn
+    given = {"num_beams": 3, "max_new_tokens": 2, "prefix": [[9, 8]]}
+    (found,) = translate_n_best(model, tokenizer, SOURCES[:1], n_best=3, progress=False, **given)
+    assert [one.token_ids for one in found] == [(9, 8)] and found[0].log_probability > -100
+    rows = pipeline("rnn-translation", model=model, tokenizer=tokenizer)(SOURCES[0], n_best=3, **given)
+    assert len(rows) == 1 and rows[0]["log_probability"] == pytest.approx(found[0].log_probability, abs=1e-4)
+
+
+def test_options_of_the_search_go_with_attention_of_several_heads(rnn) -> None:
+    """`generate()` knows none of them; the search averages heads."""
+    tokenizer = rnn[1]
+    model, other = (
+        tiny_rnn(tokenizer, attention_type="multi_head", attention_size=8, num_attention_heads=2) for _ in range(2)
+    )
+    encoded = encode_sources(tokenizer, SOURCES)
+    plain = translate_n_best(model, tokenizer, encoded, num_beams=2, attention=True)
+    penalized = translate_n_best(model, tokenizer, encoded, num_beams=2, attention=True, gnmt_alpha=1.0)
+    for one, two in zip(plain, penalized, strict=True):
+        if one[0].token_ids == two[0].token_ids:
+            torch.testing.assert_close(one[0].attention.mean(0, keepdim=True), two[0].attention, rtol=0, atol=1e-5)
+    both = translate_n_best(model, tokenizer, encoded, attention=True, ensemble=[other])
+    assert all(best[0].attention.shape[:2] == (1, len(best[0].token_ids)) for best in both)
+    with pytest.raises(ValueError, match="ensemble: cannot be combined with .*, which only generate"):
+        translate_n_best(model, tokenizer, encoded, n_best=1, ensemble=[other], do_sample=True)
+    with pytest.raises(errors.ArgumentError, match="layer=1: a search with ensemble returns the attention of the last"):
+        translate_n_best(model, tokenizer, encoded, attention=True, ensemble=[other], layer=1)
 
 
 def test_a_lexicon_has_the_most_probable_of_all_beams(rnn) -> None:

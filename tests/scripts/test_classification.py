@@ -2,15 +2,20 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, pipeline
 
 from hf_rnn_seq2seq.data.cldr_documents import document
+from hf_rnn_seq2seq.evaluation.classification import pointing
+from hf_rnn_seq2seq.generation.classify import classify
 from hf_rnn_seq2seq.hub.model_card import read_facts, render
+from hf_rnn_seq2seq.run_directory import load_as
 from tests.helpers.script_runs import run, train
 from tests.scripts.test_train import launch
 
@@ -77,6 +82,11 @@ def test_scores_are_printed_beside_the_bag_of_words_and_kept(reader: Path, tmp_p
     assert summary["test_texts"] == 24 and len(summary["samples"]) == 5
     (facts,) = json.loads((tmp_path / "scores.json").read_text())["systems"]
     assert facts["accuracy"] == summary["accuracy"]
+    shown = run("evaluate_bleu.py", reader, "--split", "train", "--data_seed", "7", "--max_predict_samples", "40")
+    model, tokenizer = load_as("SequenceClassification", str(reader))
+    drawn = [document("train", 7, row) for row in range(40)]
+    share = pointing(classify(model, tokenizer, [one.text for one in drawn]), [one.deciding for one in drawn])
+    assert f"{share:.2f} % of the texts have most weight on the sentence that decides" in shown.stdout.decode()
     for words in (("--num_beams", "3"), ("--max_source_length", "5"), ("--length_penalty", "0"), ("--search", "x")):
         refused = run("evaluate_bleu.py", reader, *words)
         assert refused.returncode == 2 and f"{words[0]}: is for translations; a cl" in refused.stderr.decode(), words
@@ -117,8 +127,27 @@ def test_a_text_is_classified_and_shaded(reader: Path, tmp_path: Path) -> None:
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(reader), AutoTokenizer.from_pretrained(reader)
     (found,) = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)([text])
     assert {one["label"]: f"{one['score']:.4f}" for one in found} == shares
-    lines = run("classify.py", reader, stdin=b"3 days ago\nGermany\n").stdout.decode().splitlines()
-    assert len(lines) == 2
+    # A line ends at a line feed alone, so each has one answer.
+    done = run("classify.py", reader, stdin="3 days\u2028ago\nGer\x0cmany\r\n\u00e9".encode() + b"\xe9\n")
+    assert done.stdout.count(b"\n") == 3 and b"warning: 1 line(s) could not be read whole" in done.stderr
+    done = run("classify.py", reader, stdin=b"3 days ago\n \nGermany\n")
+    assert done.returncode == 2 and b"line 2: is empty; give at least one word" in done.stderr
+    assert run("classify.py", reader, stdin=b"").stderr.startswith(b"error: TEXT: is empty")
+
+
+def test_without_its_training_texts_a_classifier_is_scored_alone(
+    reader: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(reader, tmp_path / "moved")
+    recipe = yaml.safe_load((reader / "recipe.yaml").read_text())
+    recipe |= {"dataset_name": None, "train_file": str(tmp_path / "gone.tsv")}
+    (tmp_path / "moved" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    rows = [document("test", 0, row) for row in range(12)]
+    lines = [json.dumps({"text": row.text, "label": row.label}) + "\n" for row in rows]
+    (tmp_path / "test.jsonl").write_text("".join(lines))
+    done = run("evaluate_bleu.py", tmp_path / "moved", "--test_file", tmp_path / "test.jsonl")
+    assert done.returncode == 0 and b"bag of words" not in done.stdout, done.stderr.decode()
+    assert "no bag of words for comparison: file" in caplog.text and b"on 12 texts" in done.stdout
 
 
 def test_a_command_of_another_task_says_which_is_right(reader: Path, checkpoint: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from hf_rnn_seq2seq.data.arguments import DataArguments
-from hf_rnn_seq2seq.data.corpus import load_corpus
+from hf_rnn_seq2seq.data.corpus import SPLITS, load_corpus
 from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.evaluation.attention_agreement import attention_agreement
 from hf_rnn_seq2seq.evaluation.scores import score
@@ -170,6 +170,27 @@ def test_another_file_with_the_columns_of_the_run_needs_no_names(checkpoint: Pat
         assert found.description["target_lang"] == (None if name == "other.tsv" else "fr") and not found.own
     with pytest.raises(DataError, match="own.tsv: no column 'source'; it has 'en', 'fr'"):
         read_test_set(run_, {"test_file": str(tmp_path / "own.tsv"), "target_lang": "fr"})
+
+
+def test_each_split_has_the_limit_of_the_run_or_the_one_given(checkpoint: Path, tmp_path: Path) -> None:
+    for name, count in (("train", 6), ("validation", 5), ("test", 4)):
+        (tmp_path / f"{name}.tsv").write_text("en\tfr\n" + "".join(f"a {row}\tb {row}\n" for row in range(count)))
+    files = {f"{split}_file": str(tmp_path / f"{split}.tsv") for split in SPLITS}
+    limits = {"max_train_samples": 5, "max_eval_samples": 3, "max_predict_samples": 2}
+    run_ = _run(checkpoint, tmp_path, **files, **limits, source_lang="en", target_lang="fr")
+    for split, own in (("train", 5), ("validation", 3), ("test", 2)):
+        assert len(read_test_set(run_, {}, split).sources) == own
+        assert len(read_test_set(run_, {"max_predict_samples": 1}, split).sources) == 1
+
+
+def test_several_references_share_the_alignment_of_the_first(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.tsv").write_text("en\tfr\talign\na b\tx\t0-0\nc\ty\t0-0\na b\tz\t1-0\n")
+    options = {"test_file": str(tmp_path / "test.tsv"), "source_lang": "en", "target_lang": "fr"}
+    run_ = _run(checkpoint, tmp_path, **options, several_references=True, alignment_column="align")
+    found = read_test_set(run_, {})
+    assert found.sources == ["a b", "c"] and found.references == ["x", "y"] and found.alignments == ["0-0", "0-0"]
+    done = run("evaluate_bleu.py", run_)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_a_run_without_a_test_file_says_what_to_give(checkpoint: Path, tmp_path: Path) -> None:

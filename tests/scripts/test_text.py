@@ -151,7 +151,7 @@ def test_the_surprise_of_each_character_is_drawn(writer: Path, tmp_path: Path) -
     model, tokenizer = load_as("CausalLM", writer)
     bits = score_text(model, tokenizer, ["ROMEO: <b>&\n"]).nats / math.log(2)
     assert done.stdout.decode() == f"{bits:.2f} bits for 12 characters, {bits / 12:.3f} a character\n"
-    drawn = run("plot_surprise.py", writer, "--output", tmp_path / "bits.png", stdin=b"ROMEO:\n\tWhat")
+    drawn = run("plot_surprise.py", writer, "--output", tmp_path / "bits.png", stdin=b"ROMEO:\n\tWh\xe9t")
     assert drawn.returncode == 0 and (tmp_path / "bits.png").read_bytes()[:4] == b"\x89PNG"
     for words, message in (
         (("", "--output", tmp_path / "s.html"), "text '': is empty"),

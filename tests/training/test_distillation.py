@@ -117,6 +117,9 @@ def test_interpolation_takes_the_hypothesis_closest_to_the_reference(teacher: Pa
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / "distilled.tsv"
     words = ("--num_beams", 4, "--train_file", tmp_path / "train.jsonl", "--output_file", output)
+    refused = run("distill.py", teacher, *words, "--interpolate", 5)
+    assert refused.returncode == 2 and b"n_best=5: must be from 1 to num_beams=4" in refused.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl"}
     result = run("distill.py", teacher, *words, "--interpolate", 4)
     assert result.returncode == 0, result.stderr
     expected = []

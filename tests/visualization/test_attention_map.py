@@ -15,6 +15,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from hf_rnn_seq2seq import errors
 from hf_rnn_seq2seq.data.pieces import target_pieces
+from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.generation.batches import until_end
 from hf_rnn_seq2seq.visualization import attention_map as plotting
 from hf_rnn_seq2seq.visualization import fonts
@@ -235,10 +236,12 @@ def test_labels_of_white_space_and_of_long_tokens() -> None:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, tokenizer = tmp_path_factory.mktemp("runs"), tiny_tokenizer()
+    letters = build_tokenizer(SOURCES, SOURCES, algorithm="letter", vocab_size=300, min_frequency=1)
     return {
         "rnn": save_checkpoint(folder / "rnn", tiny_rnn(tokenizer), tokenizer),
         "heads": save_checkpoint(folder / "heads", tiny_rnn(tokenizer, **HEADS), tokenizer),
         "bart": save_checkpoint(folder / "bart", tiny_bart(tokenizer), tokenizer),
+        "letters": save_checkpoint(folder / "letters", tiny_rnn(letters), letters),
         "plain": save_checkpoint(folder / "plain", tiny_rnn(tokenizer, context="initial_state"), tokenizer),
     }
 
@@ -299,6 +302,7 @@ def test_a_given_translation_and_words(
         ("rnn", ("a", "--output_file", "OUT/a.bmp"), "the suffix must be one of"),
         ("rnn", (" ", "--output_file", "OUT/a.png"), "sentence is empty"),
         ("rnn", ("a", "--output_file", "OUT/a.png", "--layer", "3"), "layer is 3"),
+        ("letters", ("N;PL\t", "--output_file", "OUT/a.png"), "holds no word that the model reads; give one"),
         (
             "rnn",
             ("a", "--output_file", "OUT/a.png", "--translation", "b", "--n_best", "2"),

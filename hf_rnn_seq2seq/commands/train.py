@@ -71,10 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.hub.background_upload import without_token
     from hf_rnn_seq2seq.training.run import run
 
-    if options.training.num_seeds > 1 and not options.training.dry_run:
-        from hf_rnn_seq2seq.training.seeds import train_seeds
+    if options.training.num_seeds > 1:
+        from hf_rnn_seq2seq.training.seeds import check_seeds, train_seeds
 
-        return 0 if train_seeds(options) else 1
+        if not options.training.dry_run:
+            return 0 if train_seeds(options) else 1
+        check_seeds(options)
     program = "scripts/train.py" if Path(sys.argv[0]).parent.name == "scripts" else "hf-rnn train"
     uploads = partial(begin_upload, options.training) if options.training.push_to_hub else None
     try:

@@ -48,6 +48,18 @@ OF_TASKS = {
     **dict.fromkeys(("validation_fraction", "test_fraction"), ("text",)),
     "split_sentences": ("classification",),
 }
+# Options that name files or folders.
+PATH_OPTIONS = (
+    "imports",
+    "train_file",
+    "validation_file",
+    "test_file",
+    "alignment_file",
+    "image_folder",
+    "captions_file",
+)
+PATH_OPTIONS += ("dataset_name", "tokenizer_name_or_path", "model_name_or_path", "encoder")
+PATH_OPTIONS += ("extend_vocabulary", "source_vectors", "target_vectors")
 
 
 @dataclass
@@ -151,6 +163,13 @@ class DataArguments(OptionGroup):
         for name in ("train_file", "validation_file", "test_file"):
             if self.dataset_name and (value := getattr(self, name)):
                 raise ArgumentError(f"{name}={value!r}: either dataset_name ({self.dataset_name!r}) or files, not both")
+        if self.feature_column is not None:
+            for name in ("alignment_file", "alignment_column"):
+                if (value := getattr(self, name)) is not None:
+                    raise ArgumentError(
+                        f"{name}={value!r}: counts the words of a source without features; leave out feature_column "
+                        f"({self.feature_column!r}), or align by guided_alignment_weight alone"
+                    )
         for name in ("source_column", "target_column", "feature_column"):
             value = getattr(self, name)
             if not self.header and value is not None and not value.isdecimal():

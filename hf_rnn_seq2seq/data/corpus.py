@@ -106,6 +106,7 @@ def load_corpus(
     kept, skipped, notes = {}, {}, {}
     for split, rows in found.items():
         allowed = EMPTY if split in keep_empty else ()
+        allowed = EMPTY[:1] if allowed and data.task == "classification" else allowed  # an empty class is none
         kept[split], skipped[split], notes[split] = _usable(rows, split, limits[split], allowed)
     description: dict[str, Any] = {"name": data.dataset_name, "config": data.dataset_config_name, "license": None}
     description |= {"source_lang": data.source_lang, "target_lang": data.target_lang, **facts}
@@ -367,8 +368,9 @@ def _captions_of(
 
 
 def _pair(row: dict[str, Any], number: int, columns: Columns, names: list[str] | None = None) -> dict[str, Any]:
-    if names is not None and row[columns.target] is not None:
-        row = {**row, columns.target: names[row[columns.target]]}
+    if names is not None and (label := row[columns.target]) is not None:
+        # A hidden label is -1 in many data sets.
+        row = {**row, columns.target: names[label] if 0 <= label < len(names) else None}
     return _record(columns.pick(row), number, columns.alignment is not None)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from hf_rnn_seq2seq.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from hf_rnn_seq2seq.data.tokenizer import SPECIAL_TOKENS, Composed, train_tokenizer
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqTokenizer
 
 
@@ -34,7 +34,8 @@ def pair_tokenizer(
     # Decoding starts with it where there is no start token (BERT), else with the pad token (T5).
     special["bos_token"] = special["bos_token"] or source.cls_token
     special = {name: token for name, token in special.items() if token is not None}
-    target = train_tokenizer(target_texts, **options)
+    composed = Composed(target_texts, options.get("unicode_form"))
+    target = train_tokenizer(composed, **options)
     places = {name: (token, source.convert_tokens_to_ids(token)) for name, token in special.items()}
     reads = Tokenizer.from_str(source.backend_tokenizer.to_str())
     # Limits that the file of an encoder may hold; rows are cut and padded elsewhere.
@@ -48,6 +49,7 @@ def pair_tokenizer(
         model_input_names=["input_ids", "attention_mask"],
         padding_side="right",
         clean_up_tokenization_spaces=False,
+        **composed.output(),
     )
 
 

@@ -121,7 +121,8 @@ def load_pen_corpus(data: DataArguments, tolerance: float, *, splits: Sequence[s
         if not usable:
             raise DataError(f"{split}: has no usable row; {_where(arguments)}")
         kept[split] = rows.select(usable[: limits[split]] if limits[split] else usable)
-    facts["fingerprint"] = digest([found, tolerance, data.max_target_length, VERSION, limits])
+    content = {split: {name: value for name, value in each.items() if name != "path"} for split, each in found.items()}
+    facts["fingerprint"] = digest([content, tolerance, data.max_target_length, VERSION, limits])
     return PenCorpus(kept, skipped, {"lines": None, "rows": {name: len(rows) for name, rows in kept.items()}, **facts})
 
 

@@ -214,7 +214,7 @@ def build_tokenizer(
                 f"source and target have {name} {of_source[name]!r} and {of_target[name]!r}: one vocabulary has one of "
                 "them; choose joint_vocabulary=False"
             )
-    composed = _Composed(target_texts, target_unicode_form)
+    composed = Composed(target_texts, target_unicode_form)
     if model_max_length < 1:
         raise ValueError(f"model_max_length={model_max_length}: must be at least 1")
     wrapping: dict[str, Any] = {
@@ -234,7 +234,7 @@ def build_tokenizer(
     return RnnSeq2SeqTokenizer(tokenizer_object=source, target_tokenizer_object=target, **wrapping, **composed.output())
 
 
-class _Composed:
+class Composed:
     """Texts that are read once, and whether composing (NFC) undoes a form on all of them."""
 
     def __init__(self, texts: Iterable[str], form: str | None) -> None:

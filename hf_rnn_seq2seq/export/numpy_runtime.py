@@ -150,7 +150,7 @@ class G2p:
     def symbols(self, ids: list[int]) -> list[str]:
         """The symbols of target ids, without special ones; bytes are joined to characters."""
         names, found, run = self.target["symbols"], [], bytearray()
-        for number in [*ids, -1]:
+        for number in [*(number for number in ids if number not in self._silent), -1]:
             if number in self._byte_of:
                 run.append(self._byte_of[number])
                 continue
@@ -160,7 +160,7 @@ class G2p:
                 except UnicodeDecodeError:
                     found += "\ufffd" * len(run)
                 run.clear()
-            if 0 <= number < len(names) and number not in self._silent:
+            if 0 <= number < len(names):
                 found.append(names[number])
         if self.target_form is None or not found:
             return found

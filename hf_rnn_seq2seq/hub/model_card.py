@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_rnn_seq2seq.data.arguments import OF_TASKS
+from hf_rnn_seq2seq.data.arguments import OF_TASKS, PATH_OPTIONS
 from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.evaluation.describe import architecture
 from hf_rnn_seq2seq.evaluation.scores import OF_WORDS
@@ -107,6 +107,9 @@ TASKS = {
 
 # An absolute path of at least two folders at the start of a word; the group is its last name.
 ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s,='"(])|^)(?:[A-Za-z]:)?[/\\](?:[^\s/\\,'"]+[/\\])+([^\s/\\,'"]*)""")
+# A word of a command that a shell needs in quotes, such as one with a space: perhaps --option=, then an absolute path.
+QUOTED_PATH = re.compile(r"""'((?:--\w+=)?)((?:[A-Za-z]:)?[/\\][^']*)'""")
+ROOT = re.compile(r"(?:[A-Za-z]:)?[/\\]")
 
 
 def read_facts(
@@ -197,10 +200,20 @@ def render_again(folder: str | os.PathLike[str]) -> list[Path]:
 def strip_local_paths(value: object) -> Any:
     """A copy in which each absolute path, also inside a command or a list, is replaced by its last name."""
     if isinstance(value, Mapping):
-        return {key: strip_local_paths(item) for key, item in value.items()}
+        return {
+            key: _last_names(item) if key in PATH_OPTIONS and isinstance(item, str) else strip_local_paths(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [strip_local_paths(item) for item in value]
-    return ABSOLUTE_PATH.sub(r"\1", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return ABSOLUTE_PATH.sub(r"\1", QUOTED_PATH.sub(lambda found: f"'{found[1]}{_last_names(found[2])}'", value))
+
+
+def _last_names(paths: str) -> str:
+    """The last name of each absolute path of a list with commas; a path may hold spaces."""
+    return ",".join(re.split(r"[/\\]", part)[-1] if ROOT.match(part) else part for part in paths.split(","))
 
 
 def template_path() -> Path:

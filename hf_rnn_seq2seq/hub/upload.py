@@ -45,6 +45,8 @@ UPLOADED = (
     "vocab.txt",
     "merges.txt",
     "*.model",
+    "*.spm",
+    "target_vocab.json",
     "chat_template.jinja",
     "*.py",
     "custom_generate/*.py",

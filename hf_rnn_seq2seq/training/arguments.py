@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hf_rnn_seq2seq.data.arguments import OF_TASKS, DataArguments, TokenizerArguments
+from hf_rnn_seq2seq.data.arguments import OF_TASKS, PATH_OPTIONS, DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.option_parser import parse_arguments
 from hf_rnn_seq2seq.options import OptionGroup, import_code, option
@@ -279,7 +279,7 @@ class RunOptions:
         if task == "handwriting":  # no text is written that could be scored
             if (metric := self.training.metric_for_best_model) not in (None, "loss"):
                 raise ArgumentError(f"metric_for_best_model={metric!r}: task='handwriting' measures loss; leave it out")
-            object.__setattr__(self, "training", dataclasses.replace(self.training, predict_with_generate=False))
+            self.training.metric_for_best_model = "loss"
 
     @classmethod
     def parse(cls, words: Sequence[str], description: str = "") -> RunOptions:
@@ -302,9 +302,6 @@ def _check_task(name: str, value: object, task: str) -> None:
 
 _OF_ONE_START = ("output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub", "hub_model_id", "hub_strategy")
 _OF_ONE_START += ("hub_token", "hub_private_repo")
-_PATHS = ("imports", "train_file", "validation_file", "test_file", "alignment_file", "image_folder", "captions_file")
-_PATHS += ("dataset_name", "tokenizer_name_or_path", "model_name_or_path", "encoder")
-_PATHS += ("extend_vocabulary", "source_vectors", "target_vectors")
 
 
 def dump_recipe(groups: Sequence[Any], model_options: Mapping[str, Any]) -> str:
@@ -318,7 +315,7 @@ def dump_recipe(groups: Sequence[Any], model_options: Mapping[str, Any]) -> str:
     options.update(model_options)
     for name in _OF_ONE_START:
         options.pop(name, None)
-    for name in _PATHS:
+    for name in PATH_OPTIONS:
         if isinstance(options.get(name), str):
             options[name] = ",".join(
                 os.path.abspath(part) if Path(part).exists() else part for part in options[name].split(",")

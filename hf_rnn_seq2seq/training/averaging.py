@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.files import whole_folder
 from hf_rnn_seq2seq.model.pretrained import not_finite
-from hf_rnn_seq2seq.run_directory import SUMMARY, WEIGHTS, read_tokenizer, vocabulary_hash
+from hf_rnn_seq2seq.run_directory import SUMMARY, WEIGHTS, read_tokenizer, refuse_ensemble, vocabulary_hash
 
 
 def average_weights(directories: Sequence[str | os.PathLike[str]]) -> dict[str, Tensor]:
@@ -72,7 +72,8 @@ def average_checkpoints(directories: Sequence[str | os.PathLike[str]], output: s
     `output` appears whole or not at all.
 
     Raises:
-        CheckpointError: fewer than two checkpoints, `output` exists, or the weights or vocabularies differ in kind.
+        CheckpointError: fewer than two checkpoints, an ensemble, `output` exists, or the weights or vocabularies differ
+            in kind.
     """
     from safetensors.torch import save_file
 
@@ -83,11 +84,13 @@ def average_checkpoints(directories: Sequence[str | os.PathLike[str]], output: s
         raise CheckpointError(f"{output} exists; name a directory that does not")
     if not output.absolute().parent.is_dir():
         raise CheckpointError(f"{output}: its folder does not exist")
+    for directory in directories:
+        refuse_ensemble(directory)
     _require_one_vocabulary(directories)
     weights = average_weights(directories)
     with whole_folder(output) as part:
         first = Path(directories[0])
-        carried = ("*.json", "*.txt", "*.model", "custom_generate/*.py", "*.py")
+        carried = ("*.json", "*.txt", "*.model", "*.spm", "custom_generate/*.py", "*.py")
         for source in sorted({path for pattern in carried for path in first.glob(pattern)}):
             # The summary and the trainer state describe one run, not the average.
             if source.name not in (SUMMARY, "trainer_state.json", "model.safetensors.index.json"):

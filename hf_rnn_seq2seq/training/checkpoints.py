@@ -223,14 +223,15 @@ def load_weights(model: nn.Module, file: Path) -> None:
     """Loads saved weights into a model. Tied weights are stored once and reach every place that uses them.
 
     Raises:
-        CheckpointError: a weight is missing, is not the model's, or has another shape.
+        CheckpointError: a weight is missing, is not the model's, or has another shape; or the checkpoint's model
+            computes something else with the same weights.
     """
+    if different := _different_fields(model, file.parent):
+        raise CheckpointError(f"{'; '.join(different)} ({file.parent}); a resumed run keeps its model")
     try:
         stored = load_file(file)
         missing, unexpected = model.load_state_dict(stored, strict=False)
     except Exception as error:
-        if different := _different_fields(model, file.parent):
-            raise CheckpointError(f"{'; '.join(different)} ({file.parent}); a resumed run keeps its model") from None
         raise CheckpointError(f"{file}: does not fit the model: {' '.join(str(error).split())[:500]}") from None
     state = model.state_dict(keep_vars=True)
     filled = {state[name].data_ptr() for name in stored if name in state}
@@ -239,17 +240,36 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise CheckpointError(f"{file}: does not fit the model: lacks {missing[:3]}, has in excess {unexpected[:3]}")
 
 
+# Parts of the names of the fields that training alone reads, so that a run may continue with other values.
+OF_TRAINING = (
+    "dropout",
+    "weight_drop",
+    "label_smoothing",
+    "scheduled_sampling",
+    "teacher_forcing",
+    "sampled_attention",
+)
+OF_TRAINING += ("_loss", "alignment_weight", "doubly_stochastic", "hop_penalty", "logits_memory", "freeze_encoder")
+OF_TRAINING += ("initializer", "layerdrop")
+_ABOUT_FILES = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "auto_map")
+
+
 def _different_fields(model: PreTrainedModel, folder: Path) -> list[str]:
-    """`hidden_size=32: the checkpoint has 16` for each field of the configuration that differs."""
+    """`hidden_size=32: the checkpoint has 16` for each field that differs and is read outside of training too."""
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     current = json.loads(model.config.to_json_string(use_diff=False))
-    ignored = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "auto_map")
-    names = [name for name in current if name in stored and name not in ignored and not name.startswith("_")]
-    changed = [name for name in names if current[name] != stored[name]]
+    names = [name for name in current if name in stored and name not in _ABOUT_FILES and not name.startswith("_")]
+    names = [name for name in names if not any(part in name for part in OF_TRAINING)]
+    changed = [name for name in names if _fields(current[name]) != _fields(stored[name])]
     return [f"{name}={current[name]!r}: the checkpoint has {stored[name]!r}" for name in changed]
+
+
+def _fields(value: Any) -> Any:
+    """The value of a field; of the configuration of an encoder its type alone, because files leave out defaults."""
+    return value.get("model_type") if isinstance(value, dict) and "model_type" in value else value
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import yaml
 from hf_rnn_seq2seq.errors import ArgumentError, one_line
 from hf_rnn_seq2seq.files import content_hash
 from hf_rnn_seq2seq.option_parser import named_files, read_recipe
-from hf_rnn_seq2seq.run_directory import CHECKPOINTS, SUMMARY
+from hf_rnn_seq2seq.run_directory import read_summary
 from hf_rnn_seq2seq.training.arguments import RunOptions
 
 # In the environment of a training run that another command starts and waits for: it ends when that command does.
@@ -93,15 +93,17 @@ def plan_runs(systems: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) ->
     ]
 
 
-def prepare(runs: Sequence[Run], directory: Path, common: Sequence[str]) -> None:
+def prepare(runs: Sequence[Run], directory: Path, common: Sequence[str], *, scored: bool = True) -> None:
     """Checks every run and writes its recipe into DIRECTORY/logs, before the first run is trained.
 
     Args:
         common: words of the command line that every run gets.
+        scored: the runs are scored on a test set, which each must have.
 
     Raises:
         ArgumentError: an option that is not allowed, or an earlier run with other options or other files.
     """
+    check_options(runs, common, scored=scored)
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     for run in runs:
         recipe = _recipe(run, directory)
@@ -110,7 +112,15 @@ def prepare(runs: Sequence[Run], directory: Path, common: Sequence[str]) -> None
         if (directory / run.folder).exists() and recipe.is_file():
             _require_same_run(directory, run, text, hashed)
         recipe.write_text(hashed, encoding="utf-8")
-        _check_options(run, [str(recipe), *common])
+
+
+def check_options(runs: Sequence[Run], common: Sequence[str], *, scored: bool) -> None:
+    """Raises ArgumentError for a run that cannot be trained; arguments as for `prepare`. Writes nothing that stays."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "recipe.yaml"
+        for run in runs:
+            recipe.write_text(yaml.safe_dump(run.options, allow_unicode=True), encoding="utf-8")
+            _check_options(run, [str(recipe), *common], scored)
 
 
 def dry_run(runs: Sequence[Run], common: Sequence[str]) -> str:
@@ -119,11 +129,7 @@ def dry_run(runs: Sequence[Run], common: Sequence[str]) -> str:
     Args:
         common: pairs of `--name` and value that every run gets; they win over its own.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = Path(folder) / "recipe.yaml"
-        for run in runs:
-            recipe.write_text(yaml.safe_dump(run.options, allow_unicode=True), encoding="utf-8")
-            _check_options(run, [str(recipe), *common])
+    check_options(runs, common, scored=True)
     given = {name.removeprefix("--"): value for name, value in zip(common[::2], common[1::2], strict=True)}
     options = {run.folder: {**run.options, **given} for run in runs}
     return "\n".join(f"{folder}: {', '.join(f'{k}={v}' for k, v in own.items())}" for folder, own in options.items())
@@ -133,18 +139,19 @@ def _recipe(run: Run, directory: Path) -> Path:
     return directory / "logs" / f"{run.folder}.yaml"
 
 
-def _check_options(run: Run, words: Sequence[str]) -> None:
+def _check_options(run: Run, words: Sequence[str], scored: bool) -> None:
     from hf_rnn_seq2seq.data.corpus import check_files
     from hf_rnn_seq2seq.training.components import model_config
 
     try:
         options = RunOptions.parse(words)
-        if (task := options.data.task) != "translation":
+        if scored and (task := options.data.task) != "translation":
             raise ArgumentError(f"task={task!r}: compare scores translations; evaluate takes several models of a task")
         model_config(options)
-        for name in ("train_file", "test_file"):
+        for name in ("train_file", "test_file") if scored else ("train_file",):
             if options.data.dataset_name is None and getattr(options.data, name) is None:
-                raise ArgumentError(f"{name}=None: each system is trained and tested; give --{name}, or --dataset_name")
+                use = "trained and tested" if scored else "trained"
+                raise ArgumentError(f"{name}=None: each system is {use}; give --{name}, or --dataset_name")
         check_files(options.data)
     except ValueError as error:
         raise ArgumentError(f"system {run.system!r}: {one_line(error)}") from None
@@ -188,13 +195,13 @@ def _require_same_run(directory: Path, run: Run, text: str, hashed: str) -> None
 def train(run: Run, directory: Path, common: Sequence[str]) -> bool:
     """Trains or resumes a run in a process of its own; returns whether it is finished."""
     folder, log = directory / run.folder, directory / "logs" / f"{run.folder}.log"
-    if (folder / SUMMARY).is_file():
+    # A run that was stopped has a summary too once it is evaluated, but without the reason of an end.
+    if "stop_reason" in read_summary(folder):
         report(f"{run.folder}: finished earlier")
         return True
     program = [sys.executable, "-m", "hf_rnn_seq2seq.commands.train"]
     command = [*program, str(_recipe(run, directory)), *common, "--output_dir", str(folder)]
-    if (folder / CHECKPOINTS).is_dir():
-        command += ["--resume_from_checkpoint", "latest"]
+    command += ["--resume_from_checkpoint", "latest"]
     report(f"{run.folder}: training, output in {log}")
     start = time.monotonic()
     with log.open("a", encoding="utf-8") as output:

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.files import only_writer
-from hf_rnn_seq2seq.run_directory import SUMMARY, load_any
+from hf_rnn_seq2seq.run_directory import SUMMARY, load_any, refuse_ensemble
 from hf_rnn_seq2seq.training.adaptation import freeze
 from hf_rnn_seq2seq.training.arguments import RunOptions
 from hf_rnn_seq2seq.training.components import Start, TaskParts, resumed_checkpoint
@@ -64,7 +64,9 @@ def run(
     """
     training = options.training
     check_before_work(training)
-    if not training.model_name_or_path:  # else this is checked when the checkpoint is read
+    if training.model_name_or_path:
+        refuse_ensemble(training.model_name_or_path)
+    else:  # with a checkpoint this is checked when it is read
         options.generation.set(GenerationConfig())
     if not training.dry_run:
         check_output_dir(training)

@@ -14,7 +14,28 @@ from hf_rnn_seq2seq.files import write_atomically
 from hf_rnn_seq2seq.run_directory import ENSEMBLE
 from hf_rnn_seq2seq.training.arguments import RunOptions
 from hf_rnn_seq2seq.training.environment import usable_cores
-from hf_rnn_seq2seq.training.experiments import Run, prepare, report, train
+from hf_rnn_seq2seq.training.experiments import Run, check_options, prepare, report, train
+
+
+def check_seeds(options: RunOptions) -> list[Run]:
+    """The runs of `num_seeds`, one for each seed from `seed` on.
+
+    Raises:
+        ArgumentError: no output_dir, an option that several runs cannot share, or a run that cannot be trained.
+    """
+    training = options.training
+    count = f"num_seeds={training.num_seeds}"
+    if training.output_dir is None:
+        raise ArgumentError(f"{count}: needs output_dir")
+    if training.push_to_hub:
+        raise ArgumentError(f"{count}: push_to_hub sends one model; send one afterwards")
+    if (task := options.data.task) != "translation":
+        raise ArgumentError(f"{count}: models that decode together translate; train one model with task={task!r}")
+    recipe = yaml.safe_load(options.recipe()) | {"num_seeds": 1, "cpu_threads": training.cpu_threads or 1}
+    seeds = range(training.seed, training.seed + training.num_seeds)
+    runs = [Run(f"seed {seed}", seed, recipe | {"seed": seed}, f"seed-{seed}") for seed in seeds]
+    check_options(runs, (), scored=False)
+    return runs
 
 
 def train_seeds(options: RunOptions) -> bool:
@@ -28,19 +49,12 @@ def train_seeds(options: RunOptions) -> bool:
         whether all are finished.
 
     Raises:
-        ArgumentError: no output_dir, an option that several runs cannot share, or an earlier run with other options.
+        ArgumentError: as `check_seeds`; or an earlier run with other options.
     """
-    training = options.training
-    if training.output_dir is None:
-        raise ArgumentError(f"num_seeds={training.num_seeds}: needs output_dir")
-    if training.push_to_hub:
-        raise ArgumentError(f"num_seeds={training.num_seeds}: push_to_hub sends one model; send one afterwards")
-    folder, threads = Path(training.output_dir), training.cpu_threads or 1
-    recipe = yaml.safe_load(options.recipe()) | {"num_seeds": 1, "cpu_threads": threads}
-    seeds = range(training.seed, training.seed + training.num_seeds)
-    runs = [Run(f"seed {seed}", seed, recipe | {"seed": seed}, f"seed-{seed}") for seed in seeds]
-    prepare(runs, folder, ())
-    workers = max(1, usable_cores() // threads)
+    runs = check_seeds(options)
+    folder = Path(str(options.training.output_dir))
+    prepare(runs, folder, (), scored=False)
+    workers = max(1, usable_cores() // (options.training.cpu_threads or 1))
     with ThreadPoolExecutor(min(workers, len(runs))) as pool:
         try:
             finished = list(pool.map(lambda run: train(run, folder, ()), runs))

@@ -103,6 +103,20 @@ def test_classes_are_read_from_every_kind_of_file(kind: str, tmp_path: Path) -> 
     assert corpus.splits["train"]["source"] == ["good , really good", "bad", "fine"]
 
 
+def test_hidden_classes_are_left_out_and_counted(tmp_path: Path) -> None:
+    """-1 is no class, though it is a place in the list of names."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
+    rows = [{"text": text, "label": label} for text, label in (("a", 1), ("b", -1), ("c", 0))]
+    splits = {"train": rows[:1] + rows[2:], "test": rows, "validation": rows[1:2]}
+    tables = {name: Dataset.from_list(split, features=features) for name, split in splits.items()}
+    DatasetDict(tables).save_to_disk(str(tmp_path / "saved"))
+    arguments = DataArguments(task="classification", dataset_name=str(tmp_path / "saved"))
+    corpus = load_corpus(arguments, splits=("train", "test"))
+    assert corpus.splits["test"]["target"] == ["good", "bad"] and sum(corpus.skipped["test"].values()) == 1
+    with pytest.raises(DataError, match="validation: no usable row among 1"):
+        load_corpus(arguments, splits=("train", "validation"))
+
+
 def test_a_table_without_header_has_numbered_columns(tmp_path: Path) -> None:
     (tmp_path / "rows.tsv").write_text("0\t3\tbad film\n1\t9\tgood film\n")
     options = {"header": False, "source_column": "2", "target_column": "0", "train_file": str(tmp_path / "rows.tsv")}

@@ -58,6 +58,15 @@ def test_both_sides_have_the_special_tokens_of_the_source(algorithm: str, tmp_pa
         assert (tokenizer.unk_token_id in unknown) == (algorithm not in LOSSLESS)
 
 
+def test_outputs_are_composed_where_that_is_lossless() -> None:
+    source = berts({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3})
+    options = {"algorithm": "letter", "min_frequency": 1, "model_max_length": 9, "unicode_form": "nfd"}
+    made = pair_tokenizer(source, ["한국어", "été"], **options)
+    labels = made(text_target="한국")["input_ids"]
+    assert len(labels) == 7 and made.decode(labels, skip_special_tokens=True) == "한국"
+    assert pair_tokenizer(source, ["e\u0301"], **options).output_form is None
+
+
 def test_a_target_vocabulary_without_the_ids_is_refused() -> None:
     source = berts({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 39})
     with pytest.raises(ValueError, match=r"special token '\[SEP\]' of the encoder has id 39, beyond the \d+ entries"):

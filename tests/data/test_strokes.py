@@ -98,6 +98,14 @@ def test_writers_are_held_out(tmp_path: Path) -> None:
     assert corpus.description["fingerprint"] != other.description["fingerprint"]
 
 
+def test_a_corpus_is_known_by_its_content(tmp_path: Path) -> None:
+    folders = [tmp_path / "here", tmp_path / "there"]
+    for folder in folders:
+        folder.mkdir()
+    prints = [load(folder, row("ab")).description["fingerprint"] for folder in folders]
+    assert prints[0] == prints[1] != load(tmp_path, row("ba")).description["fingerprint"]
+
+
 def test_what_is_known_of_the_training_split(tmp_path: Path) -> None:
     corpus = load(tmp_path, row("ba"), row("bz", strokes=[[[0, 0], [1, 4], [9, 4]]]), validation_writers=[])
     assert corpus.alphabet() == "abz"

@@ -328,6 +328,8 @@ def test_tokenizers_of_our_own(algorithm: str, lowercase: bool, tmp_path: Path) 
     if algorithm == "char":
         ids = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in ("é語".encode() + b"\xff\xc3")]
         assert g2p.symbols([1, *ids[:5], 2]) == ["é", "語"]
+        between = [ids[0], tokenizer.unk_token_id, ids[1]]
+        assert g2p.symbols(between) == ["é"] == [tokenizer.decode(between, skip_special_tokens=True)]
         assert "".join(g2p.symbols(ids[5:])) == tokenizer.decode(ids[5:], skip_special_tokens=True) == "\ufffd" * 2
 
 

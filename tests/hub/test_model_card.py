@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from huggingface_hub import ModelCard, constants
 
 from hf_rnn_seq2seq import RnnHandwritingConfig, RnnSeq2SeqConfig
 from hf_rnn_seq2seq.errors import CheckpointError
-from hf_rnn_seq2seq.hub.model_card import read_facts, render, render_again
+from hf_rnn_seq2seq.hub.model_card import read_facts, render, render_again, strip_local_paths
 from tests.helpers.hub import Hub
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
@@ -203,6 +204,13 @@ def test_read_facts(tmp_path: Path) -> None:
     assert read["summary"]["bleu"] == SUMMARY["bleu"] and read["pictures"] == ["attention.png"]
     assert read["recipe"] == {"train_file": "train.fr,train.fr.gz", "seed": 1}
     assert "private" not in json.dumps(read) and "private" not in render(read)
+    spaced = "/home/jane doe/secret project/train.fr"
+    command = shlex.join(["python", "scripts/train.py", "--train_file", f"{spaced},{spaced}.gz", f"--imports={spaced}"])
+    assert strip_local_paths({"train_file": f"{spaced},{spaced}.gz", "command": command, "lr": "and/or"}) == {
+        "train_file": "train.fr,train.fr.gz",
+        "command": "python scripts/train.py --train_file 'train.fr,train.fr.gz' '--imports=train.fr'",
+        "lr": "and/or",
+    }
     (tmp_path / "summary.json").write_text("[1")
     with pytest.raises(CheckpointError, match=r"summary\.json: not readable"):
         read_facts(tmp_path)

@@ -177,6 +177,8 @@ def test_a_folder_that_a_trainer_wrote(script: Script, tmp_path: Path) -> None:
     for name in ("optimizer.pt", "pytorch_model.bin", "id_rsa", "checkpoint-5/model.safetensors"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
+    for name in ("source.spm", "target_vocab.json"):  # of Marian's tokenizer
+        (folder / name).write_text("{}")
     done = script(folder, "owner/trainer", "--dry_run", "--card", tmp_path / "card.md")
     assert done.returncode == 0, done.stderr
     left_out = "checkpoint-5/, id_rsa, optimizer.pt, pytorch_model.bin, trainer_state.json, training_args.bin"

@@ -11,9 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import pipeline
 
+from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
 from hf_rnn_seq2seq.evaluation.test_set import read_test_set
 from hf_rnn_seq2seq.generation.score_lines import PairReader
 from hf_rnn_seq2seq.generation.translate_lines import lexicon_lines
+from hf_rnn_seq2seq.training.arguments import RunOptions
+from hf_rnn_seq2seq.training.averaging import average_checkpoints
+from hf_rnn_seq2seq.training.seeds import check_seeds, train_seeds
 from tests.helpers import warm
 from tests.helpers.script_runs import run
 
@@ -180,6 +184,15 @@ def test_columns_by_number_are_those_of_another_file_too(tmp_path: Path) -> None
     assert refused.returncode == 2 and b"feature_column='1': is the source or target column too" in refused.stderr
 
 
+def test_features_without_a_word_have_no_score(g2p: Path, tmp_path: Path) -> None:
+    (tmp_path / "source.txt").write_text("hat\nN;PL\t\n\ncat\n")
+    (tmp_path / "target.txt").write_text("ʃ a t\nx\ny\n\n")
+    done = run("score.py", g2p, tmp_path / "source.txt", "--targets", tmp_path / "target.txt")
+    assert done.returncode == 0, done.stderr.decode()
+    assert [bool(line) for line in done.stdout.decode().split("\n")[:4]] == [True, False, False, False]
+    assert b"3 line(s) have an empty side and no score (first: line 2)" in done.stderr
+
+
 def test_the_last_tab_ends_a_source_with_features(tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text("fre\tbonjour\tb O\n")
     pairs = PairReader(str(tmp_path / "pairs.tsv"))
@@ -203,6 +216,14 @@ def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:
         assert done.returncode == 0 and message in done.stderr, done.stderr
     assert {path.name for path in (tmp_path / "two").iterdir() if path.is_dir()} == {"seed-42", "seed-43", "logs"}
     names = [str(tmp_path / "two" / f"seed-{seed}") for seed in (42, 43)]
+    # One was stopped and evaluated, the other was killed before its first checkpoint.
+    summary = Path(names[0]) / "summary.json"
+    summary.write_text('{"symbol_error": 9}')
+    shutil.rmtree(Path(names[1]) / "checkpoints")
+    (Path(names[1]) / "summary.json").unlink()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "earlier" not in done.stderr and "seed-43: done" in done.stderr, done.stderr
+    assert all("stop_reason" in json.loads((Path(name) / "summary.json").read_text()) for name in names[1:])
     models = [load_file(Path(name) / "model.safetensors") for name in names]
     assert not torch.equal(models[0]["lm_head.weight"], models[1]["lm_head.weight"])
     both = run("translate.py", names[0], "--ensemble", names[1], "--scores", stdin=b"hat\ntac\n")
@@ -233,11 +254,31 @@ def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:
     assert [row.split("\t")[0] for row in distilled] == [row.split("\t")[0] for row in sources]  # no header here too
     refused = run("translate.py", tmp_path / "two", "--search", "generate", stdin=b"hat\n")
     assert refused.returncode == 2 and b"an ensemble decodes with the models' own search" in refused.stderr
+    with pytest.raises(CheckpointError, match="two: is an ensemble; name one of its models: "):
+        average_checkpoints([names[0], tmp_path / "two"], tmp_path / "average")
+    refused = run("train.py", RECIPES / "g2p.yaml", *words[:6], "--model_name_or_path", tmp_path / "two")
+    assert refused.returncode == 2 and b"two: is an ensemble; name one of its models: " in refused.stderr
     refused = run("export_onnx.py", tmp_path / "two", "--output_dir", tmp_path / "out")
     assert refused.returncode == 2 and b"is an ensemble; name one of its models: " in refused.stderr
     (tmp_path / "two" / "ensemble.json").write_text("{}")
     refused = run("translate.py", tmp_path / "two", stdin=b"hat\n")
     assert refused.returncode == 2 and b"ensemble.json: not readable; expected" in refused.stderr
+
+
+def test_seeds_are_checked_before_anything_is_written(g2p: Path, tmp_path: Path) -> None:
+    words = ["--train_file", str(g2p.parent / "train.tsv"), "--num_seeds", "2"]
+    out = ["--output_dir", str(tmp_path / "out")]
+    assert len(check_seeds(RunOptions.parse([str(RECIPES / "g2p.yaml"), *words, *out]))) == 2  # no test file is needed
+    for more, message in (
+        (["--task", "classification", "--dataset_name", "documents", *out], "num_seeds=2: models that decode together"),
+        (["--dataset_name", "cldr"], "num_seeds=2: needs output_dir"),
+        (["--train_file", str(tmp_path / "none.tsv"), *out], "none.tsv"),
+        (["--max_steps", "5", *out], "system 'seed 42': train_file=None: each system is trained; give --train_file"),
+    ):
+        for check in (check_seeds, train_seeds):
+            with pytest.raises(ArgumentError, match=message):
+                check(RunOptions.parse(["--num_seeds", "2", *more]))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("summed", [False, True])

@@ -90,6 +90,10 @@ def test_a_name_of_a_group_is_not_a_model_option():
             ["--predict_with_generate", "false", "--metric_for_best_model", "bleu"],
             "metric_for_best_model='bleu': needs predict_with_generate",
         ),
+        (
+            ["--feature_column", "2", "--header", "false", "--alignment_column", "3"],
+            r"alignment_column='3': counts the words of a source without features; leave out feature_column \('2'\)",
+        ),
         (["missing.yaml"], "recipe='missing.yaml': cannot be read"),
         (["a.yaml", "b.yaml"], "'b.yaml': one recipe only"),
     ],
@@ -183,6 +187,15 @@ def test_the_written_recipe_repeats_the_run_from_anywhere(tmp_path, monkeypatch)
     assert again == {"hidden_size": 8} and (tokenizer, generation) == (groups[1], groups[2])
     assert training == dataclasses.replace(groups[3], output_dir=None, dry_run=False)
     assert "output_dir" not in yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "scripts" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_written_recipe_of_every_recipe_is_a_recipe(recipe, tmp_path):
+    options = RunOptions.parse([str(recipe)])
+    written = tmp_path / "recipe.yaml"
+    written.write_text(options.recipe())
+    again = RunOptions.parse([str(written)])
+    assert again == options and again.recipe() == options.recipe()
 
 
 def test_help_lists_every_option_with_its_default(capsys):

@@ -185,6 +185,18 @@ def test_weights_of_another_model_are_refused(tmp_path):
         load_weights(build_model("rnn"), file)
 
 
+def test_a_run_keeps_what_its_model_computes(tmp_path):
+    """Another value with weights of the same shapes is refused, unless training alone reads it."""
+    build_model("rnn").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    other = build_model("rnn")
+    other.config.update({"dropout": 0.4, "label_smoothing": 0.2, "scheduled_sampling": "linear"})
+    load_weights(other, file)
+    other.config.attention_window = "local_m"
+    with pytest.raises(CheckpointError, match="attention_window='local_m': the checkpoint has 'global'"):
+        load_weights(other, file)
+
+
 @pytest.mark.parametrize("optim", ["adamw", "adam", "sgd", "adadelta"])
 def test_an_optimizer_returns_exactly(optim, tmp_path):
     def step(optimizer, model):

@@ -49,16 +49,8 @@ OF_TASKS = {
     "split_sentences": ("classification",),
 }
 # Options that name files or folders.
-PATH_OPTIONS = (
-    "imports",
-    "train_file",
-    "validation_file",
-    "test_file",
-    "alignment_file",
-    "image_folder",
-    "captions_file",
-)
-PATH_OPTIONS += ("dataset_name", "tokenizer_name_or_path", "model_name_or_path", "encoder")
+PATH_OPTIONS = ("imports", "train_file", "validation_file", "test_file", "alignment_file", "image_folder")
+PATH_OPTIONS += ("captions_file", "dataset_name", "tokenizer_name_or_path", "model_name_or_path", "encoder")
 PATH_OPTIONS += ("extend_vocabulary", "source_vectors", "target_vectors")
 
 

@@ -241,16 +241,9 @@ def load_weights(model: nn.Module, file: Path) -> None:
 
 
 # Parts of the names of the fields that training alone reads, so that a run may continue with other values.
-OF_TRAINING = (
-    "dropout",
-    "weight_drop",
-    "label_smoothing",
-    "scheduled_sampling",
-    "teacher_forcing",
-    "sampled_attention",
-)
-OF_TRAINING += ("_loss", "alignment_weight", "doubly_stochastic", "hop_penalty", "logits_memory", "freeze_encoder")
-OF_TRAINING += ("initializer", "layerdrop")
+OF_TRAINING = ("dropout", "weight_drop", "label_smoothing", "scheduled_sampling", "teacher_forcing", "layerdrop")
+OF_TRAINING += ("sampled_attention", "_loss", "alignment_weight", "doubly_stochastic", "hop_penalty", "logits_memory")
+OF_TRAINING += ("freeze_encoder", "initializer")
 _ABOUT_FILES = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "auto_map")
 
 

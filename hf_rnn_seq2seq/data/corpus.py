@@ -131,6 +131,16 @@ def check_files(data: DataArguments, splits: Sequence[str] = SPLITS) -> None:
                 pass
 
 
+def require_splits(data: DataArguments, splits: Sequence[str]) -> None:
+    """Raises DataError unless a saved data set, or one of the Hub, can be read and has all of some splits."""
+    if data.dataset_name is None or data.dataset_name in EMBEDDED:
+        return
+    loaded = open_named(data, data.dataset_name)
+    for split in splits:
+        if _name_of(split, loaded) is None:
+            raise DataError(f"dataset_name={data.dataset_name!r}: has no {split} split; it has {', '.join(loaded)}")
+
+
 def columns_of_run(options: Mapping[str, Any], recorded: Mapping[str, Any], split: str) -> dict[str, Any]:
     """The names of languages and columns of a run, for another file of one split; none if that has other columns.
 
@@ -248,7 +258,7 @@ def _load_named(data: DataArguments, name: str, splits: Sequence[str], aligned_s
     found: dict[str, AnyDataset] = {}
     fingerprints = {}
     for split in (split for split in SPLITS if split in splits):
-        alias = next((alias for alias in SPLIT_NAMES[split] if alias in loaded), None)
+        alias = _name_of(split, loaded)
         if alias is not None:
             columns = _columns(data, data.alignment_column if split in aligned_splits else None)
             where = f"dataset {name!r}, split {alias!r}"
@@ -264,6 +274,10 @@ def _load_named(data: DataArguments, name: str, splits: Sequence[str], aligned_s
     if not data.streaming:
         facts["fingerprint"] = digest([fingerprints, _column_options(data)])
     return found, facts
+
+
+def _name_of(split: str, loaded: Mapping[str, AnyDataset]) -> str | None:
+    return next((name for name in SPLIT_NAMES[split] if name in loaded), None)
 
 
 def open_named(data: DataArguments, name: str) -> dict[str, AnyDataset]:

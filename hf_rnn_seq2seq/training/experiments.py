@@ -140,7 +140,7 @@ def _recipe(run: Run, directory: Path) -> Path:
 
 
 def _check_options(run: Run, words: Sequence[str], scored: bool) -> None:
-    from hf_rnn_seq2seq.data.corpus import check_files
+    from hf_rnn_seq2seq.data.corpus import check_files, require_splits
     from hf_rnn_seq2seq.training.components import model_config
 
     try:
@@ -148,11 +148,13 @@ def _check_options(run: Run, words: Sequence[str], scored: bool) -> None:
         if scored and (task := options.data.task) != "translation":
             raise ArgumentError(f"task={task!r}: compare scores translations; evaluate takes several models of a task")
         model_config(options)
-        for name in ("train_file", "test_file") if scored else ("train_file",):
+        splits = ("train", "test") if scored else ("train",)
+        for name in (f"{split}_file" for split in splits):
             if options.data.dataset_name is None and getattr(options.data, name) is None:
                 use = "trained and tested" if scored else "trained"
                 raise ArgumentError(f"{name}=None: each system is {use}; give --{name}, or --dataset_name")
         check_files(options.data)
+        require_splits(options.data, splits)
     except ValueError as error:
         raise ArgumentError(f"system {run.system!r}: {one_line(error)}") from None
 

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 
@@ -14,7 +15,7 @@ from hf_rnn_seq2seq import RnnSeq2SeqConfig
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.presets import PRESETS
 from hf_rnn_seq2seq.training.comparison_table import markdown, shared_budget, table_rows
-from hf_rnn_seq2seq.training.experiments import files_hash, plan_runs, read_systems
+from hf_rnn_seq2seq.training.experiments import check_options, files_hash, plan_runs, read_systems
 from tests.helpers import warm
 
 ROOT = Path(__file__).parents[2]
@@ -188,6 +189,17 @@ def test_compare_trains_scores_draws_and_continues(tmp_path: Path) -> None:
     recipe.write_text(recorded.rpartition("# files ")[0])
     with pytest.raises(ArgumentError, match="its run plain does not say on which files it was trained"):
         main(words)
+
+
+def test_a_data_set_without_a_test_split_is_refused_before_training(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list([{"en": "a", "fr": "b"}])
+    datasets.DatasetDict({"train": rows, "dev": rows}).save_to_disk(str(tmp_path / "saved"))
+    options = {"dataset_name": str(tmp_path / "saved"), "source_lang": "en", "target_lang": "fr"}
+    runs = plan_runs({"plain": options}, [1])
+    with pytest.raises(ArgumentError, match="system 'plain': dataset_name='.*': has no test split; it has train, dev"):
+        check_options(runs, (), scored=True)
+    check_options(runs, (), scored=False)
+    check_options(plan_runs({"plain": {"dataset_name": "cldr"}}, [1]), (), scored=True)
 
 
 def test_files_that_options_name_are_known_by_their_content(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ sequence-to-sequence model of the Hub; several directories are an ensemble of mo
 options the corpus is the teacher's training split. --unlabelled_file FILE adds sources without targets, one a line.
 --interpolate N takes, of the N best hypotheses, the one closest to the reference, where there is one.
 
-The table keeps the order, the sources and the column names of the corpus, so that the same options read it. The output
-file appears when it is complete; --resume continues an interrupted one. The languages of a multilingual teacher are
-those that its saved tokenizer and generation config name.
+The table keeps the order, the sources and the column names of the corpus, so that the same options read it. It has no
+features: a teacher of features is given one combination with --source_prefix, and its student none. The output file
+appears when it is complete; --resume continues an interrupted one. The languages of a multilingual teacher are those
+that its saved tokenizer and generation config name.
 """
 
 import argparse

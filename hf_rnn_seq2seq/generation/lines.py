@@ -186,24 +186,25 @@ class DatasetReader(_Damage):
         super().__init__()
         self.path = self.name = name
         self.language = language
-        self._rows = self._load(name, config, split)
+        self._rows = self._load(name, config, split, language)
         names = self._rows.column_names
-        likely = (language, "source", "translation")
-        self.column = column or next((known for known in likely if known in names), "source")
+        likely = ("source", "translation") if language is None else (language, "translation")
+        likely = ("source",) if name == "cldr" else likely
+        self.column = column or next((known for known in likely if known in names), likely[0])
         if self.column not in names:
             raise DataError(f"data set {name!r} has no column {self.column!r}; it has {', '.join(names)}")
         if self.column == "translation" and column is None and language not in (keys := self._languages()):
             raise DataError(f"source_lang {language!r}: the data set {name!r} has {', '.join(keys)}")
 
     @staticmethod
-    def _load(name: str, config: str | None, split: str) -> "Dataset":
+    def _load(name: str, config: str | None, split: str, language: str | None) -> "Dataset":
         import datasets
 
         if name == "cldr":
             from hf_rnn_seq2seq.data.arguments import DataArguments
             from hf_rnn_seq2seq.data.corpus import load_corpus
 
-            data = DataArguments(dataset_name=name, dataset_config_name=config)
+            data = DataArguments(dataset_name=name, dataset_config_name=config, source_lang=language)
             return load_corpus(data, splits=(split,)).splits[split]
         try:
             if not Path(name).is_dir():
@@ -261,6 +262,8 @@ class LineWriter:
                 raise DataError("standard output is closed; give --output_file, or let something read the output")
             self._file: BinaryIO = sys.stdout.buffer
             return
+        if self.path.suffix.lower() == ".gz":
+            raise DataError(f"output_file {str(path)!r}: lines are not packed; leave out .gz")
         if self.path.exists() and not self.path.is_file():
             raise DataError(f"output_file {str(path)!r}: is not a regular file; name one")
         if not self.path.parent.is_dir():

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -71,6 +72,18 @@ class RnnTranslationPipeline(Pipeline):
             self._problems.report()
             return results
         return self._problems.report_after(results)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Writes model and tokenizer, which `pipeline("rnn-translation", model=save_directory)` loads again.
+
+        Raises:
+            ValueError: the pipeline holds an ensemble.
+        """
+        # transformers would name this class as code of the checkpoint, without what the class imports.
+        if self._ensemble:
+            raise ValueError("save_pretrained: the pipeline holds an ensemble; save its models one by one")
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.tokenizer.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(
         self,
@@ -184,6 +197,8 @@ class RnnTranslationPipeline(Pipeline):
             empty: dict[str, Any] = {"translation_text": ""} if return_text else {}
             empty |= {"translation_token_ids": outputs["sequence"].new_empty(0)} if return_tensors else {}
             empty |= {"score": 0.0, "log_probability": 0.0, "probability": 1.0}
+            if "attention" in outputs:
+                empty |= {name: [] for name in ("source_tokens", "target_tokens", "attention", "alignment")}
             return [empty] if several else empty
         rows = []
         for number, length in enumerate(outputs["length"][0].tolist()):

@@ -15,7 +15,7 @@ from .config_checks import ConfigError, RecurrenceChecks
 _INFRASTRUCTURE_KEYS = frozenset(
     {"auto_map", "attn_implementation", "experts_implementation", "label2id", "model_type", "name_or_path"}
     | {"num_labels", "output_attentions", "per_layer_config", "quantization_config", "torch_dtype"}
-    | {"transformers_version", "custom_generate", "trust_remote_code", "code_revision"}
+    | {"transformers_version", "custom_generate", "custom_pipelines", "trust_remote_code", "code_revision"}
 )
 
 

@@ -209,19 +209,31 @@ def train(run: Run, directory: Path, common: Sequence[str]) -> bool:
     with log.open("a", encoding="utf-8") as output:
         output.write(f"$ {shlex.join(command)}\n")
         output.flush()
-        environment = os.environ | {OF_ANOTHER_COMMAND: "1"}
+        environment = os.environ | {OF_ANOTHER_COMMAND: str(os.getpid())}
         child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        _running.add(child)
         try:
             code = child.wait()
-        except KeyboardInterrupt:
-            child.send_signal(signal.SIGTERM)  # it saves its state
+        except (KeyboardInterrupt, SystemExit):
+            stop_running()
             child.wait()
             raise
+        finally:
+            _running.discard(child)
     if code:
         report(f"{run.folder}: FAILED with exit code {code}: {_last_line(log)}")
         return False
     report(f"{run.folder}: done in {time.monotonic() - start:,.0f} s")
     return True
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+def stop_running() -> None:
+    """Asks the runs that `train` started to save their state and to end."""
+    for child in [*_running]:
+        child.send_signal(signal.SIGTERM)
 
 
 def report(message: str) -> None:

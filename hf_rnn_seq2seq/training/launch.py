@@ -202,7 +202,9 @@ class StopSignals:
         self.received = 0
         self._first = 0.0
         self._previous: dict[int, Any] = {}
-        self._parent = os.getppid() if {"ACCELERATE_MIXED_PRECISION", OF_ANOTHER_COMMAND} & os.environ.keys() else None
+        launched = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+        # A command names itself, because it may have ended before this begins.
+        self._parent = int(os.environ.get(OF_ANOTHER_COMMAND, 0)) or launched
 
     def __enter__(self) -> StopSignals:
         for number in (signal.SIGTERM, signal.SIGINT):

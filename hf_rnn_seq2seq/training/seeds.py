@@ -14,7 +14,7 @@ from hf_rnn_seq2seq.files import write_atomically
 from hf_rnn_seq2seq.run_directory import ENSEMBLE
 from hf_rnn_seq2seq.training.arguments import RunOptions
 from hf_rnn_seq2seq.training.environment import usable_cores
-from hf_rnn_seq2seq.training.experiments import Run, check_options, prepare, report, train
+from hf_rnn_seq2seq.training.experiments import Run, check_options, prepare, report, stop_running, train
 
 
 def check_seeds(options: RunOptions) -> list[Run]:
@@ -59,8 +59,8 @@ def train_seeds(options: RunOptions) -> bool:
         try:
             finished = list(pool.map(lambda run: train(run, folder, ()), runs))
         except BaseException:
-            # Those that run got the same interrupt, and save their state.
             pool.shutdown(wait=False, cancel_futures=True)
+            stop_running()
             raise
     if all(finished):
         first = folder / runs[0].folder

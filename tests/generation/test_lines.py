@@ -49,6 +49,8 @@ def test_streams_refuse_in_one_line(tmp_path: Path) -> None:
         list(LineReader(str(tmp_path / "a.txt.gz")))
     with pytest.raises(DataError, match=r"folder .*/no' does not exist"):
         LineWriter(str(tmp_path / "no" / "out"))
+    with pytest.raises(DataError, match=r"out\.txt\.gz': lines are not packed; leave out \.gz"):
+        LineWriter(str(tmp_path / "out.txt.gz"))
 
 
 def test_an_archive_is_known_by_its_suffix_in_any_case(tmp_path: Path) -> None:
@@ -80,7 +82,13 @@ def test_a_language_is_a_column_or_a_key(tmp_path: Path) -> None:
     ):
         Dataset.from_list(rows).save_to_disk(str(tmp_path / name))
         assert list(DatasetReader(str(tmp_path / name), language="en")) == ["a"]
-    assert list(DatasetReader(str(tmp_path / "columns"), language="de")) == ["x"]
+    assert list(DatasetReader(str(tmp_path / "columns"))) == ["x"]
+    with pytest.raises(DataError, match="has no column 'de'; it has en, source, fr"):
+        DatasetReader(str(tmp_path / "columns"), language="de")
+    english = next(iter(DatasetReader("cldr", "en-fr", language="en")))
+    assert english == next(iter(DatasetReader("cldr", "en-fr")))
+    with pytest.raises(DataError, match="source_lang='fr': contradicts dataset_config_name='en-fr'"):
+        DatasetReader("cldr", "en-fr", language="fr")
     with pytest.raises(DataError, match="source_lang 'de': the data set .* has en, fr"):
         DatasetReader(str(tmp_path / "pairs"), language="de")
 

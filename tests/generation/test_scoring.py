@@ -230,11 +230,20 @@ def test_the_pipeline_gives_what_the_search_gives(loaded: tuple[Any, Any], check
     )
 
 
+def test_a_saved_pipeline_is_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    translator = pipeline("rnn-translation", model=str(checkpoint))
+    translator.save_pretrained(tmp_path / "saved")
+    again = pipeline("rnn-translation", model=str(tmp_path / "saved"))
+    assert again(SOURCES[:2]) == translator(SOURCES[:2])
+
+
 def test_the_pipeline_returns_n_best_and_alignments(checkpoint: Path, loaded: tuple[Any, Any]) -> None:
     translator = pipeline("rnn-translation", model=str(checkpoint))
     options = {"num_beams": 3, "n_best": 2, "max_new_tokens": 8, "return_alignments": True}
     alone = [translator(text, **options) for text in SOURCES[:3]]
     together = translator(SOURCES[:3], batch_size=3, **options)
+    empty = {"source_tokens": [], "target_tokens": [], "attention": [], "alignment": []}
+    assert empty.items() <= translator(" ", **options)[0].items()
     for text, rows, again in zip(SOURCES, alone, together, strict=False):
         assert len(rows) == 2 and rows[0]["score"] >= rows[1]["score"]
         width = len(loaded[1](text)["input_ids"])

@@ -3,7 +3,9 @@
 import json
 import math
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -236,6 +238,8 @@ def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:
         found = [row["log_probability"] for row in rows]
         assert found == pytest.approx([float(text) for text in texts[1::2]], abs=1e-3)
         assert [row["probability"] for row in rows] == pytest.approx([math.exp(value) for value in found])
+    with pytest.raises(ValueError, match="holds an ensemble; save its models one by one"):
+        pipeline("rnn-translation", model=tmp_path / "two", device="cpu").save_pretrained(tmp_path / "saved")
     for name in (tmp_path / "two", names[0]):
         done = run("evaluate_bleu.py", name, "--json", tmp_path / f"{Path(name).name}.json")
         assert done.returncode == 0, done.stderr.decode()
@@ -263,6 +267,25 @@ def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:
     (tmp_path / "two" / "ensemble.json").write_text("{}")
     refused = run("translate.py", tmp_path / "two", stdin=b"hat\n")
     assert refused.returncode == 2 and b"ensemble.json: not readable; expected" in refused.stderr
+
+
+@pytest.mark.long
+def test_a_signal_to_the_command_stops_all_seeds(g2p: Path, tmp_path: Path) -> None:
+    files = ("--train_file", g2p.parent / "train.tsv", "--validation_file", g2p.parent / "dev.tsv")
+    options = [word for name, value in TOY.items() for word in (f"--{name}", value)]
+    command = [*warm.python(), ROOT / "scripts" / "train.py", RECIPES / "g2p.yaml", *files, *options]
+    command += ["--max_steps", 10**6, "--num_train_epochs", 10**6, "--num_seeds", 2, "--cpu_threads", 1]
+    command += ["--output_dir", tmp_path / "two"]
+    child = subprocess.Popen([str(word) for word in command])
+    logs = [tmp_path / "two" / f"seed-{seed}" / "train_log.jsonl" for seed in (42, 43)]
+    deadline = time.monotonic() + 120
+    while not any(log.is_file() and log.read_text() for log in logs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(120) == 128 + signal.SIGTERM
+    begun = [log for log in logs if log.is_file() and log.read_text()]
+    assert begun and all('"event": "stop"' in log.read_text() or '"event":"stop"' in log.read_text() for log in begun)
+    assert all(any((log.parent / "checkpoints").iterdir()) for log in begun)
 
 
 def test_seeds_are_checked_before_anything_is_written(g2p: Path, tmp_path: Path) -> None:

@@ -320,16 +320,24 @@ sys.exit(7)
     assert result.returncode == 128 + signal.SIGINT
 
 
-def test_a_run_of_another_command_stops_when_that_command_is_killed(tmp_path):
+@pytest.mark.parametrize("early", [False, True])
+def test_a_run_of_another_command_stops_when_that_command_is_killed(early, tmp_path):
+    """While the run trains, or already before it does."""
     code = f"""
 import os, pathlib, time
 started = os.pipe()
 if os.fork():  # the command, which is killed
     os.read(started[0], 1)
     os._exit(0)
-os.environ["{OF_ANOTHER_COMMAND}"] = "1"
+command = os.getppid()
+os.environ["{OF_ANOTHER_COMMAND}"] = str(command)
+if {early}:
+    os.write(started[1], b"x")
+    while os.getppid() == command:
+        time.sleep(0.01)
 from hf_rnn_seq2seq.training.launch import StopSignals
 with StopSignals(lambda message: pathlib.Path("message").write_text(message)) as signals:
+    assert {early} or not signals.check()
     os.write(started[1], b"x")
     deadline = time.monotonic() + 20
     while not signals.check() and time.monotonic() < deadline:

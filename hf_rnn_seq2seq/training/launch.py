@@ -202,9 +202,9 @@ class StopSignals:
         self.received = 0
         self._first = 0.0
         self._previous: dict[int, Any] = {}
-        launched = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
-        # A command names itself, because it may have ended before this begins.
-        self._parent = int(os.environ.get(OF_ANOTHER_COMMAND, 0)) or launched
+        self._parent = os.getppid() if {"ACCELERATE_MIXED_PRECISION", OF_ANOTHER_COMMAND} & os.environ.keys() else None
+        if not _runs(int(os.environ.get(OF_ANOTHER_COMMAND, os.getpid()))):
+            self._parent = 0  # the command, which names itself, ended before this began
 
     def __enter__(self) -> StopSignals:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -228,6 +228,18 @@ class StopSignals:
             self.received = signal.SIGTERM
             self.log("what started this run has ended: saving and stopping")
         return self.received
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this number exists; on Windows, where asking would end it, always."""
+    try:
+        if os.name != "nt":
+            os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def largest(values: list[float], accelerator: Accelerator) -> list[float]:

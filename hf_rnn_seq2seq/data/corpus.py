@@ -106,7 +106,8 @@ def load_corpus(
     kept, skipped, notes = {}, {}, {}
     for split, rows in found.items():
         allowed = EMPTY if split in keep_empty else ()
-        allowed = EMPTY[:1] if allowed and data.task == "classification" else allowed  # an empty class is none
+        if data.task == "classification":
+            allowed = allowed[:1]  # an empty target would be a class
         kept[split], skipped[split], notes[split] = _usable(rows, split, limits[split], allowed)
     description: dict[str, Any] = {"name": data.dataset_name, "config": data.dataset_config_name, "license": None}
     description |= {"source_lang": data.source_lang, "target_lang": data.target_lang, **facts}

@@ -203,9 +203,8 @@ def evaluate_classifier(
     if test_set.description.get("name") == "documents":
         from hf_rnn_seq2seq.data.cldr_documents import document
 
-        seed = chosen.get("data_seed")
-        seed = data_options(directory).get("data_seed", 0) if seed is None else seed
-        seed = seed if split == "train" else 0
+        options = data_options(directory) | {name: value for name, value in chosen.items() if value is not None}
+        seed = options.get("data_seed", 0) if split == "train" else 0
         deciding = [document(split, seed, row).deciding for row in range(len(results))]
     count = len(results)
     places = sorted({(2 * number + 1) * count // 10 for number in range(5)})

@@ -171,8 +171,9 @@ def _attention_facts(source: str, hypothesis: Hypothesis, tokenizer: PreTrainedT
 def translate_with_attention(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sources: Sequence[str] | Encoded, **options: Any
 ) -> list[Hypothesis]:
-    """The best hypothesis of each source, with attention if the model returns it; `options` of `translate_n_best`."""
-    if getattr(model.config, "context", "attention") == "attention":
+    """The best hypothesis of each source, with attention if all models return it; `options` of `translate_n_best`."""
+    models = [model, *options.get("ensemble", ())]
+    if all(getattr(one.config, "context", "attention") == "attention" for one in models):
         try:
             return [
                 hypotheses[0] for hypotheses in translate_n_best(model, tokenizer, sources, attention=True, **options)

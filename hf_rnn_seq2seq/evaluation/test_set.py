@@ -115,10 +115,11 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
     several, alignments = None, list(rows["alignment"]) if "alignment" in rows.column_names else None
     captions = options.get("task") == "captioning"
     if options.get("several_references") or captions:
-        if alignments is not None:  # of the first reference, too
-            of_source = dict(zip(reversed(sources), reversed(alignments), strict=True))
-        sources, several = merged(sources, references)
-        alignments = None if alignments is None else [of_source[source] for source in sources]
+        texts = sources
+        sources, several = merged(texts, references)
+        if alignments is not None:  # that of the first reference
+            first = dict(zip(reversed(texts), reversed(alignments), strict=True))
+            alignments = [first[source] for source in sources]
         references = [row[0] for row in several]
     return TestSet(
         sources=sources,

@@ -188,8 +188,8 @@ class DatasetReader(_Damage):
         self.language = language
         self._rows = self._load(name, config, split, language)
         names = self._rows.column_names
-        likely = ("source", "translation") if language is None else (language, "translation")
-        likely = ("source",) if name == "cldr" else likely
+        # The sides of cldr have no languages for names; `_load` has compared them.
+        likely = ("source" if language is None or name == "cldr" else language, "translation")
         self.column = column or next((known for known in likely if known in names), likely[0])
         if self.column not in names:
             raise DataError(f"data set {name!r} has no column {self.column!r}; it has {', '.join(names)}")

@@ -134,10 +134,8 @@ def translate_n_best(
     lengths = encoded.lengths
     generation |= {"num_return_sequences": n_best, "return_dict_in_generate": True}
     own = _own_options(model, generation)
-    if own and attention and layer != -1:
-        raise ArgumentError(
-            f"layer={layer}: a search with {own[0]} returns the attention of the last one; leave it out"
-        )
+    if own and attention and layer not in (0, -1):
+        raise ArgumentError(f"layer={layer}: a search with {own[0]} has attention in one layer only, which is 0")
     if (
         search is not None
         or own

@@ -20,7 +20,7 @@ from .search_options import NO_LIMITS, Limits, SearchOptions
 from .search_step import GeneralStep, SearchState, refuse_nan
 
 NEVER = -1.0e9  # transformers' score of what must not be chosen; added, not assigned, as there
-NO_HYPOTHESIS = NEVER / 2  # rows that fill up a sentence with fewer hypotheses than were asked for score less
+NO_HYPOTHESIS = NEVER / 2  # rows in place of hypotheses that do not exist score less
 BLOCK = 64  # words per block of the two-stage selection
 
 

@@ -69,7 +69,7 @@ class SearchOutput(ModelOutput):
         sequences: (hypotheses, prompt + target), padded.
         sequences_scores: (hypotheses,), the scores that rank the hypotheses.
         log_probabilities: (hypotheses,), natural logarithms, summed over the produced tokens. Where a sentence has fewer
-            hypotheses than were asked for, the rows that fill up are below -5e8, as in transformers.
+            hypotheses than were asked for, the rows in their place are below -5e8, as in transformers.
         lengths: (hypotheses,), produced tokens, end of sentence included.
         alignments: (hypotheses, target, source), attention averaged over heads; zero past each length.
     """

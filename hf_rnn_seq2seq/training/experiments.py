@@ -194,6 +194,15 @@ def _require_same_run(directory: Path, run: Run, text: str, hashed: str) -> None
     )
 
 
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+def stop_running() -> None:
+    """Asks the runs that `train` started to save their state and to end."""
+    for child in [*_running]:
+        child.send_signal(signal.SIGTERM)
+
+
 def train(run: Run, directory: Path, common: Sequence[str]) -> bool:
     """Trains or resumes a run in a process of its own; returns whether it is finished."""
     folder, log = directory / run.folder, directory / "logs" / f"{run.folder}.log"
@@ -225,15 +234,6 @@ def train(run: Run, directory: Path, common: Sequence[str]) -> bool:
         return False
     report(f"{run.folder}: done in {time.monotonic() - start:,.0f} s")
     return True
-
-
-_running: set[subprocess.Popen[bytes]] = set()
-
-
-def stop_running() -> None:
-    """Asks the runs that `train` started to save their state and to end."""
-    for child in [*_running]:
-        child.send_signal(signal.SIGTERM)
 
 
 def report(message: str) -> None:

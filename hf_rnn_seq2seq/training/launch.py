@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
@@ -203,7 +204,7 @@ class StopSignals:
         self._first = 0.0
         self._previous: dict[int, Any] = {}
         self._parent = os.getppid() if {"ACCELERATE_MIXED_PRECISION", OF_ANOTHER_COMMAND} & os.environ.keys() else None
-        if not _runs(int(os.environ.get(OF_ANOTHER_COMMAND, os.getpid()))):
+        if not psutil.pid_exists(int(os.environ.get(OF_ANOTHER_COMMAND, os.getpid()))):
             self._parent = 0  # the command, which names itself, ended before this began
 
     def __enter__(self) -> StopSignals:
@@ -228,18 +229,6 @@ class StopSignals:
             self.received = signal.SIGTERM
             self.log("what started this run has ended: saving and stopping")
         return self.received
-
-
-def _runs(process: int) -> bool:
-    """Whether a process of this number exists; on Windows, where asking would end it, always."""
-    try:
-        if os.name != "nt":
-            os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def largest(values: list[float], accelerator: Accelerator) -> list[float]:

@@ -17,12 +17,13 @@ from hf_rnn_seq2seq.training.environment import usable_cores
 from hf_rnn_seq2seq.training.experiments import Run, check_options, prepare, report, stop_running, train
 
 
-def check_seeds(options: RunOptions) -> list[Run]:
-    """The runs of `num_seeds`, one for each seed from `seed` on.
+def check_seeds(options: RunOptions) -> None:
+    """Raises what `train_seeds` raises before it writes anything."""
+    check_options(_runs(options), (), scored=False)
 
-    Raises:
-        ArgumentError: no output_dir, an option that several runs cannot share, or a run that cannot be trained.
-    """
+
+def _runs(options: RunOptions) -> list[Run]:
+    """The runs of `num_seeds`, one for each seed from `seed` on."""
     training = options.training
     count = f"num_seeds={training.num_seeds}"
     if training.output_dir is None:
@@ -33,9 +34,7 @@ def check_seeds(options: RunOptions) -> list[Run]:
         raise ArgumentError(f"{count}: models that decode together translate; train one model with task={task!r}")
     recipe = yaml.safe_load(options.recipe()) | {"num_seeds": 1, "cpu_threads": training.cpu_threads or 1}
     seeds = range(training.seed, training.seed + training.num_seeds)
-    runs = [Run(f"seed {seed}", seed, recipe | {"seed": seed}, f"seed-{seed}") for seed in seeds]
-    check_options(runs, (), scored=False)
-    return runs
+    return [Run(f"seed {seed}", seed, recipe | {"seed": seed}, f"seed-{seed}") for seed in seeds]
 
 
 def train_seeds(options: RunOptions) -> bool:
@@ -49,9 +48,10 @@ def train_seeds(options: RunOptions) -> bool:
         whether all are finished.
 
     Raises:
-        ArgumentError: as `check_seeds`; or an earlier run with other options.
+        ArgumentError: no output_dir, an option that several runs cannot share, a run that cannot be trained, or an
+            earlier run with other options.
     """
-    runs = check_seeds(options)
+    runs = _runs(options)
     folder = Path(str(options.training.output_dir))
     prepare(runs, folder, (), scored=False)
     workers = max(1, usable_cores() // (options.training.cpu_threads or 1))

@@ -9,6 +9,7 @@ from transformers import pipeline
 
 from hf_rnn_seq2seq import errors
 from hf_rnn_seq2seq.data.lexicon import read_lexicon
+from hf_rnn_seq2seq.evaluation.error_analysis import translate_with_attention
 from hf_rnn_seq2seq.generation.attention import stack_layer
 from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.generation.translate import MAX_WORKERS, Hypothesis, _map, translate, translate_n_best
@@ -212,9 +213,14 @@ def test_options_of_the_search_go_with_attention_of_several_heads(rnn) -> None:
             torch.testing.assert_close(one[0].attention.mean(0, keepdim=True), two[0].attention, rtol=0, atol=1e-5)
     both = translate_n_best(model, tokenizer, encoded, attention=True, ensemble=[other])
     assert all(best[0].attention.shape[:2] == (1, len(best[0].token_ids)) for best in both)
+    first = translate_n_best(model, tokenizer, encoded, attention=True, ensemble=[other], layer=0)
+    assert [best[0].text for best in first] == [best[0].text for best in both]
+    blind = tiny_rnn(tokenizer, context="initial_state")
+    found = translate_with_attention(model, tokenizer, encoded, ensemble=[blind])
+    assert all(one.attention is None and one.text for one in found)
     with pytest.raises(ValueError, match="ensemble: cannot be combined with .*, which only generate"):
         translate_n_best(model, tokenizer, encoded, n_best=1, ensemble=[other], do_sample=True)
-    with pytest.raises(errors.ArgumentError, match="layer=1: a search with ensemble returns the attention of the last"):
+    with pytest.raises(errors.ArgumentError, match="layer=1: a search with ensemble has attention in one layer only"):
         translate_n_best(model, tokenizer, encoded, attention=True, ensemble=[other], layer=1)
 
 

@@ -291,7 +291,7 @@ def test_a_signal_to_the_command_stops_all_seeds(g2p: Path, tmp_path: Path) -> N
 def test_seeds_are_checked_before_anything_is_written(g2p: Path, tmp_path: Path) -> None:
     words = ["--train_file", str(g2p.parent / "train.tsv"), "--num_seeds", "2"]
     out = ["--output_dir", str(tmp_path / "out")]
-    assert len(check_seeds(RunOptions.parse([str(RECIPES / "g2p.yaml"), *words, *out]))) == 2  # no test file is needed
+    check_seeds(RunOptions.parse([str(RECIPES / "g2p.yaml"), *words, *out]))  # no test file is needed
     for more, message in (
         (["--task", "classification", "--dataset_name", "documents", *out], "num_seeds=2: models that decode together"),
         (["--dataset_name", "cldr"], "num_seeds=2: needs output_dir"),

@@ -226,7 +226,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
         CheckpointError: a weight is missing, is not the model's, or has another shape; or the checkpoint's model
             computes something else with the same weights.
     """
-    if different := _different_fields(model, file.parent):
+    if different := different_fields(model, file.parent, of_training=False):
         raise CheckpointError(f"{'; '.join(different)} ({file.parent}); a resumed run keeps its model")
     try:
         stored = load_file(file)
@@ -247,15 +247,19 @@ OF_TRAINING += ("freeze_encoder", "initializer")
 _ABOUT_FILES = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "auto_map")
 
 
-def _different_fields(model: PreTrainedModel, folder: Path) -> list[str]:
-    """`hidden_size=32: the checkpoint has 16` for each field that differs and is read outside of training too."""
+def different_fields(model: PreTrainedModel, folder: Path, *, of_training: bool) -> list[str]:
+    """`hidden_size=32: the checkpoint has 16` for each field that differs.
+
+    Args:
+        of_training: the fields that training alone reads, such as `dropout`, or else all others.
+    """
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     current = json.loads(model.config.to_json_string(use_diff=False))
     names = [name for name in current if name in stored and name not in _ABOUT_FILES and not name.startswith("_")]
-    names = [name for name in names if not any(part in name for part in OF_TRAINING)]
+    names = [name for name in names if any(part in name for part in OF_TRAINING) == of_training]
     changed = [name for name in names if _fields(current[name]) != _fields(stored[name])]
     return [f"{name}={current[name]!r}: the checkpoint has {stored[name]!r}" for name in changed]
 

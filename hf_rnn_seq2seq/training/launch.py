@@ -204,7 +204,7 @@ class StopSignals:
         self._first = 0.0
         self._previous: dict[int, Any] = {}
         self._parent = os.getppid() if {"ACCELERATE_MIXED_PRECISION", OF_ANOTHER_COMMAND} & os.environ.keys() else None
-        if not psutil.pid_exists(int(os.environ.get(OF_ANOTHER_COMMAND, os.getpid()))):
+        if not _runs(int(os.environ.get(OF_ANOTHER_COMMAND, os.getpid()))):
             self._parent = 0  # the command, which names itself, ended before this began
 
     def __enter__(self) -> StopSignals:
@@ -229,6 +229,13 @@ class StopSignals:
             self.received = signal.SIGTERM
             self.log("what started this run has ended: saving and stopping")
         return self.received
+
+
+def _runs(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE  # which has ended, but nobody has asked how
+    except psutil.NoSuchProcess:
+        return False
 
 
 def largest(values: list[float], accelerator: Accelerator) -> list[float]:

@@ -88,6 +88,8 @@ class CheckpointManager:
             set_seed(state.options.seed + 1009 * state.progress.step + rank)
             self.log(f"the run had {processes} processes and continues with {self.accelerator.num_processes}")
         self.log(f"resuming from {checkpoint} at step {state.progress.step}")
+        for field in checkpoints.different_fields(state.model, checkpoint, of_training=True):
+            self.log(field)
 
     def publish(self, model: PreTrainedModel) -> None:
         """Makes these weights the model of the run directory."""

@@ -69,6 +69,16 @@ def test_a_stop_within_an_accumulation_resumes_after_it(tmp_path):
     assert_identical_states(tmp_path / "whole", tmp_path / "stopped", step=12)
 
 
+def test_a_resumed_run_says_which_regularization_changed(tmp_path, capsys):
+    build_loop("rnn_dropout", arguments(tmp_path, max_steps=2)).run()
+    model = build_model("rnn_dropout")
+    before = model.config.dropout
+    model.config.dropout = before / 2
+    capsys.readouterr()
+    build_loop("rnn_dropout", arguments(tmp_path, max_steps=3, resume_from_checkpoint="latest"), model=model).run()
+    assert f"dropout={before / 2}: the checkpoint has {before}" in capsys.readouterr().err
+
+
 def test_a_truncated_newest_checkpoint_costs_only_its_own_steps(tmp_path, capsys):
     options = {"save_steps": 4}
     build_loop("rnn_dropout", arguments(tmp_path / "whole", **options)).run()

@@ -24,7 +24,7 @@ from .dropout import State, drop, drop_words, dropout_mask
 from .hard_attention import Jumps, SampledAttention, start
 from .matmul import linear
 from .readout import ContextGate, Readout, ScalarGate, gates_cell
-from .recurrence import RecurrentLayer
+from .recurrence import RecurrentLayer, states_at
 from .scan import attended_scan, scan_refusal
 
 # Methods of a layer that `RnnDecoder.step` calls itself. A change of any other method makes the decoder call the layer.
@@ -459,7 +459,7 @@ class RnnDecoder(nn.Module):
         last = (numbers * mask).cummax(1).values
         last = torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], 1)
         every = torch.cat([before.unsqueeze(1), outputs], 1)
-        return every.gather(1, last.unsqueeze(-1).expand_as(outputs))
+        return states_at(every, last)
 
     def _between(self, states: Tensor) -> Tensor:
         return drop(states, self.config.dropout, self.training, self.config.variational_dropout)

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from .configuration_rnn_encoder import EncoderFields
 from .dropout import drop, drop_words
 from .foreign_encoder import ForeignEncoder, read_encoder
-from .recurrence import RecurrentLayer, TransitionCell
+from .recurrence import RecurrentLayer, TransitionCell, states_at
 
 
 @dataclass
@@ -67,22 +67,22 @@ class ReadingOrder:
         self.read_lengths = self.lengths.clamp(min=1)
         steps = torch.arange(mask.shape[1], device=mask.device)
         self.front = steps < self.lengths[:, None]
-        # Moves real tokens to the front of each row, padding to the end; with right padding nothing moves.
-        place = torch.where(mask, mask.cumsum(1), self.lengths[:, None] + (~mask).cumsum(1)) - 1
-        self.index = torch.zeros_like(place).scatter(1, place, steps.expand_as(place))
+        # Real tokens go to the front of each row, padding to the end; with right padding nothing moves.
+        self.place = torch.where(mask, mask.cumsum(1), self.lengths[:, None] + (~mask).cumsum(1)) - 1
+        self.index = torch.zeros_like(self.place).scatter(1, self.place, steps.expand_as(self.place))
         self.reverse = torch.where(self.front, self.lengths[:, None] - 1 - steps, steps)
 
     def to_front(self, states: Tensor) -> Tensor:
         """(batch, source, width) with each row's words moved to the front."""
-        return _take(states, self.index)
+        return states_at(states, self.index)
 
     def back(self, states: Tensor) -> Tensor:
         """The inverse of `to_front`."""
-        return torch.zeros_like(states).scatter(1, self.index.unsqueeze(-1).expand_as(states), states)
+        return states_at(states, self.place)
 
     def flip(self, states: Tensor) -> Tensor:
         """Front-aligned states with each row's words in the opposite order; its own inverse."""
-        return _take(states, self.reverse)
+        return states_at(states, self.reverse)
 
 
 class RnnEncoderLayer(GradientCheckpointingLayer):
@@ -408,7 +408,3 @@ class RnnPreTrainedModel(PreTrainedModel):
             auto_map = getattr(self.config, "auto_map", None) or {}
             self.config.auto_map = {**auto_map, "AutoModel": self._base_class}
         super().save_pretrained(save_directory, *args, **kwargs)
-
-
-def _take(states: Tensor, index: Tensor) -> Tensor:
-    return states.gather(1, index.unsqueeze(-1).expand_as(states))

@@ -36,6 +36,7 @@ from .departures import departure
 from .loss import IGNORED_LABEL, LogSoftmaxAt
 from .matmul import LINEAR
 from .readout import Readout
+from .recurrence import states_at
 
 JUMPS = 6  # the paper's window of 5 positions to the right, and the position itself
 AVERAGED = 0.5  # probability that a sentence reads the average
@@ -259,7 +260,7 @@ def _result(alignment: Alignment, scores: Tensor, weights: Tensor, carried: Tens
     if alignment.mask is not None:
         numbers = torch.arange(1, after.shape[1] + 1, device=after.device)
         last = (numbers * alignment.mask).cummax(1).values
-        after = torch.cat([before, after], 1).gather(1, last.unsqueeze(2).expand_as(after))
+        after = states_at(torch.cat([before, after], 1), last)
     return Marginal(scores, shares, after)
 
 

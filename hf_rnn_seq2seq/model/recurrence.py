@@ -491,4 +491,14 @@ def _normalize_block(norm: nn.LayerNorm | None, part: Tensor, block: slice) -> T
 
 def _at_end(sequence: Tensor, lengths: Tensor) -> Tensor:
     """(batch, time, hidden) -> (batch, hidden) at each row's last real position."""
-    return sequence[torch.arange(len(sequence), device=sequence.device), lengths.to(sequence.device) - 1]
+    return states_at(sequence, lengths.to(sequence.device).unsqueeze(1) - 1).squeeze(1)
+
+
+def states_at(states: Tensor, index: Tensor) -> Tensor:
+    """The states (batch, n, width) of the positions `index`, (batch, m), of each row: (batch, m, width).
+
+    `gather` does the same number by number, in four times the time on a CPU.
+    """
+    batch, length, width = states.shape
+    rows = index + length * torch.arange(batch, device=index.device).unsqueeze(1)
+    return states.reshape(-1, width).index_select(0, rows.flatten()).view(*index.shape, width)

@@ -1,7 +1,8 @@
 """Batches of token ids: which rows go together, how they are padded, and where a generated row ends."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.model.dropout import without_noise
+from hf_rnn_seq2seq.model.search_options import end_tokens
 
 MAX_TOKENS = 16384  # positions of a padded batch, beams included
 
@@ -50,6 +52,21 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Runs the block without dropout and gradients; afterwards each part of the model has the mode that it had."""
     with without_noise(model), torch.no_grad():
         yield
+
+
+def produced_lengths(produced: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """(hypotheses,): number of tokens up to the end of sentence, or up to the padding where there is none.
+
+    Args:
+        produced: (hypotheses, time), what `generate()` wrote after the prompt.
+        settings: of the call, as `generation_values` returns them.
+    """
+    places = torch.arange(1, produced.shape[1] + 1, device=produced.device)
+    padded = produced == (-1 if settings["pad_token_id"] is None else int(settings["pad_token_id"]))
+    unpadded = (~padded * places).amax(1)
+    ends = torch.isin(produced, produced.new_tensor(end_tokens(settings["eos_token_id"])))
+    first = torch.where(ends, places, produced.shape[1] + 1).amin(1)
+    return torch.where(ends.any(1), first, unpadded)
 
 
 def until_end(ids: Sequence[int], eos_token_id: int | Collection[int] | None) -> list[int]:

@@ -14,9 +14,10 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
 from hf_rnn_seq2seq.generation.attention import hard_alignment
+from hf_rnn_seq2seq.generation.batches import produced_lengths
 from hf_rnn_seq2seq.model.beam_search import NO_HYPOTHESIS
 from hf_rnn_seq2seq.model.pretrained import why_not_finite
-from hf_rnn_seq2seq.model.search_options import end_tokens, generation_values
+from hf_rnn_seq2seq.model.search_options import generation_values
 from hf_rnn_seq2seq.run_directory import load_ensemble, members
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ class RnnTranslationPipeline(Pipeline):
         if prefix is not None:
             prompt = prefix.shape[1] + int((sequences[:, 0] != prefix[0, 0]).any())
         produced = sequences[:, prompt:]
-        lengths = _lengths(produced, settings)
+        lengths = produced_lengths(produced, settings)
         repeated = {name: value.repeat_interleave(len(sequences) // len(value), 0) for name, value in inputs.items()}
         forced = self.model(**repeated, decoder_input_ids=sequences[:, :-1], output_attentions=return_alignments)
         chosen = forced.logits[:, prompt - 1 :].float().log_softmax(-1).gather(-1, produced.unsqueeze(-1)).squeeze(-1)
@@ -253,16 +254,6 @@ class _SourceProblems:
     def report_after(self, results: Iterator[Any]) -> Iterator[Any]:
         yield from results
         self.report()
-
-
-def _lengths(produced: Tensor, settings: dict[str, Any]) -> Tensor:
-    """(hypotheses,): number of tokens up to the end of sentence, or up to the padding where there is none."""
-    places = torch.arange(1, produced.shape[1] + 1, device=produced.device)
-    padded = produced == (-1 if settings["pad_token_id"] is None else int(settings["pad_token_id"]))
-    unpadded = (~padded * places).amax(1)
-    ends = torch.isin(produced, produced.new_tensor(end_tokens(settings["eos_token_id"])))
-    first = torch.where(ends, places, produced.shape[1] + 1).amin(1)
-    return torch.where(ends.any(1), first, unpadded)
 
 
 class _Checkpoint(AutoModelForSeq2SeqLM):

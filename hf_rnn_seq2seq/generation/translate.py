@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,12 +21,12 @@ from transformers.utils import ModelOutput
 
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.generation.attention import hypothesis_attention
-from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, evaluation_mode, length_batches, until_end
+from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, evaluation_mode, length_batches, produced_lengths
 from hf_rnn_seq2seq.generation.encoding import Encoded, PictureSources, encoded_sources
 from hf_rnn_seq2seq.model.beam_search import NO_HYPOTHESIS
 from hf_rnn_seq2seq.model.fused_step import Steps, weights_stay
 from hf_rnn_seq2seq.model.pretrained import why_not_finite
-from hf_rnn_seq2seq.model.search_options import SearchOptions
+from hf_rnn_seq2seq.model.search_options import SearchOptions, generation_values
 
 FEW_ROWS = 4  # batches of so few rows are limited by Python, which runs one thread at a time
 MAX_WORKERS = 8  # each worker holds the intermediate results of a batch
@@ -98,6 +99,8 @@ def translate(
     counts them. Sources that are `Encoded` already cause no warning.
     """
     encoded = encoded_sources(tokenizer, sources, max_source_length)
+    if _settings(model, options)["stop_strings"] is not None:
+        options.setdefault("tokenizer", tokenizer)
     texts = tokenizer.batch_decode(translate_ids(model, encoded, **options), skip_special_tokens=True)
     return [text if length else "" for text, length in zip(texts, encoded.lengths, strict=True)]
 
@@ -126,13 +129,14 @@ def translate_n_best(
     Raises:
         ArgumentError: `n_best` exceeds the number of beams and the search does not sample, or a score is not finite.
     """
-    beams = number_of_beams(model, generation)
-    samples = generation.get("do_sample", model.generation_config.do_sample)
-    if n_best < 1 or (n_best > beams and not samples):
+    settings, beams = _settings(model, generation), number_of_beams(model, generation)
+    if n_best < 1 or (n_best > beams and not settings["do_sample"]):
         raise ArgumentError(f"n_best={n_best}: must be from 1 to num_beams={beams}; choose more beams")
     encoded = encoded_sources(tokenizer, sources, max_source_length)
     lengths = encoded.lengths
     generation |= {"num_return_sequences": n_best, "return_dict_in_generate": True}
+    if settings["stop_strings"] is not None:
+        generation["tokenizer"] = tokenizer
     own = _own_options(model, generation)
     if own and attention and layer not in (0, -1):
         raise ArgumentError(f"layer={layer}: a search with {own[0]} has attention in one layer only, which is 0")
@@ -145,8 +149,8 @@ def translate_n_best(
         search, read_rows = search or model.search, _searched_rows
         generation["return_alignments"] = attention
     else:
-        search, read_rows = model.generate, _generated_rows
-        generation |= {"output_scores": True, "output_attentions": attention}
+        search, read_rows = model.generate, partial(_generated_rows, settings=settings)
+        generation |= {"output_logits": True, "output_attentions": attention}
     results: list[list[Hypothesis]] = [[Hypothesis("")] for _ in lengths]
     limits = {"batch_size": batch_size, "max_tokens": max_tokens, "workers": workers, "progress": progress}
     with closing(_decode_batches(model, encoded, search, generation, **limits)) as outputs:
@@ -167,7 +171,12 @@ def translate_n_best(
 
 def number_of_beams(model: PreTrainedModel, generation: Mapping[str, Any]) -> int:
     """The beams of a search with these options."""
-    return generation.get("num_beams") or model.generation_config.num_beams or 1
+    return _settings(model, generation)["num_beams"] or 1
+
+
+def _settings(model: PreTrainedModel, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option of `generate()` in a call with these, whether it, its `generation_config` or the model's sets it."""
+    return generation_values(model.generation_config, generation.get("generation_config"), dict(generation))
 
 
 def _decode_batches(
@@ -279,21 +288,26 @@ def _searched_rows(model: PreTrainedModel, output: Any, source_lengths: Sequence
 
 
 def _generated_rows(
-    model: PreTrainedModel, output: ModelOutput, source_lengths: Sequence[int], layer: int
+    model: PreTrainedModel,
+    output: ModelOutput,
+    source_lengths: Sequence[int],
+    layer: int,
+    *,
+    settings: Mapping[str, Any],
 ) -> list[_Row]:
-    """The hypotheses in an output of `model.generate`."""
+    """The hypotheses in an output of `model.generate`, with the model's log-probabilities, before any processor."""
     beam_indices = getattr(output, "beam_indices", None)
     # Beam search may take more steps than any returned hypothesis has.
-    steps = len(output.scores) if beam_indices is None else beam_indices.shape[1]
+    steps = len(output.logits) if beam_indices is None else beam_indices.shape[1]
     prompt = output.sequences.shape[1] - steps
     copies = len(output.sequences) // len(source_lengths)
-    # Beam search keeps log-probabilities as its scores, the other modes keep logits.
     log_probabilities = model.compute_transition_scores(
-        output.sequences, output.scores, beam_indices, normalize_logits=beam_indices is None
+        output.sequences, output.logits, beam_indices, normalize_logits=True
     )
+    produced = output.sequences[:, prompt:]
     rows: list[_Row] = []
-    for position, sequence in enumerate(output.sequences[:, prompt:].tolist()):
-        ids = until_end(sequence, model.generation_config.eos_token_id)
+    for position, length in enumerate(produced_lengths(produced, settings).tolist()):
+        ids = produced[position, :length].tolist()
         weights = None
         if output.cross_attentions is not None:
             weights = hypothesis_attention(output, position, len(ids), source_lengths[position // copies], layer)

@@ -252,6 +252,14 @@ class RnnSeq2SeqCache(Cache):
         """Rows of the cache."""
         return 0 if self.state is None else len(self.state.position)
 
+    def check_rows(self, name: str, given: Tensor) -> None:
+        """Raises ValueError if `given`, an argument `name` of the model, has another number of rows than the cache."""
+        if self.batch_size != len(given):
+            raise ValueError(
+                f"{name} of shape {tuple(given.shape)}: must have a row for each of {self.batch_size} rows of the cache; "
+                "cache.batch_repeat_interleave(n) gives each n, as n beams need"
+            )
+
     def to(self, device: torch.device | str) -> "RnnSeq2SeqCache":
         """Moves every tensor."""
         self._apply(lambda tensor: tensor.to(device))

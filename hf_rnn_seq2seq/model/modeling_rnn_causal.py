@@ -67,7 +67,7 @@ class RnnCausalModel(RnnCausalPreTrainedModel):
             `last_hidden_state` is the readout (batch, time, readout), from which the output layer scores the next token.
 
         Raises:
-            ValueError: inputs are missing or doubled, or a cache of another class or name is given.
+            ValueError: inputs are missing or doubled, or a cache of another class, name or number of rows is given.
         """
         config = self.config
         use_cache = config.use_cache if use_cache is None else use_cache
@@ -79,6 +79,8 @@ class RnnCausalModel(RnnCausalPreTrainedModel):
         cache = usable_cache(cache, kwargs)
         if not cache.is_initialized:
             cache.start(self.first_state(embedded), NO_SOURCE)
+        name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+        cache.check_rows(name, given)
         mask = None if attention_mask is None else last_columns("attention_mask", attention_mask, embedded)
         trace = self.decoder(embedded, cache.state, cache.memory, self._needed(mask, read_on), cache.is_recording)
         cache.advance(trace.state, embedded.shape[1], trace.snapshots)
@@ -162,6 +164,7 @@ class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
         config = self.config
         # Not in the signature, where Trainer would take it for a column that every row has.
         shift_labels = kwargs.pop("shift_labels", None)
+        tokens_before = cache.get_seq_length() if isinstance(cache, RnnSeq2SeqCache) else 0
         outputs = self.model(
             input_ids,
             attention_mask,
@@ -180,6 +183,10 @@ class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
         if shift_labels is None or not skip_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(readout[:, kept])
+        if shift_labels is not None and attention_mask is not None:
+            # A position without a word at or before it predicts nothing.
+            begun = last_columns("attention_mask", attention_mask.cumsum(1) + tokens_before, readout)
+            shift_labels = shift_labels.masked_fill(~begun, IGNORED_LABEL)
         if shift_labels is not None:
             loss = self._loss(readout, logits if every else None, shift_labels, num_items_in_batch)
         return CausalLMOutputWithPast(

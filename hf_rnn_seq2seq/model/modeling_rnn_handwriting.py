@@ -145,6 +145,7 @@ class RnnForHandwriting(RnnSeq2SeqPreTrainedModel):
             cache = self._start(points, input_ids)
         elif input_ids is not None:
             raise ValueError("input_ids: the cache holds the text; leave them out")
+        cache.check_rows("points", points)
         trace = self.decoder(points, cache.state, cache.memory)
         cache.advance(trace.state, points.shape[1])
         mixture = self.density(drop(trace.readout, config.dropout, self.training, config.variational_dropout))

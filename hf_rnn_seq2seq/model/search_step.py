@@ -261,7 +261,7 @@ class GeneralStep:
 
     def _logits(self, readout: Readout, words: Tensor | None) -> Tensor:
         if self.aligns_hard:  # the step has summed over the source positions
-            return readout if words is None else readout[:, words]
+            return (readout if words is None else readout[:, words]).float()
         if self.copies:
             readout, copying = readout
             scores = mixture(self.output(readout).float().view(*copying.gate.shape, -1), copying).flatten(0, 1)

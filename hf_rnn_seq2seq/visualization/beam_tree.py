@@ -17,6 +17,7 @@ from hf_rnn_seq2seq.data.pieces import target_pieces
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.generation.batches import until_end
 from hf_rnn_seq2seq.generation.encoding import encoded_sources
+from hf_rnn_seq2seq.model.search_options import end_tokens, generation_values
 from hf_rnn_seq2seq.visualization.figure import INK, QUIET, SERIES, check_output, new_figure, save_figure
 from hf_rnn_seq2seq.visualization.fonts import choose_fonts
 from hf_rnn_seq2seq.visualization.labels import printable_label
@@ -80,11 +81,12 @@ def beam_tree(
         return_dict_in_generate=True,
         **generation,
     )
-    return _grow(recorder, output.sequences.tolist(), model.generation_config.eos_token_id, tokenizer)
+    ends = generation_values(model.generation_config, generation.get("generation_config"), generation)["eos_token_id"]
+    return _grow(recorder, output.sequences.tolist(), end_tokens(ends), tokenizer)
 
 
 def _grow(
-    recorder: BeamRecorder, finished: list[list[int]], eos: int | list[int] | None, tokenizer: PreTrainedTokenizerBase
+    recorder: BeamRecorder, finished: list[list[int]], ends: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
 ) -> Node:
     prompt = len(recorder.steps[0][0][0])
     root = Node((), "", 1.0, 0.0)
@@ -97,7 +99,7 @@ def _grow(
                 nodes[prefix] = _add_child(nodes[prefix[:-1]], prefix, next_log_probabilities)
             next_log_probabilities.setdefault(prefix, score)
     for rank, row in enumerate(finished, start=1):
-        hypothesis = tuple(until_end(row[prompt:], eos))
+        hypothesis = tuple(until_end(row[prompt:], ends))
         if hypothesis not in nodes:
             nodes[hypothesis] = _add_child(nodes[hypothesis[:-1]], hypothesis, next_log_probabilities)
         if nodes[hypothesis].rank is None:

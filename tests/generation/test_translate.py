@@ -5,13 +5,14 @@ import threading
 
 import pytest
 import torch
-from transformers import pipeline
+from transformers import GenerationConfig, pipeline
 
 from hf_rnn_seq2seq import errors
 from hf_rnn_seq2seq.data.lexicon import read_lexicon
 from hf_rnn_seq2seq.evaluation.error_analysis import translate_with_attention
 from hf_rnn_seq2seq.generation.attention import stack_layer
 from hf_rnn_seq2seq.generation.encoding import encode_sources
+from hf_rnn_seq2seq.generation.scoring import score_ids
 from hf_rnn_seq2seq.generation.translate import MAX_WORKERS, Hypothesis, _map, translate, translate_n_best
 from hf_rnn_seq2seq.generation.translate_lines import Request, lexicon_lines, most_probable
 from tests.helpers.checkpoints import SOURCES, tiny_rnn, tiny_tokenizer
@@ -187,6 +188,42 @@ def test_n_best_starts_with_the_translation_and_is_bounded(rnn) -> None:
     assert best == translate(model, tokenizer, SOURCES, num_beams=3, progress=False)
     with pytest.raises(errors.ArgumentError, match=r"n_best=4: must be from 1 to num_beams=3"):
         translate_n_best(model, tokenizer, SOURCES, n_best=4, num_beams=3)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 2}], ids=str)
+def test_the_calls_own_end_and_the_models_own_scores(rnn, options: dict[str, object]) -> None:
+    """What `generate()` wrote is cut at the end token of the call; its score is the model's, whatever processors change."""
+    model, tokenizer = rnn
+    ends = [*range(5, model.config.vocab_size, 5)]
+    rules = {"eos_token_id": ends, "no_repeat_ngram_size": 3, "max_new_tokens": 8}
+    found = {}
+    for name, call in (("options", rules), ("config", {"generation_config": GenerationConfig(**rules)})):
+        torch.manual_seed(2)
+        found[name] = translate_n_best(model, tokenizer, SOURCES, batch_size=9, progress=False, **call, **options)
+    assert found["options"] == found["config"]
+    rows = [row for (row,) in found["options"]]
+    assert any(row.token_ids[-1] in ends and 1 < len(row.token_ids) < 8 for row in rows)
+    scores = score_ids(model, [row.source_ids for row in rows], [row.token_ids for row in rows])
+    for row, score in zip(rows, scores, strict=True):
+        assert not {*ends} & {*row.token_ids[:-1]}
+        assert row.log_probability == pytest.approx(score.log_probability, abs=1e-4)
+
+
+def test_options_in_a_generation_config_count(rnn) -> None:
+    model, tokenizer = rnn
+    config = GenerationConfig(num_beams=3, max_new_tokens=5)
+    found = translate_n_best(model, tokenizer, SOURCES[:2], n_best=2, progress=False, generation_config=config)
+    assert [len(rows) for rows in found] == [2, 2]
+
+
+def test_texts_can_end_a_translation(rnn) -> None:
+    model, tokenizer = rnn
+    whole = translate(model, tokenizer, SOURCES, progress=False)
+    end = next(text for text in whole if len(text) > 3)[1]
+    found = translate(model, tokenizer, SOURCES, progress=False, stop_strings=[end])
+    hypotheses = translate_n_best(model, tokenizer, SOURCES, progress=False, stop_strings=[end])
+    assert found == [rows[0].text for rows in hypotheses] != whole
+    assert all(end not in text[:-1] or len(text) < len(before) for text, before in zip(found, whole, strict=True))
 
 
 def test_fewer_hypotheses_than_asked_for_are_a_shorter_list(rnn) -> None:

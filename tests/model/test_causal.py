@@ -130,12 +130,18 @@ def test_padding_changes_nothing(model: RnnForCausalLM, where: str, recording: b
         cache.activate_past_recording()
     output = model(words, attention_mask=allowed, cache=cache)
     without_state = model(words, attention_mask=allowed, use_cache=False).logits
+    losses = []
     for row, real in enumerate(places[where]):
-        alone = model(torch.tensor([RAGGED[row]]))
+        alone = model(torch.tensor([RAGGED[row]]), labels=torch.tensor([RAGGED[row]]))
+        losses.append(alone.loss * (len(real) - 1))
         torch.testing.assert_close(output.logits[row, real], alone.logits[0])
         torch.testing.assert_close(without_state[row, real], alone.logits[0])
         for actual, expected in zip(output.cache.states, alone.cache.states, strict=True):
             torch.testing.assert_close(actual[row], expected[0])
+    labels = words.masked_fill(allowed == 0, -100)
+    if where != "anywhere":
+        loss = model(words, attention_mask=allowed, labels=labels).loss
+        torch.testing.assert_close(loss, sum(losses) / sum(len(real) - 1 for real in places[where]))
 
 
 @st.composite
@@ -348,6 +354,14 @@ def test_a_cache_that_is_given_stops_at_the_last_real_token() -> None:
     cache = RnnSeq2SeqCache()
     model(words, attention_mask=allowed, use_cache=False, cache=cache)
     torch.testing.assert_close(cache.state.layers, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}], ids=str)
+def test_a_cache_of_another_number_of_rows_is_refused(options: dict[str, Any]) -> None:
+    model = tiny_lm(**options)
+    cache = model(torch.tensor([[1, 5], [1, 6], [1, 7]])).cache
+    with pytest.raises(ValueError, match=r"input_ids of shape \(1, 1\).*3 rows of the cache"):
+        model(torch.tensor([[4]]), cache=cache)
 
 
 def test_chosen_positions_are_scored() -> None:

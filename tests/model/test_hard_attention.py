@@ -279,6 +279,9 @@ def test_search_equals_generate(kind: str) -> None:
         assert torch.equal(slow, expected)
         both = model.search(**given, max_new_tokens=8, ensemble=[model], **options)
         assert torch.equal(both, expected)
+        expected = model.double().generate(**given, max_new_tokens=8, **options)
+        assert torch.equal(model.search(**given, max_new_tokens=8, **options), expected)
+        model.float()
 
 
 @pytest.mark.parametrize("kind", KINDS)

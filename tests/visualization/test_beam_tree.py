@@ -47,6 +47,17 @@ def test_beam_tree_holds_the_hypotheses_of_generate(kind: str, tmp_path: Path) -
     assert (tmp_path / "tree.png").stat().st_size > 5000
 
 
+def test_a_beam_tree_ends_at_the_end_token_of_the_call() -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_rnn(tokenizer)
+    ends = [*range(5, model.config.vocab_size, 5)]
+    root = beam_tree(model, tokenizer, SOURCES[1], num_beams=3, max_new_tokens=8, eos_token_id=ends)
+    ranked = [node for node in root.walk() if node.rank]
+    assert len(ranked) == 3
+    assert any(node.token_ids[-1] in ends and len(node.token_ids) < 8 for node in ranked)
+    assert not any({*ends} & {*node.token_ids[:-1]} for node in ranked)
+
+
 def test_beam_tree_script_and_refusals(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -252,5 +252,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"warning: {problem}", file=sys.stderr)
     if progress:
         lines, memory = writer.done + writer.written, peak_memory_mb(torch.device("cpu"))
-        print(f"{lines} lines; memory: {memory:.0f} MB at most", file=sys.stderr)
+        print(f"{lines} lines; memory: {memory:.0f} MiB at most", file=sys.stderr)
     return 0

@@ -121,8 +121,8 @@ class ContiguousLoader(BatchLoader):
     def load(self, update: Update) -> list[MicroBatch]:
         """This process's micro-batches.
 
-        A process without a stream in a micro-batch reads stream 0, without labels, under the number `streams`. The
-        state of that number is not kept.
+        A process without a stream in a micro-batch reads stream 0 with a weight of 0 (`target_tokens`), under the
+        number `streams`, whose state is not kept.
         """
         micro_batches = []
         for part in update.parts(self.rank, self.processes, self.accumulation):

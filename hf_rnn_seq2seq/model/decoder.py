@@ -175,6 +175,10 @@ class RnnDecoder(nn.Module):
         position = torch.zeros(like.shape[0], dtype=torch.long, device=like.device)
         return DecoderState(layers, feed, position, attention_state)
 
+    def zero_state(self, like: Tensor, memory: Memory) -> DecoderState:
+        """The state before the first position, zero, for the rows of `like` (batch, ...)."""
+        return self.start_state(tuple(layer.zero_state(like) for layer in self.layers), memory)
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """Word vectors (batch, target, embedding) with the dropout of training."""
         config = self.config

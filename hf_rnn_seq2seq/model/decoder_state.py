@@ -26,6 +26,9 @@ class Memory(NamedTuple):
     source_ids: Tensor | None = None  # (batch, source), the words that a copying output layer copies
 
 
+NO_SOURCE = Memory(None, None, None, None)
+
+
 class DecoderState(NamedTuple):
     """The decoder between two positions."""
 

@@ -8,13 +8,11 @@ from transformers.utils import can_return_tuple
 
 from .configuration_rnn_causal import RnnCausalConfig
 from .decoder import RnnDecoder
-from .decoder_state import CachedGenerationMixin, DecoderState, Memory, RnnSeq2SeqCache, last_columns, usable_cache
+from .decoder_state import NO_SOURCE, CachedGenerationMixin, RnnSeq2SeqCache, last_columns, usable_cache
 from .dropout import drop
 from .encoder import RnnPreTrainedModel
 from .loss import IGNORED_LABEL, logits_loss, output_loss
 from .matmul import Linear
-
-NO_SOURCE = Memory(None, None, None, None)
 
 
 class RnnCausalPreTrainedModel(RnnPreTrainedModel):
@@ -78,7 +76,7 @@ class RnnCausalModel(RnnCausalPreTrainedModel):
         read_on = use_cache or cache is not None
         cache = usable_cache(cache, kwargs)
         if not cache.is_initialized:
-            cache.start(self.first_state(embedded), NO_SOURCE)
+            cache.start(self.decoder.zero_state(embedded, NO_SOURCE), NO_SOURCE)
         name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
         cache.check_rows(name, given)
         mask = None if attention_mask is None else last_columns("attention_mask", attention_mask, embedded)
@@ -89,10 +87,6 @@ class RnnCausalModel(RnnCausalPreTrainedModel):
             cache=cache if use_cache else None,
             hidden_states=trace.hidden_states if output_hidden_states else None,
         )
-
-    def first_state(self, like: Tensor) -> DecoderState:
-        """The state before the first token, zero, for the rows of `like` (batch, ...)."""
-        return self.decoder.start_state(tuple(layer.zero_state(like) for layer in self.decoder.layers), NO_SOURCE)
 
     @staticmethod
     def _needed(mask: Tensor | None, read_on: bool) -> Tensor | None:

@@ -13,14 +13,13 @@ from transformers.utils import ModelOutput
 
 from .configuration_rnn_handwriting import RnnHandwritingConfig
 from .decoder import RnnDecoder
-from .decoder_state import Memory, RnnSeq2SeqCache
+from .decoder_state import NO_SOURCE, RnnSeq2SeqCache
 from .dropout import drop, without_noise
 from .loss import IGNORED_LABEL
 from .mixture_density import Mixture, MixtureDensity
 from .pen_points import START, Place, Stroke, height, to_points, to_strokes
 from .pretrained import RnnSeq2SeqPreTrainedModel
 
-NO_TEXT = Memory(None, None, None, None)
 # Points that a character may take before a writing is given up; those of the training corpora take about ten.
 POINTS_OF_A_CHARACTER = 60
 POINTS_WITHOUT_TEXT = 700  # as in figure 11
@@ -162,7 +161,7 @@ class RnnForHandwriting(RnnSeq2SeqPreTrainedModel):
         if self.config.reads_text != (input_ids is not None):
             wanted = "give input_ids, the text" if self.config.reads_text else "reads no text; leave out input_ids"
             raise ValueError(f"window_components={self.config.window_components}: {wanted}")
-        memory = NO_TEXT
+        memory = NO_SOURCE
         if input_ids is not None:
             # The place behind the text is read as nothing: its weight says when the writing ends (section 5.3).
             ids = F.pad(input_ids, (0, 1))
@@ -170,8 +169,7 @@ class RnnForHandwriting(RnnSeq2SeqPreTrainedModel):
             real = torch.cat([torch.ones_like(ids[:, :1], dtype=torch.bool), ids[:, :-1] != 0], 1)
             memory = self.decoder.prepare_memory(vectors, real, None)
         cache = RnnSeq2SeqCache()
-        layers = tuple(layer.zero_state(like) for layer in self.decoder.layers)
-        cache.start(self.decoder.start_state(layers, memory), memory)
+        cache.start(self.decoder.zero_state(like, memory), memory)
         return cache
 
     @staticmethod

@@ -1,9 +1,10 @@
 """Complete states of a run on disk: written whole or not at all, and verified before use.
 
 A checkpoint is a folder `OUTPUT_DIR/checkpoints/step-00001000` with the model (loadable by `from_pretrained`),
-`optimizer.safetensors`, `average.safetensors` if weights are averaged, `state.json` (counters, random generators) and
-`manifest.json` (size and hash of every other file). It is written under a hidden name, synced and renamed, so a folder
-with a valid manifest is complete. No file is a pickle.
+`optimizer.safetensors`, `average.safetensors` if weights are averaged, `carried.safetensors` if the objective carries
+states from update to update, `state.json` (counters, random generators) and `manifest.json` (size and hash of every
+other file). It is written under a hidden name, synced and renamed, so a folder with a valid manifest is complete. No
+file is a pickle.
 """
 
 from __future__ import annotations

@@ -328,9 +328,9 @@ def require_same_weights(
 
 
 def require_known_fields(config: PreTrainedConfig, options: RunOptions) -> None:
-    """Raises ArgumentError for a field of this package's models that a model of transformers does not have.
+    """Raises ArgumentError for each field of the model but two: a model of transformers decides everything else.
 
-    One that has the same name there is refused too if it is a size, which the checkpoint decides.
+    `dropout` is allowed if the model has it, `label_smoothing` in translation.
     """
     allowed = ["dropout"] if hasattr(config, "dropout") else []
     allowed += ["label_smoothing"] if options.data.task == "translation" else []

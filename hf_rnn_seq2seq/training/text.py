@@ -19,9 +19,8 @@ from hf_rnn_seq2seq.errors import ArgumentError, reading
 from hf_rnn_seq2seq.evaluation.held_out_text import write_text
 from hf_rnn_seq2seq.generation.batches import evaluation_mode
 from hf_rnn_seq2seq.generation.surprise import score_text
-from hf_rnn_seq2seq.model.decoder_state import DecoderState, RnnSeq2SeqCache
+from hf_rnn_seq2seq.model.decoder_state import NO_SOURCE, DecoderState, RnnSeq2SeqCache
 from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
-from hf_rnn_seq2seq.model.modeling_rnn_causal import NO_SOURCE
 from hf_rnn_seq2seq.run_directory import read_tokenizer
 from hf_rnn_seq2seq.training.arguments import RunOptions
 from hf_rnn_seq2seq.training.components import Start, TaskParts, load_start, make_tokenizer, require_entries
@@ -79,7 +78,7 @@ class CarriedState(nn.Module):
         # One row more, which fillers write.
         like = next(model.parameters()).new_empty(streams + 1, 1)
         # Copies: the layers' zeros may be one tensor, and these are written.
-        self.state: DecoderState = model.model.first_state(like).map(torch.clone)
+        self.state: DecoderState = model.model.decoder.zero_state(like, NO_SOURCE).map(torch.clone)
         self.main, self.own = main, torch.full((streams + 1,), main)
         self.reads = False
 

@@ -192,7 +192,7 @@ def test_n_best_starts_with_the_translation_and_is_bounded(rnn) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 2}], ids=str)
 def test_the_calls_own_end_and_the_models_own_scores(rnn, options: dict[str, object]) -> None:
-    """What `generate()` wrote is cut at the end token of the call; its score is the model's, whatever processors change."""
+    """What `generate()` wrote ends at the end token of the call and is scored by the model, without processors."""
     model, tokenizer = rnn
     ends = [*range(5, model.config.vocab_size, 5)]
     rules = {"eos_token_id": ends, "no_repeat_ngram_size": 3, "max_new_tokens": 8}

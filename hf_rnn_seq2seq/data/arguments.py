@@ -148,10 +148,10 @@ class DataArguments(OptionGroup):
     def validate(self) -> None:
         if self.task == "captioning":
             self._validate_pictures()
-        if (self.dataset_name == "documents" or self.file_format == LABELED) != (self.task == "classification"):
-            self._validate_classes()
-        if self.dataset_name == "hershey" and self.task != "handwriting":
-            raise ArgumentError("dataset_name='hershey': has strokes of a pen; it is for task='handwriting'")
+        self._validate_classes()
+        for name, content, task in (("hershey", "strokes of a pen", "handwriting"), ("pydoc", "running text", "text")):
+            if self.dataset_name == name and self.task != task:
+                raise ArgumentError(f"dataset_name={name!r}: has {content}; it is for task={task!r}")
         for name in ("train_file", "validation_file", "test_file"):
             if self.dataset_name and (value := getattr(self, name)):
                 raise ArgumentError(f"{name}={value!r}: either dataset_name ({self.dataset_name!r}) or files, not both")

@@ -62,7 +62,11 @@ class Corpus:
 
     def left_out(self, split: str, more: Mapping[str, int] | None = None) -> str:
         """One line on what was left out of a split, here or later (`more`), and the note on the split."""
-        counts = listed({**self.skipped.get(split, {}), **(more or {})}) or "none"
+        counts = listed({**self.skipped.get(split, {}), **(more or {})})
+        if self.description.get("streaming"):
+            counts = f"{counts}, others are" if counts else ""
+            counts = f"{counts} not counted while streaming".strip()
+        counts = counts or "none"
         return "; ".join(filter(None, (f"left out: {counts}", self.notes.get(split))))
 
 

@@ -32,9 +32,10 @@ class FrozenStates:
         """Encodes the sentences in batches of similar length, and stops when `KEPT_BYTES` of states are kept."""
         different = sorted({tuple(sentence) for sentence in sentences}, key=lambda sentence: (len(sentence), sentence))
         for start in range(0, len(different), batch_size):
-            if self.bytes >= KEPT_BYTES:
+            batch = different[start : start + batch_size]
+            self._read(batch)
+            if batch[-1] not in self.kept:  # there is no room, and the others are no shorter
                 return
-            self._read(different[start : start + batch_size])
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
         batch = self.collate(rows)

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from hf_rnn_seq2seq.data.batching import Collator
 from hf_rnn_seq2seq.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from hf_rnn_seq2seq.errors import DataError
 
@@ -137,17 +138,9 @@ def _encode(
     }
 
 
-class TextCollator:
+class TextCollator(Collator):
     """Rows, or a dict of their columns -> `input_ids` and `attention_mask` (batch, source), `labels` (batch,)."""
 
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
-        columns = rows if isinstance(rows, Mapping) else {name: [row[name] for row in rows] for name in rows[0]}
-        lengths = torch.tensor(list(map(len, columns["input_ids"])))
-        ids = torch.full((len(lengths), int(lengths.max())), self.pad_token_id)
-        for place, row in enumerate(columns["input_ids"]):
-            ids[place, : len(row)] = torch.as_tensor(row)
-        mask = (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long()
-        return {"input_ids": ids, "attention_mask": mask, "labels": torch.as_tensor(columns["labels"]).long()}
+    def labels(self, rows: Sequence[int]) -> Tensor:
+        """The numbers of the classes, (batch,)."""
+        return torch.as_tensor(rows, dtype=torch.int64)

@@ -75,7 +75,11 @@ OF_TRANSLATIONS = ("bleu", "chrf", "exact_match", "sequence_error", "symbol_erro
 OF_CLASSES = ("accuracy", "macro_f1")
 METRICS = ("loss", "perplexity", *OF_TRANSLATIONS, *OF_CLASSES)
 # What a task measures where that is not a translation; the first decides which weights are the best.
-MEASURED = {"classification": ("accuracy", "macro_f1", "loss"), "text": ("loss", "perplexity")}
+MEASURED = {
+    "classification": ("accuracy", "macro_f1", "loss"),
+    "text": ("loss", "perplexity"),
+    "handwriting": ("loss",),
+}
 OBJECTIVES = ("ml", "mrt", "reinforce")
 PRECISIONS = ("no", "bf16", "fp16", "auto")
 REWARDS = ("gleu", "bleu", "chrf", "sequence_error", "symbol_error")
@@ -266,8 +270,8 @@ class RunOptions:
             self.training.metric_for_best_model = measured[0]
         for group in (self.data, self.tokenizer, self.generation, self.training):
             for item in dataclasses.fields(group):
-                value = getattr(group, item.name)
-                if value != item.default and item.default is not dataclasses.MISSING:
+                default = item.default_factory() if item.default is dataclasses.MISSING else item.default
+                if (value := getattr(group, item.name)) != default:
                     _check_task(item.name, value, task)
         if (preset := self.model.get("preset")) is not None:
             check_preset(preset, task, self.training.encoder)
@@ -276,10 +280,6 @@ class RunOptions:
                 raise ArgumentError(f"{name}={value!r}: is not a field of the models of task={task!r}; leave it out")
             if value:
                 _check_task(name, value, task)
-        if task == "handwriting":  # no text is written that could be scored
-            if (metric := self.training.metric_for_best_model) not in (None, "loss"):
-                raise ArgumentError(f"metric_for_best_model={metric!r}: task='handwriting' measures loss; leave it out")
-            self.training.metric_for_best_model = "loss"
 
     @classmethod
     def parse(cls, words: Sequence[str], description: str = "") -> RunOptions:

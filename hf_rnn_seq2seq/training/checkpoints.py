@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -88,6 +89,25 @@ class CheckpointStore:
         self._remove_old(final, best_step)
         return final
 
+    def of_step(self, step: int | None) -> Path | None:
+        """The last checkpoint of a step, if it verifies."""
+        found = [path for path in self.all() if _order(path)[0] == step]
+        return found[-1] if found and damage(found[-1]) is None else None
+
+    def set_aside(self, continued: Path, step: int) -> list[Path]:
+        """Renames the checkpoints behind the one that is continued, of this step: `latest` follows the new branch.
+
+        `step-00000080` becomes `left-step-00000080`. Returns the new names.
+        """
+        here = _order(continued) if continued in self.all() else (step, math.inf)
+        left = []
+        for path in self.all():
+            if _order(path) > here:
+                names = (f"left-{path.name}{suffix}" for suffix in ("", *(f"-{number}" for number in range(1, 1000))))
+                left.append(next(path.with_name(name) for name in names if not path.with_name(name).exists()))
+                os.replace(path, left[-1])
+        return left
+
     def clean(self) -> None:
         """Removes the folders that a killed process left half written or half deleted."""
         for path in [*self.folder.glob(".writing-*"), *self.folder.glob(".deleting-*")]:
@@ -128,8 +148,9 @@ def named_checkpoint(output_dir: str | Path, name: str) -> Path:
         ArgumentError: there is no such checkpoint.
     """
     path, store = Path(name), CheckpointStore(output_dir)
-    step = re.fullmatch(r"(?:step-)?(\d+)(?:\.\d+)?", name)
-    same = [each for each in store.all() if each.name == name or (step and _order(each)[0] == int(step[1]))]
+    step = re.fullmatch(r"(?:step-)?(\d+)", name)
+    same = [each for each in store.all() if each.name == name]
+    same = same or [each for each in store.all() if step and _order(each)[0] == int(step[1])]
     if same and not path.is_dir():
         return same[-1]
     newest = CheckpointStore(path).latest(lambda _: None)

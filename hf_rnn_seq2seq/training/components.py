@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
@@ -43,7 +45,7 @@ from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged, score, why_blin
 from hf_rnn_seq2seq.model.configuration_recurrence import RecurrenceFields
 from hf_rnn_seq2seq.model.foreign_encoder import read_encoder
 from hf_rnn_seq2seq.model.presets import PRESETS
-from hf_rnn_seq2seq.run_directory import read_tokenizer, require_finite, require_vocabulary
+from hf_rnn_seq2seq.run_directory import RECIPE, read_tokenizer, require_finite, require_vocabulary
 from hf_rnn_seq2seq.training.adaptation import grow_tables
 from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions, TrainingOptions
 from hf_rnn_seq2seq.training.checkpoints import CheckpointStore, named_checkpoint
@@ -129,6 +131,10 @@ def make_tokenizer(
         load: opens tokenizer_name_or_path; None: `load_tokenizer`.
     """
     named, model = start.options.tokenizer.tokenizer_name_or_path, start.options.training.model_name_or_path
+    if start.checkpoint is not None:
+        require_same_tokenizer(start.options, start.checkpoint)
+    elif unused := _given_for_a_new_one(start.options.tokenizer) if named or model else ():
+        start.log(f"{', '.join(unused)}: not used, the tokenizer is that of {named or model}")
     tokenizers: list[PreTrainedTokenizerBase | None] = [None]
     if start.accelerator.is_main_process:
         if start.checkpoint is None and of_encoder is not None:
@@ -146,6 +152,29 @@ def make_tokenizer(
     if model and named and start.checkpoint is None:
         require_vocabulary(model, tokenizers[0])
     return tokenizers[0]
+
+
+# What the trained tokenizer leaves open.
+_NOT_OF_A_NEW_ONE = ("tokenizer_name_or_path", "bpe_dropout", "split_sentences")
+
+
+def _given_for_a_new_one(tokenizer: TokenizerArguments) -> list[str]:
+    """`vocab_size=100` for each option that says how to train a tokenizer and is not at its default."""
+    given = [(item.name, getattr(tokenizer, item.name), item.default) for item in dataclasses.fields(tokenizer)]
+    return [f"{name}={value!r}" for name, value, default in given if value != default and name not in _NOT_OF_A_NEW_ONE]
+
+
+def require_same_tokenizer(options: RunOptions, checkpoint: Path) -> None:
+    """Raises ArgumentError if the recipe of the run that is resumed describes another tokenizer."""
+    recipe = checkpoint.parent.parent / RECIPE
+    if not recipe.is_file():
+        return
+    stored, now = yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(options.recipe())
+    for name in (item.name for item in dataclasses.fields(options.tokenizer) if item.name != "bpe_dropout"):
+        if name in stored and stored[name] != now[name]:
+            raise ArgumentError(
+                f"{name}={now[name]!r}: the run was started with {stored[name]!r}; a resumed run keeps its tokenizer"
+            )
 
 
 def encoder_tokenizer(options: RunOptions, corpus: Corpus) -> PreTrainedTokenizerBase:

@@ -26,8 +26,9 @@ def dry_run(loop: TrainingLoop) -> str:
     a, plan, accelerator = loop.options, loop.plan, loop.accelerator
     check_savable(a, loop.state.model, loop.save_tokenizer)
     loop.state.seed()
-    # The length of a stream is unknown, so these updates represent all.
-    updates = list(itertools.islice(plan.updates(), int(min(plan.updates_per_epoch, STREAMED_UPDATES))))
+    known_length = math.isfinite(plan.updates_per_epoch)
+    # The length of a stream is unknown, so its first updates represent all.
+    updates = list(itertools.islice(plan.updates(), int(plan.updates_per_epoch) if known_length else STREAMED_UPDATES))
     largest: Any = max(updates, key=plan.positions)
     loop.run_update(largest, loop.loader.load(largest))
     progress = loop.state.progress
@@ -41,7 +42,6 @@ def dry_run(loop: TrainingLoop) -> str:
     parameters = sum(parameter.numel() for parameter in loop.state.model.parameters())
     known = [update.target_tokens for update in updates if update.target_tokens is not None]
     target_tokens = float(np.mean(known)) if known else (progress.target_tokens - before) / len(chosen)
-    known_length = math.isfinite(plan.updates_per_epoch)
     epochs = f" ({loop.total_steps / plan.updates_per_epoch:.2f} epochs)" if known_length else ""
     total = seconds * loop.total_steps
     lines = {

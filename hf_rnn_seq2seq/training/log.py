@@ -45,6 +45,14 @@ class RunLog:
                 file.write(line + "\n")
 
 
+def published_step(path: Path) -> int | None:
+    """The step of the weights in the run directory, after the log of the run; None if none were the best yet."""
+    lines = _read(path) if path.is_file() else []
+    return next(
+        (line.get("step") for line in reversed(lines) if line.get("event") == "eval" and line.get("best")), None
+    )
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a log; a killed process may have written a part of the last one."""
     lines = []

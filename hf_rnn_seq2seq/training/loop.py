@@ -140,16 +140,17 @@ class TrainingLoop:
             self.output_dir = check_output_dir(self.options)
             if self.accelerator.is_main_process:
                 stack.enter_context(only_writer(self.output_dir))
-            self._start()
+            checkpoint = self._restore()
             reason = self._end_reason()
             if reason is not None and read_summary(self.output_dir).get("steps") == self.state.progress.step:
                 step = self.state.progress.step
                 self.console.print(f"{self.output_dir}: this run finished at step {step}; there is nothing left to do")
                 return EndReason.ALREADY_FINISHED
+            self._open(checkpoint)
             return self._run_updates(reason)
 
     def _run_updates(self, reason: EndReason | None) -> EndReason:
-        """From the state that `_start` prepared to the end of the run."""
+        """From the state before the next update to the end of the run."""
         a, p = self.options, self.state.progress
         self.console.start(self.total_steps, a.max_train_seconds, p.step, p.elapsed_seconds)
         updates = self.plan.updates(p.epoch, p.index, p.stream)
@@ -171,8 +172,8 @@ class TrainingLoop:
             self._finish(reason)
         return reason
 
-    def _start(self) -> None:
-        """Brings a fresh or a resumed run to its first update, and prepares its directory."""
+    def _restore(self) -> Path | None:
+        """Brings a fresh or a resumed run to its first update; returns the checkpoint that it continues."""
         a, accelerator = self.options, self.accelerator
         check_output_dir(a)  # again, now that no other run can write there
         accelerator.wait_for_everyone()  # all processes check the directory before the main one writes to it
@@ -189,8 +190,14 @@ class TrainingLoop:
         self.state.seed()
         if checkpoint is not None:
             self.checkpoints.restore(checkpoint, self.state)
-        main, step = accelerator.is_main_process, self.state.progress.step
-        if main:
+        return checkpoint
+
+    def _open(self, checkpoint: Path | None) -> None:
+        """Prepares the directory of a run that continues `checkpoint`, or a fresh one."""
+        a, accelerator, step = self.options, self.accelerator, self.state.progress.step
+        if checkpoint is not None and a.resume_from_checkpoint != "latest":
+            self.checkpoints.leave(checkpoint, self.state)
+        if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self.checkpoints.store.clean()
             write_atomically(self.output_dir / RECIPE, self.recipe)

@@ -41,10 +41,11 @@ class NonfiniteUpdates:
         # The loss scale of fp16 starts at 2**16 and is halved by each skipped update, up to 16 times.
         limit = options.max_skipped_updates + (16 if scaled else 0)
         if progress.skipped_in_row >= limit:
+            saved = "" if scaled or self.folder is None else f"; the batches are in {self.folder}"
             raise TrainingError(
-                f"step {progress.step + 1}: loss or gradient was not finite {limit} times in a row; the batches are in "
-                f"{self.folder}. A lower learning_rate ({options.learning_rate:g}), more warmup_steps or a smaller "
-                "max_grad_norm may help; --resume_from_checkpoint latest continues from the last checkpoint"
+                f"step {progress.step + 1}: loss or gradient was not finite {limit} times in a row{saved}. A lower "
+                f"learning_rate ({options.learning_rate:g}), more warmup_steps or a smaller max_grad_norm may help; "
+                "--resume_from_checkpoint latest continues from the last checkpoint"
             )
 
     def _save_batch(self, step: int, update: Update) -> None:

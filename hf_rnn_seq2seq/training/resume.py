@@ -13,8 +13,9 @@ from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
-from hf_rnn_seq2seq.run_directory import WEIGHTS
+from hf_rnn_seq2seq.run_directory import LOG_FILE
 from hf_rnn_seq2seq.training import checkpoints
+from hf_rnn_seq2seq.training.log import published_step
 from hf_rnn_seq2seq.training.state import TrainingState
 
 
@@ -70,7 +71,7 @@ class CheckpointManager:
             ArgumentError: the checkpoint belongs to a run with other data, another seed or other batches.
             CheckpointError: the checkpoint belongs to another model.
         """
-        checkpoints.load_weights(state.model, checkpoint / WEIGHTS)
+        state.read_weights(checkpoint)
         stored = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))
         for name, value in self.identity.items():
             if stored["identity"].get(name) != value:
@@ -90,6 +91,27 @@ class CheckpointManager:
         self.log(f"resuming from {checkpoint} at step {state.progress.step}")
         for field in checkpoints.different_fields(state.model, checkpoint, of_training=True):
             self.log(field)
+        if changed := state.progress.choose_by(state.options.best_metric):
+            self.log(changed)
+
+    def leave(self, checkpoint: Path, state: TrainingState) -> None:
+        """Leaves the branch behind a named checkpoint, which `restore` has read: its checkpoints and best weights."""
+        progress = state.progress
+        log = self.output_dir / LOG_FILE
+        left, published = self._on_main(lambda: (self.store.set_aside(checkpoint, progress.step), published_step(log)))
+        for path in left:
+            self.log(f"{path}: set aside, the run goes on from step {progress.step}")
+        if progress.best_step in (None, published):
+            return
+        best = checkpoint if progress.best_step == progress.step else self.store.of_step(progress.best_step)
+        if best is None:
+            self.log(f"the best weights, of step {progress.best_step}, are in no checkpoint; the best is chosen anew")
+            progress.forget_best()
+            return
+        state.read_weights(best)
+        with state.evaluated_weights():
+            self.publish(state.model)
+        state.read_weights(checkpoint)
 
     def publish(self, model: PreTrainedModel) -> None:
         """Makes these weights the model of the run directory."""
@@ -118,7 +140,7 @@ class CheckpointManager:
         if self.save_tokenizer is not None:
             self.save_tokenizer(folder)
 
-    def _on_main(self, action: Callable[[], Path | None]) -> Path | None:
+    def _on_main(self, action: Callable[[], Any]) -> Any:
         """Runs `action` on the main process; its result, or its failure, reaches every process, so that none waits."""
         outcome: list[Any] = [None, None]
         if self.accelerator.is_main_process:

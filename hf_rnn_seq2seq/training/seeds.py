@@ -11,7 +11,7 @@ import yaml
 
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.files import write_atomically
-from hf_rnn_seq2seq.run_directory import ENSEMBLE
+from hf_rnn_seq2seq.run_directory import CHECKPOINTS, ENSEMBLE, LOG_FILE, RECIPE, WEIGHTS
 from hf_rnn_seq2seq.training.arguments import RunOptions
 from hf_rnn_seq2seq.training.environment import usable_cores
 from hf_rnn_seq2seq.training.experiments import Run, check_options, prepare, report, stop_running, train
@@ -32,6 +32,11 @@ def _runs(options: RunOptions) -> list[Run]:
         raise ArgumentError(f"{count}: push_to_hub sends one model; send one afterwards")
     if (task := options.data.task) != "translation":
         raise ArgumentError(f"{count}: models that decode together translate; train one model with task={task!r}")
+    for name in (WEIGHTS, RECIPE, LOG_FILE, CHECKPOINTS):
+        if (Path(training.output_dir) / name).exists():
+            raise ArgumentError(
+                f"output_dir={training.output_dir!r}: already holds a run of one model ({name}); give another directory"
+            )
     recipe = yaml.safe_load(options.recipe()) | {"num_seeds": 1, "cpu_threads": training.cpu_threads or 1}
     seeds = range(training.seed, training.seed + training.num_seeds)
     return [Run(f"seed {seed}", seed, recipe | {"seed": seed}, f"seed-{seed}") for seed in seeds]

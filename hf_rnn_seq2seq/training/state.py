@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.evaluation import scores
+from hf_rnn_seq2seq.run_directory import WEIGHTS
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
-from hf_rnn_seq2seq.training.checkpoints import AVERAGE, CARRIED, load_optimizer, save_optimizer
+from hf_rnn_seq2seq.training.checkpoints import AVERAGE, CARRIED, load_optimizer, load_weights, save_optimizer
 from hf_rnn_seq2seq.training.optimization import LearningRate, WeightAverage, build_optimizer
 
 LOWER_IS_BETTER = {"loss", "perplexity"} | scores.LOWER_IS_BETTER
@@ -50,6 +51,7 @@ class Progress:
     evaluated_step: int | None = None
     evaluation: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
+    best_metric_name: str | None = None  # what has this value
     best_value: float | None = None
     best_loss: float | None = None
     evaluations_without_gain: int = 0
@@ -96,9 +98,32 @@ class Progress:
             gained = gain > threshold or (gain == threshold == 0 and lower > 0)
         if best:
             self.best_value, self.best_loss, self.best_step = value, loss, self.step
+            self.best_metric_name = name
         self.evaluations_without_gain = 0 if best and gained else self.evaluations_without_gain + 1
         self.evaluated_step, self.evaluation = self.step, dict(metrics)
         return best
+
+    def choose_by(self, name: str) -> str | None:
+        """Goes on with `name` as the metric that chooses the best weights.
+
+        The value of the best so far is taken from its evaluation, if that is the last one; else there is no best.
+
+        Returns:
+            what changed, for the log; None if nothing did.
+        """
+        before = self.best_metric_name
+        if self.best_step is None or before in (name, None):  # an earlier version wrote no name
+            return None
+        if self.evaluated_step == self.best_step and name in self.evaluation:
+            self.best_metric_name, self.best_value, self.evaluations_without_gain = name, self.evaluation[name], 0
+            return f"{name} chooses the best weights in place of {before}: so far those of step {self.best_step}"
+        self.forget_best()
+        return f"{name} chooses the best weights in place of {before}, among the evaluations from now on"
+
+    def forget_best(self) -> None:
+        """No weights are the best so far: the next evaluation publishes its own."""
+        self.best_step = self.best_metric_name = self.best_value = self.best_loss = None
+        self.evaluations_without_gain = 0
 
     def interval_numbers(self) -> dict[str, float]:
         """Loss, perplexity, the model's own numbers and speed of the updates since the last log line."""
@@ -232,6 +257,12 @@ class TrainingState:
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
+    def read_weights(self, folder: Path) -> None:
+        """Restores the weights of a checkpoint and their average, if there is one."""
+        load_weights(self.model, folder / WEIGHTS)
+        if self.average is not None:
+            self.average.load_state_dict(load_file(folder / AVERAGE))
+
     def read(self, folder: Path, rest: Mapping[str, Any]) -> None:
         """Restores what `write` wrote."""
         load_optimizer(self.plain_optimizer, folder, rest["optimizer"])
@@ -239,7 +270,5 @@ class TrainingState:
         self.schedule.load_state_dict(rest["schedule"])
         if self.carrying is not None:
             self.carrying.restore(load_file(folder / CARRIED))
-        if self.average is not None:
-            self.average.load_state_dict(load_file(folder / AVERAGE))
         if self.accelerator.scaler is not None and rest["scaler"]:
             self.accelerator.scaler.load_state_dict(rest["scaler"])

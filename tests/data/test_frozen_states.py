@@ -34,3 +34,6 @@ def test_a_batch_of_states_has_the_loss_of_the_words(monkeypatch) -> None:
     more = {"input_ids": [[7, 7, 2]], "labels": TARGETS[:1]}
     assert torch.equal(states(more)["inputs_embeds"], states(more)["inputs_embeds"])
     assert len(read) == len(SOURCES) + 2 and read[-2:] == [[7, 7, 2]] * 2
+    # Where there is no room for a sentence, there is none for those that are no shorter.
+    states.read([[7, 7, number, 2] for number in range(3, 9)], batch_size=2)
+    assert len(read) == len(SOURCES) + 4

@@ -190,7 +190,7 @@ def test_a_test_file_is_looked_at_before_the_training(text: str, message: str, s
         ("num_beams", 3, "num_beams=3: has no effect with task='handwriting', it is for translation and captioning"),
         ("tokenizer_algorithm", "char", "tokenizer_algorithm='char': has no effect with task='handwriting'"),
         ("attention_type", "dot", "attention_type='dot': is not a field of the models of task='handwriting'"),
-        ("metric_for_best_model", "bleu", "metric_for_best_model='bleu': task='handwriting' measures loss"),
+        ("metric_for_best_model", "bleu", "metric_for_best_model='bleu': is not measured with task='handwriting'"),
         ("preset", "luong2015", "preset='luong2015': is for task='translation'; give that, or one of graves2013_handw"),
         ("dataset_name", "cldr", "dataset_name='cldr': task='handwriting' has `hershey`"),
     ],

@@ -244,8 +244,12 @@ def test_a_streamed_run_resumes_and_a_finished_one_is_reported(recipe, tmp_path,
     run = tmp_path / "run"
     words = [recipe, "--streaming", "--streaming_buffer", 20, "--max_eval_samples", 5, "--output_dir", run]
     assert train(*words, "--max_steps", 2) == 0
-    assert "train: streamed; left out: none" in capsys.readouterr().err
+    assert "train: streamed; left out: not counted while streaming" in capsys.readouterr().err
     again = [*words, "--resume_from_checkpoint", "latest", "--max_steps", 5]
+    kept = (run / "recipe.yaml").read_bytes()
+    with pytest.raises(ArgumentError, match="lowercase=True: the run was started with False; a resumed run"):
+        train(*again, "--lowercase", "true")
+    assert (run / "recipe.yaml").read_bytes() == kept
     assert train(*again) == 0
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["steps"], summary["data"]["streaming"]) == (5, True) and "eval_bleu" in summary

@@ -302,6 +302,12 @@ def test_seeds_are_checked_before_anything_is_written(g2p: Path, tmp_path: Path)
             with pytest.raises(ArgumentError, match=message):
                 check(RunOptions.parse(["--num_seeds", "2", *more]))
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").touch()
+    for check in (check_seeds, train_seeds):
+        with pytest.raises(ArgumentError, match=r"output_dir=.*already holds a run of one model \(model.safetensors\)"):
+            check(RunOptions.parse([str(RECIPES / "g2p.yaml"), *words, *out]))
+    assert len([*(tmp_path / "out").iterdir()]) == 1
 
 
 @pytest.mark.parametrize("summed", [False, True])

@@ -104,6 +104,19 @@ def test_what_cannot_be_used_is_named(words, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--validation_writers", "anna"], r"validation_writers=\['anna'\]: has no effect with task='translation'"),
+        (["--task", "classification", "--file_format", "labeled"], "dataset_name='cldr': has no classes"),
+        (["--dataset_name", "pydoc"], "dataset_name='pydoc': has running text; it is for task='text'"),
+    ],
+)
+def test_options_of_another_task_are_refused(words, message):
+    with pytest.raises(ArgumentError, match=message):
+        RunOptions.parse(["--dataset_name", "cldr", *words])
+
+
 def test_a_recipe_of_an_older_version_may_hold_a_removed_option_at_its_default(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("seed: 3\nsubword_sampling_alpha: null\ncuda_graphs: false\n")

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -23,6 +24,7 @@ from hf_rnn_seq2seq.training.checkpoints import (
     damage,
     load_optimizer,
     load_weights,
+    named_checkpoint,
     publish,
     random_state,
     restore_random_state,
@@ -261,6 +263,10 @@ def test_a_named_checkpoint_is_used_or_refused(tmp_path):
     assert again.run() == "max_steps"
     assert [line["step"] for line in log_lines(tmp_path, "train")] == [1, 2, 3, 4], "nothing is logged twice"
     assert [line["step"] for line in log_lines(tmp_path, "resume")] == [2]
+    second = shutil.copytree(earlier, earlier.with_name("step-00000002.1"))
+    assert named_checkpoint(tmp_path, "step-00000002") == earlier and named_checkpoint(tmp_path, "2") == second
+    with pytest.raises(ArgumentError, match="no such checkpoint; must be latest"):
+        named_checkpoint(tmp_path, "step-00000002.2")
     os.truncate(earlier / "state.json", 10)
     with pytest.raises(ArgumentError, match=r"resume_from_checkpoint='.*step-00000002': state.json has 10 bytes"):
         build_loop("bart", arguments(tmp_path, resume_from_checkpoint=str(earlier))).run()

@@ -138,8 +138,11 @@ def test_an_update_that_is_not_finite_is_skipped(optim, tmp_path):
 def test_training_stops_after_too_many_updates_that_are_not_finite(tmp_path):
     model = build_model("bart")
     poison(model, range(4, 100))
-    with pytest.raises(TrainingError, match=r"step 7: .* not finite 3 times in a row.*nonfinite"):
+    with pytest.raises(TrainingError, match=r"step 7: .* not finite 3 times in a row; the batches are in .*nonf"):
         build_loop("bart", arguments(tmp_path, max_skipped_updates=3, save_steps=2), model=model).run()
+    poison(model := build_model("bart"), range(100))
+    with pytest.raises(TrainingError, match=r"step 1: .* not finite 1 times in a row\. A lower"):
+        dry_run(build_loop("bart", arguments(None, dry_run=True, max_skipped_updates=1), model=model, facts=SIZES))
     assert (tmp_path / "checkpoints" / "step-00000004" / "manifest.json").exists()
 
 
@@ -197,6 +200,16 @@ def test_dry_run_writes_nothing(tmp_path, monkeypatch):
     for piece in ("updates per epoch  9", "90 at most (10.00 epochs)", "tokens/s", "MiB", "3 such models"):
         assert piece in text
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_measures_the_largest_update_of_all(tmp_path):
+    loop = build_loop("bart", arguments(None, dry_run=True, max_steps=90), rows=1200, facts=SIZES)
+    every = list(itertools.islice(loop.plan.updates(), 150))
+    assert loop.plan.updates_per_epoch == 150
+    ran, run_update = [], loop.run_update
+    loop.run_update = lambda update, batches: (ran.append(loop.plan.positions(update)), run_update(update, batches))
+    dry_run(loop)
+    assert ran[0] == max(map(loop.plan.positions, every)) > max(map(loop.plan.positions, every[:100]))
 
 
 @pytest.mark.parametrize(

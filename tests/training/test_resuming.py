@@ -1,6 +1,8 @@
 """Resumed runs: bit for bit equal, and refused where they would differ."""
 
 import itertools
+import json
+import math
 import os
 import signal
 
@@ -117,8 +119,10 @@ def test_an_existing_run_is_refused_and_a_finished_one_left_alone(tmp_path, caps
     with pytest.raises(ArgumentError, match="already holds a run.*--resume_from_checkpoint latest"):
         build_loop("bart", arguments(tmp_path)).run()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    again = build_loop("bart", arguments(tmp_path, resume_from_checkpoint="latest"))
+    again = build_loop("bart", arguments(tmp_path, resume_from_checkpoint="latest", learning_rate=0.5))
+    again.recipe = "learning_rate: 0.5"
     assert again.run() == "already finished"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert "finished at step 12" in capsys.readouterr().err
     longer = build_loop("bart", arguments(tmp_path, resume_from_checkpoint="latest", max_steps=14))
     assert longer.run() == "max_steps" and longer.state.progress.step == 14
@@ -131,6 +135,47 @@ def test_a_run_that_would_not_continue_the_same_is_refused(change, named, tmp_pa
     build_loop("bart", arguments(tmp_path, max_steps=2)).run()
     with pytest.raises(ArgumentError, match=f"was trained with {named}"):
         build_loop("bart", arguments(tmp_path, resume_from_checkpoint="latest", **change)).run()
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_another_branch_from_an_earlier_checkpoint(ema_decay, tmp_path, capsys):
+    """`latest` follows the new branch, the old one is set aside, and the best weights are those of the new one."""
+    options = {"save_steps": 2, "eval_steps": 2, "save_total_limit": None, "ema_decay": ema_decay}
+    options |= {"learning_rate": 0.01, "lr_scheduler_type": "constant"}
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    first = build_loop("bart", arguments(run, max_steps=8, **options))
+    first.run()
+    assert first.state.progress.best_step == 8  # each evaluation is better than the one before
+    options["learning_rate"] = 1e-9
+    branch = {**options, "resume_from_checkpoint": "4", "eval_steps": 100}
+    second = build_loop("bart", arguments(run, max_steps=5, **branch))
+    second.validator = None
+    second.run()
+    assert second.state.progress.best_step == 4
+    assert "step-00000008: set aside" in capsys.readouterr().err.replace("left-", "")
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["left-step-00000006", "left-step-00000008"] + [f"step-0000000{step}" for step in (2, 4, 5)]
+    build_loop("bart", arguments(whole, max_steps=4, **{**options, "learning_rate": 0.01})).run()
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    third = build_loop("bart", arguments(run, max_steps=6, **{**options, "resume_from_checkpoint": "latest"}))
+    third.run()
+    assert f"resuming from {run}/checkpoints/step-00000005" in capsys.readouterr().err
+
+
+def test_another_metric_chooses_the_best_weights(tmp_path, capsys):
+    """Values of two metrics are never compared: the new one's value of the best is known, or the choice begins anew."""
+    options = {"save_steps": 2, "eval_steps": 2, "learning_rate": 0.01}
+    build_loop("bart", arguments(tmp_path, max_steps=4, **options)).run()
+    options |= {"resume_from_checkpoint": "latest", "metric_for_best_model": "perplexity"}
+    again = build_loop("bart", arguments(tmp_path, max_steps=6, **options))
+    again.run()
+    assert "perplexity chooses the best weights in place of loss: so far those of step 4" in capsys.readouterr().err
+    best = again.state.progress
+    assert best.best_step == 6 and best.best_value == pytest.approx(math.exp(best.best_loss))
+    assert json.loads((tmp_path / "summary.json").read_text())["best_metric_name"] == "perplexity"
+    best.evaluated_step = 7  # the evaluation of the best is not the last
+    assert "among the evaluations from now on" in str(best.choose_by("bleu"))
+    assert best.best_step is None and best.choose_by("loss") is None
 
 
 def test_latest_without_a_checkpoint_starts_at_the_beginning(tmp_path, capsys):

@@ -150,7 +150,7 @@ def convert(name: str, value: Any, annotation: Any) -> Any:
     if type(None) in members and (value is None or str(value).strip().lower() in ("none", "null")):
         return None
     for member in members:
-        if member is Any or member not in (type(None), *_CONVERTERS) and not _is_parametrised(member):
+        if member is Any or member not in (type(None), *_CONVERTERS) and not _is_parametrized(member):
             return yaml.safe_load(value) if isinstance(value, str) else value
         converted = _convert_member(value, member)
         if converted is not _REFUSED:
@@ -212,7 +212,7 @@ def members_of(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _is_parametrised(member: Any) -> bool:
+def _is_parametrized(member: Any) -> bool:
     return typing.get_origin(member) in (typing.Literal, list)
 
 

@@ -69,7 +69,7 @@ def run(
     else:  # with a checkpoint this is checked when it is read
         options.generation.set(GenerationConfig())
     if not training.dry_run:
-        check_output_dir(training)
+        refuse_ensemble(check_output_dir(training))
     # The main process locks the directory for all; if it cannot, the launcher stops the others.
     locks = os.environ.get("RANK", "0") == "0" and not training.dry_run
     with only_writer(str(training.output_dir)) if locks else contextlib.nullcontext():

@@ -32,7 +32,7 @@ class Validator:
     """Measures models on the validation split.
 
     Args:
-        loader: reads the tokenised split; its dataset has `source_length` and `target_length`.
+        loader: reads the tokenized split; its dataset has `source_length` and `target_length`.
         batch_size: sentences per process.
         texts: the split with columns `source` and `target` (text, or several references); None if translations are not
             scored.

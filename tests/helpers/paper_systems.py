@@ -36,7 +36,7 @@ def products(w: Weights, cell: str, x: Tensor, h: Tensor) -> tuple[Tensor, Tenso
 
 
 def lstm(w: Weights, cell: str, x: Tensor, h: Tensor, c: Tensor, layer_norm: bool = False) -> tuple[Tensor, Tensor]:
-    """Sutskever 2014 refers to Graves 2013; here without peepholes. Normalised: Ba 2016, equations 20 to 22."""
+    """Sutskever 2014 refers to Graves 2013; here without peepholes. Normalized: Ba 2016, equations 20 to 22."""
     below, recurrent = products(w, cell, x, h)
     if layer_norm:
         below, recurrent = normed(w, f"{cell}.norm_input", below), normed(w, f"{cell}.norm_hidden", recurrent)
@@ -212,7 +212,7 @@ def gnmt2016(w: Weights, source: list[int], target: list[int]) -> list[Tensor]:
 
 
 def rnmt_plus2018(w: Weights, source: list[int], target: list[int]) -> list[Tensor]:
-    """Section 4.1: two-way layer-normalised encoder, residual from the third layer; 2 additive heads asked by the
+    """Section 4.1: two-way layer-normalized encoder, residual from the third layer; 2 additive heads asked by the
     bottom decoder layer; the context goes to all layers and to the softmax."""
     below = words_of(w, "encoder", source)
     for layer in range(3):

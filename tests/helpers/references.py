@@ -32,8 +32,8 @@ def affine(weights: Weights, name: str, vector: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------ cells
 
 
-def normalise(weights: Weights, name: str, vector: Tensor, block: slice | None = None) -> Tensor:
-    """Ba 2016, equation 4, over `vector` alone; unchanged where the cell has no normalisation of that name."""
+def normalize(weights: Weights, name: str, vector: Tensor, block: slice | None = None) -> Tensor:
+    """Ba 2016, equation 4, over `vector` alone; unchanged where the cell has no normalization of that name."""
     if f"{name}.weight" not in weights:
         return vector
     gain, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
@@ -45,26 +45,26 @@ def normalise(weights: Weights, name: str, vector: Tensor, block: slice | None =
 
 
 def lstm(weights: Weights, x: Tensor, product: Tensor, state: State) -> State:
-    """Hochreiter and Schmidhuber 1997 with the forget gate of Gers 2000; normalised: Ba 2016, equations 20 to 22."""
+    """Hochreiter and Schmidhuber 1997 with the forget gate of Gers 2000; normalized: Ba 2016, equations 20 to 22."""
     size = len(state[0])
-    gates = x + normalise(weights, "norm_hidden", product)
+    gates = x + normalize(weights, "norm_hidden", product)
     write, forget, new, show = (gates[i * size : (i + 1) * size] for i in range(4))
     memory = torch.sigmoid(forget) * state[1] + torch.sigmoid(write) * torch.tanh(new)
-    return torch.sigmoid(show) * torch.tanh(normalise(weights, "norm_cell", memory)), memory
+    return torch.sigmoid(show) * torch.tanh(normalize(weights, "norm_cell", memory)), memory
 
 
 def gru(weights: Weights, x: Tensor, matrix: Tensor, bias: Tensor, seen: Tensor, before: Tensor, reset: str) -> State:
     """Cho 2014, equations 5 to 8 (z keeps the old state), the reset gate before or after the recurrent product.
 
-    Normalised as Ba 2016, equations 26 to 29: the two gates together, the candidate by itself.
+    Normalized as Ba 2016, equations 26 to 29: the two gates together, the candidate by itself.
     """
     size = len(before)
     gates, candidate = slice(0, 2 * size), slice(2 * size, 3 * size)
-    product = normalise(weights, "norm_hidden", matrix[gates] @ seen + bias[gates], gates)
+    product = normalize(weights, "norm_hidden", matrix[gates] @ seen + bias[gates], gates)
     r = torch.sigmoid(x[:size] + product[:size])
     z = torch.sigmoid(x[size : 2 * size] + product[size:])
     read = r * seen if reset == "before" else seen
-    new = normalise(weights, "norm_hidden", matrix[candidate] @ read + bias[candidate], candidate)
+    new = normalize(weights, "norm_hidden", matrix[candidate] @ read + bias[candidate], candidate)
     new = torch.tanh(x[candidate] + (r * new if reset == "after" else new))
     return (z * before + (1 - z) * new,)
 
@@ -84,23 +84,23 @@ def cell(
         return lstm(weights, x, matrix @ seen + bias, state)
     if config.cell_type == "gru":
         return gru(weights, x, matrix, bias, seen, state[0], config.gru_reset)
-    total = x + normalise(weights, "norm_hidden", matrix @ seen + bias)
+    total = x + normalize(weights, "norm_hidden", matrix @ seen + bias)
     return (torch.tanh(total) if config.cell_type == "rnn_tanh" else torch.clamp(total, min=0),)
 
 
-def normalise_input(config: RnnSeq2SeqConfig, weights: Weights, x: Tensor) -> Tensor:
-    """The input's product: normalised whole, but for the GRU's gates and candidate, each by themselves."""
+def normalize_input(config: RnnSeq2SeqConfig, weights: Weights, x: Tensor) -> Tensor:
+    """The input's product: normalized whole, but for the GRU's gates and candidate, each by themselves."""
     if config.cell_type != "gru":
-        return normalise(weights, "norm_input", x)
+        return normalize(weights, "norm_input", x)
     size = 2 * len(x) // 3
-    return torch.cat([normalise(weights, "norm_input", x[block], block) for block in (slice(size), slice(size, None))])
+    return torch.cat([normalize(weights, "norm_input", x[block], block) for block in (slice(size), slice(size, None))])
 
 
 def first_cell(
     config: RnnSeq2SeqConfig, weights: Weights, vector: Tensor, state: State, keep: Tensor | None = None
 ) -> State:
     """The cell of a layer that reads the layer below."""
-    x = normalise_input(config, weights, weights["kernel.weight_ih_l0"] @ vector + weights["kernel.bias_ih_l0"])
+    x = normalize_input(config, weights, weights["kernel.weight_ih_l0"] @ vector + weights["kernel.bias_ih_l0"])
     return cell(config, weights, x, weights["kernel.weight_hh_l0"], weights["kernel.bias_hh_l0"], state, keep)
 
 
@@ -114,7 +114,7 @@ def later_cells(config: RnnSeq2SeqConfig, weights: Weights, state: State, contex
         own = under(weights, f"transitions.{number}")
         x = own["bias"]
         if number == 0 and context is not None:
-            x = normalise_input(config, own, own["below.weight"] @ context + x)
+            x = normalize_input(config, own, own["below.weight"] @ context + x)
         state = cell(config, own, x, own["recurrent.weight"], own["recurrent.bias"], state)
         number += 1
     return state

@@ -258,6 +258,9 @@ def test_seeds_are_an_ensemble(g2p: Path, tmp_path: Path) -> None:
     assert [row.split("\t")[0] for row in distilled] == [row.split("\t")[0] for row in sources]  # no header here too
     refused = run("translate.py", tmp_path / "two", "--search", "generate", stdin=b"hat\n")
     assert refused.returncode == 2 and b"an ensemble decodes with the models' own search" in refused.stderr
+    single = [*command[: command.index("--num_seeds")], *map(str, options), "--resume_from_checkpoint", "latest"]
+    done = subprocess.run(single, capture_output=True, text=True)
+    assert done.returncode == 2 and "two: is an ensemble; name one of its models: " in done.stderr, done.stderr
     with pytest.raises(CheckpointError, match="two: is an ensemble; name one of its models: "):
         average_checkpoints([names[0], tmp_path / "two"], tmp_path / "average")
     refused = run("train.py", RECIPES / "g2p.yaml", *words[:6], "--model_name_or_path", tmp_path / "two")

@@ -152,8 +152,8 @@ def __dir__() -> list[str]:
 def _runs_a_command() -> bool:
     """Whether Python was started for a command of this package.
 
-    Commands register when they have read their options: `--help` and a misspelled option then need no torch, whose import
-    takes seconds.
+    Commands register when they have read their options: `--help` and a misspelled option then need no torch, whose
+    import takes seconds.
     """
     program = Path(sys.argv[0]) if getattr(sys, "argv", None) else Path()
     if program.name == "-m":  # its name until Python has found the module

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import random
 import re
@@ -94,12 +93,16 @@ class CheckpointStore:
         found = [path for path in self.all() if _order(path)[0] == step]
         return found[-1] if found and damage(found[-1]) is None else None
 
+    def holds(self, checkpoint: Path) -> bool:
+        """Whether a folder is one of the checkpoints, and not one that was set aside or another run's."""
+        return checkpoint.resolve() in [path.resolve() for path in self.all()]
+
     def set_aside(self, continued: Path, step: int) -> list[Path]:
         """Renames the checkpoints behind the one that is continued, of this step: `latest` follows the new branch.
 
         `step-00000080` becomes `left-step-00000080`. Returns the new names.
         """
-        here = _order(continued) if continued in self.all() else (step, math.inf)
+        here = _order(continued) if self.holds(continued) else (step, -1)
         left = []
         for path in self.all():
             if _order(path) > here:

@@ -45,7 +45,7 @@ from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged, score, why_blin
 from hf_rnn_seq2seq.model.configuration_recurrence import RecurrenceFields
 from hf_rnn_seq2seq.model.foreign_encoder import read_encoder
 from hf_rnn_seq2seq.model.presets import PRESETS
-from hf_rnn_seq2seq.run_directory import RECIPE, read_tokenizer, require_finite, require_vocabulary
+from hf_rnn_seq2seq.run_directory import read_tokenizer, recipe_options, require_finite, require_vocabulary
 from hf_rnn_seq2seq.training.adaptation import grow_tables
 from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions, TrainingOptions
 from hf_rnn_seq2seq.training.checkpoints import CheckpointStore, named_checkpoint
@@ -166,10 +166,7 @@ def _given_for_a_new_one(tokenizer: TokenizerArguments) -> list[str]:
 
 def require_same_tokenizer(options: RunOptions, checkpoint: Path) -> None:
     """Raises ArgumentError if the recipe of the run that is resumed describes another tokenizer."""
-    recipe = checkpoint.parent.parent / RECIPE
-    if not recipe.is_file():
-        return
-    stored, now = yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(options.recipe())
+    stored, now = recipe_options(checkpoint.parent.parent), yaml.safe_load(options.recipe())
     for name in (item.name for item in dataclasses.fields(options.tokenizer) if item.name != "bpe_dropout"):
         if name in stored and stored[name] != now[name]:
             raise ArgumentError(

@@ -195,8 +195,10 @@ class TrainingLoop:
     def _open(self, checkpoint: Path | None) -> None:
         """Prepares the directory of a run that continues `checkpoint`, or a fresh one."""
         a, accelerator, step = self.options, self.accelerator, self.state.progress.step
-        if checkpoint is not None and a.resume_from_checkpoint != "latest":
-            self.checkpoints.leave(checkpoint, self.state)
+        if checkpoint is not None:
+            if named := a.resume_from_checkpoint != "latest":
+                self.checkpoints.set_aside(checkpoint, step)
+            self.checkpoints.publish_best(checkpoint, self.state, named=named)
         if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self.checkpoints.store.clean()

@@ -94,24 +94,37 @@ class CheckpointManager:
         if changed := state.progress.choose_by(state.options.best_metric):
             self.log(changed)
 
-    def leave(self, checkpoint: Path, state: TrainingState) -> None:
-        """Leaves the branch behind a named checkpoint, which `restore` has read: its checkpoints and best weights."""
+    def set_aside(self, checkpoint: Path, step: int) -> None:
+        """Leaves the branch behind a named checkpoint, of this step."""
+        for path in self._on_main(lambda: self.store.set_aside(checkpoint, step)):
+            self.log(f"{path}: set aside, the run goes on from step {step}")
+
+    def publish_best(self, checkpoint: Path, state: TrainingState, *, named: bool) -> None:
+        """Makes the best weights of a restored run the model of its directory, where that has those of another branch.
+
+        A run that was killed between an evaluation and the next save evaluates again.
+
+        Args:
+            checkpoint: what was restored.
+            state: of the run.
+            named: it was asked for by name; if its best weights are in no checkpoint, the best is then chosen anew.
+        """
         progress = state.progress
-        log = self.output_dir / LOG_FILE
-        left, published = self._on_main(lambda: (self.store.set_aside(checkpoint, progress.step), published_step(log)))
-        for path in left:
-            self.log(f"{path}: set aside, the run goes on from step {progress.step}")
+        own = self._on_main(lambda: self.store.holds(checkpoint))
+        published = self._on_main(lambda: published_step(self.output_dir / LOG_FILE)) if own else None
         if progress.best_step in (None, published):
             return
-        best = checkpoint if progress.best_step == progress.step else self.store.of_step(progress.best_step)
-        if best is None:
+        best = checkpoint if progress.best_step == progress.step else None
+        if best is None and own:
+            best = self._on_main(lambda: self.store.of_step(progress.best_step))
+        if best is not None:
+            state.read_weights(best)
+            with state.evaluated_weights():
+                self.publish(state.model)
+            state.read_weights(checkpoint)
+        elif named:
             self.log(f"the best weights, of step {progress.best_step}, are in no checkpoint; the best is chosen anew")
             progress.forget_best()
-            return
-        state.read_weights(best)
-        with state.evaluated_weights():
-            self.publish(state.model)
-        state.read_weights(checkpoint)
 
     def publish(self, model: PreTrainedModel) -> None:
         """Makes these weights the model of the run directory."""

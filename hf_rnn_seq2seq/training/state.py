@@ -114,7 +114,7 @@ class Progress:
         before = self.best_metric_name
         if self.best_step is None or before in (name, None):  # an earlier version wrote no name
             return None
-        if self.evaluated_step == self.best_step and name in self.evaluation:
+        if self.evaluated_step == self.best_step and math.isfinite(self.evaluation.get(name, math.nan)):
             self.best_metric_name, self.best_value, self.evaluations_without_gain = name, self.evaluation[name], 0
             return f"{name} chooses the best weights in place of {before}: so far those of step {self.best_step}"
         self.forget_best()

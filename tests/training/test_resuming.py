@@ -146,6 +146,7 @@ def test_another_branch_from_an_earlier_checkpoint(ema_decay, tmp_path, capsys):
     first = build_loop("bart", arguments(run, max_steps=8, **options))
     first.run()
     assert first.state.progress.best_step == 8  # each evaluation is better than the one before
+    best = (run / "model.safetensors").read_bytes()
     options["learning_rate"] = 1e-9
     branch = {**options, "resume_from_checkpoint": "4", "eval_steps": 100}
     second = build_loop("bart", arguments(run, max_steps=5, **branch))
@@ -160,6 +161,12 @@ def test_another_branch_from_an_earlier_checkpoint(ema_decay, tmp_path, capsys):
     third = build_loop("bart", arguments(run, max_steps=6, **{**options, "resume_from_checkpoint": "latest"}))
     third.run()
     assert f"resuming from {run}/checkpoints/step-00000005" in capsys.readouterr().err
+    # The branch that was left can be taken up again, with its own best weights.
+    branch["resume_from_checkpoint"] = str(run / "checkpoints" / "left-step-00000008")
+    fourth = build_loop("bart", arguments(run, max_steps=9, **branch))
+    fourth.validator = None
+    fourth.run()
+    assert fourth.state.progress.best_step == 8 and (run / "model.safetensors").read_bytes() == best
 
 
 def test_another_metric_chooses_the_best_weights(tmp_path, capsys):

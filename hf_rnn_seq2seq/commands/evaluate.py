@@ -112,7 +112,7 @@ def print_details(arguments: argparse.Namespace, systems: list[Any]) -> dict[str
     if arguments.paired:
         hypotheses = {system.name: system.hypotheses for system in systems}
         names, samples = arguments.scores or ("bleu", "chrf"), arguments.paired_samples or 0
-        rows = paired_test(hypotheses, references, names, test=arguments.paired, n_samples=samples)
+        rows = paired_test(hypotheses, systems[0].test_set.references, names, test=arguments.paired, n_samples=samples)
         details["paired"] = [vars(row) for row in rows]
         print("\n" + format_table(paired_table(rows)) + f"\n{rows[0].metric}: {rows[0].signature}")
     return details

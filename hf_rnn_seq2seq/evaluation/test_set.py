@@ -45,6 +45,11 @@ class TestSet:
         """What outputs are scored against."""
         return self.references if self.several is None else self.several
 
+    @property
+    def one_reference_each(self) -> bool:
+        """Whether no source has several references, as metrics and tests of one reference require."""
+        return self.several is None or all(len(row) == 1 for row in self.several)
+
     def facts(self) -> dict[str, Any]:
         """Numbers of lines: of the file, left out of the scores, and scored although a side is empty."""
         lines = (self.description.get("lines") or {}).get(self.split, len(self.sources))

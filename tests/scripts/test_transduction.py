@@ -90,6 +90,17 @@ def test_another_test_file_is_read_as_the_runs_own(g2p: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr.decode()
     (found,) = json.loads((tmp_path / "a.json").read_text())["systems"]
     assert (found["test_sentences"], found["sequence_error"]) in ((1, 0), (1, 100))
+    # Where each source has one reference, as in most files of the recipe, there is nothing to refuse.
+    (tmp_path / "one.tsv").write_text("hat\tʃ a t\ntac\tt a k\n", encoding="utf-8")
+    words = ("--test_file", tmp_path / "one.tsv", "--json", tmp_path / "b.json")
+    errors = run("evaluate_bleu.py", g2p, *words, "--scores", "wer", "cer", "symbol_error")
+    assert errors.returncode == 0, errors.stderr.decode()
+    (found,) = json.loads((tmp_path / "b.json").read_text())["systems"]
+    assert found["wer"] == pytest.approx(found["symbol_error"]) and found["cer"] <= found["wer"]
+    paired = run("evaluate_bleu.py", g2p, g2p, *words, "--paired", "bs", "--paired_samples", 20)
+    assert paired.returncode == 0, paired.stderr.decode()
+    rows = json.loads((tmp_path / "b.json").read_text())["paired"]
+    assert [row["p_value"] for row in rows if row["system"] != str(g2p)] == [1, 1]
 
 
 def test_the_nearest_of_several_references_is_shown(g2p: Path, tmp_path: Path) -> None:

@@ -206,6 +206,16 @@ def test_features_without_a_word_have_no_score(g2p: Path, tmp_path: Path) -> Non
     assert b"3 line(s) have an empty side and no score (first: line 2)" in done.stderr
 
 
+def test_features_without_a_word_have_no_hypothesis(g2p: Path) -> None:
+    """As a line without text; the lines around them are translated."""
+    text = run("translate.py", g2p, "--scores", stdin=b"hat\nN;PL\t\n \ntac\n")
+    assert text.returncode == 0, text.stderr.decode()
+    assert [len(line.split("\t")) for line in text.stdout.decode().splitlines()] == [2, 1, 1, 2]
+    assert text.stdout.decode().splitlines()[1:3] == ["", ""]
+    rows = run("translate.py", g2p, "--output_format", "jsonl", stdin=b"hat\nN;PL\t\n \n")
+    assert [len(json.loads(line)["translations"]) for line in rows.stdout.splitlines()] == [1, 0, 0]
+
+
 def test_the_last_tab_ends_a_source_with_features(tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text("fre\tbonjour\tb O\n")
     pairs = PairReader(str(tmp_path / "pairs.tsv"))

@@ -25,7 +25,7 @@ from hf_rnn_seq2seq.data.caption_files import caption_rows
 from hf_rnn_seq2seq.data.embedded import ALIGNED, EMBEDDED, TEXT, Loaded, generated
 from hf_rnn_seq2seq.data.readers import FIRST_ROWS, SPANS, Columns, Row, checked, listed, read_rows, split_paths
 from hf_rnn_seq2seq.data.token_columns import AnyDataset
-from hf_rnn_seq2seq.errors import DataError, is_out_of_memory, reading
+from hf_rnn_seq2seq.errors import DataError, InputError, is_out_of_memory, reading
 from hf_rnn_seq2seq.files import content_hash, digest
 
 SPLITS = ("train", "validation", "test")
@@ -154,7 +154,7 @@ def columns_of_run(options: Mapping[str, Any], recorded: Mapping[str, Any], spli
         return {}
     try:
         check_files(DataArguments(**{**options, **found}), (split,))
-    except DataError:
+    except InputError:  # also names of a run with header are no places in a table without
         return {}
     return found
 
@@ -175,7 +175,8 @@ def _column_options(data: DataArguments) -> list[str | None]:
 
 def _columns(data: DataArguments, alignment: str | None) -> Columns:
     if not data.header:
-        return Columns(data.source_column or "0", data.target_column or "1", alignment, data.feature_column)
+        numbers = (data.source_column or "0", data.target_column or "1")
+        return Columns(*numbers, alignment, data.feature_column, header=False)
     names = {"captioning": ("image", "caption"), "classification": ("text", "label")}.get(
         data.task, ("source", "target")
     )

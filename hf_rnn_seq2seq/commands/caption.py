@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_output(arguments.output_file, "output_file")
     command_line.load_libraries()
     from hf_rnn_seq2seq.data.images import Pictures, PixelReader
-    from hf_rnn_seq2seq.data.pieces import SPECIAL, target_pieces
+    from hf_rnn_seq2seq.data.pieces import target_pieces
     from hf_rnn_seq2seq.errors import DataError
     from hf_rnn_seq2seq.generation.attention import merge_words
     from hf_rnn_seq2seq.generation.encoding import PictureSources
@@ -67,8 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         pieces = target_pieces(tokenizer, caption.token_ids)
         regions = [""] * caption.attention.shape[-1]
         columns = [[region] for region in range(len(regions))]
-        weights, _, words = merge_words(caption.attention.mean(0), regions, pieces, columns)
-        kept = [number for number, word in enumerate(words) if word.strip() and word not in SPECIAL]
+        special = {*tokenizer.all_special_tokens}
+        weights, _, words = merge_words(caption.attention.mean(0), regions, pieces, special, columns)
+        kept = [number for number, word in enumerate(words) if word.strip() and word not in special]
         picture = pictures.open(arguments.pictures[0])
         caption_tiles(picture, [words[number] for number in kept], weights[kept], output=arguments.output_file)
     return 0

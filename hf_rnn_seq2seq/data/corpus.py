@@ -138,7 +138,7 @@ def require_splits(data: DataArguments, splits: Sequence[str]) -> None:
         return
     loaded = open_named(data, data.dataset_name)
     for split in splits:
-        if _name_of(split, loaded) is None:
+        if name_of(split, loaded) is None:
             raise DataError(f"dataset_name={data.dataset_name!r}: has no {split} split; it has {', '.join(loaded)}")
 
 
@@ -260,7 +260,7 @@ def _load_named(data: DataArguments, name: str, splits: Sequence[str], aligned_s
     found: dict[str, AnyDataset] = {}
     fingerprints = {}
     for split in (split for split in SPLITS if split in splits):
-        alias = _name_of(split, loaded)
+        alias = name_of(split, loaded)
         if alias is not None:
             columns = _columns(data, data.alignment_column if split in aligned_splits else None)
             where = f"dataset {name!r}, split {alias!r}"
@@ -278,8 +278,9 @@ def _load_named(data: DataArguments, name: str, splits: Sequence[str], aligned_s
     return found, facts
 
 
-def _name_of(split: str, loaded: Mapping[str, AnyDataset]) -> str | None:
-    return next((name for name in SPLIT_NAMES[split] if name in loaded), None)
+def name_of(split: str, loaded: Mapping[str, AnyDataset]) -> str | None:
+    """What a data set calls a split, such as `dev`; None if it has none."""
+    return next((name for name in (split, *SPLIT_NAMES.get(split, ())) if name in loaded), None)
 
 
 def open_named(data: DataArguments, name: str) -> dict[str, AnyDataset]:

@@ -198,23 +198,18 @@ class DatasetReader(_Damage):
 
     @staticmethod
     def _load(name: str, config: str | None, split: str, language: str | None) -> "Dataset":
-        import datasets
+        from hf_rnn_seq2seq.data.arguments import DataArguments
+        from hf_rnn_seq2seq.data.corpus import load_corpus, name_of, open_named
 
         if name == "cldr":
-            from hf_rnn_seq2seq.data.arguments import DataArguments
-            from hf_rnn_seq2seq.data.corpus import load_corpus
-
             data = DataArguments(dataset_name=name, dataset_config_name=config, source_lang=language)
             return load_corpus(data, splits=(split,)).splits[split]
-        try:
-            if not Path(name).is_dir():
-                return datasets.load_dataset(name, config, split=split)
-            loaded = datasets.load_from_disk(name)
-            return loaded if isinstance(loaded, datasets.Dataset) else loaded[split]
-        except KeyError:
-            raise DataError(f"split {split!r}: the data set {name!r} has {', '.join(loaded)}") from None
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise DataError(f"data set {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+        loaded = open_named(DataArguments(dataset_name=name, dataset_config_name=config), name)
+        if (Path(name) / "state.json").is_file():  # one table, saved without splits
+            return next(iter(loaded.values()))
+        if (found := name_of(split, loaded)) is None:
+            raise DataError(f"split {split!r}: the data set {name!r} has {', '.join(loaded)}")
+        return loaded[found]
 
     def fingerprint(self) -> str:
         """The fingerprint that `datasets` computes from the rows."""

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ArgumentError(f"output_file={arguments.output_file!r}: exists; choose another name, or --overwrite")
     reader = LineReader(arguments.pairs, pairs=True)
     rows = [line.partition("\t") for line in reader]
+    wide = next((number for number, row in enumerate(rows, start=1) if "\t" in row[2]), None)
     for problem in reader.warnings():
         print(f"warning: {problem}", file=sys.stderr)
     kept = ["".join(row) for row in rows if row[1] and row[0].strip() and row[2].strip()]
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokenizer = read_tokenizer(arguments.model)
     # Features and a tab may stand before a source; then the last tab ends it.
     split = str.rpartition if feature_token_ids(tokenizer) else str.partition
+    if split is str.partition and wide:
+        raise InputError(f"pairs {arguments.pairs!r}: line {wide} has further columns; give source, tab, target alone")
     sources, _, targets = map(list, zip(*(split(line, "\t") for line in kept), strict=True))
     source_ids = tokenizer(sources, verbose=False)["input_ids"]
     target_ids = encode_targets(tokenizer, targets)

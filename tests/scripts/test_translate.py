@@ -147,6 +147,9 @@ def test_options_of_the_models_own_search(checkpoint: Path, tmp_path: Path) -> N
     assert b"6 pairs" in learnt.stdout, learnt.stderr
     again = run("learn_shortlist.py", checkpoint, tmp_path / "pairs.tsv", "--output_file", tmp_path / "words.json")
     assert again.returncode == 2 and b"words.json': exists; choose another name, or --overwrite" in again.stderr
+    (tmp_path / "three.tsv").write_text("a\tb\nc\td\tCC-BY\n")
+    wide = run("learn_shortlist.py", checkpoint, tmp_path / "three.tsv", "--output_file", tmp_path / "three.json")
+    assert wide.returncode == 2 and b"line 2 has further columns; give source, tab, target alone" in wide.stderr
     assert run("translate.py", checkpoint, "--text", "").stdout == b"\n", "an empty line gives an empty line"
     for more in ((), ("--scores",)):
         short = run("translate.py", checkpoint, "--shortlist", tmp_path / "words.json", *more, stdin=text)

@@ -20,7 +20,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
-from hf_rnn_seq2seq.data.arguments import DataArguments
+from hf_rnn_seq2seq.data.arguments import SPLITS, DataArguments
 from hf_rnn_seq2seq.data.caption_files import caption_rows
 from hf_rnn_seq2seq.data.embedded import ALIGNED, EMBEDDED, TEXT, Loaded, generated
 from hf_rnn_seq2seq.data.readers import FIRST_ROWS, SPANS, Columns, Row, checked, listed, read_rows, split_paths
@@ -28,7 +28,6 @@ from hf_rnn_seq2seq.data.token_columns import AnyDataset
 from hf_rnn_seq2seq.errors import DataError, InputError, is_out_of_memory, reading
 from hf_rnn_seq2seq.files import content_hash, digest
 
-SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -86,19 +85,18 @@ def load_corpus(
     """
     if unknown := [split for split in splits if split not in SPLITS]:
         raise DataError(f"splits={unknown[0]!r}: must be among {', '.join(SPLITS)}")
-    named = _named_files(data)
-    if (data.dataset_name is None) == (not any(named.values())):
+    if (data.dataset_name is None) == (not any(data.files.values())):
         raise DataError("dataset_name=None: name a data set (cldr, a saved folder, a Hub name) or train_file")
     if data.alignment_file and (data.alignment_column or data.dataset_name or not data.train_file):
         raise DataError(
             f"alignment_file={data.alignment_file!r}, alignment_column={data.alignment_column!r}: give one of them, a "
             "file with train_file, or a column of train_file or of a data set"
         )
-    limits = dict(zip(SPLITS, (data.max_train_samples, data.max_eval_samples, data.max_predict_samples), strict=True))
+    limits = data.row_limits
     if data.dataset_name in EMBEDDED:
         found, facts = EMBEDDED[data.dataset_name](data, limits, splits, aligned_splits)
     elif data.dataset_name is None:
-        chosen = {split: value for split, value in named.items() if value and split in splits}
+        chosen = {split: value for split, value in data.files.items() if value and split in splits}
         files = {split: _paths(data, value) for split, value in chosen.items()}
         found, facts = _load_files(data, files, splits, aligned_splits)
     else:
@@ -123,7 +121,7 @@ def check_files(data: DataArguments, splits: Sequence[str] = SPLITS) -> None:
     Raises:
         DataError: a file is missing, empty or of another kind, or lacks a column; or its first rows are damaged.
     """
-    for split, value in _named_files(data).items():
+    for split, value in data.files.items():
         if value is None or split not in splits or data.dataset_name is not None:
             continue
         paths = _paths(data, value)
@@ -157,10 +155,6 @@ def columns_of_run(options: Mapping[str, Any], recorded: Mapping[str, Any], spli
     except InputError:  # also names of a run with header are no places in a table without
         return {}
     return found
-
-
-def _named_files(data: DataArguments) -> dict[str, str | None]:
-    return {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
 
 
 def _paths(data: DataArguments, value: str) -> list[Path]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_rnn_seq2seq.data.arguments import DataArguments
-from hf_rnn_seq2seq.data.corpus import SPLITS, load_corpus
+from hf_rnn_seq2seq.data.arguments import SPLITS, DataArguments
+from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.evaluation.attention_agreement import attention_agreement
 from hf_rnn_seq2seq.evaluation.scores import score

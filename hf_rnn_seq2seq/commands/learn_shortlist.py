@@ -9,10 +9,9 @@ listed words only. Words that are not listed cannot be generated; measure the co
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.errors import ArgumentError, InputError, reading
+from hf_rnn_seq2seq.errors import InputError, reading
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -34,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.files import check_output_file
     from hf_rnn_seq2seq.generation.lines import LineReader
 
-    check_output_file(arguments.output_file, "output_file")
-    if Path(arguments.output_file).exists() and not arguments.overwrite:
-        raise ArgumentError(f"output_file={arguments.output_file!r}: exists; choose another name, or --overwrite")
+    check_output_file(arguments.output_file, "output_file", overwrite=arguments.overwrite)
     reader = LineReader(arguments.pairs, pairs=True)
     rows = [line.partition("\t") for line in reader]
     wide = next((number for number, row in enumerate(rows, start=1) if "\t" in row[2]), None)

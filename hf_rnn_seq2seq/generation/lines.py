@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from hf_rnn_seq2seq.data.readers import GZIP_ERRORS, kind_of, open_bytes, require_text
 from hf_rnn_seq2seq.errors import HALF_CHARACTERS, DataError, InUseError
-from hf_rnn_seq2seq.files import FileLock, content_hash, write_atomically
+from hf_rnn_seq2seq.files import FileLock, check_output_file, content_hash, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -261,12 +261,7 @@ class LineWriter:
             raise DataError(f"output_file {str(path)!r}: lines are not packed; leave out .gz")
         if self.path.exists() and not self.path.is_file():
             raise DataError(f"output_file {str(path)!r}: is not a regular file; name one")
-        if not self.path.parent.is_dir():
-            raise DataError(f"output_file {str(path)!r}: folder {str(self.path.parent)!r} does not exist")
-        if not os.access(self.path.parent, os.W_OK):
-            raise DataError(f"output_file {str(path)!r}: folder {str(self.path.parent)!r} cannot be written to")
-        if self.path.exists() and not overwrite:
-            raise DataError(f"output_file {str(path)!r} exists; remove it, or allow --overwrite")
+        check_output_file(self.path, "output_file", overwrite=overwrite)
         self.part = self.path.with_name(self.path.name + ".part")
         self.identity_file = self.path.with_name(self.path.name + ".part.json")
         begun = self.part.exists()

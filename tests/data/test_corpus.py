@@ -12,8 +12,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from hf_rnn_seq2seq.data.arguments import DataArguments
-from hf_rnn_seq2seq.data.corpus import SPLITS, load_corpus
+from hf_rnn_seq2seq.data.arguments import SPLITS, DataArguments
+from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import DataError, InputError

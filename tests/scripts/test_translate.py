@@ -291,7 +291,7 @@ def test_what_cannot_be_written_to_is_named(checkpoint: Path, tmp_path: Path) ->
     for place, message in (
         (tmp_path, "is not a regular file; name one"),
         ("/dev/full", "is not a regular file; name one"),
-        (tmp_path / "no" / "out", "no' does not exist"),
+        (tmp_path / "no" / "out", "its folder does not exist; make it, or name another one"),
     ):
         result = run("translate.py", checkpoint, "--input_file", tmp_path / "in.txt", "--output_file", place)
         assert result.returncode == 2 and message in result.stderr.decode().splitlines()[-1], result.stderr

@@ -208,7 +208,7 @@ def test_space_files_run_without_this_checkout(
         [sys.executable, "-c", check], cwd=space, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.split("\n")[0] == f"{space}/hf_rnn_seq2seq/__init__.py Blocks ['three days ago']", done.stderr
-    with pytest.raises(CheckpointError, match="exists and is not empty"):
+    with pytest.raises(FileExistsError, match="space='.*': must be a new or an empty folder"):
         script.main(command)
 
 

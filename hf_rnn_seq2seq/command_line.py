@@ -25,7 +25,7 @@ from hf_rnn_seq2seq.errors import (
     undecodable,
 )
 from hf_rnn_seq2seq.option_parser import help_line, help_screen, suggestion, version
-from hf_rnn_seq2seq.options import expand_path, import_code
+from hf_rnn_seq2seq.options import convert, expand_path, import_code
 
 # Where an option or a positional word names files or folders.
 PATHS = (
@@ -232,6 +232,14 @@ def finite(
     return parse
 
 
+def true_or_false(text: str) -> bool:
+    """An argparse type: `true` or `false`, as a recipe writes them."""
+    try:
+        return convert("option", text, bool)
+    except ArgumentError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false") from None
+
+
 def add_model_options(parser: Parser) -> None:
     """Where and in which precision the model runs."""
     group = parser.add_argument_group("model")
@@ -311,6 +319,9 @@ def add_data_options(parser: Parser, *, training: bool = False) -> None:
     group.add_argument("--target_lang", help="language of the target sentences")
     group.add_argument("--source_column", help="column of a table that holds the source")
     group.add_argument("--target_column", help="column of a table that holds the target")
+    group.add_argument(
+        "--header", type=true_or_false, metavar="BOOL", help="false: a table has no header, columns are numbers from 0"
+    )
     limit = f"--max_{'train' if training else 'predict'}_samples"
     group.add_argument(limit, type=at_least(1), help="use only so many rows")
     group.add_argument("--data_seed", type=at_least(0, 2**32 - 1), help="seed of what a corpus draws")
@@ -323,6 +334,7 @@ def data_options(arguments: argparse.Namespace, *, training: bool = False) -> di
     names = ("dataset_name", "dataset_config_name", "source_lang", "target_lang", "source_column", "target_column")
     names += (
         "file_format",
+        "header",
         "data_seed",
         *(("train_file", "max_train_samples") if training else ("test_file", "max_predict_samples")),
     )

@@ -53,12 +53,13 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
         raise
 
 
-def check_output_file(path: str | os.PathLike[str], option: str) -> None:
+def check_output_file(path: str | os.PathLike[str], option: str, *, overwrite: bool = True) -> None:
     """Raises ArgumentError unless a file can be written there: before the work, since after it much would be lost.
 
     Args:
         path: of the file.
         option: that named it.
+        overwrite: whether a file may be there already.
     """
     named, folder = f"{option}={str(path)!r}", Path(path).parent
     if Path(path).is_dir():
@@ -67,6 +68,8 @@ def check_output_file(path: str | os.PathLike[str], option: str) -> None:
         raise ArgumentError(f"{named}: its folder does not exist; make it, or name another one")
     if not os.access(folder, os.W_OK):
         raise ArgumentError(f"{named}: its folder cannot be written to; name another one")
+    if Path(path).exists() and not overwrite:
+        raise ArgumentError(f"{named}: exists; choose another name, or --overwrite")
 
 
 def check_new_folder(path: str | os.PathLike[str], option: str) -> None:

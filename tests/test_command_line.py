@@ -1,5 +1,6 @@
 """Command lines as people type them: the order of words, their spelling, and paths."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,19 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
         done = run(f"{script}.py", tmp_path / "input", *words.split(), f"--{option}", tmp_path / name)
         message = f"error: {option}='{tmp_path / name}': {message}"
         assert done.returncode == 2 and done.stderr.decode().startswith(message), done.stderr.decode()
+
+
+@pytest.mark.parametrize("command", ["caption", "classify", "plot_surprise", "write"])
+def test_an_obsolete_name_is_read_as_the_new_one(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In each command that had it, and not offered by its help."""
+    module = importlib.import_module(f"hf_rnn_seq2seq.commands.{command}")
+    assert module.parse(["DIR", "x", "--output", "a.html"]).output_file == "a.html"
+    warning = "warning: --output is called --output_file now; the old name ends with the next release\n"
+    assert capsys.readouterr().err == warning
+    with pytest.raises(SystemExit):
+        module.parse(["--help"])
+    shown = capsys.readouterr().out
+    assert "--output_file" in shown and "--output " not in shown
 
 
 def test_every_path_of_a_script_is_one_of_the_paths() -> None:

@@ -104,6 +104,10 @@ def test_where_no_file_can_be_written_is_said_before_the_work(tmp_path, monkeypa
         check_output_file(tmp_path, "json")
     with pytest.raises(ArgumentError, match="^json='.*/no/x': its folder does not exist; make it, or name another one"):
         check_output_file(tmp_path / "no" / "x", "json")
+    (tmp_path / "old.json").touch()
+    check_output_file(tmp_path / "old.json", "json")
+    with pytest.raises(ArgumentError, match="^json='.*/old.json': exists; choose another name, or --overwrite$"):
+        check_output_file(tmp_path / "old.json", "json", overwrite=False)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ArgumentError, match="^json='.*/x': its folder cannot be written to; name another one"):
         check_output_file(tmp_path / "x", "json")

@@ -69,8 +69,8 @@ LAYERS = [
     {"encoder_decoder", "modeling_rnn_handwriting"},
     {"search_step"},
     {"beam_search", "fused_step"},
-    {"constrained_search"},
-    {"processing_rnn_seq2seq", "search", "tokenization_rnn_seq2seq"},
+    {"constrained_search", "tokenization_rnn_seq2seq"},
+    {"processing_rnn_seq2seq", "search"},
     {"modeling_rnn_causal", "modeling_rnn_seq2seq"},
 ]
 CORE = {"torch", "transformers", "huggingface_hub"}

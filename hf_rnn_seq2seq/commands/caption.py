@@ -1,8 +1,8 @@
 """Describe a picture and draw where each word looked: `python scripts/caption.py runs/shapes picture.png`.
 
-    python scripts/caption.py runs/shapes picture.png --output where.png
+    python scripts/caption.py runs/shapes picture.png --output_file where.png
 
-The caption is printed. --output draws one tile for each word: the picture, lit where the attention of the word is.
+The caption is printed. --output_file draws one tile for each word: the picture, lit where the attention of the word is.
 Several pictures are described one line each; drawing takes one.
 """
 
@@ -17,7 +17,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
     parser.add_argument("model", metavar="DIR", help="directory that training wrote, or user/name on the Hub")
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files that Pillow reads")
-    parser.add_argument("--output_file", "--output", help="picture to write: .png, .svg or .pdf")
+    parser.rename("--output", "--output_file")
+    parser.add_argument("--output_file", help="picture to write: .png, .svg or .pdf")
     parser.add_argument("--batch_size", type=command_line.at_least(1), default=32, help="pictures (default: 32)")
     command_line.add_generation_options(parser)
     command_line.add_model_options(parser)
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_output(arguments.output_file, "output_file")
     command_line.load_libraries()
     from hf_rnn_seq2seq.data.images import Pictures, PixelReader
-    from hf_rnn_seq2seq.data.pieces import SPECIAL, target_pieces
+    from hf_rnn_seq2seq.data.pieces import target_pieces
     from hf_rnn_seq2seq.errors import DataError
     from hf_rnn_seq2seq.generation.attention import merge_words
     from hf_rnn_seq2seq.generation.encoding import PictureSources
@@ -67,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         pieces = target_pieces(tokenizer, caption.token_ids)
         regions = [""] * caption.attention.shape[-1]
         columns = [[region] for region in range(len(regions))]
-        weights, _, words = merge_words(caption.attention.mean(0), regions, pieces, columns)
-        kept = [number for number, word in enumerate(words) if word.strip() and word not in SPECIAL]
+        special = {*tokenizer.all_special_tokens}
+        weights, _, words = merge_words(caption.attention.mean(0), regions, pieces, special, columns)
+        kept = [number for number, word in enumerate(words) if word.strip() and word not in special]
         picture = pictures.open(arguments.pictures[0])
         caption_tiles(picture, [words[number] for number in kept], weights[kept], output=arguments.output_file)
     return 0

@@ -1,8 +1,8 @@
 """Name the class of a text, and show what decided: `python scripts/classify.py runs/documents "text"`.
 
-    python scripts/classify.py runs/documents "3 days ago" --output words.html
+    python scripts/classify.py runs/documents "3 days ago" --output_file words.html
 
-The class of each text and its probability are printed; without texts, lines are read from standard input. --output
+The class of each text and its probability are printed; without texts, lines are read from standard input. --output_file
 shades the words of each text by the weight of the attention; a model of documents also gets a bar beside each sentence.
 """
 
@@ -18,7 +18,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
     parser.add_argument("model", metavar="DIR", help="directory that training wrote, or user/name on the Hub")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; `\\n` in one is a line break")
-    parser.add_argument("--output_file", "--output", help="page to write: .html")
+    parser.rename("--output", "--output_file")
+    parser.add_argument("--output_file", help="page to write: .html")
     parser.add_argument("--all", action="store_true", help="print the probability of every class")
     parser.add_argument("--batch_size", type=command_line.at_least(1), default=32, help="texts (default: 32)")
     command_line.add_model_options(parser)

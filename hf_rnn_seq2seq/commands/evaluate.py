@@ -17,7 +17,7 @@ ar: approximate randomization).
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,21 @@ def check_before_work(arguments: argparse.Namespace) -> None:
         external_metric(name)
 
 
+def refuse_options_of_translations(arguments: argparse.Namespace, why: str) -> None:
+    """Raises ValueError for the first option that only translations have."""
+    for name in OF_TRANSLATIONS:
+        if getattr(arguments, name) not in (None, []):
+            raise ValueError(f"--{name}: {why}")
+
+
+def write_json(path: str | None, facts: list[dict[str, Any]], details: Mapping[str, Any] = {}) -> None:
+    """Writes what --json asks for: the facts of each system, and what is common to all."""
+    from hf_rnn_seq2seq.files import write_atomically
+
+    if path:
+        write_atomically(path, json.dumps({"systems": facts, **details}, indent=2, ensure_ascii=False) + "\n")
+
+
 def print_details(arguments: argparse.Namespace, systems: list[Any]) -> dict[str, Any]:
     """Prints tables and signatures; returns what --json writes in addition to the systems."""
     from hf_rnn_seq2seq.evaluation.results import format_table, score_table
@@ -112,7 +127,7 @@ def print_details(arguments: argparse.Namespace, systems: list[Any]) -> dict[str
     if arguments.paired:
         hypotheses = {system.name: system.hypotheses for system in systems}
         names, samples = arguments.scores or ("bleu", "chrf"), arguments.paired_samples or 0
-        rows = paired_test(hypotheses, references, names, test=arguments.paired, n_samples=samples)
+        rows = paired_test(hypotheses, systems[0].test_set.references, names, test=arguments.paired, n_samples=samples)
         details["paired"] = [vars(row) for row in rows]
         print("\n" + format_table(paired_table(rows)) + f"\n{rows[0].metric}: {rows[0].signature}")
     return details
@@ -128,9 +143,7 @@ def write_results(arguments: argparse.Namespace, systems: list[Any], details: di
     for system in systems:
         if system.test_set.own:
             update_summary(system.directory, summary_facts(system), forget=SCORES)
-    if arguments.json:
-        facts = [{"system": system.name} | summary_facts(system) for system in systems]
-        write_atomically(arguments.json, json.dumps({"systems": facts} | details, indent=2, ensure_ascii=False) + "\n")
+    write_json(arguments.json, [{"system": system.name} | summary_facts(system) for system in systems], details)
     if arguments.translations:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in translation_rows(systems)]
         write_atomically(arguments.translations, "".join(lines))
@@ -142,7 +155,6 @@ def write_results(arguments: argparse.Namespace, systems: list[Any], details: di
 
 def evaluate_others(arguments: argparse.Namespace, task: str) -> int:
     """Prints the figures of models that translate nothing."""
-    from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.run_directory import update_summary
 
     if task == "text":
@@ -154,9 +166,7 @@ def evaluate_others(arguments: argparse.Namespace, task: str) -> int:
         from hf_rnn_seq2seq.evaluation.classification import evaluate_classifier as evaluate
 
         figures, named = "a classifier has accuracy and macro F1", ("split", "device", "dtype", "batch_size")
-    for name in OF_TRANSLATIONS:
-        if getattr(arguments, name) not in (None, []):
-            raise ValueError(f"--{name}: is for translations; {figures}")
+    refuse_options_of_translations(arguments, f"is for translations; {figures}")
     found = []
     for directory in arguments.models:
         options = {name: getattr(arguments, name) for name in named}
@@ -164,9 +174,7 @@ def evaluate_others(arguments: argparse.Namespace, task: str) -> int:
         print("\n".join(found[-1].lines()), flush=True)
         if found[-1].own:
             update_summary(directory, found[-1].facts())
-    if arguments.json:
-        facts = [{"system": each.directory} | each.facts() for each in found]
-        write_atomically(arguments.json, json.dumps({"systems": facts}, indent=2, ensure_ascii=False) + "\n")
+    write_json(arguments.json, [{"system": each.directory} | each.facts() for each in found])
     return 0
 
 
@@ -174,12 +182,11 @@ def evaluate_handwriting(arguments: argparse.Namespace) -> int:
     """Prints the nats of a test set's points, and how many texts the networks write to their end."""
     from hf_rnn_seq2seq.evaluation.handwriting import measure_handwriting
     from hf_rnn_seq2seq.evaluation.results import format_table
-    from hf_rnn_seq2seq.files import write_atomically
     from hf_rnn_seq2seq.run_directory import update_summary
 
-    for name in OF_TRANSLATIONS:
-        if getattr(arguments, name) not in (None, []):
-            raise ValueError(f"--{name}: has no effect on handwriting, whose points are measured in nats; leave it out")
+    refuse_options_of_translations(
+        arguments, "has no effect on handwriting, whose points are measured in nats; leave it out"
+    )
     chosen = {key: value for key, value in command_line.data_options(arguments).items() if value is not None}
     names = ("split", "device", "dtype", "batch_size")
     options = {name: getattr(arguments, name) for name in names}
@@ -194,8 +201,7 @@ def evaluate_handwriting(arguments: argparse.Namespace) -> int:
         if result.own:
             update_summary(directory, {"split": result.split, **numbers})
     print(format_table(table))
-    if arguments.json:
-        write_atomically(arguments.json, json.dumps({"systems": facts}, indent=2, ensure_ascii=False) + "\n")
+    write_json(arguments.json, facts)
     return 0
 
 

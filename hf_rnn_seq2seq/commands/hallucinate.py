@@ -46,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = Path(arguments.table)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    check_output_file(arguments.output_file, "output_file")
-    if Path(arguments.output_file).exists() and not arguments.overwrite:
-        raise ArgumentError(f"output_file={arguments.output_file!r}: exists; choose another name, or --overwrite")
+    check_output_file(arguments.output_file, "output_file", overwrite=arguments.overwrite)
     table = [line.split("\t") for line in read_lines(path)]
     if not table:
         raise DataError(f"{path}: is empty; give a table of words and forms")

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +54,26 @@ def launcher_names() -> set[str]:
     return names | {"--" + name[2:].replace("_", "-") for name in names if name.startswith("--")}
 
 
+def check_processes(launcher: Namespace) -> None:
+    """Finds where the launcher would start one process in silence although several are asked for.
+
+    Raises:
+        ArgumentError: with `--cpu`, or without `--multi_gpu`, a configuration file or several GPUs.
+    """
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+
+    configured = launcher.config_file or "ACCELERATE_CONFIG_FILE" in os.environ or os.path.isfile(default_config_file)
+    kinds = (launcher.multi_gpu, launcher.use_deepspeed, launcher.use_fsdp, launcher.tpu, launcher.use_megatron_lm)
+    several = configured or any(kinds) or torch.cuda.device_count() > 1
+    if (launcher.num_processes or 1) > 1 and (launcher.cpu or not several):
+        raise ArgumentError(
+            f"num_processes={launcher.num_processes}: a single process would start; on CPUs write "
+            f"`ACCELERATE_USE_CPU=true hf-rnn train --multi_gpu --num_processes {launcher.num_processes} ...`"
+            + (", without --cpu" if launcher.cpu else "")
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not {word.partition("=")[0] for word in words} & (launcher_names() - set(_OF_TRAINING)):
@@ -70,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         theirs = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         theirs += ["--num_cpu_threads_per_process", str(usable_cores())]
     try:
-        launch_command(launcher.parse_args([*theirs, "--module", MODULE, *ours]))
+        chosen = launcher.parse_args([*theirs, "--module", MODULE, *ours])
+        check_processes(chosen)
+        launch_command(chosen)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 1
     return 0

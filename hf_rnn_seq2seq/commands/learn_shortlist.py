@@ -9,10 +9,9 @@ listed words only. Words that are not listed cannot be generated; measure the co
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.errors import ArgumentError, InputError, reading
+from hf_rnn_seq2seq.errors import InputError, reading
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -34,11 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.files import check_output_file
     from hf_rnn_seq2seq.generation.lines import LineReader
 
-    check_output_file(arguments.output_file, "output_file")
-    if Path(arguments.output_file).exists() and not arguments.overwrite:
-        raise ArgumentError(f"output_file={arguments.output_file!r}: exists; choose another name, or --overwrite")
+    check_output_file(arguments.output_file, "output_file", overwrite=arguments.overwrite)
     reader = LineReader(arguments.pairs, pairs=True)
     rows = [line.partition("\t") for line in reader]
+    wide = next((number for number, row in enumerate(rows, start=1) if "\t" in row[2]), None)
     for problem in reader.warnings():
         print(f"warning: {problem}", file=sys.stderr)
     kept = ["".join(row) for row in rows if row[1] and row[0].strip() and row[2].strip()]
@@ -55,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokenizer = read_tokenizer(arguments.model)
     # Features and a tab may stand before a source; then the last tab ends it.
     split = str.rpartition if feature_token_ids(tokenizer) else str.partition
+    if split is str.partition and wide:
+        raise InputError(f"pairs {arguments.pairs!r}: line {wide} has further columns; give source, tab, target alone")
     sources, _, targets = map(list, zip(*(split(line, "\t") for line in kept), strict=True))
     source_ids = tokenizer(sources, verbose=False)["input_ids"]
     target_ids = encode_targets(tokenizer, targets)

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = source_pieces(tokenizer, arguments.sentence, len(hypothesis.source_ids))
         target = target_pieces(tokenizer, hypothesis.token_ids)
         if arguments.words:
-            weights, source, target = merge_words(weights, source, target)
+            weights, source, target = merge_words(weights, source, target, {*tokenizer.all_special_tokens})
         title = arguments.title if arguments.title is not None else f"log-probability {hypothesis.log_probability:z.2f}"
         panels.append(Panel(weights, target, title))
         print(hypothesis.text)

@@ -17,7 +17,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
     parser.add_argument("model", metavar="DIR", help="directory that training wrote, or user/name on the Hub")
     parser.add_argument("text", nargs="?", metavar="TEXT", help="the text; `\\n` in it is a line break")
-    parser.add_argument("--output_file", "--output", required=True, help="page or picture: .html, .png, .svg or .pdf")
+    parser.rename("--output", "--output_file")
+    parser.add_argument("--output_file", required=True, help="page or picture: .html, .png, .svg or .pdf")
     command_line.add_model_options(parser)
     return parser.parse_args(argv)
 

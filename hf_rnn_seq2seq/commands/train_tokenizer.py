@@ -14,6 +14,7 @@ from pathlib import Path
 from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.errors import ArgumentError
+from hf_rnn_seq2seq.files import check_new_folder, whole_folder
 from hf_rnn_seq2seq.option_parser import parse_arguments
 from hf_rnn_seq2seq.training.arguments import GenerationArguments, TrainingOptions
 from hf_rnn_seq2seq.training.model_fields import model_fields
@@ -34,13 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if training.output_dir is None:
         raise ArgumentError("output_dir=None: name the folder for the tokenizer")
     folder = Path(training.output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArgumentError(f"output_dir={training.output_dir!r}: exists and is not an empty folder")
+    check_new_folder(folder, "output_dir")
 
     command_line.load_libraries()
     from hf_rnn_seq2seq.data.corpus import load_corpus
     from hf_rnn_seq2seq.data.tokenizer import source_vocabulary_size, target_vocabulary_size
-    from hf_rnn_seq2seq.files import whole_folder
     from hf_rnn_seq2seq.training.components import train_tokenizer
 
     corpus = load_corpus(data, splits=("train",))

@@ -1,6 +1,6 @@
-"""Write a text by hand: `python scripts/write.py runs/handwriting "networks" --bias 0.5 --output hand.svg`.
+"""Write a text by hand: `python scripts/write.py runs/handwriting "networks" --bias 0.5 --output_file hand.svg`.
 
-    python scripts/write.py runs/handwriting "networks" --prime mine.jsonl --output hand.png --window map.png
+    python scripts/write.py runs/handwriting "networks" --prime mine.jsonl --output_file hand.png --window map.png
 
 --bias makes the writing more regular (0: as in life). --prime continues in the hand of the first row of a file of
 strokes (data/README.md has the format). A network that reads no text writes what it likes. --window draws at which
@@ -22,7 +22,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "texts", nargs="*", metavar="TEXT", help="what to write; of a network that reads no text nothing"
     )
-    parser.add_argument("--output_file", "--output", required=True, help="the line: .svg, .png or .pdf")
+    parser.rename("--output", "--output_file")
+    parser.add_argument("--output_file", required=True, help="the line: .svg, .png or .pdf")
     parser.add_argument(
         "--bias", type=command_line.finite(0.0), default=0.5, help="regularity, 0 or more (default: 0.5)"
     )

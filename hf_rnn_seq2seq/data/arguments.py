@@ -6,6 +6,9 @@ from hf_rnn_seq2seq.data.lexicon import LEXICONS
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.options import OptionGroup, option
 
+# Split -> the option that limits its rows.
+ROW_LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
+SPLITS = tuple(ROW_LIMITS)
 ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char", "letter")
 SENTENCES = ("lines", "punctuation")
 LABELED = "labeled"  # file_format of lines of a class, a space and a text
@@ -145,6 +148,16 @@ class DataArguments(OptionGroup):
         10_000, "streaming: rows that are shuffled and put into batches together", at_least=1
     )
 
+    @property
+    def files(self) -> dict[str, str | None]:
+        """The file of each split, where it has one."""
+        return {split: getattr(self, f"{split}_file") for split in SPLITS}
+
+    @property
+    def row_limits(self) -> dict[str, int | None]:
+        """How many rows of each split are used; None for all."""
+        return {split: getattr(self, name) for split, name in ROW_LIMITS.items()}
+
     def validate(self) -> None:
         if self.task == "captioning":
             self._validate_pictures()
@@ -152,9 +165,11 @@ class DataArguments(OptionGroup):
         for name, content, task in (("hershey", "strokes of a pen", "handwriting"), ("pydoc", "running text", "text")):
             if self.dataset_name == name and self.task != task:
                 raise ArgumentError(f"dataset_name={name!r}: has {content}; it is for task={task!r}")
-        for name in ("train_file", "validation_file", "test_file"):
-            if self.dataset_name and (value := getattr(self, name)):
-                raise ArgumentError(f"{name}={value!r}: either dataset_name ({self.dataset_name!r}) or files, not both")
+        for split, value in self.files.items():
+            if self.dataset_name and value:
+                raise ArgumentError(
+                    f"{split}_file={value!r}: either dataset_name ({self.dataset_name!r}) or files, not both"
+                )
         if self.feature_column is not None:
             for name in ("alignment_file", "alignment_column"):
                 if (value := getattr(self, name)) is not None:
@@ -186,8 +201,7 @@ class DataArguments(OptionGroup):
             raise ArgumentError("dataset_name='cldr': has no pictures; task='captioning' has `shapes`")
         if self.dataset_name == "shapes" and self.image_folder:
             raise ArgumentError(f"image_folder={self.image_folder!r}: dataset_name='shapes' draws its pictures")
-        files = self.train_file or self.validation_file or self.test_file
-        if files and not self.dataset_name and not self.image_folder:
+        if any(self.files.values()) and not self.dataset_name and not self.image_folder:
             raise ArgumentError("image_folder=None: task='captioning' needs the folder or .zip of the pictures")
         if self.captions_file and self.dataset_name:
             raise ArgumentError(f"captions_file={self.captions_file!r}: goes with train_file, not with dataset_name")

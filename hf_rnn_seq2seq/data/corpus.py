@@ -20,15 +20,14 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
-from hf_rnn_seq2seq.data.arguments import DataArguments
+from hf_rnn_seq2seq.data.arguments import SPLITS, DataArguments
 from hf_rnn_seq2seq.data.caption_files import caption_rows
 from hf_rnn_seq2seq.data.embedded import ALIGNED, EMBEDDED, TEXT, Loaded, generated
 from hf_rnn_seq2seq.data.readers import FIRST_ROWS, SPANS, Columns, Row, checked, listed, read_rows, split_paths
 from hf_rnn_seq2seq.data.token_columns import AnyDataset
-from hf_rnn_seq2seq.errors import DataError, is_out_of_memory, reading
+from hf_rnn_seq2seq.errors import DataError, InputError, is_out_of_memory, reading
 from hf_rnn_seq2seq.files import content_hash, digest
 
-SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -90,19 +89,18 @@ def load_corpus(
     """
     if unknown := [split for split in splits if split not in SPLITS]:
         raise DataError(f"splits={unknown[0]!r}: must be among {', '.join(SPLITS)}")
-    named = _named_files(data)
-    if (data.dataset_name is None) == (not any(named.values())):
+    if (data.dataset_name is None) == (not any(data.files.values())):
         raise DataError("dataset_name=None: name a data set (cldr, a saved folder, a Hub name) or train_file")
     if data.alignment_file and (data.alignment_column or data.dataset_name or not data.train_file):
         raise DataError(
             f"alignment_file={data.alignment_file!r}, alignment_column={data.alignment_column!r}: give one of them, a "
             "file with train_file, or a column of train_file or of a data set"
         )
-    limits = dict(zip(SPLITS, (data.max_train_samples, data.max_eval_samples, data.max_predict_samples), strict=True))
+    limits = data.row_limits
     if data.dataset_name in EMBEDDED:
         found, facts = EMBEDDED[data.dataset_name](data, limits, splits, aligned_splits)
     elif data.dataset_name is None:
-        chosen = {split: value for split, value in named.items() if value and split in splits}
+        chosen = {split: value for split, value in data.files.items() if value and split in splits}
         files = {split: _paths(data, value) for split, value in chosen.items()}
         found, facts = _load_files(data, files, splits, aligned_splits)
     else:
@@ -127,7 +125,7 @@ def check_files(data: DataArguments, splits: Sequence[str] = SPLITS) -> None:
     Raises:
         DataError: a file is missing, empty or of another kind, or lacks a column; or its first rows are damaged.
     """
-    for split, value in _named_files(data).items():
+    for split, value in data.files.items():
         if value is None or split not in splits or data.dataset_name is not None:
             continue
         paths = _paths(data, value)
@@ -142,7 +140,7 @@ def require_splits(data: DataArguments, splits: Sequence[str]) -> None:
         return
     loaded = open_named(data, data.dataset_name)
     for split in splits:
-        if _name_of(split, loaded) is None:
+        if name_of(split, loaded) is None:
             raise DataError(f"dataset_name={data.dataset_name!r}: has no {split} split; it has {', '.join(loaded)}")
 
 
@@ -158,13 +156,9 @@ def columns_of_run(options: Mapping[str, Any], recorded: Mapping[str, Any], spli
         return {}
     try:
         check_files(DataArguments(**{**options, **found}), (split,))
-    except DataError:
+    except InputError:  # also names of a run with header are no places in a table without
         return {}
     return found
-
-
-def _named_files(data: DataArguments) -> dict[str, str | None]:
-    return {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
 
 
 def _paths(data: DataArguments, value: str) -> list[Path]:
@@ -179,7 +173,8 @@ def _column_options(data: DataArguments) -> list[str | None]:
 
 def _columns(data: DataArguments, alignment: str | None) -> Columns:
     if not data.header:
-        return Columns(data.source_column or "0", data.target_column or "1", alignment, data.feature_column)
+        numbers = (data.source_column or "0", data.target_column or "1")
+        return Columns(*numbers, alignment, data.feature_column, header=False)
     names = {"captioning": ("image", "caption"), "classification": ("text", "label")}.get(
         data.task, ("source", "target")
     )
@@ -263,7 +258,7 @@ def _load_named(data: DataArguments, name: str, splits: Sequence[str], aligned_s
     found: dict[str, AnyDataset] = {}
     fingerprints = {}
     for split in (split for split in SPLITS if split in splits):
-        alias = _name_of(split, loaded)
+        alias = name_of(split, loaded)
         if alias is not None:
             columns = _columns(data, data.alignment_column if split in aligned_splits else None)
             where = f"dataset {name!r}, split {alias!r}"
@@ -281,8 +276,9 @@ def _load_named(data: DataArguments, name: str, splits: Sequence[str], aligned_s
     return found, facts
 
 
-def _name_of(split: str, loaded: Mapping[str, AnyDataset]) -> str | None:
-    return next((name for name in SPLIT_NAMES[split] if name in loaded), None)
+def name_of(split: str, loaded: Mapping[str, AnyDataset]) -> str | None:
+    """What a data set calls a split, such as `dev`; None if it has none."""
+    return next((name for name in (split, *SPLIT_NAMES.get(split, ())) if name in loaded), None)
 
 
 def open_named(data: DataArguments, name: str) -> dict[str, AnyDataset]:

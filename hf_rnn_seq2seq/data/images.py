@@ -26,6 +26,7 @@ from hf_rnn_seq2seq.data.batching import Collator
 from hf_rnn_seq2seq.data.corpus import open_named
 from hf_rnn_seq2seq.errors import DataError, listed_names, reading
 from hf_rnn_seq2seq.files import content_hash, digest
+from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import target_ids
 from hf_rnn_seq2seq.run_directory import tokenizer_hash
 
 if TYPE_CHECKING:
@@ -182,8 +183,7 @@ def caption_rows(
     key = digest([split._fingerprint, tokenizer_hash(tokenizer), content_hash([Path(__file__)]), list(names)])[:32]
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        encoding = tokenizer(text_target=batch["target"], verbose=False)
-        labels = encoding["labels"] if "labels" in encoding else encoding["input_ids"]
+        labels = target_ids(tokenizer(text_target=batch["target"], verbose=False))
         return {
             "id": batch["id"],
             "picture": [places[name] for name in batch["source"]],

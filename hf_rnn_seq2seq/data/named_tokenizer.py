@@ -17,6 +17,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_rnn_seq2seq.errors import one_line
+from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import start_token_id as start_token_id
 from hf_rnn_seq2seq.run_directory import read_tokenizer
 
 INPUTS = ["input_ids", "attention_mask"]
@@ -56,12 +57,6 @@ def load_tokenizer(
     for one in done:
         log(f"{option}: {one}")
     return _as_plain(tokenizer)
-
-
-def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The first input of the decoder: the start token, else the class token, else the pad token."""
-    ids = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id)
-    return next((token for token in ids if token is not None), None)
 
 
 def _complete(tokenizer: PreTrainedTokenizerFast, end: str) -> list[str]:

@@ -1,11 +1,9 @@
 """The text that each token stands for, and how tokens form words."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from transformers import PreTrainedTokenizerBase
-
-SPECIAL = ("</s>", "<s>", "<pad>", "<unk>")
 
 
 def source_pieces(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> list[str]:
@@ -64,17 +62,17 @@ def splits_letters(tokenizer: PreTrainedTokenizerBase, *, target: bool = False) 
     return type(getattr(backend, "decoder", None)).__name__ == "Fuse"
 
 
-def letter_groups(pieces: Sequence[str], form: str | None = None) -> list[list[int]]:
+def letter_groups(pieces: Sequence[str], special: Container[str], form: str | None = None) -> list[list[int]]:
     """Groups token positions into letters of the text: a tokenizer may read one letter as several tokens (é, 한).
 
-    The first token of a source letter has its text and the others are empty. Of a target, `form` is the Unicode form
-    that the text is brought into.
+    The first token of a source letter has its text and the others are empty. Each of the `special` tokens stands alone.
+    Of a target, `form` is the Unicode form that the text is brought into.
     """
     groups: list[list[int]] = []
     letter = ""
     for position, piece in enumerate(pieces):
         joins = not piece or (form is not None and len(unicodedata.normalize(form, letter + piece)) <= len(letter))
-        if not groups or letter in SPECIAL or piece in SPECIAL or not joins:
+        if not groups or letter in special or piece in special or not joins:
             groups.append([])
             letter = ""
         groups[-1].append(position)
@@ -83,13 +81,16 @@ def letter_groups(pieces: Sequence[str], form: str | None = None) -> list[list[i
     return groups
 
 
-def word_groups(pieces: Sequence[str]) -> list[list[int]]:
-    """Groups token positions into words at white space; in scripts without spaces each token is a word."""
+def word_groups(pieces: Sequence[str], special: Container[str]) -> list[list[int]]:
+    """Groups token positions into words at white space; in scripts without spaces each token is a word.
+
+    Each of the `special` tokens (`tokenizer.all_special_tokens`) stands alone.
+    """
     groups: list[list[int]] = []
     word = ""
     for position, piece in enumerate(pieces):
         text = piece.strip()
-        boundary = piece in SPECIAL or word in SPECIAL
+        boundary = piece in special or word in special
         if word.strip():  # white space alone belongs to the word after it
             boundary |= piece[:1].isspace() or word[-1].isspace()
             boundary |= bool(text) and (is_unspaced_script(text[0]) or is_unspaced_script(word[-1]))

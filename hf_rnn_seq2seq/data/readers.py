@@ -71,8 +71,8 @@ class Columns:
     """Names of the columns of source, target and word alignment (None: no alignment is read).
 
     `feature` is a column of features, which are put before the source. A row without the first two may hold them in a
-    column `translation`, by language. Names that are numbers are positions (from 0) in a table without header. With
-    `classes` the target is the name of a class, which may be a number.
+    column `translation`, by language. Without `header` the columns of TSV and CSV are called by their positions,
+    from 0. With `classes` the target is the name of a class, which may be a number.
     """
 
     source: str = "source"
@@ -80,6 +80,7 @@ class Columns:
     alignment: str | None = None
     feature: str | None = None
     classes: bool = False
+    header: bool = True
 
     def __post_init__(self) -> None:
         if self.source == self.target:
@@ -102,6 +103,7 @@ class Columns:
                 options = {self.alignment: "alignment_column", self.feature: "feature_column"}.get(
                     name, "source_column and target_column"
                 )
+                options += ", or header=false for a table without header" if self.header and name.isdecimal() else ""
                 has = listed_names(names) or "none"
                 raise DataError(f"{where}: no column {quoted(name)}; it has {has} (choose with {options})")
 
@@ -372,8 +374,8 @@ def _delimited(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 def _header(path: Path, first: list[str], columns: Columns) -> list[str]:
-    """The names of the columns: the first row, or numbers if the columns are chosen by position."""
-    if not (columns.source.isdecimal() and columns.target.isdecimal()):
+    """The names of the columns: the first row, or numbers in a table without header."""
+    if columns.header:
         columns.require(first, f"file {path}")
         return first
     names = list(map(str, range(len(first))))

@@ -16,14 +16,13 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.data.arguments import DataArguments, TokenizerArguments
+from hf_rnn_seq2seq.data.arguments import SPLITS, DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.data.readers import open_bytes, require_text
 from hf_rnn_seq2seq.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
 from hf_rnn_seq2seq.files import digest
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer
 
-SPLITS = ("train", "validation", "test")
 EMBEDDED = "pydoc"  # the language reference that comes with Python
 
 
@@ -45,7 +44,7 @@ def load_text(data: DataArguments) -> RunningText:
     Raises:
         DataError: a file is missing, empty or not UTF-8, or the text is too short to be split.
     """
-    named = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
+    named = data.files
     if data.dataset_name is not None:
         if data.dataset_name != EMBEDDED:
             raise DataError(

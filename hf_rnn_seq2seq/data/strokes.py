@@ -28,7 +28,7 @@ import torch
 from datasets import Dataset, List, Value
 from torch import Tensor
 
-from hf_rnn_seq2seq.data.arguments import DataArguments
+from hf_rnn_seq2seq.data.arguments import SPLITS, DataArguments
 from hf_rnn_seq2seq.data.embedded import generated
 from hf_rnn_seq2seq.data.readers import read_lines
 from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
@@ -36,7 +36,6 @@ from hf_rnn_seq2seq.files import content_hash, digest
 from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
 from hf_rnn_seq2seq.model.pen_points import height, to_points
 
-SPLITS = ("train", "validation", "test")
 FEATURES = {
     "id": Value("int64"),
     "text": Value("string"),
@@ -110,7 +109,7 @@ def load_pen_corpus(data: DataArguments, tolerance: float, *, splits: Sequence[s
         ArgumentError: options that contradict one another.
         DataError: a file that is missing or damaged, or a split without a row.
     """
-    limits = dict(zip(SPLITS, (data.max_train_samples, data.max_eval_samples, data.max_predict_samples), strict=True))
+    limits = data.row_limits
     found, facts = _sources(data, limits)
     kept, skipped = {}, {}
     for split in (name for name in SPLITS if name in splits and name in found):
@@ -147,9 +146,8 @@ def _sources(data: DataArguments, limits: Mapping[str, int | None]) -> tuple[dic
         rows = {split: limits[split] or hershey.ROWS[split] for split in SPLITS}
         drawn = {"seed": data.data_seed, "version": hershey.generator_version()}
         return {split: {"drawn": {"split": split, "rows": rows[split], **drawn}} for split in SPLITS}, facts
-    files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
     found: dict[str, dict[str, Any]] = {}
-    for split, name in files.items():
+    for split, name in data.files.items():
         names = held.get(split) or []
         if name and names:
             raise ArgumentError(

@@ -20,6 +20,7 @@ from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.evaluation.bag_of_words import BagOfWords
 from hf_rnn_seq2seq.evaluation.results import format_table
 from hf_rnn_seq2seq.evaluation.test_set import TestSet, read_test_set
+from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, length_batches
 from hf_rnn_seq2seq.generation.classify import Classified, classify, sentence_numbers
 from hf_rnn_seq2seq.run_directory import data_options, load_as
 
@@ -115,9 +116,8 @@ def _mean_loss(
     tokenizer: PreTrainedTokenizerBase,
     batch_size: int,
 ) -> float:
-    order, total = sorted(range(len(rows)), key=lambda row: len(rows[row])), 0.0
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    total = 0.0
+    for chosen in length_batches(list(map(len, rows)), batch_size, MAX_TOKENS):
         batch = tokenizer.pad({"input_ids": [rows[row] for row in chosen]}, return_tensors="pt").to(model.device)
         logits = model(batch["input_ids"], batch["attention_mask"]).logits.float()
         wanted = torch.tensor([targets[row] for row in chosen], device=logits.device)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.data.pieces import SPECIAL, is_unspaced_script, source_pieces, word_groups
+from hf_rnn_seq2seq.data.pieces import is_unspaced_script, source_pieces, word_groups
 from hf_rnn_seq2seq.errors import ArgumentError, AttentionError
 from hf_rnn_seq2seq.evaluation.scores import nearest
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
@@ -156,14 +156,15 @@ def _attention_facts(source: str, hypothesis: Hypothesis, tokenizer: PreTrainedT
     weights = hypothesis.attention.mean(0)
     pieces = source_pieces(tokenizer, source, len(hypothesis.source_ids))
     received = attention_received(weights).tolist()
-    words = [index for index, piece in enumerate(pieces) if piece.strip() and piece not in SPECIAL]
+    special = {*tokenizer.all_special_tokens}
+    words = [index for index, piece in enumerate(pieces) if piece.strip() and piece not in special]
     shares = [min(1.0, received[index]) for index in words]
     unread = []
-    for group in word_groups(pieces):
-        word = "".join(pieces[index] for index in group).strip().strip(_PUNCTUATION)
+    for group in word_groups(pieces, special):
+        word = "".join(pieces[index] for index in group).strip()
         # Punctuation is left out.
-        if sum(received[index] for index in group) < UNREAD and word not in SPECIAL and any(map(str.isalnum, word)):
-            unread.append(word)
+        if sum(received[index] for index in group) < UNREAD and word not in special and any(map(str.isalnum, word)):
+            unread.append(word.strip(_PUNCTUATION))
     coverage = sum(shares) / len(shares) if shares else None
     return {"entropy": attention_entropy(weights), "coverage": coverage, "unread": tuple(unread)}
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
-from hf_rnn_seq2seq.data.arguments import DataArguments
+from hf_rnn_seq2seq.data.arguments import SPLITS, DataArguments
 from hf_rnn_seq2seq.data.batching import plan_batches
-from hf_rnn_seq2seq.data.strokes import SPLITS, PenCollator, PenCorpus, load_pen_corpus
+from hf_rnn_seq2seq.data.strokes import PenCollator, PenCorpus, load_pen_corpus
 from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError, DataError, one_line
 from hf_rnn_seq2seq.model.configuration_rnn_handwriting import RnnHandwritingConfig
 from hf_rnn_seq2seq.model.modeling_rnn_handwriting import Handwriting, RnnForHandwriting

@@ -53,7 +53,8 @@ def pointing(names: Sequence[str], captions: Sequence[Hypothesis], tokenizer: Pr
             continue
         pieces = target_pieces(tokenizer, caption.token_ids)
         columns = [[region] for region in range(caption.attention.shape[-1])]
-        weights, _, texts = merge_words(caption.attention.mean(0), [""] * len(columns), pieces, columns)
+        regions, special = [""] * len(columns), {*tokenizer.all_special_tokens}
+        weights, _, texts = merge_words(caption.attention.mean(0), regions, pieces, special, columns)
         maps = region_grid(weights)
         side = maps.shape[-1]
         boxes = [shape.box for shape in shapes.scene(name)]

@@ -163,11 +163,11 @@ def evaluate_systems(
         if systems and test_set.scored != systems[0].test_set.scored:
             raise ArgumentError(f"{directory}: its test set is not that of {directories[0]}; name one for both")
         single = [one for one in metrics if one in ONE_REFERENCE]
-        if single and test_set.several is not None:
+        if single and not test_set.one_reference_each:
             raise ArgumentError(
                 f"scores={single[0]!r}: takes one reference of each source, and here are several; choose symbol_error"
             )
-        if paired and test_set.several is not None:
+        if paired and not test_set.one_reference_each:
             raise ArgumentError("paired: a source with several references has no paired test; leave it out")
         name = directory.rstrip("/")
         name += " (again)" if name in [system.name for system in systems] else ""

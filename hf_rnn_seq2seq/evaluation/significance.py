@@ -66,7 +66,9 @@ def paired_test(
             # sacrebleu counts the samples with a larger difference; of equal scores all differ as much or more.
             alike = result.p_value is not None and result.score == scores[key][0].score
             p_value = 1.0 if alike else result.p_value
-            rows.append(PairedScore(name, metric, result.score, result.mean, result.ci, p_value, signature))
+            # numpy's single precision, which JSON does not take
+            numbers = [None if x is None else float(x) for x in (result.score, result.mean, result.ci, p_value)]
+            rows.append(PairedScore(name, metric, *numbers, signature))
     return rows
 
 

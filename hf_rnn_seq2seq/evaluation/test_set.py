@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hf_rnn_seq2seq.data.arguments import ROW_LIMITS
 from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.evaluation.scores import OF_WORDS, merged
 from hf_rnn_seq2seq.run_directory import ROW_FORMAT, data_options, recipe_options, refuse_ensemble, require_kind
@@ -20,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 # Languages without spaces between words, or whose words are phrases: BLEU over characters is more informative.
 CHARACTER_LANGUAGES = frozenset({"ja", "ko", "zh", "yue", "th", "lo", "km", "my"})
-ROW_LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class TestSet:
     def scored(self) -> Sequence[str] | Sequence[Sequence[str]]:
         """What outputs are scored against."""
         return self.references if self.several is None else self.several
+
+    @property
+    def one_reference_each(self) -> bool:
+        """Whether no source has several references, as metrics and tests of one reference require."""
+        return self.several is None or all(len(row) == 1 for row in self.several)
 
     def facts(self) -> dict[str, Any]:
         """Numbers of lines: of the file, left out of the scores, and scored although a side is empty."""

@@ -79,7 +79,7 @@ class G2p:
         if isinstance(words, str) or batch_size < 1:
             given = f"words={words!r}: must be a list of words" if isinstance(words, str) else f"{batch_size=}: below 1"
             raise ValueError(f"{given}; g2p(word) reads a single one")
-        rows = [self.ids(word) for word in words]
+        rows = [[] if self._is_empty(word) else self.ids(word) for word in words]
         results: list[list[str]] = [[] for _ in rows]
         # Nothing is made of a word without symbols.
         order = sorted((place for place, row in enumerate(rows) if row), key=lambda place: -len(rows[place]))
@@ -101,7 +101,7 @@ class G2p:
         """
         if n < 1 or (num_beams is not None and num_beams < 1):
             raise ValueError(f"n={n}, num_beams={num_beams}: must be at least 1")
-        row = self.ids(word)
+        row = [] if self._is_empty(word) else self.ids(word)
         if not row:
             return [([], 1.0)]
         if num_beams is None:
@@ -110,6 +110,12 @@ class G2p:
         return [(self.symbols(ids), float(np.exp(total))) for _, total, ids in found[:n]]
 
     # ---------------------------------------------------------------- text
+
+    def _is_empty(self, word: str) -> bool:
+        """Whether a word has no text: white space alone, or features and a tab with nothing after them."""
+        if not isinstance(word, str):
+            return False
+        return not (word.rpartition("\t")[2] if self.source["split"] == "letters" else word).strip()
 
     def ids(self, word: str) -> list[int]:
         """The source symbols of a word, without those that begin and end every source."""

@@ -4,7 +4,7 @@ Axes: `target` counts generated tokens (end of sentence included), `source` inpu
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from hf_rnn_seq2seq.data.pieces import SPECIAL, letter_groups, source_pieces, splits_letters, target_pieces, word_groups
+from hf_rnn_seq2seq.data.pieces import letter_groups, source_pieces, splits_letters, target_pieces, word_groups
 from hf_rnn_seq2seq.errors import AttentionError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def merge_words(
     weights: Tensor,
     source: Sequence[str],
     target: Sequence[str],
+    special: Container[str],
     columns: Sequence[Sequence[int]] | None = None,
     rows: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Tensor, list[str], list[str]]:
@@ -63,10 +64,11 @@ def merge_words(
     still sum to one (Clark et al. 2019, section 4.1).
 
     Args:
+        special: names of tokens that are words of their own: `tokenizer.all_special_tokens`.
         columns: groups of source positions (default: words).
         rows: groups of target positions, likewise.
     """
-    columns, rows = columns or word_groups(source), rows or word_groups(target)
+    columns, rows = columns or word_groups(source, special), rows or word_groups(target, special)
     weights = _sums(_sums(weights, columns, -1), rows, -2)
     weights = weights / torch.tensor([len(group) for group in rows], device=weights.device).unsqueeze(-1)
     source_words = ["".join(source[position] for position in group) for group in columns]
@@ -112,11 +114,13 @@ def word_pairs(tokenizer: PreTrainedTokenizerBase, source: str, hypothesis: "Hyp
     """
     read = source_pieces(tokenizer, source, len(hypothesis.source_ids))
     written = target_pieces(tokenizer, hypothesis.token_ids)
-    columns = letter_groups(read) if splits_letters(tokenizer) else None
+    special = {*tokenizer.all_special_tokens}
+    columns = letter_groups(read, special) if splits_letters(tokenizer) else None
     form = getattr(tokenizer, "output_form", None)
-    rows = letter_groups(written, form) if splits_letters(tokenizer, target=True) else None
-    weights, source_words, target_words = merge_words(hypothesis.attention.mean(0), read, written, columns, rows)
-    source_number, target_number = _word_numbers(source_words), _word_numbers(target_words)
+    rows = letter_groups(written, special, form) if splits_letters(tokenizer, target=True) else None
+    attention = hypothesis.attention.mean(0)
+    weights, source_words, target_words = merge_words(attention, read, written, special, columns, rows)
+    source_number, target_number = _word_numbers(source_words, special), _word_numbers(target_words, special)
     return [
         (source_number[column], target_number[row])
         for column, row in hard_alignment(weights)
@@ -124,7 +128,7 @@ def word_pairs(tokenizer: PreTrainedTokenizerBase, source: str, hypothesis: "Hyp
     ]
 
 
-def _word_numbers(words: Sequence[str]) -> dict[int, int]:
+def _word_numbers(words: Sequence[str], special: Container[str]) -> dict[int, int]:
     """Position -> number among the words that are neither special tokens nor white space."""
-    positions = [position for position, word in enumerate(words) if word.strip() and word not in SPECIAL]
+    positions = [position for position, word in enumerate(words) if word.strip() and word not in special]
     return {position: number for number, position in enumerate(positions)}

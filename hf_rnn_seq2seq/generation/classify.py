@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.labeled_texts import sentence_token_id
+from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, length_batches
 
 
 @dataclass
@@ -49,10 +50,9 @@ def classify(
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
     encoded = tokenizer(list(texts), truncation=True, return_offsets_mapping=True)
     ids, end = encoded["input_ids"], sentence_token_id(tokenizer)
-    order = sorted(range(len(texts)), key=lambda row: len(ids[row]))
     found: dict[int, Classified] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    # A text without any token is classified too.
+    for rows in length_batches([max(len(row), 1) for row in ids], batch_size, MAX_TOKENS):
         batch = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt").to(model.device)
         output = model(batch["input_ids"], batch["attention_mask"], output_attentions=True)
         probabilities = output.logits.float().softmax(-1).tolist()

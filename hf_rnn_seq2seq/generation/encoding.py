@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_rnn_seq2seq.data.pieces import splits_letters
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.generation.batches import evaluation_mode, model_inputs
+from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import target_ids
 
 logger = logging.getLogger(__name__)
 # Tokenizers whose first unseen letter was named; the later ones are counted.
@@ -164,5 +165,4 @@ def encode_targets(tokenizer: PreTrainedTokenizerBase, targets: Sequence[str]) -
     """Token ids of each target text, end of sentence included."""
     if not targets:
         return []
-    encoding = tokenizer(text_target=list(targets), verbose=False)
-    return encoding["labels"] if "labels" in encoding else encoding["input_ids"]
+    return target_ids(tokenizer(text_target=list(targets), verbose=False))

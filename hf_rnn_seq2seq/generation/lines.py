@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from hf_rnn_seq2seq.data.readers import GZIP_ERRORS, kind_of, open_bytes, require_text
 from hf_rnn_seq2seq.errors import HALF_CHARACTERS, DataError, InUseError
-from hf_rnn_seq2seq.files import FileLock, content_hash, write_atomically
+from hf_rnn_seq2seq.files import FileLock, check_output_file, content_hash, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -198,23 +198,18 @@ class DatasetReader(_Damage):
 
     @staticmethod
     def _load(name: str, config: str | None, split: str, language: str | None) -> "Dataset":
-        import datasets
+        from hf_rnn_seq2seq.data.arguments import DataArguments
+        from hf_rnn_seq2seq.data.corpus import load_corpus, name_of, open_named
 
         if name == "cldr":
-            from hf_rnn_seq2seq.data.arguments import DataArguments
-            from hf_rnn_seq2seq.data.corpus import load_corpus
-
             data = DataArguments(dataset_name=name, dataset_config_name=config, source_lang=language)
             return load_corpus(data, splits=(split,)).splits[split]
-        try:
-            if not Path(name).is_dir():
-                return datasets.load_dataset(name, config, split=split)
-            loaded = datasets.load_from_disk(name)
-            return loaded if isinstance(loaded, datasets.Dataset) else loaded[split]
-        except KeyError:
-            raise DataError(f"split {split!r}: the data set {name!r} has {', '.join(loaded)}") from None
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise DataError(f"data set {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+        loaded = open_named(DataArguments(dataset_name=name, dataset_config_name=config), name)
+        if (Path(name) / "state.json").is_file():  # one table, saved without splits
+            return next(iter(loaded.values()))
+        if (found := name_of(split, loaded)) is None:
+            raise DataError(f"split {split!r}: the data set {name!r} has {', '.join(loaded)}")
+        return loaded[found]
 
     def fingerprint(self) -> str:
         """The fingerprint that `datasets` computes from the rows."""
@@ -266,12 +261,7 @@ class LineWriter:
             raise DataError(f"output_file {str(path)!r}: lines are not packed; leave out .gz")
         if self.path.exists() and not self.path.is_file():
             raise DataError(f"output_file {str(path)!r}: is not a regular file; name one")
-        if not self.path.parent.is_dir():
-            raise DataError(f"output_file {str(path)!r}: folder {str(self.path.parent)!r} does not exist")
-        if not os.access(self.path.parent, os.W_OK):
-            raise DataError(f"output_file {str(path)!r}: folder {str(self.path.parent)!r} cannot be written to")
-        if self.path.exists() and not overwrite:
-            raise DataError(f"output_file {str(path)!r} exists; remove it, or allow --overwrite")
+        check_output_file(self.path, "output_file", overwrite=overwrite)
         self.part = self.path.with_name(self.path.name + ".part")
         self.identity_file = self.path.with_name(self.path.name + ".part.json")
         begun = self.part.exists()

@@ -23,7 +23,8 @@ class PairReader:
         targets: file of translations.
 
     Raises:
-        DataError: a file does not exist, the files differ in length, or the first line has no tab.
+        DataError: a file does not exist, the files differ in length, the first line has no tab, or a line has further
+            columns.
     """
 
     def __init__(self, sources: str | None, targets: str | None = None) -> None:
@@ -42,6 +43,9 @@ class PairReader:
                 source, tab, target = (line.rpartition if self.features else line.partition)("\t")
                 if number == 1 and source.strip() and not tab:
                     raise DataError(f"{self._name(0)}: line 1 has no tab between source and translation")
+                if "\t" in target:
+                    columns = f"line {number} has {line.count(chr(9)) + 1} columns"
+                    raise DataError(f"{self._name(0)}: {columns}; give the source and the translation alone")
                 yield source, target
             return
         for number, pair in enumerate(zip_longest(*self.readers), start=1):

@@ -1,6 +1,5 @@
 """Given translations under a model: log-probability of each token and attention, in batches of similar length."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from hf_rnn_seq2seq.generation.attention import stack_layer
 from hf_rnn_seq2seq.generation.batches import MAX_TOKENS, evaluation_mode, length_batches, model_inputs, pad
 from hf_rnn_seq2seq.generation.encoding import Encoded, encode_targets, encoded_sources
 from hf_rnn_seq2seq.generation.translate import Hypothesis
-from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
+from hf_rnn_seq2seq.model.loss import IGNORED_LABEL, perplexity
 from hf_rnn_seq2seq.model.pretrained import why_not_finite
 
 
@@ -28,7 +27,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp of the mean negative log-probability per token."""
-        return math.exp(min(-self.log_probability / self.tokens, 700.0))
+        return perplexity(-self.log_probability / self.tokens)
 
 
 def score_ids(
@@ -80,7 +79,7 @@ def summarize(scores: Sequence[Score]) -> dict[str, float]:
     """`loss` (nats per target token), `perplexity`, `tokens` and `sentences` of all pairs together."""
     tokens = sum(score.tokens for score in scores)
     loss = -sum(score.log_probability for score in scores) / max(tokens, 1)
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": tokens, "sentences": len(scores)}
+    return {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens, "sentences": len(scores)}
 
 
 def forced_hypothesis(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.running_text import token_ids
 from hf_rnn_seq2seq.model.decoder_state import RnnSeq2SeqCache
-from hf_rnn_seq2seq.model.loss import IGNORED_LABEL
+from hf_rnn_seq2seq.model.loss import IGNORED_LABEL, perplexity
 
 PIECE = 512  # tokens that are read together
 WARM_UP = 1024  # tokens that a part of a text reads before its own
@@ -39,7 +39,7 @@ class TextScore:
         loss = self.nats / max(self.tokens, 1)
         return {
             "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
+            "perplexity": perplexity(loss),
             "nats_per_character": self.nats / max(self.characters, 1),
             "bits_per_character": self.bits_per_character,
         }

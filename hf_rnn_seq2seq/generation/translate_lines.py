@@ -106,14 +106,12 @@ def most_probable(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
 
 
 def json_line(source: str, hypotheses: Sequence[Mapping[str, Any]]) -> str:
-    """A JSON object: the source, and the fields of each hypothesis; no hypothesis for a source without text."""
-    return json.dumps({"source": source, "translations": hypotheses if source.strip() else []}, ensure_ascii=False)
+    """A JSON object: the source, and the fields of each hypothesis."""
+    return json.dumps({"source": source, "translations": hypotheses}, ensure_ascii=False)
 
 
 def text_line(source: str, hypotheses: Sequence[Mapping[str, Any]]) -> str:
-    """The fields of all hypotheses, separated by tabs; an empty line for a source without text."""
-    if not source.strip():
-        return ""
+    """The fields of all hypotheses, separated by tabs; an empty line if there are none."""
     columns = []
     for fields in hypotheses:
         columns.append(fields["text"].replace("\t", " "))
@@ -180,8 +178,8 @@ def translate_lines(
                 counts += encoded.counts()
                 lines = []
                 guesses = request.hypotheses(model, tokenizer, encoded)
-                for source, found, guessed in zip(sources, known, guesses, strict=True):
-                    hypotheses = found or guessed
+                for source, found, guessed, length in zip(sources, known, guesses, encoded.lengths, strict=True):
+                    hypotheses = found or (guessed if length else [])  # a source without text has none
                     fields = [request.fields(tokenizer, source, hypothesis) for hypothesis in hypotheses]
                     line = format_line(source, fields)
                     lines += [part for part in line.split("\n") if part] if kind in LEXICONS else [line]

@@ -44,7 +44,7 @@ def replace_unknown(
         return tokenizer.decode(list(token_ids), skip_special_tokens=True)
     pieces = source_pieces(tokenizer, source, weights.shape[1])
     # Pieces are parts of the sentence, not token names, so an unknown source word has its text here.
-    parts = (letter_groups if splits_letters(tokenizer) else word_groups)(pieces)
+    parts = (letter_groups if splits_letters(tokenizer) else word_groups)(pieces, {*tokenizer.all_special_tokens})
     groups = [group for group in parts if _is_text(pieces, group, tokenizer)]
     word_of = {position: group for group in groups for position in group}
     text = ""

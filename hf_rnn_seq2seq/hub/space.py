@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_rnn_seq2seq.errors import CheckpointError
-from hf_rnn_seq2seq.files import whole_folder
+from hf_rnn_seq2seq.files import check_new_folder, whole_folder
 
 # The files that loading a checkpoint needs; training states, logs and pictures are not copied.
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -59,11 +59,11 @@ def write_space(
     Hub, is in the card if it is given.
 
     Raises:
-        CheckpointError: the directory exists and is not empty, or a local model has no weights as safetensors.
+        CheckpointError: the directory's folder does not exist, or a local model has no weights as safetensors.
+        FileExistsError: the directory exists and is not empty.
     """
     target = Path(directory)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"space={str(directory)!r}: exists and is not empty; name a new directory")
+    check_new_folder(target, "space")
     if not target.resolve().parent.is_dir():
         raise CheckpointError(f"space={str(directory)!r}: its folder does not exist; create it first")
     title = " ".join(title.split()) or "Watch recurrent models translate"

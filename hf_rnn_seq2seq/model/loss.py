@@ -12,6 +12,8 @@ a label do not count.
 N counts positions, D the readout, V the vocabulary.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -24,6 +26,11 @@ from .matmul import LINEAR, compiles_products, compute_dtype, onednn_is_faster, 
 IGNORED_LABEL = -100
 BLOCK = 2**18  # logits that are widened together: 1 MiB in float32
 ROWS = 32  # rows are padded to a multiple of it where oneDNN compiles products for each number of rows
+
+
+def perplexity(nats: float) -> float:
+    """exp of a mean loss; of more than 700 nats that of 700, since exp of 710 is beyond the numbers of 64 bits."""
+    return math.exp(min(nats, 700.0))
 
 
 def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: float, budget: int) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
+from .tokenization_rnn_seq2seq import start_token_id, target_ids
 
 from transformers import (
     AutoConfig,
@@ -78,16 +79,10 @@ class RnnSeq2SeqProcessor(ProcessorMixin):
 
     def _prompts(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         tokenizer = self.tokenizer
-        start = next(
-            token
-            for token in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id)
-            if token is not None
-        )
-        rows = [[start] for _ in texts]
+        rows = [[start_token_id(tokenizer)] for _ in texts]
         for row, text in zip(rows, texts, strict=True):
             if text.strip():
-                encoding = tokenizer(text_target=text)
-                ids = encoding["labels"] if "labels" in encoding else encoding["input_ids"]
+                ids = target_ids(tokenizer(text_target=text))
                 row.extend(ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids)
         width = max(map(len, rows))
         padded = [[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]

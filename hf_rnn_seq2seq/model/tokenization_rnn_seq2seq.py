@@ -13,13 +13,24 @@ from typing import Any, NoReturn
 
 from .config_checks import LOWEST_TRANSFORMERS  # noqa: F401 - checks the library before its newer names are imported
 
-from transformers import AddedToken, BatchEncoding, PreTrainedTokenizerFast
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 Backend = Any  # a `tokenizers.Tokenizer`; that library is none of those that this folder imports
 
 TARGET_TOKENIZER_FILE = "target_tokenizer.json"
 # The model's config has one id of each, for both sides.
 _SHARED_TOKENS = ("pad_token", "bos_token", "eos_token", "unk_token")
+
+
+def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The first input of the decoder: the start token, else the class token, else the pad token."""
+    ids = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id)
+    return next((token for token in ids if token is not None), None)
+
+
+def target_ids(encoding: BatchEncoding) -> list[Any]:
+    """The tokens of what was encoded as `text_target`: a tokenizer with two vocabularies calls them labels."""
+    return encoding["labels"] if "labels" in encoding else encoding["input_ids"]
 
 
 class RnnSeq2SeqJointTokenizer(PreTrainedTokenizerFast):

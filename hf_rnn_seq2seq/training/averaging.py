@@ -12,6 +12,10 @@ from hf_rnn_seq2seq.errors import CheckpointError
 from hf_rnn_seq2seq.files import whole_folder
 from hf_rnn_seq2seq.model.pretrained import not_finite
 from hf_rnn_seq2seq.run_directory import SUMMARY, WEIGHTS, read_tokenizer, refuse_ensemble, vocabulary_hash
+from hf_rnn_seq2seq.training.checkpoints import MANIFEST, STATE
+
+# Files that describe one run or one checkpoint, not the average.
+OF_ONE = (SUMMARY, STATE, MANIFEST, "trainer_state.json", "model.safetensors.index.json")
 
 
 def average_weights(directories: Sequence[str | os.PathLike[str]]) -> dict[str, Tensor]:
@@ -92,8 +96,7 @@ def average_checkpoints(directories: Sequence[str | os.PathLike[str]], output: s
         first = Path(directories[0])
         carried = ("*.json", "*.txt", "*.model", "*.spm", "custom_generate/*.py", "*.py")
         for source in sorted({path for pattern in carried for path in first.glob(pattern)}):
-            # The summary and the trainer state describe one run, not the average.
-            if source.name not in (SUMMARY, "trainer_state.json", "model.safetensors.index.json"):
+            if source.name not in OF_ONE:
                 target = part / source.relative_to(first)
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(source, target)

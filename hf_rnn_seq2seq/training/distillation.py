@@ -101,17 +101,13 @@ def column_names(options: Mapping[str, Any], description: Mapping[str, Any]) -> 
     The same options then read the table, and the other splits, when a student is trained. `description` is that of the
     corpus.
     """
-    given = [options.get("source_column"), options.get("target_column")]
-    numbered = all(name is not None and str(name).isdecimal() for name in given)
-    if not options.get("header", True) or numbered or options.get("file_format"):
+    if not options.get("header", True) or options.get("file_format"):
         return None
-    names = [
-        options.get(f"{side}_column") or options.get(f"{side}_lang") or description.get(f"{side}_lang")
+    source, target = (
+        options.get(f"{side}_column") or options.get(f"{side}_lang") or description.get(f"{side}_lang") or side
         for side in ("source", "target")
-    ]
-    if any(name is None or str(name).isdecimal() for name in names):
-        return "source", "target"
-    return str(names[0]), str(names[1])
+    )
+    return str(source), str(target)
 
 
 def column_places(options: Mapping[str, Any], header: tuple[str, str] | None) -> tuple[int, int]:

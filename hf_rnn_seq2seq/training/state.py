@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_rnn_seq2seq.evaluation import scores
+from hf_rnn_seq2seq.model.loss import perplexity
 from hf_rnn_seq2seq.run_directory import WEIGHTS
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.checkpoints import AVERAGE, CARRIED, load_optimizer, load_weights, save_optimizer
@@ -131,7 +132,7 @@ class Progress:
         figures = {name: total / max(count, 1.0) for name, (total, count) in self.interval_figures.items()}
         return {
             "loss": loss,
-            "perplexity": math.exp(min(figures.get("ml_loss", loss), 700.0)),
+            "perplexity": perplexity(figures.get("ml_loss", loss)),
             **figures,
             "target_tokens_per_second": self.interval_target_tokens / seconds,
             "source_tokens_per_second": self.interval_source_tokens / seconds,

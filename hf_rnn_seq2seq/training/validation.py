@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from hf_rnn_seq2seq.data.batching import plan_batches
 from hf_rnn_seq2seq.data.loader import BatchLoader, column, label_count
 from hf_rnn_seq2seq.generation.batches import evaluation_mode
+from hf_rnn_seq2seq.model.loss import perplexity
 from hf_rnn_seq2seq.training.launch import exact_dtype
 
 Translate = Callable[[PreTrainedModel, Sequence[str]], list[str]]
@@ -68,7 +69,7 @@ class Validator:
         with evaluation_mode(step_module):
             loss = self._loss(step_module, accelerator)
             scores = self._scores(model, accelerator) if self.translated_rows else {}
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), **scores}
+        return {"loss": loss, "perplexity": perplexity(loss), **scores}
 
     def _loss(self, step_module: nn.Module, accelerator: Accelerator) -> float:
         sums = torch.zeros(2, dtype=exact_dtype(accelerator.device), device=accelerator.device)

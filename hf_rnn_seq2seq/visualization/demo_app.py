@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.data.pieces import SPECIAL, source_pieces, target_pieces
+from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
 from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
 from hf_rnn_seq2seq.evaluation.error_analysis import short_names
 from hf_rnn_seq2seq.generation.attention import merge_words
@@ -71,7 +71,8 @@ def translate_live(
     if not text or not systems:
         yield f'<p class="facts">{"Choose a model." if text else "Type a sentence."}</p>'
         return
-    template: Any = environment().get_template("demo.html").make_module({"special": SPECIAL})
+    special = {token for system in systems for token in system.tokenizer.all_special_tokens}
+    template: Any = environment().get_template("demo.html").make_module({"special": special})
     panels = [_Panel(system, text, words, num_beams, temperature) for system in systems]
     while not all(panel.is_finished for panel in panels):
         for panel in panels:
@@ -142,7 +143,8 @@ class _Panel:
         source = source_pieces(self.system.tokenizer, self.text, len(self.translation.source_ids))
         target = target_pieces(self.system.tokenizer, self.translation.token_ids)
         if self.words:
-            weights, source, target = merge_words(weights, source, target)
+            special = {*self.system.tokenizer.all_special_tokens}
+            weights, source, target = merge_words(weights, source, target, special)
         return weights.tolist(), source, target, "rtl" if is_right_to_left(source) else "ltr"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hf_rnn_seq2seq.data.pieces import SPECIAL, source_pieces, target_pieces
+from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.evaluation.error_analysis import ERRORS, AnalyzedSystem, summary_table
 from hf_rnn_seq2seq.evaluation.length_bins import score_by_length
@@ -41,7 +41,8 @@ def report_data(test_set: TestSet, systems: Sequence[AnalyzedSystem], *, words: 
     if columns:
         columns[0]["source"] = [None] * len(base)
     references = [row if isinstance(row, str) else " | ".join(dict.fromkeys(row)) for row in test_set.scored]
-    return {"source": base, "reference": references, "systems": columns, "special": list(SPECIAL)}
+    special = dict.fromkeys(token for system in systems for token in system.tokenizer.all_special_tokens)
+    return {"source": base, "reference": references, "systems": columns, "special": list(special)}
 
 
 def _system_data(test_set: TestSet, system: AnalyzedSystem, words: bool) -> dict[str, Any]:
@@ -52,7 +53,8 @@ def _system_data(test_set: TestSet, system: AnalyzedSystem, words: bool) -> dict
         attention = hypothesis.attention
         matrix = torch.zeros(len(target), len(source)) if attention is None else attention.mean(0)
         if words and target:
-            matrix, source, target = merge_words(matrix, source, target)
+            special = {*system.tokenizer.all_special_tokens}
+            matrix, source, target = merge_words(matrix, source, target, special)
         sources.append(source)
         targets.append(target)
         if attention is not None:

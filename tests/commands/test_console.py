@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
 import hf_rnn_seq2seq
 from hf_rnn_seq2seq import option_parser
 from hf_rnn_seq2seq.__main__ import COMMANDS, main
+from hf_rnn_seq2seq.commands import launch
 from hf_rnn_seq2seq.commands.launch import launcher_names, split_words
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.option_parser import find_recipe, read_recipe
@@ -208,6 +210,17 @@ def test_the_command_trains_a_recipe_by_its_name(launcher: list[str], processes:
     summary = yaml.safe_load((tmp_path / "run" / "summary.json").read_text())
     assert (summary["processes"], summary["steps"]) == (processes, TOY["max_steps"])
     assert summary["command"].startswith("hf-rnn train cldr_en_fr --output_dir run") or processes == 2
+
+
+@pytest.mark.parametrize("more", [["--cpu"], []])
+def test_several_processes_are_never_one(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `accelerate launch` makes of them on a machine without GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    words = ["--num_processes", "2", *more, "cldr_en_fr", "--output_dir", str(tmp_path / "run"), *TOY_OPTIONS]
+    form = "`ACCELERATE_USE_CPU=true hf-rnn train --multi_gpu --num_processes 2 ...`"
+    with pytest.raises(ArgumentError, match=f"num_processes=2: a single process would start; on CPUs write {form}"):
+        launch.main(words)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import datasets
@@ -11,8 +12,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from hf_rnn_seq2seq.data.arguments import DataArguments
-from hf_rnn_seq2seq.data.corpus import SPLITS, load_corpus
+from hf_rnn_seq2seq.data.arguments import SPLITS, DataArguments
+from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import DataError, InputError
@@ -95,10 +96,24 @@ def test_a_translation_column_is_opened(tmp_path):
 
 def test_columns_without_names_are_numbered_from_0(tmp_path):
     path = write(tmp_path / "fra.tsv", "Go.\tVa !\tCC-BY\nHi.\tSalut !\tCC-BY\n")
-    corpus = load(train_file=path, source_column="1", target_column="0")
+    corpus = load(train_file=path, header=False, source_column="1", target_column="0")
     assert pairs_of(corpus.splits["train"]) == [("Va !", "Go."), ("Salut !", "Hi.")]
     with pytest.raises(DataError, match="no column 3; the first row has 3 fields"):
-        load(train_file=path, source_column="3", target_column="0")
+        load(train_file=path, header=False, source_column="3", target_column="0")
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv"])
+def test_a_header_is_never_guessed(suffix, tmp_path):
+    """Names that are numbers are those of the header, or there is no such column."""
+    lines = [["1", "0"], ["Va !", "Go."], ["Salut !", "Hi."]]
+    table = "".join(("\t" if suffix == ".tsv" else ",").join(line) + "\n" for line in lines)
+    path = write(tmp_path / f"numbers{suffix}", table)
+    corpus = load(train_file=path, source_column="0", target_column="1")
+    assert pairs_of(corpus.splits["train"]) == [("Go.", "Va !"), ("Hi.", "Salut !")]
+    path = write(tmp_path / f"names{suffix}", table.replace("1", "fr", 1).replace("0", "en", 1))
+    message = "no column '0'; it has 'fr', 'en' (choose with source_column and target_column, or header=false for a"
+    with pytest.raises(DataError, match=re.escape(message)):
+        load(train_file=path, source_column="0", target_column="1")
 
 
 def test_a_table_without_header_is_read_from_its_first_row(tmp_path):

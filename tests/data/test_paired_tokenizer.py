@@ -3,13 +3,18 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from hf_rnn_seq2seq.data.arguments import ALGORITHMS
 from hf_rnn_seq2seq.data.named_tokenizer import start_token_id
 from hf_rnn_seq2seq.data.paired_tokenizer import pair_tokenizer
+from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
 from hf_rnn_seq2seq.data.tokenizer import LOSSLESS, train_tokenizer
+from hf_rnn_seq2seq.evaluation.error_analysis import analyze
+from hf_rnn_seq2seq.generation.attention import merge_words, word_pairs
+from hf_rnn_seq2seq.generation.translate import Hypothesis
 from hf_rnn_seq2seq.run_directory import read_tokenizer
 
 TEXTS = ["le chat dort", "le chien dort sur le lit", "un oiseau chante l’été", "ça va ? oui !"] * 3
@@ -56,6 +61,27 @@ def test_both_sides_have_the_special_tokens_of_the_source(algorithm: str, tmp_pa
             assert tokenizer.decode(labels, skip_special_tokens=True) == ordinary.decode(ordinary.encode(line).ids)
         unknown = tokenizer(text_target="語")["input_ids"]
         assert (tokenizer.unk_token_id in unknown) == (algorithm not in LOSSLESS)
+
+
+@pytest.mark.parametrize("text, words", [("the cat", ["the", " cat"]), ("語 学", ["語", " 学"])])
+def test_special_tokens_of_the_source_are_no_part_of_words(text: str, words: list[str]) -> None:
+    """Neither of the words beside them nor counted as words, whatever their names are."""
+    made = pair_tokenizer(
+        berts({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}), TEXTS, algorithm="word", model_max_length=9
+    )
+    read, written = made(text)["input_ids"], made(text_target="le chat")["input_ids"]
+    weights = torch.tensor([[0.1, 0.7, 0.1, 0.1], [0.0, 0.0, 0.2, 0.8], [0.9, 0.0, 0.0, 0.1]])
+    found = Hypothesis("le chat", tuple(written), tuple(read), attention=weights[None], log_probability=0.0)
+    assert word_pairs(made, text, found) == [(0, 0)], "chat looks at the end of the sentence"
+    pieces = (source_pieces(made, text, len(read)), target_pieces(made, written))
+    merged, source_words, target_words = merge_words(weights, *pieces, {*made.all_special_tokens})
+    assert source_words == ["[CLS]", *words, "[SEP]"] and target_words == ["le", " chat", "[SEP]"]
+    assert torch.equal(merged, weights)
+    (report,) = analyze([text], ["x"], [found], made)
+    assert report.coverage == pytest.approx((0.7 + 0.3) / 2)
+    weights[:, 0] = 0
+    (report,) = analyze([text], ["x"], [found], made)
+    assert not report.unread
 
 
 def test_outputs_are_composed_where_that_is_lossless() -> None:

@@ -31,12 +31,12 @@ def test_pieces_spell_the_sentence_on_both_sides(algorithm: str, joint: bool) ->
 def test_words_are_merged_by_sum_over_source_and_mean_over_target() -> None:
     source, target = ["Thu", "rsday", ",", " 12", " ", "", "😀", "</s>"], ["jeu", "di", " 12", "</s>"]
     weights = torch.rand(2, 4, 8, generator=torch.Generator().manual_seed(0))
-    merged, source_words, target_words = merge_words(weights, source, target)
+    merged, source_words, target_words = merge_words(weights, source, target, {"</s>"})
     assert source_words == ["Thursday,", " 12", " 😀", "</s>"]
     assert target_words == ["jeudi", " 12", "</s>"]
     torch.testing.assert_close(merged[:, 0, 0], weights[:, :2, :3].sum(-1).mean(-1))
     torch.testing.assert_close(merged[:, 1, 2], weights[:, 2, 4:7].sum(-1))
-    assert word_groups(["日", "本", "語", " is", " x", "y"]) == [[0], [1], [2], [3], [4, 5]]
+    assert word_groups(["日", "本", "語", " is", " x", "y"], ()) == [[0], [1], [2], [3], [4, 5]]
     assert hard_alignment(torch.tensor([[0.1, 0.9], [0.8, 0.2]])) == [(1, 0), (0, 1)]
 
 

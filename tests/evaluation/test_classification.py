@@ -10,6 +10,7 @@ from hf_rnn_seq2seq import RnnClassifierConfig, RnnForSequenceClassification
 from hf_rnn_seq2seq.data.labeled_texts import build_text_tokenizer, sentence_token_id
 from hf_rnn_seq2seq.evaluation.bag_of_words import BagOfWords
 from hf_rnn_seq2seq.evaluation.classification import class_scores, deletion, pointing
+from hf_rnn_seq2seq.generation.batches import MAX_TOKENS
 from hf_rnn_seq2seq.generation.classify import Classified, classify
 from tests.helpers.models import randomise
 
@@ -54,6 +55,18 @@ def test_each_text_is_classified_as_alone(documents: bool) -> None:
         lines = together[3]
         assert lines.sentence_of == [0, -1, 1, 1, 1, 1, -1]
         torch.testing.assert_close(lines.sentences.sum(1), torch.ones(2))
+
+
+def test_long_texts_are_read_in_smaller_batches() -> None:
+    """A batch is limited in tokens, as in all that generates or scores, and not in texts alone."""
+    model, tokenizer = build(documents=False)
+    shapes: list[torch.Size] = []
+    model.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))
+    texts = ["a b c d e " * 110] * 40
+    results = classify(model, tokenizer, texts, batch_size=40)
+    deletion(model, tokenizer, results, ["x"] * 40, batch_size=40)
+    assert all(shape.numel() <= MAX_TOKENS for shape in shapes)
+    assert sum(shape[0] for shape in shapes) == 4 * 40, "once each as a whole, and in the three rows of a deletion"
 
 
 def test_pointing_by_hand() -> None:

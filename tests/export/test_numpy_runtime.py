@@ -22,6 +22,7 @@ from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.export import numpy_pack
 from hf_rnn_seq2seq.export.numpy_pack import export_numpy
 from hf_rnn_seq2seq.export.numpy_runtime import G2p, PackError
+from hf_rnn_seq2seq.generation.encoding import encode_sources
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer, RnnSeq2SeqTokenizer
 from tests.helpers.checkpoints import save_checkpoint
 from tests.helpers.models import config_fields, tiny_model
@@ -302,12 +303,17 @@ def test_features_before_a_word_are_symbols(lowercase: bool, tmp_path: Path) -> 
     tokenizer = build_tokenizer(
         texts[:2], texts[:2], algorithm="letter", joint=False, vocab_size=60, min_frequency=1, lowercase=lowercase
     )
-    export_numpy(pronouncer(tokenizer=tokenizer), tokenizer, tmp_path / "pack", "float32")
+    export_numpy(pronouncer(bias=-9.0, tokenizer=tokenizer), tokenizer, tmp_path / "pack", "float32")
     g2p = G2p(tmp_path / "pack")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert [g2p._framed(g2p.ids(text)) for text in texts] == tokenizer(texts)["input_ids"]
     assert len(g2p.ids(texts[0])) == 4 and 3 not in g2p.ids(texts[0])
+    # As `encode_sources`: nothing is made of features alone, nor of white space.
+    empty = ["", "  ", "V;PST\t", "V;PST\t "]
+    assert encode_sources(tokenizer, empty).ids == [[]] * len(empty)
+    assert g2p.batch([*empty, "V;PST\tab"])[:-1] == [[]] * len(empty)
+    assert all(g2p(text) == [] and g2p.n_best(text) == [([], 1.0)] for text in empty)
 
 
 @pytest.mark.parametrize(("algorithm", "lowercase"), [("word", True), ("char", False), ("char", True)])

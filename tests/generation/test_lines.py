@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from hf_rnn_seq2seq.data.readers import FOREIGN
-from hf_rnn_seq2seq.errors import DataError
+from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.generation.lines import DatasetReader, LineReader, LineWriter
 
 
@@ -47,7 +47,7 @@ def test_streams_refuse_in_one_line(tmp_path: Path) -> None:
         list(LineReader(str(tmp_path / "a.jsonl")))
     with pytest.raises(DataError, match=r"a\.txt\.gz.*, line \d+: not a whole gzip file"):
         list(LineReader(str(tmp_path / "a.txt.gz")))
-    with pytest.raises(DataError, match=r"folder .*/no' does not exist"):
+    with pytest.raises(ArgumentError, match="output_file='.*/no/out': its folder does not exist"):
         LineWriter(str(tmp_path / "no" / "out"))
     with pytest.raises(DataError, match=r"out\.txt\.gz': lines are not packed; leave out \.gz"):
         LineWriter(str(tmp_path / "out.txt.gz"))
@@ -91,6 +91,20 @@ def test_a_language_is_a_column_or_a_key(tmp_path: Path) -> None:
         DatasetReader("cldr", "en-fr", language="fr")
     with pytest.raises(DataError, match="source_lang 'de': the data set .* has en, fr"):
         DatasetReader(str(tmp_path / "pairs"), language="de")
+
+
+def test_a_split_is_found_as_in_training(tmp_path: Path) -> None:
+    """By its other names too, and with the same words about folders that hold no data set."""
+    rows = {name: Dataset.from_list([{"source": name}]) for name in ("dev", "extra")}
+    DatasetDict(rows).save_to_disk(str(tmp_path / "data"))
+    for split in ("validation", "dev"):
+        assert list(DatasetReader(str(tmp_path / "data"), split=split)) == ["dev"]
+    assert list(DatasetReader(str(tmp_path / "data"), split="extra")) == ["extra"]
+    with pytest.raises(DataError, match="split 'test': the data set '.*data' has dev, extra"):
+        DatasetReader(str(tmp_path / "data"))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match="is a folder, but not one that datasets' save_to_disk wrote"):
+        DatasetReader(str(tmp_path / "other"))
 
 
 def test_the_translation_of_a_json_row_is_opened(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hf_rnn_seq2seq.generation.pipeline import RnnTranslationPipeline
 from hf_rnn_seq2seq.generation.scoring import score_ids, score_texts, summarize
 from hf_rnn_seq2seq.generation.unknown_words import read_dictionary, replace_unknown
 from hf_rnn_seq2seq.training.averaging import average_checkpoints
+from hf_rnn_seq2seq.training.checkpoints import MANIFEST, STATE
 from tests.helpers import script_runs
 from tests.helpers.checkpoints import SOURCES, TARGETS, save_checkpoint, tiny_rnn, tiny_tokenizer
 
@@ -146,10 +147,16 @@ def test_an_average_is_the_mean_and_loads(loaded: tuple[Any, Any], checkpoint: P
             for parameter in other.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
         others.append(save_checkpoint(tmp_path / f"other{number}", other, tokenizer))
-    code, out, err = run("average_checkpoints", checkpoint, *others, "--output_dir", tmp_path / "mean")
+    # As `checkpoints/step-N` of a run: what describes this one is no part of the mean.
+    first = shutil.copytree(checkpoint, tmp_path / "first")
+    for name in (MANIFEST, STATE):
+        (first / name).write_text("{}")
+    code, out, err = run("average_checkpoints", first, *others, "--output_dir", tmp_path / "mean")
     assert code == 0 and "the mean of 3 checkpoints" in out, err
     weights = [load_file(folder / "model.safetensors") for folder in (checkpoint, *others)]
     mean = load_file(tmp_path / "mean" / "model.safetensors")
+    left = {path.name for path in first.iterdir()} - {path.name for path in (tmp_path / "mean").iterdir()}
+    assert {MANIFEST, STATE} <= left <= {MANIFEST, STATE, "summary.json"}
     assert mean.keys() == weights[0].keys()
     for name, tensor in mean.items():
         torch.testing.assert_close(tensor, sum(each[name].double() for each in weights).div(3).float())

@@ -81,7 +81,7 @@ def test_a_data_set_of_pictures_is_trained_on_and_scored(tmp_path: Path) -> None
 
 
 def test_a_picture_is_described_and_drawn(captioner: Path, picture: Path, tmp_path: Path) -> None:
-    done = run("caption.py", captioner, picture, "--output", tmp_path / "where.png", "--num_beams", 2)
+    done = run("caption.py", captioner, picture, "--output_file", tmp_path / "where.png", "--num_beams", 2)
     assert done.returncode == 0, done.stderr.decode()
     caption = done.stdout.decode().strip()
     with Image.open(tmp_path / "where.png") as drawn:

@@ -119,7 +119,7 @@ def test_the_recipe_learns_and_its_attention_points(tmp_path: Path) -> None:
 
 def test_a_text_is_classified_and_shaded(reader: Path, tmp_path: Path) -> None:
     text = document("test", 0, 0).text
-    done = run("classify.py", reader, text.replace("\n", "\\n"), "--output", tmp_path / "words.html", "--all")
+    done = run("classify.py", reader, text.replace("\n", "\\n"), "--output_file", tmp_path / "words.html", "--all")
     assert done.returncode == 0, done.stderr.decode()
     shares = dict(part.split() for part in done.stdout.decode().split("\t"))
     page = (tmp_path / "words.html").read_text()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_rnn_seq2seq.data.arguments import DataArguments
-from hf_rnn_seq2seq.data.corpus import SPLITS, load_corpus
+from hf_rnn_seq2seq.data.arguments import SPLITS, DataArguments
+from hf_rnn_seq2seq.data.corpus import load_corpus
 from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.evaluation.attention_agreement import attention_agreement
 from hf_rnn_seq2seq.evaluation.scores import score
@@ -32,7 +32,7 @@ def test_evaluate_bleu_scores_a_run_on_its_own_test_split(checkpoint: Path, tmp_
     model, tokenizer = load_checkpoint(checkpoint)
     save_checkpoint(directory, model, tokenizer)
     pairs = _pairs(tmp_path / "test.tsv")
-    columns = "source_column: '0'\ntarget_column: '1'\nsource_lang: en\ntarget_lang: fr\n"
+    columns = "header: false\nsource_lang: en\ntarget_lang: fr\n"
     (directory / "recipe.yaml").write_text(f"train_file: {pairs}\ntest_file: {pairs}\n{columns}")
     (directory / "summary.json").write_text('{"train_seconds": 61.2, "parameters": 1000}')
     result = run("evaluate_bleu.py", directory, "--num_beams", 2, "--json", tmp_path / "all.json")
@@ -49,8 +49,8 @@ def test_evaluate_bleu_scores_a_run_on_its_own_test_split(checkpoint: Path, tmp_
     assert json.loads((tmp_path / "all.json").read_text())["systems"][0]["chrf"] == summary["chrf"]
 
     before = (directory / "summary.json").read_bytes()
-    other = run("evaluate_bleu.py", directory, checkpoint, "--test_file", pairs, "--source_column", 0,
-                "--target_column", 1, "--paired", "bs", "--paired_samples", 20, "--bootstrap", 20,
+    other = run("evaluate_bleu.py", directory, checkpoint, "--test_file", pairs, "--header", "false",
+                "--paired", "bs", "--paired_samples", 20, "--bootstrap", 20,
                 "--plot_by_length", tmp_path / "length.png", "--translations", tmp_path / "t.jsonl")  # fmt: skip
     assert other.returncode == 0, other.stderr
     assert (directory / "summary.json").read_bytes() == before
@@ -168,6 +168,10 @@ def test_another_file_with_the_columns_of_the_run_needs_no_names(checkpoint: Pat
         found = read_test_set(run_, {"test_file": str(tmp_path / name)})
         assert (found.sources, found.references) == (SOURCES[: len(TARGETS)], TARGETS)
         assert found.description["target_lang"] == (None if name == "other.tsv" else "fr") and not found.own
+    # The names of the run are none of a table without header.
+    (tmp_path / "bare.tsv").write_text("a\tb\nc\td\n")
+    named = _run(checkpoint, tmp_path, **{"test_file": str(tmp_path / "own.tsv"), "source_column": "en"})
+    assert read_test_set(named, {"test_file": str(tmp_path / "bare.tsv"), "header": False}).sources == ["a", "c"]
     with pytest.raises(DataError, match="own.tsv: no column 'source'; it has 'en', 'fr'"):
         read_test_set(run_, {"test_file": str(tmp_path / "own.tsv"), "target_lang": "fr"})
 

@@ -88,30 +88,30 @@ def test_a_test_split_is_measured(writer: Path) -> None:
 def test_a_text_is_written_and_drawn(writer: Path, strokes: Path, tmp_path: Path) -> None:
     pictures = ["--window", tmp_path / "map.png", "--density", tmp_path / "density.png"]
     given = ["--prime", strokes, "--max_points", 12, "--bias", 0.5]
-    done = run("write.py", writer, "sun", "--output", tmp_path / "hand.svg", *given, *pictures)
+    done = run("write.py", writer, "sun", "--output_file", tmp_path / "hand.svg", *given, *pictures)
     assert done.returncode == 0, done.stderr.decode()
     line = (tmp_path / "hand.svg").read_text()
     assert line.startswith("<svg") and "<title>sun</title>" in line and line.count("<path") >= 2
-    again = run("write.py", writer, "sun", "--output", tmp_path / "again.svg", *given)
+    again = run("write.py", writer, "sun", "--output_file", tmp_path / "again.svg", *given)
     assert again.returncode == 0 and (tmp_path / "again.svg").read_text() == line
     for name in ("map.png", "density.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 100
-    done = run("write.py", writer, "sun", "sea", "--output", tmp_path / "sheet.png", "--max_points", 3)
+    done = run("write.py", writer, "sun", "sea", "--output_file", tmp_path / "sheet.png", "--max_points", 3)
     assert done.returncode == 0 and (tmp_path / "sheet.png").is_file()
     # The alphabet has no space: each word is written.
     for number, texts in enumerate((["sun", "sea"], [" sun  sea"])):
-        done = run("write.py", writer, *texts, "--output", tmp_path / f"{number}.svg", "--max_points", 3)
+        done = run("write.py", writer, *texts, "--output_file", tmp_path / f"{number}.svg", "--max_points", 3)
         assert done.returncode == 0, done.stderr.decode()
     assert (tmp_path / "0.svg").read_text() == (tmp_path / "1.svg").read_text()
-    done = run("write.py", writer, "sun", "--output", tmp_path / "one.png", "--max_points", 2)
+    done = run("write.py", writer, "sun", "--output_file", tmp_path / "one.png", "--max_points", 2)
     assert b"warning: 'sun' is not finished after 2 points" in done.stderr or done.stderr == b""
 
 
 def test_a_hand_to_continue_needs_a_row(writer: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    done = run("write.py", writer, "sun", "--output", tmp_path / "hand.svg", "--prime", empty)
+    done = run("write.py", writer, "sun", "--output_file", tmp_path / "hand.svg", "--prime", empty)
     assert done.returncode == 2 and f"file {empty}: has no row" in done.stderr.decode()
 
 
@@ -136,11 +136,11 @@ def test_tables_for_a_reader_are_written_whole(writer: Path, tmp_path: Path) -> 
         ),
         (["sun sea", "--density", "map.png"], "density='map.png': shows one writing; give one text, or one word of it"),
         (["sun", "--bias", "-1"], "--bias"),
-        (["sun", "--output", "hand.gif"], "the suffix must be one of"),
+        (["sun", "--output_file", "hand.gif"], "the suffix must be one of"),
     ],
 )
 def test_what_cannot_be_written_is_one_line(words: list[str], message: str, writer: Path, tmp_path: Path) -> None:
-    given = words if "--output" in words else [*words, "--output", tmp_path / "hand.svg"]
+    given = words if "--output_file" in words else [*words, "--output_file", tmp_path / "hand.svg"]
     done = run("write.py", writer, *given)
     assert done.returncode == 2 and message in done.stderr.decode().splitlines()[-1], done.stderr.decode()
     assert not (tmp_path / "hand.svg").exists()
@@ -155,7 +155,7 @@ def test_a_push_is_tried(writer: Path) -> None:
 
 
 def test_a_network_that_translates_does_not_write(checkpoint: Path, tmp_path: Path) -> None:
-    done = run("write.py", checkpoint, "sun", "--output", tmp_path / "hand.svg")
+    done = run("write.py", checkpoint, "sun", "--output_file", tmp_path / "hand.svg")
     assert done.returncode == 2 and b"the model writes text; hf-rnn translate is for it" in done.stderr
 
 
@@ -168,7 +168,7 @@ def test_the_prediction_network_trains_and_writes(tmp_path: Path) -> None:
     train(tmp_path / "run", max_steps=2, preset="graves2013_handwriting", window_components=0)
     model = AutoModel.from_pretrained(tmp_path / "run")
     assert not model.config.reads_text and model.config.alphabet == ""
-    done = run("write.py", tmp_path / "run", "--output", tmp_path / "hand.png", "--max_points", 9)
+    done = run("write.py", tmp_path / "run", "--output_file", tmp_path / "hand.png", "--max_points", 9)
     assert done.returncode == 0, done.stderr.decode()
     done = run("evaluate_bleu.py", tmp_path / "run")
     assert done.returncode == 0 and b"nats a row" in done.stdout, done.stderr.decode()

@@ -144,18 +144,18 @@ def test_the_pipeline_continues_a_text(writer: Path) -> None:
 
 
 def test_the_surprise_of_each_character_is_drawn(writer: Path, tmp_path: Path) -> None:
-    done = run("plot_surprise.py", writer, "ROMEO: <b>&\\n", "--output", tmp_path / "bits.html")
+    done = run("plot_surprise.py", writer, "ROMEO: <b>&\\n", "--output_file", tmp_path / "bits.html")
     assert done.returncode == 0, done.stderr.decode()
     page = (tmp_path / "bits.html").read_text()
     assert page.count("<span") == 12 and ">&lt;</span>" in page and ">&amp;</span>" in page
     model, tokenizer = load_as("CausalLM", writer)
     bits = score_text(model, tokenizer, ["ROMEO: <b>&\n"]).nats / math.log(2)
     assert done.stdout.decode() == f"{bits:.2f} bits for 12 characters, {bits / 12:.3f} a character\n"
-    drawn = run("plot_surprise.py", writer, "--output", tmp_path / "bits.png", stdin=b"ROMEO:\n\tWh\xe9t")
+    drawn = run("plot_surprise.py", writer, "--output_file", tmp_path / "bits.png", stdin=b"ROMEO:\n\tWh\xe9t")
     assert drawn.returncode == 0 and (tmp_path / "bits.png").read_bytes()[:4] == b"\x89PNG"
     for words, message in (
-        (("", "--output", tmp_path / "s.html"), "text '': is empty"),
-        (("a", "--output", tmp_path / "s.txt"), "the suffix must be one of .html"),
+        (("", "--output_file", tmp_path / "s.html"), "text '': is empty"),
+        (("a", "--output_file", tmp_path / "s.txt"), "the suffix must be one of .html"),
     ):
         refused = run("plot_surprise.py", writer, *words)
         assert refused.returncode == 2 and message in refused.stderr.decode()
@@ -183,7 +183,7 @@ def test_a_command_of_another_task_says_which_is_right(writer: Path, checkpoint:
     done = run("translate.py", writer, stdin=b"3 days ago")
     assert done.returncode == 2
     assert b'the model continues a text; pipeline("text-generation") is for it' in done.stderr
-    done = run("plot_surprise.py", checkpoint, "3 days ago", "--output", tmp_path / "s.html")
+    done = run("plot_surprise.py", checkpoint, "3 days ago", "--output_file", tmp_path / "s.html")
     assert done.returncode == 2 and b"the model writes text; hf-rnn translate is for it" in done.stderr
 
 

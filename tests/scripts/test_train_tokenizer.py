@@ -44,7 +44,10 @@ def test_it_names_the_algorithm_of_each_side(tmp_path):
     ("words", "message"),
     [
         (DATA, "error: output_dir=None"),
-        ([*DATA, "--output_dir", "hf_rnn_seq2seq"], "error: output_dir='hf_rnn_seq2seq': exists and is not an empty"),
+        (
+            [*DATA, "--output_dir", "hf_rnn_seq2seq"],
+            "error: output_dir='hf_rnn_seq2seq': must be a new or an empty",
+        ),
         ([*DATA, "--vocab_size", "100", "--output_dir", "{new}"], "error: vocab_size=100: bpe needs at least 260"),
         (["--train_file", "no.tsv", "--output_dir", "{new}"], "error: file no.tsv does not exist"),
         ([*DATA, "--vocab_sise", "100", "--output_dir", "{new}"], "vocab_size"),

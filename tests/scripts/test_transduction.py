@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
+from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError, DataError
 from hf_rnn_seq2seq.evaluation.test_set import read_test_set
 from hf_rnn_seq2seq.generation.score_lines import PairReader
 from hf_rnn_seq2seq.generation.translate_lines import lexicon_lines
@@ -90,6 +90,17 @@ def test_another_test_file_is_read_as_the_runs_own(g2p: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr.decode()
     (found,) = json.loads((tmp_path / "a.json").read_text())["systems"]
     assert (found["test_sentences"], found["sequence_error"]) in ((1, 0), (1, 100))
+    # Where each source has one reference, as in most files of the recipe, there is nothing to refuse.
+    (tmp_path / "one.tsv").write_text("hat\tʃ a t\ntac\tt a k\n", encoding="utf-8")
+    words = ("--test_file", tmp_path / "one.tsv", "--json", tmp_path / "b.json")
+    errors = run("evaluate_bleu.py", g2p, *words, "--scores", "wer", "cer", "symbol_error")
+    assert errors.returncode == 0, errors.stderr.decode()
+    (found,) = json.loads((tmp_path / "b.json").read_text())["systems"]
+    assert found["wer"] == pytest.approx(found["symbol_error"]) and found["cer"] <= found["wer"]
+    paired = run("evaluate_bleu.py", g2p, g2p, *words, "--paired", "bs", "--paired_samples", 20)
+    assert paired.returncode == 0, paired.stderr.decode()
+    rows = json.loads((tmp_path / "b.json").read_text())["paired"]
+    assert [row["p_value"] for row in rows if row["system"] != str(g2p)] == [1, 1]
 
 
 def test_the_nearest_of_several_references_is_shown(g2p: Path, tmp_path: Path) -> None:
@@ -195,10 +206,21 @@ def test_features_without_a_word_have_no_score(g2p: Path, tmp_path: Path) -> Non
     assert b"3 line(s) have an empty side and no score (first: line 2)" in done.stderr
 
 
+def test_features_without_a_word_have_no_hypothesis(g2p: Path) -> None:
+    """As a line without text; the lines around them are translated."""
+    text = run("translate.py", g2p, "--scores", stdin=b"hat\nN;PL\t\n \ntac\n")
+    assert text.returncode == 0, text.stderr.decode()
+    assert [len(line.split("\t")) for line in text.stdout.decode().splitlines()] == [2, 1, 1, 2]
+    assert text.stdout.decode().splitlines()[1:3] == ["", ""]
+    rows = run("translate.py", g2p, "--output_format", "jsonl", stdin=b"hat\nN;PL\t\n \n")
+    assert [len(json.loads(line)["translations"]) for line in rows.stdout.splitlines()] == [1, 0, 0]
+
+
 def test_the_last_tab_ends_a_source_with_features(tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text("fre\tbonjour\tb O\n")
     pairs = PairReader(str(tmp_path / "pairs.tsv"))
-    assert list(pairs) == [("fre", "bonjour\tb O")]
+    with pytest.raises(DataError, match="pairs.tsv: line 1 has 3 columns; give the source and the translation alone"):
+        list(pairs)
     pairs = PairReader(str(tmp_path / "pairs.tsv"))
     pairs.features = True
     assert list(pairs) == [("fre\tbonjour", "b O")]

@@ -147,6 +147,9 @@ def test_options_of_the_models_own_search(checkpoint: Path, tmp_path: Path) -> N
     assert b"6 pairs" in learnt.stdout, learnt.stderr
     again = run("learn_shortlist.py", checkpoint, tmp_path / "pairs.tsv", "--output_file", tmp_path / "words.json")
     assert again.returncode == 2 and b"words.json': exists; choose another name, or --overwrite" in again.stderr
+    (tmp_path / "three.tsv").write_text("a\tb\nc\td\tCC-BY\n")
+    wide = run("learn_shortlist.py", checkpoint, tmp_path / "three.tsv", "--output_file", tmp_path / "three.json")
+    assert wide.returncode == 2 and b"line 2 has further columns; give source, tab, target alone" in wide.stderr
     assert run("translate.py", checkpoint, "--text", "").stdout == b"\n", "an empty line gives an empty line"
     for more in ((), ("--scores",)):
         short = run("translate.py", checkpoint, "--shortlist", tmp_path / "words.json", *more, stdin=text)
@@ -288,7 +291,7 @@ def test_what_cannot_be_written_to_is_named(checkpoint: Path, tmp_path: Path) ->
     for place, message in (
         (tmp_path, "is not a regular file; name one"),
         ("/dev/full", "is not a regular file; name one"),
-        (tmp_path / "no" / "out", "no' does not exist"),
+        (tmp_path / "no" / "out", "its folder does not exist; make it, or name another one"),
     ):
         result = run("translate.py", checkpoint, "--input_file", tmp_path / "in.txt", "--output_file", place)
         assert result.returncode == 2 and message in result.stderr.decode().splitlines()[-1], result.stderr

@@ -211,14 +211,22 @@ def test_columns_are_called_what_the_options_call_them() -> None:
     assert column_names({"source_lang": "de", "target_lang": "en"}, {}) == ("de", "en")
     assert column_names({"source_column": "a", "target_column": "b", "source_lang": "de"}, {}) == ("a", "b")
     assert column_names({"dataset_config_name": "en-fr"}, {"source_lang": "en", "target_lang": "fr"}) == ("en", "fr")
-    assert column_names({"source_column": "0", "target_column": "1"}, {}) is None, "the same options read a pair there"
+    assert column_names({"source_column": "0", "target_column": "1"}, {}) == ("0", "1"), "the same options read them"
+    assert column_names({"source_column": "a", "source_lang": "de"}, {}) == ("a", "target")
+    assert column_names({"header": False, "source_column": "0"}, {}) is None, "the same options read a pair there"
     assert column_names({}, {"source_lang": None, "target_lang": None}) == ("source", "target")
     assert column_names({"file_format": "cmudict"}, {}) is None, "a header would be a word"
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"header": False, "target_column": "2"}, {"file_format": "cmudict"}, {"source_lang": "en", "target_lang": "fr"}],
+    [
+        {"header": False, "target_column": "2"},
+        {"file_format": "cmudict"},
+        {"source_lang": "en", "target_lang": "fr"},
+        {"source_column": "0", "target_column": "1"},
+        {"source_column": "0"},
+    ],
 )
 def test_the_options_that_read_the_corpus_read_the_table(options: dict[str, Any], tmp_path: Path) -> None:
     rows = Dataset.from_dict({"source": ["new york", "ab"], "target": ["", ""]})

@@ -70,7 +70,7 @@ def test_attention_in_the_page_is_the_tensors(made: tuple[TestSet, list[Any]]) -
             source = source_pieces(systems[0].tokenizer, test_set.sources[row], len(hypothesis.source_ids))
             matrix, target = hypothesis.attention[0], target_pieces(systems[0].tokenizer, hypothesis.token_ids)
             if words:
-                matrix, source, target = merge_words(matrix, source, target)
+                matrix, source, target = merge_words(matrix, source, target, {"</s>"})
             assert (data["source"][row], column["target"][row]) == (source, target)
             own, stored = stored[: matrix.numel()], stored[matrix.numel() :]
             shown = torch.tensor(list(own)).view(matrix.shape) / 255
@@ -162,9 +162,8 @@ def test_hover_and_keys_show_the_attention(browser: Any, page_file: str, made: t
     data = report_data(*made)
     system, hypothesis = made[1][0], made[1][0].hypotheses[0]
     pieces = source_pieces(system.tokenizer, made[0].sources[0], len(hypothesis.source_ids))
-    matrix, source, target = merge_words(
-        hypothesis.attention[0], pieces, target_pieces(system.tokenizer, hypothesis.token_ids)
-    )
+    written = target_pieces(system.tokenizer, hypothesis.token_ids)
+    matrix, source, target = merge_words(hypothesis.attention[0], pieces, written, {"</s>"})
     with open_page(browser, page_file) as page:
         ready(page)
         line = page.locator('article[data-row="0"] [data-kind="target"][data-system="0"] .w')
@@ -296,7 +295,7 @@ def test_five_thousand_sentences(browser: Any, tmp_path: Path) -> None:
 class CheapTokenizer:
     """A tokenizer of words, since tokenizing 10,000 sentences is not under test."""
 
-    all_special_ids = (2,)
+    all_special_ids, all_special_tokens = (2,), ("</s>",)
 
     def __call__(self, text: str, **_: Any) -> dict[str, Any]:
         spans = [match.span() for match in re.finditer(r"\s?\S+", text)]

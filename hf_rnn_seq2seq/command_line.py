@@ -32,7 +32,7 @@ PATHS = (
     {"card", "dataset", "dataset_name", "density", "directories", "directory", "ensemble", "font", "imports"}
     | {"input", "input_file", "json", "lexicon", "model", "models", "output", "output_dir", "output_file"}
     | {"pairs", "plot_by_length", "prime", "references", "replace_unknown", "runs", "shortlist", "sources", "space"}
-    | {"targets", "teachers", "test_file", "train_file", "translations", "unlabelled_file", "window"}
+    | {"targets", "teachers", "test_file", "train_file", "translations", "unlabeled_file", "window"}
 )
 
 

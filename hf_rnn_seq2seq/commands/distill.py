@@ -6,7 +6,7 @@
 Knowledge distillation at sequence level (Kim and Rush 2016): the student learns the output of the teacher's beam
 search, which is more regular than human translations. TEACHER is a directory that training wrote, or any
 sequence-to-sequence model of the Hub; several directories are an ensemble of models with one vocabulary. Without data
-options the corpus is the teacher's training split. --unlabelled_file FILE adds sources without targets, one a line.
+options the corpus is the teacher's training split. --unlabeled_file FILE adds sources without targets, one a line.
 --interpolate N takes, of the N best hypotheses, the one closest to the reference, where there is one.
 
 The table keeps the order, the sources and the column names of the corpus, so that the same options read it. It has no
@@ -38,7 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--interpolate", type=command_line.at_least(2), metavar="N", help="of the N best, the closest to the reference"
     )
-    parser.add_argument("--unlabelled_file", metavar="FILE", help="further sources, one a line (.jsonl, .gz)")
+    parser.add_argument("--unlabeled_file", metavar="FILE", help="further sources, one a line (.jsonl, .gz)")
     parser.add_argument("--source_prefix", default="", help="text before every source, such as a task of T5")
     command_line.add_batch_options(parser)
     command_line.add_generation_options(parser)
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         column_names,
         column_places,
         corpus_options,
-        with_unlabelled,
+        with_unlabeled,
         write_distilled,
     )
 
@@ -110,10 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "train" not in corpus.splits:
         raise DataError(f"train split: the data has none, it has {', '.join(corpus.splits)}; choose another data set")
     rows, header = corpus.splits["train"], column_names(chosen, corpus.description)
-    labelled, fingerprint = len(rows), [corpus.description.get("fingerprint")]
-    if arguments.unlabelled_file is not None:
-        reader = LineReader(arguments.unlabelled_file)
-        rows = with_unlabelled(rows, reader, arguments.unlabelled_file)
+    labeled, fingerprint = len(rows), [corpus.description.get("fingerprint")]
+    if arguments.unlabeled_file is not None:
+        reader = LineReader(arguments.unlabeled_file)
+        rows = with_unlabeled(rows, reader, arguments.unlabeled_file)
         fingerprint.append(reader.fingerprint())
         for warning in reader.warnings():
             print(f"warning: {warning}", file=sys.stderr)
@@ -129,6 +129,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             bar.update(done - bar.n)
     for problem in source_problems(counts):
         print(f"warning: {problem}", file=sys.stderr)
-    further = f" and {len(rows) - labelled} unlabelled sources" if len(rows) > labelled else ""
-    print(f"{arguments.output_file}: {labelled} rows{further}; {corpus.left_out('train')}", file=sys.stderr)
+    further = f" and {len(rows) - labeled} unlabeled sources" if len(rows) > labeled else ""
+    print(f"{arguments.output_file}: {labeled} rows{further}; {corpus.left_out('train')}", file=sys.stderr)
     return 0

@@ -108,7 +108,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def add_search_options(parser: command_line.Parser) -> None:
     group = parser.add_argument_group("what the model's own search adds to generation")
-    group.add_argument("--gnmt_alpha", type=command_line.finite(0), metavar="A", help="length normalisation of GNMT")
+    group.add_argument("--gnmt_alpha", type=command_line.finite(0), metavar="A", help="length normalization of GNMT")
     group.add_argument(
         "--coverage_penalty", type=command_line.finite(0), metavar="B", help="GNMT's reward for covering the source"
     )

@@ -73,7 +73,7 @@ def mixture(logits: Tensor, copying: Copying) -> Tensor:
 def copy_loss(
     readout: Tensor, head: nn.Module, copying: Copying, labels: Tensor, smoothing: float, budget: int
 ) -> Tensor:
-    """Sum over the labelled positions of the smoothed cross entropy of P, in nats; a scalar of float32 at least.
+    """Sum over the labeled positions of the smoothed cross entropy of P, in nats; a scalar of float32 at least.
 
     P itself is never computed: the logits' logsumexp, the label's logit and those of the source's words are enough. If the
     logits would take more than `budget` bytes in float32, they are computed in chunks of positions, and again for the
@@ -96,7 +96,7 @@ def copy_loss(
     if smoothing:
         parts += [ids, _by_word(weights, copying.source_ids)]
     if readout.device.type == "cpu":
-        # Elsewhere the number of labelled positions would have to be read back, which stops the device's queue.
+        # Elsewhere the number of labeled positions would have to be read back, which stops the device's queue.
         real = labels != IGNORED_LABEL
         parts = [part[real] for part in parts]
     else:

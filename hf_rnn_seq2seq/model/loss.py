@@ -34,7 +34,7 @@ def perplexity(nats: float) -> float:
 
 
 def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: float, budget: int) -> Tensor:
-    """Sum over the labelled positions of the smoothed cross entropy, in nats; a scalar of float32 at least.
+    """Sum over the labeled positions of the smoothed cross entropy, in nats; a scalar of float32 at least.
 
     Args:
         readout: (batch, target, D).
@@ -47,7 +47,7 @@ def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: flo
     # Adapters replace the layer, and offloading wraps its forward: then the weight alone is not enough.
     plain = departure(head, LINEAR) is None
     if readout.device.type == "cpu":
-        # Elsewhere the number of labelled positions would have to be read back, which stops the device's queue.
+        # Elsewhere the number of labeled positions would have to be read back, which stops the device's queue.
         real = labels != IGNORED_LABEL
         rows, labels = readout[real], labels[real]
         if plain and compiles_products(rows, head.weight) and (spare := -len(rows) % ROWS):
@@ -65,7 +65,7 @@ def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: flo
 
 
 def logits_loss(logits: Tensor, labels: Tensor, budget: int, smoothing: float = 0.0) -> Tensor:
-    """Sum over the labelled positions of the smoothed cross entropy, in nats; a scalar of float32 at least.
+    """Sum over the labeled positions of the smoothed cross entropy, in nats; a scalar of float32 at least.
 
     Args:
         logits: (batch, target, V).
@@ -206,8 +206,8 @@ def word_losses(readout: Tensor, head: nn.Module, labels: Tensor, smoothing: flo
         size: positions whose logits are computed together.
     """
     found = []
-    labelled = labels.to(readout.device).flatten()
-    for rows, words in zip(readout.flatten(0, 1).split(size), labelled.split(size), strict=True):
+    labeled = labels.to(readout.device).flatten()
+    for rows, words in zip(readout.flatten(0, 1).split(size), labeled.split(size), strict=True):
         logits = head(rows)
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
         found.append(F.cross_entropy(exact, words, reduction="none", label_smoothing=smoothing))

@@ -117,7 +117,7 @@ def column_places(options: Mapping[str, Any], header: tuple[str, str] | None) ->
     return int(options.get("source_column") or 0), int(options.get("target_column") or 1)
 
 
-def with_unlabelled(rows: Dataset, lines: Iterable[str], name: str) -> Dataset:
+def with_unlabeled(rows: Dataset, lines: Iterable[str], name: str) -> Dataset:
     """The `rows`, and after them a row without a target for each further source among the `lines` of the file `name`.
 
     Blank lines, and lines that are a source already, are left out.
@@ -130,12 +130,12 @@ def with_unlabelled(rows: Dataset, lines: Iterable[str], name: str) -> Dataset:
     for number, line in enumerate(lines, start=1):
         if "\t" in line:
             raise DataError(
-                f"unlabelled_file={name!r}: line {number} has a tab; give one source a line, without targets"
+                f"unlabeled_file={name!r}: line {number} has a tab; give one source a line, without targets"
             )
         if line.strip() and line not in known:
             further[line] = None
     if not further:
-        raise DataError(f"unlabelled_file={name!r}: holds no source that the corpus lacks; leave it out")
+        raise DataError(f"unlabeled_file={name!r}: holds no source that the corpus lacks; leave it out")
     columns = {"source": list(further), "target": [""] * len(further)}
     return concatenate_datasets([rows.select_columns(list(columns)), Dataset.from_dict(columns)])
 

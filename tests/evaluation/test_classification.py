@@ -12,7 +12,7 @@ from hf_rnn_seq2seq.evaluation.bag_of_words import BagOfWords
 from hf_rnn_seq2seq.evaluation.classification import class_scores, deletion, pointing
 from hf_rnn_seq2seq.generation.batches import MAX_TOKENS
 from hf_rnn_seq2seq.generation.classify import Classified, classify
-from tests.helpers.models import randomise
+from tests.helpers.models import randomize
 
 TEXTS = ["a b c\nd e", "c\nc c d\na", "e d", "b\n\nd c b a"]
 
@@ -29,7 +29,7 @@ def build(**options: object) -> tuple:
         **options,
     )
     model = RnnForSequenceClassification(config).eval()
-    randomise(model, deviation=1.0)
+    randomize(model, deviation=1.0)
     return model, tokenizer
 
 

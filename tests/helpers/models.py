@@ -42,11 +42,11 @@ def tiny_model(
 ) -> RnnSeq2SeqForConditionalGeneration:
     """A model in eval mode whose parameters, gains and biases included, are all far from zero and from each other."""
     model = RnnSeq2SeqForConditionalGeneration(config or tiny_config(**options)).to(dtype).eval()
-    randomise(model, seed, deviation)
+    randomize(model, seed, deviation)
     return model
 
 
-def randomise(module: nn.Module, seed: int = 0, deviation: float = 0.6) -> None:
+def randomize(module: nn.Module, seed: int = 0, deviation: float = 0.6) -> None:
     """Sets normally distributed parameters, equal for equal seeds."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

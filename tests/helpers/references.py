@@ -229,12 +229,12 @@ def attend(
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """The context, and the weights of each head; windows as in Luong 2015, section 3.2."""
     places = list(range(len(states)))
-    centre = torch.tensor(float(time), dtype=query.dtype)
+    center = torch.tensor(float(time), dtype=query.dtype)
     if config.attention_window == "local_p":  # equation 9
         hidden = torch.tanh(weights["position_hidden.weight"] @ query)
-        centre = len(states) * torch.sigmoid(weights["position_score.weight"][0] @ hidden)
+        center = len(states) * torch.sigmoid(weights["position_score.weight"][0] @ hidden)
     if config.attention_window != "global":
-        places = [place for place in places if abs(place - centre.item()) <= config.attention_window_size]
+        places = [place for place in places if abs(place - center.item()) <= config.attention_window_size]
     contexts, attentions = [], []
     for number in range(config.num_attention_heads):
         known = covered or [None] * len(states)
@@ -242,7 +242,7 @@ def attend(
         shares = align(config, weights, scores, number)
         if config.attention_window == "local_p":  # equation 10
             deviation = config.attention_window_size / 2
-            gaussian = [torch.exp(-((place - centre) ** 2) / (2 * deviation**2)) for place in places]
+            gaussian = [torch.exp(-((place - center) ** 2) / (2 * deviation**2)) for place in places]
             shares = [share * factor for share, factor in zip(shares, gaussian, strict=True)]
         attention = [query.new_zeros(())] * len(states)
         for place, share in zip(places, shares, strict=True):

@@ -11,7 +11,7 @@ from hf_rnn_seq2seq import register_attention
 from hf_rnn_seq2seq.model.attention import Attention, GeneralAttention, build_attention, masked_softmax
 from hf_rnn_seq2seq.model.config_checks import ConfigError
 from tests.helpers import references
-from tests.helpers.models import batch, randomise, tiny_config, tiny_model
+from tests.helpers.models import batch, randomize, tiny_config, tiny_model
 
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [0, 1, 1, 0, 1, 1], [1, 1, 1, 1, 1, 1]]).bool()
 KINDS: dict[str, dict[str, Any]] = {
@@ -31,7 +31,7 @@ def build(**options: Any) -> tuple[Any, Attention, Tensor, Tensor, Tensor]:
     """A config, its attention, queries (batch, 3, hidden), states (batch, 6, states), positions of the queries."""
     config = tiny_config(**options)
     attention = build_attention(config).double()
-    randomise(attention, deviation=1.0)
+    randomize(attention, deviation=1.0)
     generator = torch.Generator().manual_seed(2)
     query = torch.randn(4, 3, config.hidden_size, generator=generator, dtype=torch.float64, requires_grad=True)
     states = torch.randn(4, 6, config.encoder_output_size, generator=generator, dtype=torch.float64, requires_grad=True)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Generation
 from hf_rnn_seq2seq import ConfigError, RnnCausalConfig, RnnCausalModel, RnnForCausalLM, RnnSeq2SeqCache
 from hf_rnn_seq2seq.model.presets import CAUSAL_PRESETS
 from tests.helpers import reference_model, references
-from tests.helpers.models import config_fields, mask, pad, randomise, tiny_model
+from tests.helpers.models import config_fields, mask, pad, randomize, tiny_model
 from tests.model.test_model import gradients, objective
 
 # Of one length, so that no position is padding.
@@ -38,7 +38,7 @@ def tiny_lm(dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -
     """A language model in eval mode whose parameters are all far from zero and from each other."""
     config = RnnCausalConfig(**{"vocab_size": 11, "embedding_size": 5, "hidden_size": 4, **options})
     model = RnnForCausalLM(config).to(dtype).eval()
-    randomise(model, seed)
+    randomize(model, seed)
     return model
 
 

@@ -15,7 +15,7 @@ from hf_rnn_seq2seq import ConfigError, RnnClassifierConfig, RnnClassifierModel,
 from hf_rnn_seq2seq.model.modeling_rnn_classifier import hop_penalty
 from hf_rnn_seq2seq.model.presets import CLASSIFIER_PRESETS
 from tests.helpers import classifier_reference
-from tests.helpers.models import SMALL_BERT, mask, pad, randomise
+from tests.helpers.models import SMALL_BERT, mask, pad, randomize
 from tests.model.test_remote_code import check_loaded_elsewhere
 
 STOP = 9  # the token that ends a sentence
@@ -40,7 +40,7 @@ def build(**options: Any) -> RnnForSequenceClassification:
     if options.get("pooling", "attention") != "attention":
         del sizes["attention_size"]
     model = RnnForSequenceClassification(RnnClassifierConfig(**{**sizes, **options})).to(torch.float64).eval()
-    randomise(model)
+    randomize(model)
     return model
 
 

@@ -13,7 +13,7 @@ from hf_rnn_seq2seq import ConfigError, RnnForHandwriting, RnnHandwritingConfig
 from hf_rnn_seq2seq.model.mixture_density import Mixture
 from hf_rnn_seq2seq.model.pen_points import START, height, simplify, to_points, to_strokes
 from tests.helpers import pen_references
-from tests.helpers.models import config_fields, randomise
+from tests.helpers.models import config_fields, randomize
 from tests.helpers.reference_model import decode
 from tests.helpers.references import affine, under
 
@@ -27,7 +27,7 @@ def small_model(text: bool = True, *, dtype: torch.dtype = torch.float64, **opti
     """In evaluation mode; every parameter is away from zero."""
     options = {**SMALL, **({"alphabet": ALPHABET, "window_components": 2} if text else {}), **options}
     model = RnnForHandwriting(RnnHandwritingConfig(**options)).to(dtype).eval()
-    randomise(model, deviation=0.4)
+    randomize(model, deviation=0.4)
     return model
 
 

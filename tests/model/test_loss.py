@@ -129,9 +129,9 @@ def test_few_numbers_of_rows_where_each_has_products_of_its_own(monkeypatch: pyt
     seen, plain = [], loss.product
     monkeypatch.setattr(loss, "product", lambda left, *more: seen.append(len(left)) or plain(left, *more))
     head, generator = nn.Linear(4, 9), torch.Generator().manual_seed(0)
-    for labelled in (0, 1, 20, 32, 33):
+    for labeled in (0, 1, 20, 32, 33):
         readout = torch.randn(2, 24, 4, generator=generator).requires_grad_()
-        labels = torch.arange(48).remainder(9).masked_fill(torch.arange(48) >= labelled, -100).view(2, 24)
+        labels = torch.arange(48).remainder(9).masked_fill(torch.arange(48) >= labeled, -100).view(2, 24)
         with torch.autocast("cpu", torch.bfloat16):
             found = output_loss(readout, head, labels, 0.1, 2**20)
         expected = F.cross_entropy(head(readout).flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=0.1)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from hf_rnn_seq2seq import ConfigError, RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from hf_rnn_seq2seq.model.presets import PRESETS
 from tests.helpers import warm
-from tests.helpers.models import SOURCES, TARGETS, batch, decoder_inputs, randomise
+from tests.helpers.models import SOURCES, TARGETS, batch, decoder_inputs, randomize
 from tests.helpers.paper_systems import EQUATIONS, SIZES
 
 NAMES = ["sutskever2014", "cho2014", "bahdanau2014", "luong2015", "gnmt2016", "rnmt_plus2018", "bideep2017"]
@@ -32,7 +32,7 @@ def small_config(name: str, **options: Any) -> RnnSeq2SeqConfig:
 def small_model(name: str, *, dtype: torch.dtype = torch.float64, **options: Any) -> RnnSeq2SeqForConditionalGeneration:
     """In evaluation mode, every parameter far from zero."""
     model = RnnSeq2SeqForConditionalGeneration(small_config(name, **options)).to(dtype).eval()
-    randomise(model)
+    randomize(model)
     return model
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_rnn_seq2seq.model.recurrence import RecurrentLayer
 from tests.helpers import references
-from tests.helpers.models import randomise, tiny_config
+from tests.helpers.models import randomize, tiny_config
 
 INPUTS, HIDDEN, BATCH, TIME = 3, 4, 3, 5
 LENGTHS = torch.tensor([5, 2, 4])
@@ -30,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def build(kind: str, **options: Any) -> tuple[RecurrentLayer, Tensor, tuple[Tensor, ...]]:
     """A layer, what it reads (batch, time, inputs), and a state that is not zero."""
     layer = RecurrentLayer(input_size=INPUTS, hidden_size=HIDDEN, **KINDS[kind], **options).double()
-    randomise(layer)
+    randomize(layer)
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(BATCH, TIME, INPUTS, generator=generator, dtype=torch.float64, requires_grad=True)
     parts = 2 if KINDS[kind]["cell_type"] == "lstm" else 1

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from hf_rnn_seq2seq import RnnForHandwriting, RnnHandwritingConfig
 from hf_rnn_seq2seq.model.config_checks import LOWEST_TRANSFORMERS
 from tests.helpers import warm
-from tests.helpers.models import SMALL_BERT, SOURCES, batch, decoder_inputs, mask, pad, randomise, tiny_model
+from tests.helpers.models import SMALL_BERT, SOURCES, batch, decoder_inputs, mask, pad, randomize, tiny_model
 from tests.model.test_causal import tiny_lm
 
 # Programs for a process that sees the site packages and the checkpoint, but not this package.
@@ -132,7 +132,7 @@ assert not any(name.startswith("hf_rnn_seq2seq") for name, module in sys.modules
 def test_a_network_that_writes_by_hand(tmp_path: Path) -> None:
     config = RnnHandwritingConfig(alphabet="abc", hidden_size=4, mixture_components=2, window_components=2)
     model = RnnForHandwriting(config).eval()
-    randomise(model)
+    randomize(model)
     given = {"points": torch.randn(2, 3, 3), "input_ids": torch.tensor([[1, 2], [3, 0]])}
     actual, _ = run_elsewhere(HANDWRITING, model, given, tmp_path)
     with torch.no_grad():

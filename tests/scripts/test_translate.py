@@ -143,8 +143,8 @@ def test_options_of_the_models_own_search(checkpoint: Path, tmp_path: Path) -> N
     rich = run("translate.py", checkpoint, "--num_beams", 3, "--scores", "--gnmt_alpha", 1.5, stdin=text)
     assert [line.split("\t")[0] for line in rich.stdout.decode().splitlines()] == expected(gnmt_alpha=1.5).splitlines()
     (tmp_path / "pairs.tsv").write_text("".join(f"{s}\t{t}\n" for s, t in zip(SOURCES, TARGETS, strict=False)))
-    learnt = run("learn_shortlist.py", checkpoint, tmp_path / "pairs.tsv", "--output_file", tmp_path / "words.json")
-    assert b"6 pairs" in learnt.stdout, learnt.stderr
+    learned = run("learn_shortlist.py", checkpoint, tmp_path / "pairs.tsv", "--output_file", tmp_path / "words.json")
+    assert b"6 pairs" in learned.stdout, learned.stderr
     again = run("learn_shortlist.py", checkpoint, tmp_path / "pairs.tsv", "--output_file", tmp_path / "words.json")
     assert again.returncode == 2 and b"words.json': exists; choose another name, or --overwrite" in again.stderr
     (tmp_path / "three.tsv").write_text("a\tb\nc\td\tCC-BY\n")

@@ -91,7 +91,7 @@ def test_an_interrupted_table_is_continued(teacher: Path, tmp_path: Path) -> Non
         writer._file.write(b"half a ro")
         raise KeyboardInterrupt
     (tmp_path / "words.txt").write_text("days three")
-    refused = run("distill.py", *words, "--resume", "--unlabelled_file", tmp_path / "words.txt")
+    refused = run("distill.py", *words, "--resume", "--unlabeled_file", tmp_path / "words.txt")
     assert refused.returncode == 2 and b"was made with another corpus" in refused.stderr, refused.stderr
     refused = run("distill.py", *words, "--resume", "--num_beams", 2)
     assert refused.returncode == 2 and b"was made with another num_beams" in refused.stderr
@@ -137,11 +137,11 @@ def test_sources_without_a_target_follow_the_corpus(teacher: Path, tmp_path: Pat
     """Each once, without blank lines and those of the corpus; --interpolate takes the teacher's best for them."""
     new, output = ["days three", "in days"], tmp_path / "more.tsv"
     (tmp_path / "words.txt").write_text("\n".join([new[0], SOURCES[0], "", new[1], new[0]]), encoding="utf-8")
-    words = ("--num_beams", 3, "--unlabelled_file", tmp_path / "words.txt", "--output_file", output)
+    words = ("--num_beams", 3, "--unlabeled_file", tmp_path / "words.txt", "--output_file", output)
     assert run("distill.py", teacher, "--num_beams", 3, "--output_file", tmp_path / "few.tsv").returncode == 0
     for further in ((), ("--interpolate", 3, "--overwrite")):
         result = run("distill.py", teacher, *words, *further)
-        assert result.returncode == 0 and b"8 rows and 2 unlabelled sources" in result.stderr, result.stderr
+        assert result.returncode == 0 and b"8 rows and 2 unlabeled sources" in result.stderr, result.stderr
         assert table(output)[9:] == [
             list(row) for row in zip(new, translations(teacher, new, num_beams=3), strict=True)
         ]

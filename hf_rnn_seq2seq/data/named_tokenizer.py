@@ -17,7 +17,6 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_rnn_seq2seq.errors import one_line
-from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import start_token_id as start_token_id
 from hf_rnn_seq2seq.run_directory import read_tokenizer
 
 INPUTS = ["input_ids", "attention_mask"]

@@ -31,7 +31,7 @@ from hf_rnn_seq2seq.data.contiguous import ContiguousText
 from hf_rnn_seq2seq.data.corpus import Corpus, check_files, load_corpus
 from hf_rnn_seq2seq.data.frozen_states import FrozenStates
 from hf_rnn_seq2seq.data.loader import BatchLoader, Collate
-from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer, start_token_id
+from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer
 from hf_rnn_seq2seq.data.paired_tokenizer import pair_tokenizer
 from hf_rnn_seq2seq.data.streaming import TextStream
 from hf_rnn_seq2seq.data.tokenizer import (
@@ -45,6 +45,7 @@ from hf_rnn_seq2seq.evaluation.scores import OF_SYMBOLS, merged, score, why_blin
 from hf_rnn_seq2seq.model.configuration_recurrence import RecurrenceFields
 from hf_rnn_seq2seq.model.foreign_encoder import read_encoder
 from hf_rnn_seq2seq.model.presets import PRESETS
+from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import start_token_id
 from hf_rnn_seq2seq.run_directory import read_tokenizer, recipe_options, require_finite, require_vocabulary
 from hf_rnn_seq2seq.training.adaptation import grow_tables
 from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions, TrainingOptions

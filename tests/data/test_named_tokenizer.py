@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer, start_token_id
+from hf_rnn_seq2seq.data.named_tokenizer import load_tokenizer
+from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import start_token_id
 from tests.helpers.script_runs import run
 
 NUMBERS, NOMBRES = ("one", "two", "three", "four"), ("un", "deux", "trois", "quatre")

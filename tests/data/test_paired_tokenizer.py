@@ -8,13 +8,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from hf_rnn_seq2seq.data.arguments import ALGORITHMS
-from hf_rnn_seq2seq.data.named_tokenizer import start_token_id
 from hf_rnn_seq2seq.data.paired_tokenizer import pair_tokenizer
 from hf_rnn_seq2seq.data.pieces import source_pieces, target_pieces
 from hf_rnn_seq2seq.data.tokenizer import LOSSLESS, train_tokenizer
 from hf_rnn_seq2seq.evaluation.error_analysis import analyze
 from hf_rnn_seq2seq.generation.attention import merge_words, word_pairs
 from hf_rnn_seq2seq.generation.translate import Hypothesis
+from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import start_token_id
 from hf_rnn_seq2seq.run_directory import read_tokenizer
 
 TEXTS = ["le chat dort", "le chien dort sur le lit", "un oiseau chante l’été", "ça va ? oui !"] * 3

@@ -63,9 +63,11 @@ def check_processes(launcher: Namespace) -> None:
     import torch
     from accelerate.commands.config.config_args import default_config_file
 
-    configured = launcher.config_file or "ACCELERATE_CONFIG_FILE" in os.environ or os.path.isfile(default_config_file)
+    if launcher.mpirun_hostfile:
+        return
+    configured = launcher.config_file or os.path.isfile(default_config_file)
     kinds = (launcher.multi_gpu, launcher.use_deepspeed, launcher.use_fsdp, launcher.tpu, launcher.use_megatron_lm)
-    several = configured or any(kinds) or torch.cuda.device_count() > 1
+    several = configured or any(kinds) or torch.accelerator.device_count() > 1
     if (launcher.num_processes or 1) > 1 and (launcher.cpu or not several):
         raise ArgumentError(
             f"num_processes={launcher.num_processes}: a single process would start; on CPUs write "

@@ -198,12 +198,20 @@ class DatasetReader(_Damage):
 
     @staticmethod
     def _load(name: str, config: str | None, split: str, language: str | None) -> "Dataset":
+        import datasets
+
         from hf_rnn_seq2seq.data.arguments import DataArguments
         from hf_rnn_seq2seq.data.corpus import load_corpus, name_of, open_named
 
         if name == "cldr":
             data = DataArguments(dataset_name=name, dataset_config_name=config, source_lang=language)
             return load_corpus(data, splits=(split,)).splits[split]
+        if not Path(name).exists():  # of the Hub; the split may be an expression such as test[:100]
+            try:
+                return datasets.load_dataset(name, config, split=split)
+            except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise DataError(f"data set {name!r}: {reason}") from error
         loaded = open_named(DataArguments(dataset_name=name, dataset_config_name=config), name)
         if (Path(name) / "state.json").is_file():  # one table, saved without splits
             return next(iter(loaded.values()))

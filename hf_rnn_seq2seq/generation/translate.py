@@ -136,7 +136,7 @@ def translate_n_best(
     lengths = encoded.lengths
     generation |= {"num_return_sequences": n_best, "return_dict_in_generate": True}
     if settings["stop_strings"] is not None:
-        generation["tokenizer"] = tokenizer
+        generation.setdefault("tokenizer", tokenizer)
     own = _own_options(model, generation)
     if own and attention and layer not in (0, -1):
         raise ArgumentError(f"layer={layer}: a search with {own[0]} has attention in one layer only, which is 0")

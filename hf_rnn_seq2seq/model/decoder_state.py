@@ -260,7 +260,7 @@ class RnnSeq2SeqCache(Cache):
         if self.batch_size != len(given):
             raise ValueError(
                 f"{name} of shape {tuple(given.shape)}: must have a row for each of {self.batch_size} rows of the cache; "
-                "cache.batch_repeat_interleave(n) gives each n, as n beams need"
+                "cache.batch_repeat_interleave(n) repeats each n times"
             )
 
     def to(self, device: torch.device | str) -> "RnnSeq2SeqCache":

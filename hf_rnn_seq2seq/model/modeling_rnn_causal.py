@@ -179,7 +179,8 @@ class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
             logits = self.lm_head(readout[:, kept])
         if shift_labels is not None and attention_mask is not None:
             # A position without a word at or before it predicts nothing.
-            begun = last_columns("attention_mask", attention_mask.cumsum(1) + tokens_before, readout)
+            before = tokens_before if attention_mask.shape[1] == readout.shape[1] else 0  # else the mask has them too
+            begun = last_columns("attention_mask", attention_mask.cumsum(1) + before, readout)
             shift_labels = shift_labels.masked_fill(~begun, IGNORED_LABEL)
         if shift_labels is not None:
             loss = self._loss(readout, logits if every else None, shift_labels, num_items_in_batch)

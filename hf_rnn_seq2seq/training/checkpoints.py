@@ -102,7 +102,7 @@ class CheckpointStore:
 
         `step-00000080` becomes `left-step-00000080`. Returns the new names.
         """
-        here = _order(continued) if self.holds(continued) else (step, -1)
+        here = next((_order(path) for path in self.all() if path.resolve() == continued.resolve()), (step, -1))
         left = []
         for path in self.all():
             if _order(path) > here:

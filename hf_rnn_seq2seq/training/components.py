@@ -168,6 +168,8 @@ def _given_for_a_new_one(tokenizer: TokenizerArguments) -> list[str]:
 def require_same_tokenizer(options: RunOptions, checkpoint: Path) -> None:
     """Raises ArgumentError if the recipe of the run that is resumed describes another tokenizer."""
     stored, now = recipe_options(checkpoint.parent.parent), yaml.safe_load(options.recipe())
+    if stored.get("tokenizer_name_or_path") or stored.get("model_name_or_path"):
+        return  # it was given, and may have moved since
     for name in (item.name for item in dataclasses.fields(options.tokenizer) if item.name != "bpe_dropout"):
         if name in stored and stored[name] != now[name]:
             raise ArgumentError(

@@ -45,12 +45,22 @@ class RunLog:
                 file.write(line + "\n")
 
 
+FORGET = "forget"  # the event after which the best weights are chosen anew
+NONE_YET = -1
+
+
 def published_step(path: Path) -> int | None:
-    """The step of the weights in the run directory, after the log of the run; None if none were the best yet."""
-    lines = _read(path) if path.is_file() else []
-    return next(
-        (line.get("step") for line in reversed(lines) if line.get("event") == "eval" and line.get("best")), None
-    )
+    """The step of the weights in the run directory, after the log of the run.
+
+    Returns:
+        None if no evaluation was the best; `NONE_YET` if none was since the best was forgotten.
+    """
+    for line in reversed(_read(path) if path.is_file() else []):
+        if line.get("event") == "eval" and line.get("best"):
+            return line.get("step")
+        if line.get("event") == FORGET:
+            return NONE_YET
+    return None
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from hf_rnn_seq2seq.data.loader import BatchLoader, Collate, MicroBatch, Update,
 from hf_rnn_seq2seq.data.streaming import StreamLoader, StreamPlan, TextStream
 from hf_rnn_seq2seq.errors import ArgumentError
 from hf_rnn_seq2seq.files import only_writer, write_atomically
-from hf_rnn_seq2seq.run_directory import LOG_FILE, RECIPE, read_summary, update_summary
+from hf_rnn_seq2seq.run_directory import LOG_FILE, RECIPE, SUMMARY, read_summary, update_summary
 from hf_rnn_seq2seq.training.arguments import TrainingOptions
 from hf_rnn_seq2seq.training.environment import describe, peak_memory_mb, versions
 from hf_rnn_seq2seq.training.launch import (
@@ -37,7 +37,7 @@ from hf_rnn_seq2seq.training.launch import (
     report_lost_processes,
     summed,
 )
-from hf_rnn_seq2seq.training.log import Console, RunLog
+from hf_rnn_seq2seq.training.log import FORGET, Console, RunLog
 from hf_rnn_seq2seq.training.nonfinite import NonfiniteUpdates
 from hf_rnn_seq2seq.training.resume import CheckpointManager
 from hf_rnn_seq2seq.training.state import TrainingState
@@ -147,7 +147,7 @@ class TrainingLoop:
                 self.console.print(f"{self.output_dir}: this run finished at step {step}; there is nothing left to do")
                 return EndReason.ALREADY_FINISHED
             self._open(checkpoint)
-            return self._run_updates(reason)
+            return self._run_updates(self._end_reason())
 
     def _run_updates(self, reason: EndReason | None) -> EndReason:
         """From the state before the next update to the end of the run."""
@@ -195,12 +195,15 @@ class TrainingLoop:
     def _open(self, checkpoint: Path | None) -> None:
         """Prepares the directory of a run that continues `checkpoint`, or a fresh one."""
         a, accelerator, step = self.options, self.accelerator, self.state.progress.step
+        forgotten = False
         if checkpoint is not None:
             if named := a.resume_from_checkpoint != "latest":
                 self.checkpoints.set_aside(checkpoint, step)
-            self.checkpoints.publish_best(checkpoint, self.state, named=named)
+            forgotten = self.checkpoints.publish_best(checkpoint, self.state, named=named)
         if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            if checkpoint is not None and named:
+                (self.output_dir / SUMMARY).unlink(missing_ok=True)  # of the branch that was left
             self.checkpoints.store.clean()
             write_atomically(self.output_dir / RECIPE, self.recipe)
             self.log.open(self.output_dir / LOG_FILE, step if a.resume_from_checkpoint else None)
@@ -210,6 +213,8 @@ class TrainingLoop:
         event = "start" if checkpoint is None else "resume"
         # A killed run has no summary; this line has the facts in its place.
         self.log.write(event, step=step, processes=accelerator.num_processes, versions=versions(), **self.facts)
+        if forgotten:
+            self.log.write(FORGET, step=step)
 
     # --- one update -----------------------------------------------------------------------------------------------
 

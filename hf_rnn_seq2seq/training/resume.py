@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from hf_rnn_seq2seq.errors import ArgumentError, CheckpointError
 from hf_rnn_seq2seq.run_directory import LOG_FILE
 from hf_rnn_seq2seq.training import checkpoints
-from hf_rnn_seq2seq.training.log import published_step
+from hf_rnn_seq2seq.training.log import NONE_YET, published_step
 from hf_rnn_seq2seq.training.state import TrainingState
 
 
@@ -71,7 +71,6 @@ class CheckpointManager:
             ArgumentError: the checkpoint belongs to a run with other data, another seed or other batches.
             CheckpointError: the checkpoint belongs to another model.
         """
-        state.read_weights(checkpoint)
         stored = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))
         for name, value in self.identity.items():
             if stored["identity"].get(name) != value:
@@ -80,6 +79,7 @@ class CheckpointManager:
                     "only the same can be continued (the sentences of an update are per_device_train_batch_size x "
                     "processes x gradient_accumulation_steps)"
                 )
+        state.read_weights(checkpoint)
         state.read(checkpoint, stored)
         processes, rank = len(stored["random"]), self.accelerator.process_index
         if processes == self.accelerator.num_processes:
@@ -99,7 +99,7 @@ class CheckpointManager:
         for path in self._on_main(lambda: self.store.set_aside(checkpoint, step)):
             self.log(f"{path}: set aside, the run goes on from step {step}")
 
-    def publish_best(self, checkpoint: Path, state: TrainingState, *, named: bool) -> None:
+    def publish_best(self, checkpoint: Path, state: TrainingState, *, named: bool) -> bool:
         """Makes the best weights of a restored run the model of its directory, where that has those of another branch.
 
         A run that was killed between an evaluation and the next save evaluates again.
@@ -108,12 +108,15 @@ class CheckpointManager:
             checkpoint: what was restored.
             state: of the run.
             named: it was asked for by name; if its best weights are in no checkpoint, the best is then chosen anew.
+
+        Returns:
+            whether that is so.
         """
         progress = state.progress
         own = self._on_main(lambda: self.store.holds(checkpoint))
         published = self._on_main(lambda: published_step(self.output_dir / LOG_FILE)) if own else None
         if progress.best_step in (None, published):
-            return
+            return False
         best = checkpoint if progress.best_step == progress.step else None
         if best is None and own:
             best = self._on_main(lambda: self.store.of_step(progress.best_step))
@@ -122,9 +125,12 @@ class CheckpointManager:
             with state.evaluated_weights():
                 self.publish(state.model)
             state.read_weights(checkpoint)
-        elif named:
-            self.log(f"the best weights, of step {progress.best_step}, are in no checkpoint; the best is chosen anew")
-            progress.forget_best()
+            return False
+        if not named and published != NONE_YET:
+            return False
+        self.log(f"the best weights, of step {progress.best_step}, are in no checkpoint; the best is chosen anew")
+        progress.forget_best()
+        return True
 
     def publish(self, model: PreTrainedModel) -> None:
         """Makes these weights the model of the run directory."""

@@ -196,7 +196,7 @@ def test_memory_does_not_grow_with_the_input(checkpoint: Path, tmp_path: Path) -
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         assert (tmp_path / f"{count}.txt").read_bytes().count(b"\n") == count
-        peaks.append(int(result.stderr.decode().split("memory: ")[1].split(" MB")[0]))
+        peaks.append(int(result.stderr.decode().split("memory: ")[1].split(" MiB")[0]))
     assert peaks[1] < 1.1 * peaks[0]
 
 

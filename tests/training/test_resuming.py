@@ -129,7 +129,12 @@ def test_an_existing_run_is_refused_and_a_finished_one_left_alone(tmp_path, caps
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"seed": 1}, "seed 42"), ({"per_device_train_batch_size": 3}, "sentences per update 8")]
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed 42"),
+        ({"per_device_train_batch_size": 3}, "sentences per update 8"),
+        ({"ema_decay": 0.9}, "averaged weights"),
+    ],
 )
 def test_a_run_that_would_not_continue_the_same_is_refused(change, named, tmp_path):
     build_loop("bart", arguments(tmp_path, max_steps=2)).run()
@@ -183,6 +188,26 @@ def test_another_metric_chooses_the_best_weights(tmp_path, capsys):
     best.evaluated_step = 7  # the evaluation of the best is not the last
     assert "among the evaluations from now on" in str(best.choose_by("bleu"))
     assert best.best_step is None and best.choose_by("loss") is None
+
+
+def test_a_best_without_a_checkpoint_is_chosen_anew(tmp_path, capsys):
+    """Also after a kill, and where the checkpoint is named by a link."""
+    run, options = tmp_path / "run", {"save_steps": 4, "eval_steps": 3, "learning_rate": 0.01}
+    build_loop("bart", arguments(run, max_steps=8, **options)).run()
+    (tmp_path / "mark").symlink_to(run / "checkpoints" / "step-00000004")
+    killed = build_loop("bart", arguments(run, resume_from_checkpoint=str(tmp_path / "mark"), **options))
+    killed.plan = None
+    with pytest.raises(AttributeError):
+        killed.run()
+    assert "the best weights, of step 3, are in no checkpoint" in capsys.readouterr().err
+    assert not (run / "summary.json").exists(), "that of the branch that was left"
+    again = build_loop("bart", arguments(run, resume_from_checkpoint="latest", max_steps=5, **options))
+    again.validator = None
+    again.run()
+    assert again.state.progress.best_step is None and again.state.progress.step == 5
+    assert (run / "model.safetensors").read_bytes() == (
+        run / "checkpoints/step-00000005/model.safetensors"
+    ).read_bytes()
 
 
 def test_latest_without_a_checkpoint_starts_at_the_beginning(tmp_path, capsys):

@@ -50,8 +50,8 @@ def build(
     from torch import nn
     from transformers import MarianConfig, MarianMTModel
 
-    from hf_rnn_seq2seq.data.named_tokenizer import start_token_id
     from hf_rnn_seq2seq.data.tokenizer import source_vocabulary_size, target_vocabulary_size
+    from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import start_token_id
 
     entries = max(source_vocabulary_size(tokenizer), target_vocabulary_size(tokenizer))
     sides = {

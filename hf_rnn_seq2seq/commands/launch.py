@@ -55,10 +55,11 @@ def launcher_names() -> set[str]:
 
 
 def check_processes(launcher: Namespace) -> None:
-    """Finds where the launcher would start one process in silence although several are asked for.
+    """Refuses `--num_processes` above 1 where Accelerate starts a single process without saying so.
 
     Raises:
-        ArgumentError: with `--cpu`, or without `--multi_gpu`, a configuration file or several GPUs.
+        ArgumentError: `--cpu` is given, or nothing asks for several: `--multi_gpu` or its like, a configuration file,
+            several GPUs.
     """
     import torch
     from accelerate.commands.config.config_args import default_config_file

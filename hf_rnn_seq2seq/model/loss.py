@@ -29,7 +29,7 @@ ROWS = 32  # rows are padded to a multiple of it where oneDNN compiles products 
 
 
 def perplexity(nats: float) -> float:
-    """exp of a mean loss; of more than 700 nats that of 700, since exp of 710 is beyond the numbers of 64 bits."""
+    """exp of a mean loss in nats; above 700 nats it is exp(700), because exp(710) overflows a 64-bit float."""
     return math.exp(min(nats, 700.0))
 
 

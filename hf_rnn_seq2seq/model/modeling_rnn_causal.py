@@ -179,7 +179,8 @@ class RnnForCausalLM(RnnCausalPreTrainedModel, CachedGenerationMixin):
             logits = self.lm_head(readout[:, kept])
         if shift_labels is not None and attention_mask is not None:
             # A position without a word at or before it predicts nothing.
-            before = tokens_before if attention_mask.shape[1] == readout.shape[1] else 0  # else the mask has them too
+            # A mask of more columns than positions covers the cached tokens itself.
+            before = tokens_before if attention_mask.shape[1] == readout.shape[1] else 0
             begun = last_columns("attention_mask", attention_mask.cumsum(1) + before, readout)
             shift_labels = shift_labels.masked_fill(~begun, IGNORED_LABEL)
         if shift_labels is not None:

@@ -79,7 +79,9 @@ class CheckpointStore:
             temporary.mkdir(parents=True)
             write(temporary)
             write_manifest(temporary)
-            final = self._free_name(step)
+            # A second state of the same step (after its evaluation, for example) gets a new name: while the folder of
+            # the first is being replaced there would be none.
+            final = self._free_name(f"step-{step:08d}")
             os.replace(temporary, final)
             sync(self.folder)
         except Exception as error:  # safetensors and tokenizers raise classes of their own for a full disk
@@ -89,25 +91,31 @@ class CheckpointStore:
         return final
 
     def of_step(self, step: int | None) -> Path | None:
-        """The last checkpoint of a step, if it verifies."""
+        """The last checkpoint of a step; None if there is none, or if it is damaged."""
         found = [path for path in self.all() if _order(path)[0] == step]
         return found[-1] if found and damage(found[-1]) is None else None
 
     def holds(self, checkpoint: Path) -> bool:
-        """Whether a folder is one of the checkpoints, and not one that was set aside or another run's."""
+        """Whether a folder is a checkpoint of this run that is not set aside."""
         return checkpoint.resolve() in [path.resolve() for path in self.all()]
 
     def set_aside(self, continued: Path, step: int) -> list[Path]:
-        """Renames the checkpoints behind the one that is continued, of this step: `latest` follows the new branch.
+        """Renames all checkpoints later than `continued`, so that `latest` follows the branch that starts there.
 
-        `step-00000080` becomes `left-step-00000080`. Returns the new names.
+        `step-00000080` becomes `left-step-00000080`.
+
+        Args:
+            continued: the checkpoint that the run continues; it may be another run's, or one set aside before.
+            step: its step.
+
+        Returns:
+            the new paths.
         """
         here = next((_order(path) for path in self.all() if path.resolve() == continued.resolve()), (step, -1))
         left = []
         for path in self.all():
             if _order(path) > here:
-                names = (f"left-{path.name}{suffix}" for suffix in ("", *(f"-{number}" for number in range(1, 1000))))
-                left.append(next(path.with_name(name) for name in names if not path.with_name(name).exists()))
+                left.append(self._free_name(f"left-{path.name}"))
                 os.replace(path, left[-1])
         return left
 
@@ -116,10 +124,9 @@ class CheckpointStore:
         for path in [*self.folder.glob(".writing-*"), *self.folder.glob(".deleting-*")]:
             shutil.rmtree(path, ignore_errors=True)
 
-    def _free_name(self, step: int) -> Path:
-        # A second state of the same step (after its evaluation, for example) gets a new name: while the folder of the
-        # first is being replaced there would be none.
-        names = [f"step-{step:08d}", *(f"step-{step:08d}.{number}" for number in range(1, 1000))]
+    def _free_name(self, name: str) -> Path:
+        """The folder of this name, or of the first free one of `name.1`, `name.2`, ..."""
+        names = [name, *(f"{name}.{number}" for number in range(1, 1000))]
         return next(self.folder / name for name in names if not (self.folder / name).exists())
 
     def _remove_old(self, newest: Path, best_step: int | None) -> None:
@@ -276,7 +283,7 @@ def different_fields(model: PreTrainedModel, folder: Path, *, of_training: bool)
     """`hidden_size=32: the checkpoint has 16` for each field that differs.
 
     Args:
-        of_training: the fields that training alone reads, such as `dropout`, or else all others.
+        of_training: True compares the fields that only training reads, such as `dropout`; False compares all others.
     """
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -134,7 +134,7 @@ def make_tokenizer(
     named, model = start.options.tokenizer.tokenizer_name_or_path, start.options.training.model_name_or_path
     if start.checkpoint is not None:
         require_same_tokenizer(start.options, start.checkpoint)
-    elif unused := _given_for_a_new_one(start.options.tokenizer) if named or model else ():
+    elif (named or model) and (unused := _options_of_training(start.options.tokenizer)):
         start.log(f"{', '.join(unused)}: not used, the tokenizer is that of {named or model}")
     tokenizers: list[PreTrainedTokenizerBase | None] = [None]
     if start.accelerator.is_main_process:
@@ -155,21 +155,19 @@ def make_tokenizer(
     return tokenizers[0]
 
 
-# What the trained tokenizer leaves open.
-_NOT_OF_A_NEW_ONE = ("tokenizer_name_or_path", "bpe_dropout", "split_sentences")
-
-
-def _given_for_a_new_one(tokenizer: TokenizerArguments) -> list[str]:
-    """`vocab_size=100` for each option that says how to train a tokenizer and is not at its default."""
-    given = [(item.name, getattr(tokenizer, item.name), item.default) for item in dataclasses.fields(tokenizer)]
-    return [f"{name}={value!r}" for name, value, default in given if value != default and name not in _NOT_OF_A_NEW_ONE]
+def _options_of_training(tokenizer: TokenizerArguments) -> list[str]:
+    """`vocab_size=100` for each given option that only the training of a tokenizer reads."""
+    others = ("tokenizer_name_or_path", "bpe_dropout", "split_sentences")
+    fields = [item for item in dataclasses.fields(tokenizer) if item.name not in others]
+    values = [(item.name, getattr(tokenizer, item.name), item.default) for item in fields]
+    return [f"{name}={value!r}" for name, value, default in values if value != default]
 
 
 def require_same_tokenizer(options: RunOptions, checkpoint: Path) -> None:
     """Raises ArgumentError if the recipe of the run that is resumed describes another tokenizer."""
     stored, now = recipe_options(checkpoint.parent.parent), yaml.safe_load(options.recipe())
     if stored.get("tokenizer_name_or_path") or stored.get("model_name_or_path"):
-        return  # it was given, and may have moved since
+        return  # the tokenizer was not trained for the run; its path may have changed
     for name in (item.name for item in dataclasses.fields(options.tokenizer) if item.name != "bpe_dropout"):
         if name in stored and stored[name] != now[name]:
             raise ArgumentError(

@@ -233,7 +233,8 @@ class StopSignals:
 
 def _runs(process: int) -> bool:
     try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE  # which has ended, but nobody has asked how
+        # A zombie has ended; its entry stays until its parent reads the exit status.
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

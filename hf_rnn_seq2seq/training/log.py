@@ -45,15 +45,15 @@ class RunLog:
                 file.write(line + "\n")
 
 
-FORGET = "forget"  # the event after which the best weights are chosen anew
-NONE_YET = -1
+FORGET = "forget"  # the event of forgetting the best evaluation
+NONE_YET = -1  # in place of a step: the best was forgotten, and no evaluation followed
 
 
 def published_step(path: Path) -> int | None:
-    """The step of the weights in the run directory, after the log of the run.
+    """The step whose weights are in the run directory, as the log of the run says.
 
     Returns:
-        None if no evaluation was the best; `NONE_YET` if none was since the best was forgotten.
+        None if the log has no best evaluation; `NONE_YET` if it has none since the best was forgotten.
     """
     for line in reversed(_read(path) if path.is_file() else []):
         if line.get("event") == "eval" and line.get("best"):

@@ -195,15 +195,14 @@ class TrainingLoop:
     def _open(self, checkpoint: Path | None) -> None:
         """Prepares the directory of a run that continues `checkpoint`, or a fresh one."""
         a, accelerator, step = self.options, self.accelerator, self.state.progress.step
-        forgotten = False
-        if checkpoint is not None:
-            if named := a.resume_from_checkpoint != "latest":
-                self.checkpoints.set_aside(checkpoint, step)
-            forgotten = self.checkpoints.publish_best(checkpoint, self.state, named=named)
+        named = checkpoint is not None and a.resume_from_checkpoint != "latest"
+        if named:
+            self.checkpoints.set_aside(checkpoint, step)
+        forgotten = checkpoint is not None and self.checkpoints.publish_best(checkpoint, self.state, named=named)
         if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            if checkpoint is not None and named:
-                (self.output_dir / SUMMARY).unlink(missing_ok=True)  # of the branch that was left
+            if named:
+                (self.output_dir / SUMMARY).unlink(missing_ok=True)  # it describes the branch that was set aside
             self.checkpoints.store.clean()
             write_atomically(self.output_dir / RECIPE, self.recipe)
             self.log.open(self.output_dir / LOG_FILE, step if a.resume_from_checkpoint else None)

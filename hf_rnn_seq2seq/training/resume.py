@@ -79,7 +79,6 @@ class CheckpointManager:
                     "only the same can be continued (the sentences of an update are per_device_train_batch_size x "
                     "processes x gradient_accumulation_steps)"
                 )
-        state.read_weights(checkpoint)
         state.read(checkpoint, stored)
         processes, rank = len(stored["random"]), self.accelerator.process_index
         if processes == self.accelerator.num_processes:
@@ -95,22 +94,23 @@ class CheckpointManager:
             self.log(changed)
 
     def set_aside(self, checkpoint: Path, step: int) -> None:
-        """Leaves the branch behind a named checkpoint, of this step."""
+        """Sets aside all checkpoints later than a named one, whose step is `step`, and logs their new paths."""
         for path in self._on_main(lambda: self.store.set_aside(checkpoint, step)):
             self.log(f"{path}: set aside, the run goes on from step {step}")
 
     def publish_best(self, checkpoint: Path, state: TrainingState, *, named: bool) -> bool:
-        """Makes the best weights of a restored run the model of its directory, where that has those of another branch.
+        """Publishes the best weights of a restored run if its directory has the weights of another branch.
 
-        A run that was killed between an evaluation and the next save evaluates again.
+        Nothing changes if the best weights are in no checkpoint and the run continues its latest one: it was killed
+        after an evaluation, and repeats that evaluation.
 
         Args:
-            checkpoint: what was restored.
+            checkpoint: the checkpoint that was restored.
             state: of the run.
-            named: it was asked for by name; if its best weights are in no checkpoint, the best is then chosen anew.
+            named: the user named the checkpoint. If no checkpoint holds the best weights, the best is forgotten.
 
         Returns:
-            whether that is so.
+            whether the best was forgotten.
         """
         progress = state.progress
         own = self._on_main(lambda: self.store.holds(checkpoint))
@@ -128,7 +128,9 @@ class CheckpointManager:
             return False
         if not named and published != NONE_YET:
             return False
-        self.log(f"the best weights, of step {progress.best_step}, are in no checkpoint; the best is chosen anew")
+        self.log(
+            f"the best weights, of step {progress.best_step}, are in no checkpoint; the next evaluation is the best"
+        )
         progress.forget_best()
         return True
 

@@ -52,8 +52,8 @@ class Progress:
     evaluated_step: int | None = None
     evaluation: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
-    best_metric_name: str | None = None  # what has this value
-    best_value: float | None = None
+    best_metric_name: str | None = None
+    best_value: float | None = None  # of the metric of this name
     best_loss: float | None = None
     evaluations_without_gain: int = 0
     # Updates that were not finite:
@@ -105,12 +105,13 @@ class Progress:
         return best
 
     def choose_by(self, name: str) -> str | None:
-        """Goes on with `name` as the metric that chooses the best weights.
+        """Lets the metric `name` choose the best weights from now on.
 
-        The value of the best so far is taken from its evaluation, if that is the last one; else there is no best.
+        Values of two metrics do not compare. If the last evaluation was the best, its value of `name` is the one to
+        beat; otherwise the next evaluation becomes the best.
 
         Returns:
-            what changed, for the log; None if nothing did.
+            a message on the change; None if the metric is the same.
         """
         before = self.best_metric_name
         if self.best_step is None or before in (name, None):  # an earlier version wrote no name
@@ -122,7 +123,7 @@ class Progress:
         return f"{name} chooses the best weights in place of {before}, among the evaluations from now on"
 
     def forget_best(self) -> None:
-        """No weights are the best so far: the next evaluation publishes its own."""
+        """Forgets the best evaluation, so that the next one becomes the best and publishes its weights."""
         self.best_step = self.best_metric_name = self.best_value = self.best_loss = None
         self.evaluations_without_gain = 0
 
@@ -265,7 +266,8 @@ class TrainingState:
             self.average.load_state_dict(load_file(folder / AVERAGE))
 
     def read(self, folder: Path, rest: Mapping[str, Any]) -> None:
-        """Restores what `write` wrote."""
+        """Restores what `write` wrote, and the weights."""
+        self.read_weights(folder)
         load_optimizer(self.plain_optimizer, folder, rest["optimizer"])
         self.progress = Progress.from_state(rest["progress"])
         self.schedule.load_state_dict(rest["schedule"])

@@ -14,11 +14,12 @@ LUONG |= {"bridge": "copy", "readout": "tanh", "readout_embedding": False, "enco
 LUONG |= {"context": "attention", "tie_word_embeddings": False, "share_encoder_decoder_embeddings": False}
 
 
-def prepare(run: str, folder: Path) -> list[str]:
-    """Writes the tokens of a run's corpus, its vocabulary and its weights; returns the references of its test set.
+def prepare(run: str, folder: Path, weights: bool) -> list[str]:
+    """Writes the tokens of a run's corpus and its vocabulary; returns the references of its test set.
 
     `train.src`, `train.tgt` and `test.src` have a sentence a line, tokens between spaces, the end token of the source
     among them. `tokens.json` are the entries in the order of their ids, `vocabulary.txt` those that are not special.
+    With `weights`, those of a run of the form `LUONG` too; any other is refused.
     """
     from safetensors.torch import save_file
 
@@ -28,7 +29,7 @@ def prepare(run: str, folder: Path) -> list[str]:
 
     model, tokenizer = load_checkpoint(run)
     wrong = {name: value for name, value in LUONG.items() if getattr(model.config, name, None) != value}
-    if wrong:
+    if wrong and weights:
         raise ValueError(f"{run}: its model must have {wrong}, which the peers compute; train one as the README has it")
     options = RunOptions.parse([f"{run}/recipe.yaml"])
     corpus = load_corpus(options.data, splits=("train", "test"))
@@ -48,7 +49,8 @@ def prepare(run: str, folder: Path) -> list[str]:
     (folder / "tokens.json").write_text(json.dumps(names), encoding="utf-8")
     plain = [name for name in names if name not in SPECIAL.values()]
     (folder / "vocabulary.txt").write_text("".join(f"{name}\n" for name in plain), encoding="utf-8")
-    save_file(luong_weights(model), folder / "weights.safetensors")
+    if weights:
+        save_file(luong_weights(model), folder / "weights.safetensors")
     return list(corpus.splits["test"]["target"])
 
 

@@ -1,7 +1,7 @@
 """Translators of other toolkits beside this package's, in turns.
 
-Each system lives in a process with the Python of its own environment, and works only while it is asked. All have the
-sizes and weights of one run of this package and read its tokens, so they compute the same function of the same input.
+Each system lives in a process with the Python of its own environment, and works only while it is asked. All read the
+tokens of one run of this package. The recurrent ones have its sizes and weights too, so they compute the same function.
 """
 
 import argparse
@@ -64,6 +64,7 @@ class Peer:
     packages: tuple[str, ...]  # without what they need, which is below
     needs: tuple[str, ...] = ()
     trains: bool = True
+    weights: bool = True  # whether it computes with those of the run, which must then be of a form that it knows
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def python(self, environments: Path) -> str:
@@ -173,13 +174,15 @@ class ThisPackage:
 
 
 PACKAGE = tuple(
-    Peer(name, __file__, (), trains=precision != "int8", options={"precision": precision})
+    Peer(name, __file__, (), trains=precision != "int8", weights=False, options={"precision": precision})
     for name, precision in (("this package", "no"), ("this package, bf16", "bf16"), ("this package, int8", "int8"))
 )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="DIR", help="a run with attention after an LSTM, with input feeding (README)")
+    parser.add_argument(
+        "run", metavar="DIR", help="a run of this package, for OpenNMT-py and Eole as the README has it"
+    )
     parser.add_argument("--environments", default="~/.cache/hf_rnn_seq2seq/peers", metavar="DIR")
     parser.add_argument("--rounds", type=command_line.at_least(1), default=3)
     parser.add_argument("--updates", type=command_line.at_least(1), default=20, help="of a round (default: 20)")
@@ -191,7 +194,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_turns(arguments: argparse.Namespace, peers: Sequence[Peer], folder: Path, **setup: Any) -> list[dict[str, Any]]:
     """Medians over the rounds, in which the systems take turns; the first round warms and is left out."""
-    references = prepare(arguments.run, folder)
+    references = prepare(arguments.run, folder, weights=any(peer.weights for peer in peers))
     environments = Path(arguments.environments).expanduser()
     pythons = [peer.python(environments) for peer in peers]
     setup |= {"run": os.path.abspath(arguments.run), "folder": str(folder), "threads": arguments.threads}

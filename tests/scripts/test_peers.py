@@ -15,6 +15,7 @@ from tests.helpers.script_runs import run, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from benchmarks import handover, toolkits  # noqa: E402  scripts/ is no package
+from benchmarks.peers import ctranslate2_transformer  # noqa: E402
 
 WIDTH = 12
 SIZES = {"embedding_size": 8, "hidden_size": WIDTH, "encoder_hidden_size": WIDTH // 2, "readout_size": WIDTH}
@@ -86,9 +87,15 @@ def test_the_systems_of_this_package_take_turns(luong: Path, tmp_path: Path) -> 
         assert row.get("same") == {"training": None}.get(row["work"], decoded) or row["system"] != names[0]
 
 
-def test_a_run_that_the_peers_cannot_compute_is_refused(tmp_path: Path) -> None:
+def test_a_run_that_the_toolkits_cannot_compute_is_for_ctranslate2_alone(tmp_path: Path) -> None:
+    recipe = {"dataset_name": "cldr", "source_lang": "en", "target_lang": "fr", "max_train_samples": 8}
+    recipe |= {"max_predict_samples": 4}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")  # which YAML reads
     tokenizer = tiny_tokenizer()
     tiny_rnn(tokenizer, **handover.LUONG | {"attention_type": "additive"}).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
+    assert len(handover.prepare(str(tmp_path), tmp_path, weights=ctranslate2_transformer.PEER.weights)) == 4
+    assert (tmp_path / "test.src").read_text(encoding="utf-8").count("\n") == 4
+    assert not (tmp_path / "weights.safetensors").exists()
     refused = run("benchmarks/peers/opennmt_rnn.py", tmp_path)
     assert refused.returncode == 2 and b"its model must have {'attention_type': 'general'" in refused.stderr

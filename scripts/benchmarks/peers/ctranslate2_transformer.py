@@ -1,9 +1,10 @@
 """Decoding beside CTranslate2 4.8, which computes a Transformer in 8 bits: what one would deploy instead.
 
-    python scripts/benchmarks/peers/ctranslate2_transformer.py runs/luong --transformer runs/marian
+    python scripts/benchmarks/peers/ctranslate2_transformer.py runs/recurrent --transformer runs/marian
 
-`runs/marian` is a run that trained a model of transformer.py with the tokenizer of `runs/luong`; look at the BLEU of
-both. The first call installs CTranslate2 from the package index into an environment that lies over this one.
+`runs/recurrent` is any run of this package; `runs/marian` one that trained a model of transformer.py with the same
+tokenizer. Look at the BLEU of both. The first call installs CTranslate2 from the package index into an environment that
+lies over this one.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from benchmarks.toolkits import LONGEST, Peer, add_options, measure, serve  # no
 
 from hf_rnn_seq2seq import command_line  # noqa: E402  the checkout's
 
-PEER = Peer("CTranslate2, int8", __file__, ("ctranslate2==4.8.5",), trains=False)
+PEER = Peer("CTranslate2, int8", __file__, ("ctranslate2==4.8.5",), trains=False, weights=False)
 
 
 class Converted:

@@ -15,7 +15,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -251,6 +251,11 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def never_saved(model: nn.Module) -> Set[str]:
+    """Names of the weights that `save_pretrained` leaves out as constants, such as Marian's sinusoidal positions."""
+    return set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+
+
 def load_weights(model: nn.Module, file: Path) -> None:
     """Loads saved weights into a model. Tied weights are stored once and reach every place that uses them.
 
@@ -267,7 +272,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise CheckpointError(f"{file}: does not fit the model: {' '.join(str(error).split())[:500]}") from None
     state = model.state_dict(keep_vars=True)
     filled = {state[name].data_ptr() for name in stored if name in state}
-    missing = [name for name in missing if state[name].data_ptr() not in filled]
+    missing = [name for name in missing if state[name].data_ptr() not in filled and name not in never_saved(model)]
     if missing or unexpected:
         raise CheckpointError(f"{file}: does not fit the model: lacks {missing[:3]}, has in excess {unexpected[:3]}")
 

@@ -49,7 +49,7 @@ from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import start_token_id
 from hf_rnn_seq2seq.run_directory import read_tokenizer, recipe_options, require_finite, require_vocabulary
 from hf_rnn_seq2seq.training.adaptation import grow_tables
 from hf_rnn_seq2seq.training.arguments import OF_TRANSLATIONS, RunOptions, TrainingOptions
-from hf_rnn_seq2seq.training.checkpoints import CheckpointStore, named_checkpoint
+from hf_rnn_seq2seq.training.checkpoints import CheckpointStore, named_checkpoint, never_saved
 from hf_rnn_seq2seq.training.validation import Validator
 
 STREAMED_TOKENIZER_ROWS = 200_000
@@ -310,6 +310,9 @@ def load_start(options: RunOptions, auto_class: type) -> PreTrainedModel:
         model, found = auto_class.from_pretrained(
             name, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=own, **fields
         )
+    for weight, parameter in model.named_parameters():
+        if weight in never_saved(model):  # its changes would be lost, but transformers 5.24 makes it trainable
+            parameter.requires_grad_(False)
     if own:
         model.config.validate()  # fields were set one by one
         require_same_weights(auto_class, config, options, found)

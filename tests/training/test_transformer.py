@@ -46,7 +46,13 @@ def start(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_it_is_trained_and_translates(start: Path, tmp_path: Path) -> None:
     given = DATA | {"model_name_or_path": start, "label_smoothing": 0.1, "dropout": 0.2, "max_new_tokens": 12}
-    given |= {"max_steps": 6, "eval_steps": 3, "per_device_train_batch_size": 16, "learning_rate": 3e-3}
+    given |= {
+        "max_steps": 6,
+        "eval_steps": 3,
+        "save_steps": 3,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 3e-3,
+    }
     given |= {"logging_steps": 1, "cpu_threads": 1, "report_to": "none"}
     train(None, tmp_path / "run", **given)
     log = [json.loads(line) for line in (tmp_path / "run" / "train_log.jsonl").read_text().splitlines()]
@@ -58,6 +64,11 @@ def test_it_is_trained_and_translates(start: Path, tmp_path: Path) -> None:
     assert "decoder_recurrence" not in read_summary(tmp_path / "run")
     scored = run("evaluate_bleu.py", tmp_path / "run", "--max_predict_samples", 8)
     assert scored.returncode == 0 and b"MarianMTModel" in scored.stdout, scored.stderr
+    # Resumed, it ends where it ended: the positions, which checkpoints lack, are constants and not trained.
+    train(None, tmp_path / "run", **given, resume_from_checkpoint=tmp_path / "run" / "checkpoints" / "step-00000003")
+    again, _ = load_checkpoint(tmp_path / "run")
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
 
 
 def test_options_of_recurrent_models_are_refused(start: Path, tmp_path: Path) -> None:

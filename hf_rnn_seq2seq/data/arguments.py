@@ -11,7 +11,7 @@ ROW_LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "t
 SPLITS = tuple(ROW_LIMITS)
 ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char", "letter")
 SENTENCES = ("lines", "punctuation")
-LABELED = "labeled"  # file_format of lines of a class, a space and a text
+LABELED = "labeled"  # file_format of lines of a class, a space or tab, and a text
 FORMS = ("nfc", "nfd", "nfkc", "nfkd")
 TASKS = ("translation", "captioning", "classification", "handwriting", "text")
 # Options that not every task reads, with the tasks that do.

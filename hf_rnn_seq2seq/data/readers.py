@@ -138,6 +138,8 @@ class Columns:
         """The row of the values of the columns, in the order of `names`."""
         if self.feature and isinstance(source, str) and source.strip():
             source = with_features(source, others[-1])
+        if self.classes and isinstance(target, float) and target.is_integer():
+            target = int(target)  # what tables write if a number is missing in another row
         if self.classes and isinstance(target, int):
             target = str(target)
         return checked(source, target, others[0] if self.alignment else None)
@@ -325,10 +327,10 @@ def _lexicon(path: Path, columns: Columns, kind: str) -> Iterator[Row]:
 
 
 def _labeled(path: Path, columns: Columns) -> Iterator[Row]:
-    """Lines of a class and a text, as in the collection of Kim 2014."""
+    """Lines of a class, a space or tab, and a text, as in the collection of Kim 2014."""
     for line in read_lines(path):
-        label, _, text = line.strip().partition(" ")
-        yield checked(text, label)
+        label, *text = re.split("[ \t]+", line.strip(), maxsplit=1)
+        yield checked("".join(text), label)
 
 
 def _parallel(source: Path, target: Path) -> Iterator[Row]:

@@ -196,7 +196,10 @@ def evaluate_classifier(
     test_set = read_test_set(directory, chosen, split)
     names = model.config.id2label.values()
     if unknown := sorted(set(test_set.references) - {*names}):
-        raise ArgumentError(f"{directory}: knows no class {unknown[0]!r}; it has {', '.join(names)}")
+        raise ArgumentError(
+            f"{split} split: {directory} knows no class {unknown[0]!r}, only {', '.join(names)}; file_format and "
+            "target_column say where a row has its class"
+        )
     results = classify(model, tokenizer, test_set.sources, batch_size)
     found = [result.label for result in results]
     deciding = None

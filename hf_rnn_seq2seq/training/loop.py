@@ -227,6 +227,9 @@ class TrainingLoop:
         if hasattr(state.model, "set_training_progress"):
             state.model.set_training_progress(p.step)
         source_tokens, target_tokens = self._count_tokens(update, micro_batches)
+        if not target_tokens:  # all rows of a stream's update are too long: there is nothing to learn from
+            self.gradient_norm = 0.0
+            return
         for number, batch in enumerate(micro_batches, start=1):
             # Gradients are exchanged once per update, in the last backward pass.
             last = number == len(micro_batches)
@@ -265,7 +268,7 @@ class TrainingLoop:
         counts = [[batch.source_tokens, batch.target_tokens, batch.left_out] for batch in micro_batches]
         totals = summed([float(sum(column)) for column in zip(*counts, strict=True)], self.accelerator)
         self.state.progress.left_out_rows += int(totals[2])
-        return int(totals[0]), max(int(totals[1]), 1)
+        return int(totals[0]), int(totals[1])
 
     def _train_on(self, batch: MicroBatch, share: float) -> None:
         """Adds gradient, loss and figures of one micro-batch, whose mean loss is multiplied by `share`."""
@@ -334,14 +337,23 @@ class TrainingLoop:
         numbers["learning_rate"] = self.state.optimizer.param_groups[0]["lr"]
         numbers["grad_norm"] = self.gradient_norm
         numbers["memory_mb"] = peak_memory_mb(self.accelerator.device)
-        left = (self.total_steps - p.step) * p.elapsed_seconds / p.step
-        if self.options.max_train_seconds:
-            left = min(left, self.options.max_train_seconds - p.elapsed_seconds)
-        times = {"elapsed_seconds": p.elapsed_seconds, "eta_seconds": max(0.0, left)}
+        if p.left_out_rows:
+            numbers["left_out_rows"] = p.left_out_rows
+        times = {"elapsed_seconds": p.elapsed_seconds, "eta_seconds": self._seconds_left()}
         self.log.write("train", step=p.step, epoch=p.epochs, **numbers, **times)
         self.accelerator.log({f"train/{name}": value for name, value in numbers.items()}, step=p.step)
         self.console.show_update(p.step, p.epochs, numbers, times["eta_seconds"])
         p.start_interval()
+
+    def _seconds_left(self) -> float:
+        """What the updates, evaluations and saves that are left take if each takes as long as so far."""
+        a, p, total = self.options, self.state.progress, self.total_steps
+        left = (total - p.step) * p.update_seconds / p.step
+        if math.isfinite(total):
+            due = ((a.eval_steps if self.validator else None, p.evaluation_seconds), (a.save_steps, p.saving_seconds))
+            # Those of this step come after its line of the log.
+            left += sum((total // steps - (p.step - 1) // steps) * seconds for steps, seconds in due if steps)
+        return max(0.0, min(left, (a.max_train_seconds or math.inf) - p.elapsed_seconds))
 
     def _evaluate(self) -> None:
         """Measures the weights (or their average), and publishes them if they are the best so far."""
@@ -396,6 +408,8 @@ class TrainingLoop:
         self._save()
         self.log.write("stop" if interrupted else "end", step=p.step, reason=reason)
         self.console.close()
+        if p.left_out_rows:
+            self.console.print(f"{p.left_out_rows:,} rows of the stream were too long and left out")
         if self.accelerator.is_main_process:
             if not interrupted:
                 update_summary(self.output_dir, self._summary(reason))

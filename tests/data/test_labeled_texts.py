@@ -79,11 +79,14 @@ def test_without_sentences_a_text_ends_with_its_end_token() -> None:
 def write(folder: Path, kind: str) -> dict[str, str]:
     rows = [("1", "good , really good"), ("0", "bad"), ("1", "fine")]
     path = folder / f"rows.{kind}"
-    if kind == "all":
-        path.write_text("".join(f"{label} {text}\n" for label, text in rows))
+    if kind in ("all", "tabs"):
+        mark = {"all": " ", "tabs": "\t"}[kind]
+        path.write_text("".join(f"{label}{mark}{text}\n" for label, text in rows))
         return {"train_file": str(path), "file_format": "labeled"}
-    if kind == "jsonl":
-        path.write_text("".join(json.dumps({"text": text, "label": int(label)}) + "\n" for label, text in rows))
+    if kind in ("jsonl", "floats"):
+        number = {"jsonl": int, "floats": float}[kind]
+        path = folder / "rows.jsonl"
+        path.write_text("".join(json.dumps({"text": text, "label": number(label)}) + "\n" for label, text in rows))
         return {"train_file": str(path)}
     if kind == "saved":
         features = Features({"text": Value("string"), "label": ClassLabel(names=["0", "1"])})
@@ -96,7 +99,7 @@ def write(folder: Path, kind: str) -> dict[str, str]:
     return {"train_file": str(path)}
 
 
-@pytest.mark.parametrize("kind", ["all", "jsonl", "csv", "saved"])
+@pytest.mark.parametrize("kind", ["all", "tabs", "jsonl", "floats", "csv", "saved"])
 def test_classes_are_read_from_every_kind_of_file(kind: str, tmp_path: Path) -> None:
     corpus = load_corpus(DataArguments(task="classification", **write(tmp_path, kind)), splits=("train",))
     assert corpus.splits["train"]["target"] == ["1", "0", "1"]

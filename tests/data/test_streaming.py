@@ -109,6 +109,7 @@ def test_a_stopped_stream_resumes_bit_for_bit(step, tmp_path):
 def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path):
     """A limit of three tokens empties whole micro-batches; the update counts the rest."""
     options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": 19, "save_steps": 9}
+    options["logging_steps"] = 1
     loop = build_loop("rnn", arguments(tmp_path / "run", **options), train=text_stream(70, 30, longest=3))
     seen = record(loop)
     loop.run()
@@ -119,9 +120,13 @@ def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path):
     assert sorted(len(source) for source, _ in seen) == sorted(len(row["source"].split()) + 1 for row in kept)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["left_out_rows"], summary["skipped_updates"]) == (70 - len(kept), 0)
-    tokens = sum(len(row["target"].split()) + 1 for row in kept)
-    empty = summary["target_tokens"] - tokens
-    assert 0 <= empty <= 19, "an update without any token counts as one, so that nothing is divided by zero"
+    assert summary["target_tokens"] == sum(len(row["target"].split()) + 1 for row in kept)
+    log = [json.loads(line) for line in (tmp_path / "run" / "train_log.jsonl").read_text().splitlines()]
+    lines = [line for line in log if line["event"] == "train"]
+    assert lines[-1]["left_out_rows"] == summary["left_out_rows"]
+    learned = sum(line["target_tokens_per_second"] > 0 for line in lines)
+    steps = {int(state["step"]) for state in loop.state.optimizer.state.values()}
+    assert steps == {learned} and learned < 19, "an update without a row moves nothing"
 
 
 def test_a_stream_has_a_tokenizer_of_its_own():

@@ -1,5 +1,6 @@
 """The training loop: what an update computes, what is refused, and the contents of a run directory."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -164,6 +165,18 @@ def test_the_time_budget_covers_evaluation_and_saving(tmp_path):
     rates = [line["learning_rate"] for line in log_lines(tmp_path, "train")]
     assert not rates or rates[-1] < 0.01
     assert built >= started
+
+
+def test_the_time_left_holds_the_evaluations_and_saves_that_are_due(tmp_path):
+    loop = build_loop("rnn", arguments(tmp_path, max_steps=20, eval_steps=4, save_steps=6))
+    progress = loop.state.progress
+    progress.step, progress.update_seconds, progress.elapsed_seconds = 8, 16.0, 100.0
+    progress.evaluation_seconds, progress.saving_seconds = 10.0, 0.5
+    assert loop._seconds_left() == 12 * 2 + 4 * 10 + 2 * 0.5  # evaluations at 8, which is next, 12, 16 and 20
+    progress.step = 9
+    assert loop._seconds_left() == 11 * 16 / 9 + 3 * 10 + 2 * 0.5
+    loop.options = dataclasses.replace(loop.options, max_train_seconds=107.0)
+    assert loop._seconds_left() == 7
 
 
 def test_a_run_directory_explains_itself(tmp_path):

@@ -29,9 +29,9 @@ from hf_rnn_seq2seq.options import convert, expand_path, import_code
 
 # Where an option or a positional word names files or folders.
 PATHS = (
-    {"card", "dataset", "dataset_name", "density", "directories", "directory", "ensemble", "font", "imports"}
-    | {"input", "input_file", "json", "lexicon", "model", "models", "output", "output_dir", "output_file"}
-    | {"pairs", "plot_by_length", "prime", "references", "replace_unknown", "runs", "shortlist", "sources", "space"}
+    {"card", "dataset_name", "density", "directories", "directory", "ensemble", "font", "imports", "input"}
+    | {"input_file", "json", "lexicon", "model", "models", "output_dir", "output_file", "pairs", "pictures"}
+    | {"plot_by_length", "prime", "references", "replace_unknown", "runs", "shortlist", "sources", "space", "table"}
     | {"targets", "teachers", "test_file", "train_file", "translations", "unlabeled_file", "window"}
 )
 
@@ -269,7 +269,11 @@ def add_batch_options(parser: Parser) -> None:
     parser.add_argument("--max_source_length", type=at_least(2), help="tokens that a source is cut at")
     parser.add_argument("--window", type=at_least(1), default=2048, help="sources that are read and sorted at a time")
     parser.rename("--no_progress", "--disable_tqdm")
-    parser.add_argument("--disable_tqdm", action="store_true", help="no progress bar; a file never gets one")
+    parser.add_argument(
+        "--disable_tqdm",
+        action="store_true",
+        help="no progress bar; where standard error is a file there is none anyway",
+    )
 
 
 def add_search_option(parser: Parser) -> None:
@@ -308,7 +312,10 @@ def add_data_options(parser: Parser, *, training: bool = False) -> None:
     """
     group = parser.add_argument_group("data (default: what the run was trained on)")
     parser.rename("--dataset", "--dataset_name")
-    group.add_argument("--dataset_name", help="`cldr`, a saved `datasets` folder, or a name on the Hub")
+    group.add_argument(
+        "--dataset_name",
+        help="`cldr`, `shapes`, `documents`, `hershey` or `pydoc`, a saved `datasets` folder, or a name on the Hub",
+    )
     group.add_argument("--dataset_config_name", help="its configuration; for cldr a pair of locales such as en-fr")
     group.add_argument(
         f"--{'train' if training else 'test'}_file",

@@ -148,7 +148,9 @@ def writes_by_hand(folder: str | os.PathLike[str]) -> bool:
 def load_any(name: str | os.PathLike[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """As `load_checkpoint`, whatever the model of a directory is for, if it has a tokenizer."""
     kind = model_kind(name)
-    return load_as(kind, name) if kind in ("SequenceClassification", "CausalLM") else load_checkpoint(name)
+    if kind in ("SequenceClassification", "CausalLM"):
+        return load_as(kind, name)
+    return load_checkpoint(name, reads="anything")
 
 
 def read_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -365,7 +367,7 @@ def data_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
 def recipe_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """All options in DIRECTORY/recipe.yaml; empty when there is no such file.
 
-    Groups in the file (`data: {...}`) are read as if they were flat. Raises CheckpointError for other content.
+    Raises CheckpointError for other content.
     """
     import yaml
 
@@ -378,10 +380,7 @@ def recipe_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected options by name, found {type(content).__name__}")
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= value if isinstance(value, Mapping) else {key: value}
-    return flat
+    return dict(content)
 
 
 def read_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:

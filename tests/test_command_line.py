@@ -102,7 +102,7 @@ def test_every_path_of_a_script_is_one_of_the_paths() -> None:
     root = Path(__file__).parents[1]
     files = [*(root / "scripts").glob("*.py"), *(root / "hf_rnn_seq2seq" / "commands").glob("*.py")]
     text = "".join(path.read_text() for path in files)
-    for name in ("FILE", "DIR", "MODEL", "TEACHER", "RUN"):
+    for name in ("FILE", "FILE.tsv", "DIR", "MODEL", "TEACHER", "RUN", "PICTURE"):
         for line in text.splitlines():
             if "add_argument(" in line and f'metavar="{name}"' in line:
                 assert line.split('"')[1].removeprefix("--") in command_line.PATHS, line

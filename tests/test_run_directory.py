@@ -55,13 +55,14 @@ def test_an_ensemble_names_its_models_where_one_is_wanted(tmp_path: Path) -> Non
         assert (done.returncode, done.stderr.decode()) == (2, f"error: {message}\n"), script
 
 
-def test_data_options_of_a_run_flat_or_grouped(tmp_path: Path) -> None:
+def test_data_options_of_a_run(tmp_path: Path) -> None:
     assert run_directory.data_options(tmp_path) == {}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("dataset_name: cldr\nlearning_rate: 0.1\ndata_seed: 4\nseed: 1\ntest_file: null\n")
     assert run_directory.data_options(tmp_path) == {"dataset_name": "cldr", "data_seed": 4}
-    recipe.write_text("data:\n  train_file: a,b\n  source_lang: de\n")
-    assert run_directory.data_options(tmp_path) == {"train_file": "a,b", "source_lang": "de"}
+    recipe.write_text("train_file: a,b\nencoder:\n  model_type: bert\n  vocab_size: 391\nvocab_size: 1000\n")
+    assert run_directory.data_options(tmp_path) == {"train_file": "a,b"}
+    assert run_directory.recipe_options(tmp_path)["vocab_size"] == 1000, "a field of the encoder is no option"
     recipe.write_text("a: [")
     with pytest.raises(errors.CheckpointError, match="not readable as YAML"):
         run_directory.data_options(tmp_path)

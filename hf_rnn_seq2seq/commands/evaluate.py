@@ -26,9 +26,10 @@ from hf_rnn_seq2seq import command_line
 from hf_rnn_seq2seq.evaluation.scores import METRICS
 
 # Options that only translations have.
-OF_TRANSLATIONS = ("scores", "metric", "bootstrap", "paired", "paired_samples", "translations", "plot_by_length")
-OF_TRANSLATIONS += ("alignment_column", "max_source_length", "search", *command_line.GENERATION)
-APART = {"classification", "text"}  # tasks whose models have figures of their own
+TRANSLATION_OPTIONS = ("scores", "metric", "bootstrap", "paired", "paired_samples", "translations", "plot_by_length")
+TRANSLATION_OPTIONS += ("alignment_column", "max_source_length", "search", *command_line.GENERATION)
+# Models that have figures of their own, by their kind.
+APART = {"SequenceClassification": "classification", "CausalLM": "text", "Handwriting": "handwriting"}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -39,7 +40,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="NAME",
         choices=tuple(METRICS),
-        help="(default: bleu and chrf, or the error rates that chose the run's best checkpoint)",
+        help="(default: bleu and chrf, for languages such as Korean char_bleu too; exact_match and chrf, or the error "
+        "rates, where these chose the run's best checkpoint)",
     )
     parser.add_argument("--metric", action="append", default=[], help="name or path for evaluate.load; may be repeated")
     parser.add_argument("--bootstrap", type=command_line.at_least(2), metavar="N", help="95 %% intervals, N resamples")
@@ -94,7 +96,7 @@ def check_before_work(arguments: argparse.Namespace) -> None:
 
 def refuse_options_of_translations(arguments: argparse.Namespace, why: str) -> None:
     """Raises ValueError for the first option that only translations have."""
-    for name in OF_TRANSLATIONS:
+    for name in TRANSLATION_OPTIONS:
         if getattr(arguments, name) not in (None, []):
             raise ValueError(f"--{name}: {why}")
 
@@ -213,23 +215,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hf_rnn_seq2seq.evaluation.results import SCORES, evaluate_systems, run_summary, summary_facts
     from hf_rnn_seq2seq.evaluation.scores import why_blind
     from hf_rnn_seq2seq.evaluation.test_set import default_metrics
-    from hf_rnn_seq2seq.run_directory import members, read_summary, recipe_options, writes_by_hand
+    from hf_rnn_seq2seq.run_directory import KINDS, members, model_kind, read_summary
 
     check_before_work(arguments)
-    tasks = [recipe_options(members(directory)[0]).get("task") for directory in arguments.models]
-    task = tasks[0]
-    if other := next((place for place, one in enumerate(tasks) if one != task and {one, task} & APART), None):
-        raise ValueError(
-            f"{arguments.models[other]}: has task={tasks[other]!r}, the first {task!r}; evaluate them apart"
-        )
+    kinds = [model_kind(members(directory)[0]) for directory in arguments.models]
+    task = APART.get(kinds[0])
+    if other := next((place for place, one in enumerate(kinds) if one != kinds[0]), None):
+        does = f"this model {KINDS[kinds[other]][0]}, the first {KINDS[kinds[0]][0]}"
+        raise ValueError(f"{arguments.models[other]}: {does}; evaluate them apart")
     if arguments.dynamic_learning_rate is not None and task != "text":
         raise ValueError("--dynamic_learning_rate: is for language models (--task text); leave it out")
-    if any(by_hand := [writes_by_hand(directory) for directory in arguments.models]):
-        if not all(by_hand):
-            other = arguments.models[by_hand.index(False)]
-            raise ValueError(f"{other}: writes no points of a pen, and others do; evaluate them apart")
+    if task == "handwriting":
         return evaluate_handwriting(arguments)
-    if task in ("classification", "text"):
+    if task is not None:
         return evaluate_others(arguments, task)
     names = ("split", "device", "dtype", "batch_size", "max_source_length")
     systems = evaluate_systems(

@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     data, options, training, *_ = parse_arguments(
         words, groups, model_fields(), description=__doc__ or "", reserved=reserved
     )
-    if data.task == "classification":
-        raise ArgumentError("task='classification': a classifier's tokenizer is trained with it, by train.py")
+    if data.task not in ("translation", "captioning"):
+        raise ArgumentError(f"task={data.task!r}: a tokenizer of this task is trained with its model, by train.py")
     if training.output_dir is None:
         raise ArgumentError("output_dir=None: name the folder for the tokenizer")
     folder = Path(training.output_dir)

@@ -116,7 +116,11 @@ def add_search_options(parser: command_line.Parser) -> None:
         "--stop_at_top", action="store_true", default=None, help="end a sentence when its likeliest continuation does"
     )
     group.add_argument("--weight_type", choices=("float32", "bfloat16", "int8"), help="weights while decoding")
-    group.add_argument("--shortlist", metavar="FILE", help="target words by source words, from learn_shortlist.py")
+    group.add_argument(
+        "--shortlist",
+        metavar="FILE",
+        help="target words by source words, from learn_shortlist.py; probabilities are then among these words",
+    )
     group.add_argument("--ensemble", nargs="+", metavar="DIR", help="models that decode together with the first")
     group.add_argument(
         "--replace_unknown",

@@ -141,7 +141,7 @@ class DataArguments(OptionGroup):
         below=1,
     )
     test_fraction: float = option(0.0, "text: the same for the test, behind the validation text", at_least=0, below=1)
-    data_seed: int = option(0, "seed of what cldr, shapes and hershey draw", at_least=0)
+    data_seed: int = option(0, "seed of the training rows that cldr, shapes, documents and hershey draw", at_least=0)
     preprocessing_num_workers: int | None = option(None, "processes that tokenize (default: one)", at_least=1)
     streaming: bool = option(False, "read the training split while training instead of writing it to the cache first")
     streaming_buffer: int = option(

@@ -31,7 +31,7 @@ AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
 def tokenize_corpus(
-    split: AnyDataset,
+    split: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_source_length: int,
@@ -40,7 +40,7 @@ def tokenize_corpus(
     cache_dir: str | Path | None = None,
     alignment_unit: str = "word",
     keep_text: bool = False,
-) -> tuple[AnyDataset, dict[str, int]]:
+) -> tuple[Dataset, dict[str, int]]:
     """Tokenizes a split into memory-mapped int columns, cached by the content of split and tokenizer.
 
     Args:
@@ -53,7 +53,7 @@ def tokenize_corpus(
 
     Returns:
         `id`, `input_ids`, `labels`, `source_length`, `target_length`; and the number of rows left out by reason
-        (too_long_source, too_long_target; a row with both counts as source), empty when streaming.
+        (too_long_source, too_long_target; a row with both counts as source).
 
     Raises:
         DataError: a limit below 2, or no row short enough.
@@ -61,8 +61,7 @@ def tokenize_corpus(
     for name, limit in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
         if limit < 2:
             raise DataError(f"{name}={limit}: must be at least 2 (one token and the end token)")
-    # The names of a stream's columns may be unknown; no training uses its alignments.
-    aligned = "alignment" in (split.column_names or [])
+    aligned = "alignment" in split.column_names
     options: dict[str, Any] = {
         "batched": True,
         "batch_size": 4_000,
@@ -70,10 +69,6 @@ def tokenize_corpus(
         "features": Features(_TOKENS | ({"alignment": FEATURE} if aligned else {}) | (_TEXT if keep_text else {})),
         "fn_kwargs": {"tokenizer": tokenizer, "alignment_unit": alignment_unit},
     }
-    if isinstance(split, IterableDataset):
-        rows = split.map(encode, **options)
-        limits = {"source": max_source_length, "target": max_target_length}
-        return rows.filter(_short_enough, input_columns=["source_length", "target_length"], fn_kwargs=limits), {}
     key = digest([split._fingerprint, tokenizer_hash(tokenizer), content_hash([Path(__file__)]), keep_text])[:32]
     folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hf_rnn_seq2seq")
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +117,3 @@ def encode(
     lengths = {"source_length": list(map(len, tokens["input_ids"])), "target_length": list(map(len, tokens["labels"]))}
     aligned = {"alignment": token_alignments(batch, tokenizer, alignment_unit)} if "alignment" in batch else {}
     return {"id": batch["id"], "input_ids": tokens["input_ids"], "labels": tokens["labels"], **lengths, **aligned}
-
-
-def _short_enough(source_length: int, target_length: int, source: int, target: int) -> bool:
-    return source_length <= source and target_length <= target

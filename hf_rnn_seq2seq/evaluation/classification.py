@@ -77,8 +77,8 @@ def deletion(
     """Deletes from each of the first texts the part with the most weight, and another one; None without attention.
 
     Args:
-        results: of `classify`, with
-        labels: the true classes.
+        results: what `classify` returned.
+        labels: the true class of each text.
         most: texts at most.
     """
     if not results or results[0].words is None:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from hf_rnn_seq2seq.data.arguments import ROW_LIMITS
 from hf_rnn_seq2seq.errors import ArgumentError, DataError
 from hf_rnn_seq2seq.evaluation.scores import OF_WORDS, merged
-from hf_rnn_seq2seq.run_directory import ROW_FORMAT, data_options, recipe_options, refuse_ensemble, require_kind
+from hf_rnn_seq2seq.run_directory import (
+    ROW_FORMAT,
+    data_options,
+    model_kind,
+    recipe_options,
+    refuse_ensemble,
+    require_kind,
+)
 
 if TYPE_CHECKING:
     from hf_rnn_seq2seq.data.corpus import Corpus
@@ -87,7 +94,8 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
 
     given = {key: value for key, value in chosen.items() if value is not None}
     refuse_ensemble(directory)
-    if recipe_options(directory).get("task") in ("handwriting", "text"):
+    kind = model_kind(directory)
+    if kind in ("Handwriting", "CausalLM"):
         require_kind(directory, "Seq2SeqLM")
     recorded = data_options(directory)
     options = {} if "dataset_name" in given else dict(recorded)
@@ -97,6 +105,8 @@ def read_test_set(directory: str | os.PathLike[str], chosen: Mapping[str, Any], 
         options = {name: recorded[name] for name in form if name in recorded}
         options |= columns_of_run(options | given, recorded, "test")
     options |= given
+    if kind == "SequenceClassification":
+        options["task"] = "classification"
     if not any(key in options for key in ("dataset_name", "train_file", "test_file")):
         raise ArgumentError(
             f"{directory}: has no recipe.yaml that says what it was trained on; name the data, "

@@ -99,8 +99,8 @@ class G2p:
         Args:
             num_beams: default: that of the generation settings, or 5 if they are greedy; at least n in any case.
         """
-        if n < 1 or (num_beams is not None and num_beams < 1):
-            raise ValueError(f"n={n}, num_beams={num_beams}: must be at least 1")
+        if not all(isinstance(count, int) and count >= 1 for count in (n, 1 if num_beams is None else num_beams)):
+            raise ValueError(f"n={n}, num_beams={num_beams}: must be whole numbers, at least 1")
         row = [] if self._is_empty(word) else self.ids(word)
         if not row:
             return [([], 1.0)]

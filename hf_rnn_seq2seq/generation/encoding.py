@@ -62,7 +62,7 @@ def source_problems(counts: Mapping[str, int]) -> list[str]:
 
 
 def has_words(source: str, letters: bool) -> bool:
-    """Whether a source has text; where tokens are `letters`, features and a tab without a word after them are none."""
+    """Whether a source has text. With `letters`, features and a tab alone are not text."""
     return bool((source.rpartition("\t")[2] if letters else source).strip())
 
 
@@ -136,7 +136,7 @@ class PictureSources:
         return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
     def source_ids(self, row: int) -> tuple[int, ...]:
-        """None: a picture has no tokens."""
+        """Empty: a picture has no tokens."""
         return ()
 
     def counts(self) -> Counter[str]:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 TASK = "rnn-translation"
 # Keys that `preprocess` returns in addition to the model inputs.
-FACTS = ("text", "truncated", "unknown")
+FACTS = ("text", "empty", "truncated", "unknown")
 
 
 class RnnTranslationPipeline(Pipeline):
@@ -122,7 +122,8 @@ class RnnTranslationPipeline(Pipeline):
         encoded = encode_sources(self.tokenizer, [text], max_source_length)
         # A batch needs a row for each text: an empty text is an end of sentence, and its translation is dropped.
         ids = torch.tensor([encoded.ids[0] or [self.tokenizer.eos_token_id]])
-        facts = {"text": text, "truncated": bool(encoded.truncated), "unknown": bool(encoded.unknown)}
+        facts = {"text": text, "empty": not encoded.ids[0]}
+        facts |= {"truncated": bool(encoded.truncated), "unknown": bool(encoded.unknown)}
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **facts}
 
     def _forward(self, inputs: dict[str, Any], return_alignments: bool = False, **generation: Any) -> dict[str, Any]:
@@ -194,7 +195,7 @@ class RnnTranslationPipeline(Pipeline):
         self._problems.add(outputs)
         several = n_best is not None or outputs["length"].shape[1] > 1
         return_text = not return_tensors if return_text is None else return_text
-        if not text.strip():
+        if outputs["empty"]:
             empty: dict[str, Any] = {"translation_text": ""} if return_text else {}
             empty |= {"translation_token_ids": outputs["sequence"].new_empty(0)} if return_tensors else {}
             empty |= {"score": 0.0, "log_probability": 0.0, "probability": 1.0}

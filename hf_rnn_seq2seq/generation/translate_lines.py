@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rnn_seq2seq.data.lexicon import LEXICONS, Entry, format_entries, looked_up
+from hf_rnn_seq2seq.data.lexicon import LEXICONS, Entry, format_entries, looked_up, parse_entry
 from hf_rnn_seq2seq.errors import DataError
 from hf_rnn_seq2seq.files import content_hash
 from hf_rnn_seq2seq.generation.attention import word_pairs
@@ -122,18 +122,34 @@ def text_line(source: str, hypotheses: Sequence[Mapping[str, Any]]) -> str:
     return "\t".join(columns)
 
 
+def require_entry(kind: str, source: str, phones: str = "a", where: str = "") -> None:
+    """Raises DataError if a lexicon's line of a word and its phones would mean something else, as `a(2)  b` would."""
+    word = source.rpartition("\t")[2].strip()
+    if not word:
+        return
+    if kind.startswith("kaldi") and len(word.split()) > 1:
+        raise DataError(
+            f"{where}output_format={kind!r}: ends a word at a space, and {word!r} has one; choose mfa or ipa"
+        )
+    (line,) = format_entries(word, [(phones, 1.0)], kind)
+    entry = parse_entry(line, kind)
+    if entry is None or entry[:2] != (word, " ".join(phones.split())):
+        raise DataError(
+            f"{where}output_format={kind!r}: the line of {word!r} would mean something else; choose mfa or ipa"
+        )
+
+
 def lexicon_lines(kind: str, source: str, hypotheses: Sequence[Mapping[str, Any]]) -> str:
     """Lines of a lexicon, one for each text that is not empty, without the features before the word; none for no word.
 
     Raises:
-        DataError: a format of Kaldi, which ends a word at a space, and a word with one.
+        DataError: see `require_entry`.
     """
     word = source.rpartition("\t")[2].strip()
-    if kind.startswith("kaldi") and len(word.split()) > 1:
-        raise DataError(f"output_format={kind!r}: ends a word at a space, and {word!r} has one; choose mfa or ipa")
     found: dict[str, float] = {}
     for fields in hypotheses:
         if text := fields["text"].strip():
+            require_entry(kind, source, text)
             found[text] = found.get(text, 0.0) + math.exp(fields["log_probability"] or 0.0)
     return "\n".join(format_entries(word, list(found.items()), kind)) if word else ""
 
@@ -171,7 +187,12 @@ def translate_lines(
         total=total, initial=writer.done, unit=" lines", desc="translating", disable=None if progress else True
     ) as bar:
         try:
+            read = writer.done
             for sources in windows(islice(reader, writer.done, None), window):
+                if kind in LEXICONS:  # before the work, not after it
+                    for number, source in enumerate(sources, start=read + 1):
+                        require_entry(kind, source, where=f"line {number}: ")
+                read += len(sources)
                 known = [request.known(source) for source in sources] if request.lexicon else [[]] * len(sources)
                 asked = ["" if found else source for source, found in zip(sources, known, strict=True)]
                 encoded = encode_sources(tokenizer, asked, request.max_source_length)

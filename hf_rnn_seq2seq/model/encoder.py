@@ -307,7 +307,7 @@ class RnnEncoder(nn.Module):
 
 
 class RnnPreTrainedModel(PreTrainedModel):
-    """Base class of the models with this encoder: initialization, loading and device placement."""
+    """Base class of every model, with this encoder or without one: initialization, loading and device placement."""
 
     base_model_prefix = "model"
     main_input_name = "input_ids"

@@ -169,8 +169,6 @@ def fused_refusal(model: nn.Module) -> str | None:
             return f"{name}={value!r}"
     if config.cell_type == "gru" and config.gru_reset != "after":
         return f"gru_reset={config.gru_reset!r}"
-    if config.residual_start == 1:
-        return "residual_start=1"
     if config.input_feeding and not decoder.feeds_readout:
         return "input_feeding=True, which feeds the context"
     if not isinstance(decoder.attention, DotAttention):

@@ -75,7 +75,9 @@ def logits_loss(logits: Tensor, labels: Tensor, budget: int, smoothing: float = 
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
     size = max(1, budget // (logits.shape[-1] * exact.itemsize))
-    chunks = zip(logits.flatten(0, 1).split(size), labels.to(logits.device).flatten().split(size), strict=True)
+    chunks = zip(
+        logits.flatten(0, 1).split(size), labels.to(logits.device, torch.long).flatten().split(size), strict=True
+    )
     smooth = {"reduction": "sum", "label_smoothing": smoothing}
     return sum(F.cross_entropy(rows.to(exact), words, **smooth) for rows, words in chunks)
 
@@ -170,7 +172,7 @@ def _softmax_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     label - e / V everywhere.
     """
     counts = (labels != IGNORED_LABEL).to(logits.dtype)
-    index, spread = labels.clamp(min=0).unsqueeze(1), smoothing / logits.shape[1]
+    index, spread = labels.masked_fill(labels == IGNORED_LABEL, 0).unsqueeze(1), smoothing / logits.shape[1]
     target = (1 - smoothing) * logits.gather(1, index).squeeze(1)
     if smoothing:
         target += spread * logits.sum(1)

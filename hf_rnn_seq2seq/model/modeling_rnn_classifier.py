@@ -72,8 +72,8 @@ def pool(kind: str, states: Tensor, mask: Tensor, ends: Tensor | None) -> Tensor
 def hop_penalty(weights: Tensor, mask: Tensor, rows: "Sentences | None" = None) -> Tensor:
     """||A A^T - I||^2, the squared Frobenius norm (Lin 2017, equation 8), averaged over the batch, ().
 
-    0 if each hop reads one position of its own, or nothing is read; hops x (hops - 1) if all read the same one. So the
-    mean over a batch is that of the means over its parts.
+    0 if each hop reads one position of its own; hops x (hops - 1) if all read the same one. A text with nothing to read
+    counts as 0, so the mean over a batch is the mean of the means over equal parts of it.
 
     Args:
         weights: (batch, hops, source), A.

@@ -314,7 +314,8 @@ class EnsembleStep(GeneralStep):
         steps: one per member.
 
     Raises:
-        SearchError: the members differ in vocabularies or special tokens, or the inputs are not token ids.
+        SearchError: the members differ in vocabularies or special tokens, or the inputs are neither token ids nor
+            pictures.
     """
 
     def __init__(self, steps: Sequence[GeneralStep]) -> None:

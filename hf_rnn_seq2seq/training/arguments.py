@@ -163,7 +163,7 @@ class TrainingOptions(OptionGroup):
     gradient_checkpointing: bool = option(False, "recompute activations to save memory")
     max_skipped_updates: int = option(10, "stop after so many non-finite updates in a row", at_least=1)
     # Sequence-level training, a second stage
-    objective: str = option("ml", "cross entropy, minimum risk, or REINFORCE; see the README", choices=OBJECTIVES)
+    objective: str = option("ml", "cross entropy, minimum risk, or REINFORCE", choices=OBJECTIVES)
     objective_metric: str = option("gleu", "mrt, reinforce: the sentence score that is raised", choices=REWARDS)
     objective_samples: int = option(15, "mrt, reinforce: translations drawn for each sentence", at_least=2)
     mrt_alpha: float = option(0.005, "mrt: sharpness of the distribution over the candidates", above=0)
@@ -174,11 +174,13 @@ class TrainingOptions(OptionGroup):
     eval_steps: int | None = option(500, "updates between evaluations; none: only at the end", at_least=1)
     predict_with_generate: bool = option(True, "translate the validation split too, and score it")
     max_generate_samples: int | None = option(None, "translate only so many validation rows", at_least=1)
-    metric_for_best_model: str | None = option(None, "default: bleu if it is measured, else loss", choices=METRICS)
+    metric_for_best_model: str | None = option(
+        None, "default: accuracy of a classifier; else bleu if it is measured, else loss", choices=METRICS
+    )
     save_steps: int | None = option(500, "updates between checkpoints; none: only at the end", at_least=1)
     save_total_limit: int | None = option(2, "checkpoints kept in addition to the best one; none: all", at_least=1)
     logging_steps: int = option(50, "updates between log lines", at_least=1)
-    disable_tqdm: bool = option(False, "no progress bar; a file never gets one")
+    disable_tqdm: bool = option(False, "no progress bar; where standard error is a file there is none anyway")
     report_to: list[str] = option(["tensorboard"], "trackers of Accelerate, or none")
     # The Hub
     push_to_hub: bool = option(False, "upload checkpoints in the background, and the run at its end")

@@ -54,7 +54,7 @@ class CheckpointStore:
         self.readers: dict[Path, Future[object]] = {}
 
     def all(self) -> list[Path]:
-        """Renamed checkpoints, oldest first, verified or not."""
+        """The checkpoints that were written to their end, oldest first; their files are not verified."""
         named = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
         return sorted(named, key=_order)
 

@@ -1,7 +1,8 @@
-"""The training loop, over Accelerate, for any sequence-to-sequence model of transformers.
+"""The training loop, over Accelerate, for every task.
 
-`TrainingLoop.run` updates, logs, evaluates, saves and stops. The loss of an update is the sum over the target tokens of
-the whole global batch divided by their number, however that batch is split over processes and micro-batches.
+`TrainingLoop.run` updates, logs, evaluates, saves and stops. The loss of an update is the sum over the target tokens
+(texts of a classifier, points of a pen) of the whole global batch divided by their number, however that batch is split
+over processes and micro-batches.
 """
 
 from __future__ import annotations

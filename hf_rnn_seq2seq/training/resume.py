@@ -73,9 +73,12 @@ class CheckpointManager:
         """
         stored = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))
         for name, value in self.identity.items():
-            if stored["identity"].get(name) != value:
+            found = stored["identity"].get(name)
+            if (name, found) == ("objective", "ml"):
+                found = None  # so 0.2 wrote it for texts
+            if found != value:
                 raise ArgumentError(
-                    f"{checkpoint}: was trained with {name} {stored['identity'].get(name)!r}, this run has {value!r}; "
+                    f"{checkpoint}: was trained with {name} {found!r}, this run has {value!r}; "
                     "only the same can be continued (the sentences of an update are per_device_train_batch_size x "
                     "processes x gradient_accumulation_steps)"
                 )

@@ -60,7 +60,7 @@ def run(
         options: of the run.
         command: how it was started, for its summary.
         after_run: draws what belongs to the directory, and returns a line to print.
-        begin_upload: called by the main process if the options ask for uploads.
+        begin_upload: called by the main process before the first update; None uploads nothing.
     """
     training = options.training
     check_before_work(training)

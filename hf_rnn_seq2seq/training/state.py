@@ -218,7 +218,8 @@ class TrainingState:
         model.to(accelerator.device)
         model.train()
         self.model, self.options, self.accelerator = model, options, accelerator
-        self.objective = None if objective is None else options.objective
+        # Smoothed labels are an objective of their own too, but may change when a run goes on.
+        self.objective = None if options.objective == "ml" else options.objective
         self.plain_optimizer = build_optimizer(model, options)
         self.unwrapped_step = StepModule(model)
         trained: Any = self.unwrapped_step if objective is None else objective

@@ -58,7 +58,7 @@ class Validator:
         self.translate, self.score = translate, score
         rows = len(self.texts) if self.texts is not None else 0
         count = min(rows, max_translations or rows)
-        self.sample: str | None = None  # a text that the last measurement wrote, for the log
+        self.sample: str | None = None  # what the last measurement wrote, for the log; here nothing, see text.py
         self.translated_rows = [number * rows // count for number in range(count)]
 
     def measure(self, step_module: nn.Module, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:

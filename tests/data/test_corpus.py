@@ -14,6 +14,7 @@ import pytest
 
 from hf_rnn_seq2seq.data.arguments import SPLITS, DataArguments
 from hf_rnn_seq2seq.data.corpus import load_corpus
+from hf_rnn_seq2seq.data.streaming import TextStream
 from hf_rnn_seq2seq.data.token_columns import tokenize_corpus
 from hf_rnn_seq2seq.data.tokenizer import build_tokenizer
 from hf_rnn_seq2seq.errors import DataError, InputError
@@ -455,7 +456,8 @@ def test_streaming_gives_the_same_rows(tmp_path):
     tokenizer = build_tokenizer(stored["source"], stored["target"], vocab_size=400)
     limits = {"max_source_length": 8, "max_target_length": 9}
     kept, counts = tokenize_corpus(stored, tokenizer, **limits)
-    assert list(tokenize_corpus(rows, tokenizer, **limits)[0]) == list(kept)
+    columns = TextStream(rows, tokenizer, **limits, buffer=9).tokenize(list(rows))
+    assert [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] == list(kept)
     assert 0 < len(kept) == 50 - sum(counts.values()) < 50
 
 

@@ -217,3 +217,23 @@ def test_a_training_step_reads_nothing_back_from_its_device(options: dict, megab
     given = {name: tensor.to("meta") for name, tensor in batch().items()}
     model(**given, num_items_in_batch=11).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("fields", [{}, {"copy_mechanism": True}, {"attention_alignment": "monotonic"}], ids=str)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_label_that_is_no_word_is_refused(fields: dict[str, Any], smoothing: float) -> None:
+    """Only -100 is none; -1, the mark of other collators, must not be learned as word 0."""
+    model = tiny_model(**fields, label_smoothing=smoothing).train()
+    rows = batch()
+    model(**rows).loss.backward()
+    inputs_of_decoder = model.prepare_decoder_input_ids_from_labels(rows["labels"])
+    rows["labels"][0, 0] = -1
+    with pytest.raises((IndexError, RuntimeError)):
+        model(**rows, decoder_input_ids=inputs_of_decoder).loss.backward()
+
+
+def test_labels_of_32_bits_count_as_those_of_64() -> None:
+    for training in (True, False):
+        model, rows = tiny_model().train(training), batch()
+        expected = model(**rows).loss
+        torch.testing.assert_close(model(**rows | {"labels": rows["labels"].int()}).loss, expected)

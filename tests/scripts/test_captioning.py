@@ -10,7 +10,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from hf_rnn_seq2seq.data import shapes
+from hf_rnn_seq2seq.evaluation.scores import score
 from hf_rnn_seq2seq.model.processing_rnn_seq2seq import RnnSeq2SeqProcessor
+from hf_rnn_seq2seq.run_directory import load_any
 from tests.helpers import script_runs, warm
 from tests.helpers.script_runs import run
 
@@ -61,7 +63,12 @@ def test_scores_and_pointing_are_printed_and_kept(captioner: Path) -> None:
     done = run("evaluate_bleu.py", captioner)
     assert done.returncode == 0, done.stderr.decode()
     summary = json.loads((captioner / "summary.json").read_text())
-    assert summary["test_sentences"] == 12 and 0 <= summary["pointing"] <= 100 and summary["bleu"] >= 0
+    assert summary["test_sentences"] == 12 and 0 <= summary["pointing"] <= 100
+    again = run("evaluate_bleu.py", captioner, "--translations", captioner.parent / "written.jsonl")
+    rows = [json.loads(line) for line in (captioner.parent / "written.jsonl").read_text().splitlines()]
+    assert again.returncode == 0 and len(rows) == 12
+    outputs, references = [list(row["translations"].values())[0] for row in rows], [row["references"] for row in rows]
+    assert score(outputs, references)["bleu"] == pytest.approx(summary["bleu"], abs=0.005)
     assert "A resnet encoder and a 1-layer LSTM decoder of width 16." in done.stdout.decode()
     assert f"pointing {summary['pointing']:.2f} %   of {summary['pointing_words']} words" in done.stdout.decode()
 
@@ -98,6 +105,7 @@ def test_a_picture_that_is_not_there_is_named(captioner: Path, tmp_path: Path) -
 def test_a_command_for_texts_says_what_is_for_pictures(captioner: Path, picture: Path, checkpoint: Path) -> None:
     done = run("translate.py", captioner, stdin=b"a small red circle")
     assert done.returncode == 2 and b"reads pictures, not text; hf-rnn caption is for it" in done.stderr
+    assert load_any(captioner)[0].main_input_name == "pixel_values", "the API loads what any run directory holds"
     done = run("caption.py", checkpoint, picture)
     assert done.returncode == 2 and b"reads text, not pictures; hf-rnn translate is for it" in done.stderr
 

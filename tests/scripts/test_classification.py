@@ -189,9 +189,17 @@ def test_over_a_pretrained_encoder_whose_states_are_read_once(
     after = load_file(tmp_path / "run" / "model.safetensors")
     name = "embeddings.word_embeddings.weight"
     same = torch.equal(before[name], after[f"model.words.encoder.foreign.model.{name}"])
-    assert same == frozen and summary["eval_accuracy"] >= 0
+    assert same == frozen and "eval_accuracy" in summary
     done = run("evaluate_bleu.py", tmp_path / "run")
     assert done.returncode == 0, done.stderr.decode()
+    # Without its recipe the run is still a classifier; only its data must be named.
+    alone = shutil.copytree(tmp_path / "run", tmp_path / "alone")
+    (alone / "recipe.yaml").unlink()
+    words = ("--test_file", lines, "--file_format", "labeled", "--json", tmp_path / "alone.json")
+    shown = run("evaluate_bleu.py", alone, *words)
+    assert shown.returncode == 0, shown.stderr.decode()
+    (facts,) = json.loads((tmp_path / "alone.json").read_text())["systems"]
+    assert facts["accuracy"] == json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"]
     assert b"nats without the token of most weight" in done.stdout
 
 
@@ -199,7 +207,7 @@ def test_what_is_for_translations_says_so(reader: Path, tmp_path: Path) -> None:
     done = run("compare.py", RECIPE, "--output_dir", tmp_path / "compared", "--seeds", "1")
     assert done.returncode == 2 and b"task='classification': compare scores translations" in done.stderr
     done = run("train_tokenizer.py", RECIPE, "--output_dir", tmp_path / "tokenizer")
-    assert done.returncode == 2 and b"tokenizer is trained with it, by train.py" in done.stderr
+    assert done.returncode == 2 and b"a tokenizer of this task is trained with its model, by train.py" in done.stderr
     planned = run("train.py", RECIPE, *(w for n, v in TINY.items() for w in (f"--{n}", v)), "--dry_run", "true")
     assert planned.returncode == 0 and b"source, 8 target" in planned.stdout, planned.stderr.decode()
 

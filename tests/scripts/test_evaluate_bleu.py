@@ -217,7 +217,10 @@ def test_models_of_other_tasks_are_refused_before_any_work(checkpoint: Path, tmp
     done = run("report.py", other, "--output_file", tmp_path / "page.html")
     assert done.returncode == 2 and b'the model continues a text; pipeline("text-generation") is for it' in done.stderr
     done = run("evaluate_bleu.py", checkpoint, other)
-    assert done.returncode == 2 and b"task='text', the first None; evaluate them apart" in done.stderr, done.stderr
+    assert (
+        done.returncode == 2
+        and b"this model continues a text, the first writes text; evaluate them apart" in done.stderr
+    ), done.stderr
 
 
 def test_evaluate_bleu_refuses_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,13 @@ def test_the_run_directory_is_that_of_every_task(writer: Path) -> None:
     assert len(evaluations) == 3 and all(isinstance(line["sample"], str) for line in evaluations)
     trained = [line for line in log if line["event"] == "train"]
     assert all(line["bits_per_character"] == pytest.approx(line["loss"] / math.log(2), rel=2e-3) for line in trained)
+
+
+def test_without_its_recipe_it_is_still_a_language_model(text: Path, writer: Path, tmp_path: Path) -> None:
+    alone = shutil.copytree(writer, tmp_path / "alone", ignore=shutil.ignore_patterns("checkpoints"))
+    (alone / "recipe.yaml").unlink()
+    shown = run("evaluate_bleu.py", alone, "--test_file", text, "--dynamic_learning_rate", 0.1)
+    assert shown.returncode == 0 and b" a character, perplexity " in shown.stdout, shown.stderr.decode()
 
 
 def test_a_resumed_run_is_the_run_with_the_state_that_was_carried(text: Path, writer: Path, tmp_path: Path) -> None:

@@ -358,7 +358,7 @@ def test_an_uninformative_metric_is_named_with_better_ones(tmp_path, recipe, cap
     assert train(recipe, *best, "--output_dir", tmp_path / "exact") == 0
     assert "warning" not in capsys.readouterr().err
     summary = json.loads((tmp_path / "exact" / "summary.json").read_text())
-    assert summary["best_metric_name"] == "exact_match" and summary["eval_exact_match"] >= 0
+    assert summary["best_metric_name"] == "exact_match" and "eval_exact_match" in summary
 
 
 def test_what_could_not_be_saved_is_refused_before_the_first_update(tmp_path, recipe):

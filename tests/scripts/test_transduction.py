@@ -177,6 +177,13 @@ def test_a_lexicon_that_cannot_be_meant_is_refused(g2p: Path, tmp_path: Path) ->
     assert not list(tmp_path.glob("out*")), "nothing is left that would be in the way of the next command"
     refused = run("translate.py", g2p, "--text", "p a", "--output_format", "kaldi")
     assert b"ends a word at a space, and 'p a' has one; choose mfa or ipa" in refused.stderr
+    for word in ("a(2)", ";;;a", "a  b"):
+        refused = run("translate.py", g2p, "--output_format", "cmudict", stdin=f"hat\n{word}\n".encode())
+        shown = " ".join(word.split())
+        message = f"line 2: output_format='cmudict': the line of '{shown}' would mean something else; choose mfa or ipa"
+        assert refused.returncode == 2 and message in refused.stderr.decode() and not refused.stdout
+    with pytest.raises(DataError, match="the line of 'pa' would mean something else"):
+        lexicon_lines("cmudict", "pa", [{"text": "a # b", "log_probability": 0.0}])
     speaker = pipeline("rnn-translation", model=str(g2p), device="cpu")
     for wrong in (0, 4):
         with pytest.raises(ValueError, match=f"^n_best={wrong}: must be at least 1 and at most num_beams=3"):
@@ -214,6 +221,9 @@ def test_features_without_a_word_have_no_hypothesis(g2p: Path) -> None:
     assert text.stdout.decode().splitlines()[1:3] == ["", ""]
     rows = run("translate.py", g2p, "--output_format", "jsonl", stdin=b"hat\nN;PL\t\n \n")
     assert [len(json.loads(line)["translations"]) for line in rows.stdout.splitlines()] == [1, 0, 0]
+    found = pipeline("rnn-translation", model=str(g2p), device="cpu")(["hat", "N;PL\t", " "])
+    assert found[0]["translation_text"] and found[0]["log_probability"] < 0
+    assert [(row["translation_text"], row["log_probability"]) for row in found[1:]] == [("", 0.0)] * 2
 
 
 def test_the_last_tab_ends_a_source_with_features(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rnn_seq2seq import command_line
-from hf_rnn_seq2seq.evaluation.scores import METRICS
+from hf_rnn_seq2seq.evaluation.scores import METRICS, OF_SACREBLEU
 
 # Options that only translations have.
 TRANSLATION_OPTIONS = ("scores", "metric", "bootstrap", "paired", "paired_samples", "translations", "plot_by_length")
@@ -77,15 +77,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def check_before_work(arguments: argparse.Namespace) -> None:
     """Finds wrong options before minutes of translation."""
     from hf_rnn_seq2seq.evaluation.scores import external_metric
-    from hf_rnn_seq2seq.evaluation.significance import PAIRED_METRICS
     from hf_rnn_seq2seq.files import check_output_file
     from hf_rnn_seq2seq.run_directory import read_summary
     from hf_rnn_seq2seq.visualization.figure import check_output
 
     for directory in arguments.models:
         read_summary(directory)
-    if arguments.paired and (wrong := sorted(set(arguments.scores or ()) - set(PAIRED_METRICS))):
-        raise ValueError(f"--paired: no paired test of {', '.join(wrong)}; choose from {', '.join(PAIRED_METRICS)}")
+    if arguments.paired and (wrong := sorted(set(arguments.scores or ()) - set(OF_SACREBLEU))):
+        raise ValueError(f"--paired: no paired test of {', '.join(wrong)}; choose from {', '.join(OF_SACREBLEU)}")
     check_output(arguments.plot_by_length, "plot_by_length")
     for option in ("json", "translations"):
         if path := getattr(arguments, option):

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_rnn_seq2seq.data.arguments import SPLITS, DataArguments, TokenizerArguments
 from hf_rnn_seq2seq.data.readers import open_bytes, require_text
-from hf_rnn_seq2seq.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from hf_rnn_seq2seq.data.tokenizer import SPECIAL_TOKENS, most_frequent, train_tokenizer
 from hf_rnn_seq2seq.errors import ArgumentError, DataError, reading
 from hf_rnn_seq2seq.files import digest
 from hf_rnn_seq2seq.model.tokenization_rnn_seq2seq import RnnSeq2SeqJointTokenizer
@@ -138,14 +138,10 @@ def build_tokenizer(texts: Iterable[str], options: TokenizerArguments) -> PreTra
 
 def _characters(texts: Iterable[str], *, vocab_size: int, min_frequency: int, lowercase: bool) -> Tokenizer:
     """One entry for each character that the texts hold; others are unknown."""
-    counts: dict[str, int] = {}
-    for text in texts:
-        for character in text.lower() if lowercase else text:
-            counts[character] = counts.get(character, 0) + 1
-    frequent = sorted(sorted(counts), key=counts.__getitem__, reverse=True)
-    names = [*SPECIAL_TOKENS.values()]
-    kept = [one for one in frequent if counts[one] >= min_frequency][: vocab_size - len(names)]
-    vocabulary = {name: number for number, name in enumerate([*names, *kept])}
+    if lowercase:
+        texts = map(normalizers.Lowercase().normalize_str, texts)
+    names = list(SPECIAL_TOKENS.values())
+    vocabulary = most_frequent(names, texts, vocab_size, min_frequency)
     tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()

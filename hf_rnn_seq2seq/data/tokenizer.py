@@ -128,7 +128,7 @@ def _untrained(algorithm: str, vocab_size: int, min_frequency: int) -> tuple[Tok
     return tokenizer, trainer
 
 
-def _vocabulary(names: list[str], pieces: Iterable[Iterable[str]], size: int, min_frequency: int) -> dict[str, int]:
+def most_frequent(names: list[str], pieces: Iterable[Iterable[str]], size: int, min_frequency: int) -> dict[str, int]:
     """`names` and the most frequent pieces, to their ids."""
     counts: Counter[str] = Counter()
     for text in pieces:
@@ -146,7 +146,7 @@ def _letters(
     normalizer = normalizers.Sequence([*steps, between, normalizers.Replace(Regex(r"^\t+|(?<=\t)\t+"), "")])
     pieces = pre_tokenizers.Split(Regex(r"[^\t]+\t|[^\t]"), "isolated")
     found = ([piece for piece, _ in pieces.pre_tokenize_str(normalizer.normalize_str(text))] for text in texts)
-    vocabulary = _vocabulary(list(SPECIAL_TOKENS.values()), found, vocab_size, min_frequency)
+    vocabulary = most_frequent(list(SPECIAL_TOKENS.values()), found, vocab_size, min_frequency)
     tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, pieces, decoders.Fuse()
     return tokenizer
@@ -159,7 +159,7 @@ def _characters(
     normalizer = normalizers.Sequence(steps) if steps else None
     names = [*SPECIAL_TOKENS.values(), *(f"<0x{byte:02X}>" for byte in range(_BYTES))]
     normal = (normalizer.normalize_str(text) if normalizer else text for text in texts)
-    vocabulary = _vocabulary(names, normal, vocab_size, min_frequency)
+    vocabulary = most_frequent(names, normal, vocab_size, min_frequency)
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary,

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     import evaluate
 
 OF_SYMBOLS = ("sequence_error", "symbol_error")
-METRICS = ("bleu", "char_bleu", "chrf", "chrf++", "gleu", "ter", "wer", "cer", "exact_match", *OF_SYMBOLS)
+OF_SACREBLEU = ("bleu", "char_bleu", "chrf", "chrf++", "ter")  # which have intervals and paired tests
+METRICS = (*OF_SACREBLEU, "gleu", "wer", "cer", "exact_match", *OF_SYMBOLS)
 # What describes models of words, by the score that chose their weights; BLEU says little of them.
 OF_WORDS = {**dict.fromkeys(OF_SYMBOLS, OF_SYMBOLS), "exact_match": ("exact_match", "chrf")}
 ONE_REFERENCE = ("wer", "cer")  # of each source, not several
 LOWER_IS_BETTER = frozenset({"ter", "wer", "cer", *OF_SYMBOLS})
-WITHOUT_INTERVAL = frozenset({"gleu", "wer", "cer", "exact_match", *OF_SYMBOLS})
 # Of the names that a table prints, those that differ from the name of the metric: the shared tasks' names.
 TITLES = {"sequence_error": "WER, whole outputs", "symbol_error": "PER"}
 
@@ -52,7 +52,7 @@ def score(
     result: dict[str, Any] = {}
     for name in metrics:
         chosen = dict(options) if name == "bleu" else {}
-        if n_bootstrap and name not in WITHOUT_INTERVAL:
+        if n_bootstrap and name in OF_SACREBLEU:
             chosen["n_bootstrap"] = n_bootstrap
         output = load_metric(name).compute(predictions=list(hypotheses), references=list(references), **chosen)
         result[name] = output["score"]

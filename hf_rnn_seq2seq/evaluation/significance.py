@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hf_rnn_seq2seq.errors import ArgumentError
-
-PAIRED_METRICS = ("bleu", "char_bleu", "chrf", "chrf++", "ter")
+from hf_rnn_seq2seq.evaluation.scores import OF_SACREBLEU
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def paired_test(
     Args:
         systems: name -> hypotheses; the first system is the baseline.
         references: one per hypothesis.
-        metrics: names in `PAIRED_METRICS`.
+        metrics: names in `OF_SACREBLEU`.
         test: `bs` (paired bootstrap resampling) or `ar` (paired approximate randomization).
         n_samples: resamples; 0 for sacrebleu's default (1,000 and 10,000).
 
@@ -55,8 +54,8 @@ def paired_test(
     named = [(name, list(hypotheses)) for name, hypotheses in systems.items()]
     rows = []
     for metric in metrics:  # one at a time: sacrebleu's results have one key for both kinds of BLEU
-        if metric not in SACREBLEU:
-            raise ArgumentError(f"metric {metric!r} has no paired test; choose from {', '.join(PAIRED_METRICS)}")
+        if metric not in OF_SACREBLEU:
+            raise ArgumentError(f"metric {metric!r} has no paired test; choose from {', '.join(OF_SACREBLEU)}")
         make, options = SACREBLEU[metric]
         scorer = make(references=[list(references)], **options)
         signatures, scores = PairedTest(named, {metric: scorer}, None, test_type=test, n_samples=n_samples)()

@@ -9,7 +9,8 @@ import jiwer
 import pytest
 import sacrebleu.metrics as sacrebleu_metrics
 
-from hf_rnn_seq2seq.evaluation.scores import METRICS, load_metric, merged, why_blind
+from hf_rnn_seq2seq.evaluation.metrics import SACREBLEU
+from hf_rnn_seq2seq.evaluation.scores import METRICS, OF_SACREBLEU, load_metric, merged, why_blind
 from hf_rnn_seq2seq.evaluation.sentence_scores import sentence_metric
 
 SCRIPT = Path(__file__).parents[2] / "hf_rnn_seq2seq" / "evaluation" / "metrics.py"
@@ -23,6 +24,10 @@ THEIRS = {
     "chrf++": lambda: sacrebleu_metrics.CHRF(word_order=2),
     "ter": lambda: sacrebleu_metrics.TER(),
 }
+
+
+def test_the_names_of_sacrebleu_are_those_of_its_metrics() -> None:
+    assert tuple(THEIRS) == tuple(SACREBLEU) == OF_SACREBLEU
 
 
 @pytest.mark.parametrize("name", THEIRS)

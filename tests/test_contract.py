@@ -110,6 +110,12 @@ HOOKS = [
     ),
     Hook(
         MODEL,
+        "_keys_to_ignore_on_save",
+        "the weights that checkpoints lack: constants, which are not trained",
+        by(MODEL, "save_pretrained"),
+    ),
+    Hook(
+        MODEL,
         "_is_stateful",
         "assisted decoding refuses stateful models; our cache can go back",
         by(GENERATION, "_validate_generation_mode"),

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .departures import departure
-from .loss import IGNORED_LABEL, LogSoftmaxAt
+from .loss import IGNORED_LABEL, LogSoftmaxAt, word_indices
 from .matmul import LINEAR, without_autocast
 
 
@@ -126,7 +126,7 @@ def _rows_loss(
     With e the smoothing: -(1 - e) log P(label) - e / V sum over w of log P(w).
     """
     logits = head(readout).to(log_generate.dtype)
-    words = labels.masked_fill(labels == IGNORED_LABEL, 0).unsqueeze(1)
+    words = word_indices(labels).unsqueeze(1)
     words = torch.cat([words, ids], 1) if smoothing else words
     generated, mean = LogSoftmaxAt.apply(logits, words)
     generated = generated + log_generate.unsqueeze(1)

@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import NEVER
 from .configuration_rnn_seq2seq import RnnSeq2SeqConfig
 from .departures import departure
-from .loss import IGNORED_LABEL, LogSoftmaxAt
+from .loss import IGNORED_LABEL, LogSoftmaxAt, word_indices
 from .matmul import LINEAR
 from .readout import Readout
 from .recurrence import states_at
@@ -193,7 +193,7 @@ def _sums(
     logits = product(features).to(weights.dtype)
     steps = None if upcoming is None else _steps(source[..., readout.units :], target[..., readout.units :], weights)
     if labels is not None and not smoothing:
-        words = labels.masked_fill(labels == IGNORED_LABEL, 0).unsqueeze(-1)
+        words = word_indices(labels).unsqueeze(-1)
         words = words if upcoming is None else torch.stack([words[..., 0], upcoming], -1)
         at = words.unsqueeze(2).expand(*logits.shape[:3], -1)
         produced = LogSoftmaxAt.apply(logits.flatten(0, 2), at.flatten(0, 2))[0].view(at.shape)
@@ -209,7 +209,7 @@ def _sums(
     scores = (logits + carried.unsqueeze(-1)).logsumexp(2)
     if labels is None:
         return scores, weights, carried, joint
-    label = scores.gather(-1, labels.masked_fill(labels == IGNORED_LABEL, 0).unsqueeze(-1)).squeeze(-1)
+    label = scores.gather(-1, word_indices(labels).unsqueeze(-1)).squeeze(-1)
     scores = (1 - smoothing) * label + smoothing * scores.mean(-1)
     return scores.masked_fill(labels == IGNORED_LABEL, 0.0), weights, None, joint
 

@@ -64,6 +64,11 @@ def output_loss(readout: Tensor, head: nn.Linear, labels: Tensor, smoothing: flo
     return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
 
 
+def word_indices(labels: Tensor) -> Tensor:
+    """The labels as indices of words: 0 where there is none, whose result the caller drops."""
+    return labels.masked_fill(labels == IGNORED_LABEL, 0)
+
+
 def logits_loss(logits: Tensor, labels: Tensor, budget: int, smoothing: float = 0.0) -> Tensor:
     """Sum over the labeled positions of the smoothed cross entropy, in nats; a scalar of float32 at least.
 
@@ -172,7 +177,7 @@ def _softmax_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     label - e / V everywhere.
     """
     counts = (labels != IGNORED_LABEL).to(logits.dtype)
-    index, spread = labels.masked_fill(labels == IGNORED_LABEL, 0).unsqueeze(1), smoothing / logits.shape[1]
+    index, spread = word_indices(labels).unsqueeze(1), smoothing / logits.shape[1]
     target = (1 - smoothing) * logits.gather(1, index).squeeze(1)
     if smoothing:
         target += spread * logits.sum(1)

@@ -75,7 +75,7 @@ class CheckpointManager:
         for name, value in self.identity.items():
             found = stored["identity"].get(name)
             if (name, found) == ("objective", "ml"):
-                found = None  # so 0.2 wrote it for texts
+                found = None  # as earlier versions wrote it for texts
             if found != value:
                 raise ArgumentError(
                     f"{checkpoint}: was trained with {name} {found!r}, this run has {value!r}; "
